@@ -1,0 +1,131 @@
+"""Random changes to training images: parameters drawn in the worker, pixels moved in batches on the device."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What is done to each of B images.
+
+    flip (B,) bool; crop (B, 2) int64, top and left of the crop in the padded image; affine (B, 2) float32, rotation in
+    radians and zoom factor; erase (B, 4) int64, top, left, height, width of the erased box (0 = none).
+    """
+
+    flip: Tensor
+    crop: Tensor
+    affine: Tensor
+    erase: Tensor
+
+
+def concatenate(parts: list[Parameters]) -> Parameters:
+    return Parameters(*(torch.cat([getattr(p, name) for p in parts]) for name in ("flip", "crop", "affine", "erase")))
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Which changes are made, how often and how far; the knobs of `augment` in the config."""
+
+    flip: float = 0.5
+    pad: int = 10
+    fill: str = "black"
+    rotate_degrees: float = 0.0
+    scale: float = 0.0
+    erase: float = 0.5
+    erase_area: tuple[float, float] = (0.02, 0.4)
+
+    def draw(self, rng: np.random.Generator, count: int, height: int, width: int) -> Parameters:
+        """Parameters for `count` images of height x width pixels. The same number of draws whatever the knobs."""
+        flip = rng.random(count) < self.flip
+        crop = rng.integers(0, 2 * self.pad + 1, size=(count, 2))
+        turn = rng.uniform(-1, 1, size=count) * math.radians(self.rotate_degrees)
+        zoom = 1 + rng.uniform(-1, 1, size=count) * self.scale
+        erase = self._draw_boxes(rng, count, height, width)
+        erase[rng.random(count) >= self.erase] = 0
+        return Parameters(
+            flip=torch.from_numpy(flip),
+            crop=torch.from_numpy(crop),
+            affine=torch.from_numpy(np.stack([turn, zoom], axis=1).astype(np.float32)),
+            erase=torch.from_numpy(erase),
+        )
+
+    def _draw_boxes(self, rng: np.random.Generator, count: int, height: int, width: int, tries: int = 10) -> np.ndarray:
+        """Boxes (count, 4) of random erasing (Zhong et al., AAAI 2020): area uniform, aspect log-uniform in 0.3..1/0.3.
+
+        Of ten candidates the first that fits into the image is taken; where none fits nothing is erased.
+        """
+        area = rng.uniform(*self.erase_area, size=(count, tries)) * height * width
+        aspect = np.exp(rng.uniform(math.log(0.3), -math.log(0.3), size=(count, tries)))
+        heights = np.round(np.sqrt(area * aspect)).astype(np.int64)
+        widths = np.round(np.sqrt(area / aspect)).astype(np.int64)
+        fits = (heights < height) & (widths < width)
+        first = (np.arange(count), fits.argmax(axis=1))
+        box_height = np.where(fits.any(axis=1), heights[first], 0)
+        box_width = np.where(fits.any(axis=1), widths[first], 0)
+        top = np.floor(rng.random(count) * (height - box_height + 1)).astype(np.int64)
+        left = np.floor(rng.random(count) * (width - box_width + 1)).astype(np.int64)
+        return np.stack([top, left, box_height, box_width], axis=1)
+
+    def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
+        """images (B, 3, H, W) uint8 on any device -> normalised float32 of the same shape, changed."""
+        batch, _, height, width = images.shape
+        device = images.device
+        flip, crop = parameters.flip.to(device), parameters.crop.to(device)
+        rows = crop[:, :1] + torch.arange(height, device=device) - self.pad
+        columns = crop[:, 1:] + torch.arange(width, device=device) - self.pad
+        columns = torch.where(flip[:, None], width - 1 - columns, columns)
+        inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
+        rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+        which = torch.arange(batch, device=device)[:, None, None]
+        moved = images.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]]
+        if self.fill == "black":
+            moved = moved * inside[..., None]
+        pixels = normalize(moved.permute(0, 3, 1, 2))
+        if self.rotate_degrees or self.scale:
+            pixels = _rotate_and_zoom(pixels, parameters.affine.to(device))
+        return _erase(pixels, parameters.erase.to(device))
+
+
+def normalize(images: Tensor) -> Tensor:
+    """uint8 (B, 3, H, W) -> float32, ImageNet mean 0 and standard deviation 1 per channel."""
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1) * 255
+    std = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1) * 255
+    return (images.float() - mean) / std
+
+
+def denormalize(pixels: Tensor) -> Tensor:
+    """The inverse of `normalize`, rounded and clipped to uint8: for pictures of what the encoder saw."""
+    mean = torch.tensor(IMAGENET_MEAN, device=pixels.device).view(1, 3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=pixels.device).view(1, 3, 1, 1)
+    return ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _rotate_and_zoom(pixels: Tensor, affine: Tensor) -> Tensor:
+    """Rotate about the middle and zoom; what comes from outside repeats the border."""
+    height, width = pixels.shape[-2:]
+    sine, cosine, zoom = affine[:, 0].sin(), affine[:, 0].cos(), affine[:, 1]
+    zero = torch.zeros_like(zoom)
+    first = torch.stack([cosine / zoom, -sine / zoom * (height / width), zero], dim=1)
+    second = torch.stack([sine / zoom * (width / height), cosine / zoom, zero], dim=1)
+    grid = F.affine_grid(torch.stack([first, second], dim=1), list(pixels.shape), align_corners=False)
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _erase(pixels: Tensor, boxes: Tensor) -> Tensor:
+    """Fill each image's box (B, 4) with the mean colour, which is 0 after normalisation."""
+    top, left, height, width = boxes[:, :, None].unbind(dim=1)
+    rows = torch.arange(pixels.shape[2], device=pixels.device)
+    columns = torch.arange(pixels.shape[3], device=pixels.device)
+    in_rows = (rows >= top) & (rows < top + height)
+    in_columns = (columns >= left) & (columns < left + width)
+    return pixels.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0.0)

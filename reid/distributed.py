@@ -1,0 +1,118 @@
+"""What ranks share: a gather with gradients, sums over ranks, and decisions that all ranks take together.
+
+Every function works without a process group too; it then sees a world of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+
+def is_distributed() -> bool:
+    """True when a process group is initialised and holds more than one rank."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def world_size() -> int:
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if is_distributed() else 0
+
+
+class _GatherRows(torch.autograd.Function):
+    """All-gather forward, reduce-scatter-sum backward: the exact transpose of each other.
+
+    torch.distributed.nn.functional is deprecated, accelerator.gather has no gradient and accelerator.reduce has a
+    wrong one, hence this function of our own.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, local: Tensor) -> Tensor:
+        gathered = local.new_empty((world_size() * local.shape[0], *local.shape[1:]))
+        dist.all_gather_into_tensor(gathered, local.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> Tensor:
+        (grad_gathered,) = grad_outputs
+        grad_local = grad_gathered.new_empty((grad_gathered.shape[0] // world_size(), *grad_gathered.shape[1:]))
+        dist.reduce_scatter_tensor(grad_local, grad_gathered.contiguous(), op=dist.ReduceOp.SUM)
+        return grad_local
+
+
+def gather_rows(local: Tensor) -> Tensor:
+    """Concatenate `local` (N, ...) of every rank in rank order, with gradient: (W*N, ...).
+
+    N and the trailing shape must be the same on every rank; `gather_padded` lifts that.
+    """
+    return _GatherRows.apply(local) if is_distributed() else local
+
+
+def gather_sizes(size: int, device: torch.device) -> list[int]:
+    """One integer of each rank, in rank order."""
+    if not is_distributed():
+        return [size]
+    sizes = torch.empty(world_size(), dtype=torch.int64, device=device)
+    dist.all_gather_into_tensor(sizes, torch.tensor([size], dtype=torch.int64, device=device))
+    return [int(s) for s in sizes.tolist()]
+
+
+def gather_padded(local: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Concatenate `local` (sizes[rank], ...) of every rank in rank order, with gradient: (sum(sizes), ...).
+
+    `sizes` comes from `gather_sizes`. Ranks send max(sizes) rows; the padding is cut off after the gather, so it can
+    reach neither a value nor a gradient.
+    """
+    if not is_distributed():
+        return local
+    longest = max(sizes)
+    if all(size == longest for size in sizes):
+        return gather_rows(local)
+    padded = torch.cat([local, local.new_zeros((longest - local.shape[0], *local.shape[1:]))])
+    gathered = gather_rows(padded).unflatten(0, (world_size(), longest))
+    return torch.cat([gathered[r, :size] for r, size in enumerate(sizes)])
+
+
+@torch.no_grad()
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """The sum of `value` over all ranks, without gradient; `value` itself is left as it was."""
+    total = value.detach().clone()
+    if is_distributed():
+        dist.all_reduce(total, op=dist.ReduceOp.SUM)
+    return total
+
+
+def global_mean(local_sum: Tensor, local_count: Tensor) -> Tensor:
+    """This rank's share of a mean whose terms lie on all ranks: (W / M) * local_sum, M the global count.
+
+    The mean of the shares over ranks is the global mean, and DDP's averaging of gradients makes its gradient exact,
+    however unequal the counts are. local_sum () with gradient; local_count () any dtype. No term anywhere gives 0.
+    """
+    count = sum_over_ranks(local_count.to(local_sum.dtype))
+    return local_sum * (world_size() / count.clamp(min=1))
+
+
+def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
+    """True on every rank when `flag` is true on at least one: a decision that all ranks take together."""
+    if not is_distributed():
+        return flag
+    shared = torch.tensor([int(flag)], device=device)
+    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+    return bool(shared.item())
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """One small Python value of each rank, in rank order. Trusted peers of one job only (it pickles)."""
+    if not is_distributed():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values

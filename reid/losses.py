@@ -1,0 +1,378 @@
+"""Every loss of the objective, exact for any number of ranks, and their weighted sum.
+
+A loss returns this rank's *share*: the mean of the shares over ranks is the loss of one process on the concatenated
+batch, and DDP's averaging makes the gradient that process's gradient (docs/exactness.md). In a world of one the share
+is the loss. Nothing here leaves early on a data-dependent condition: every rank builds the same graph, so that every
+rank enters the same collectives backward; what does not count is masked by a weight of zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reid.centroids import Centroids, gather_centroids
+from reid.distributed import gather_padded, gather_sizes, global_mean, rank, world_size
+
+READINGS = ("paper", "rounds")
+SCOPES = ("local", "global")
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """What the centroid losses see: this rank's anchors with their two distances.
+
+    d_ap (A,) to the positive centroid, d_an (A,) to the nearest negative, with gradient; has_negative (A,) bool;
+    weight (A,): 1 / (number of anchors of the global batch), or 0 for a row that is no anchor; features (B, D).
+    """
+
+    d_ap: Tensor
+    d_an: Tensor
+    has_negative: Tensor
+    weight: Tensor
+    features: Tensor
+
+    def mean(self, values: Tensor) -> Tensor:
+        """This rank's share of the mean of `values` (A,) over the anchors of all ranks."""
+        return world_size() * (self.weight * values).sum()
+
+
+def modified_centroid_triplet(
+    features: Tensor,
+    pids: Tensor,
+    w1: float = 0.1,
+    margin: float = 0.5,
+    reading: str = "paper",
+    normalize: bool = False,
+    w2: float | None = None,
+) -> Tensor:
+    """Modified centroid triplet loss (MCTL; Alnissany & Dayoub, J. Big Data 10:74, 2023).
+
+        L = mean over anchors A of  w1 * d(A, c_p)^2 + w2 * max(0, margin - min_N d(A, c_N))^2
+
+    features (B, D) before the neck; pids (B,) int64. Returns a scalar (this rank's share). c_p is the mean of the
+    anchor's identity without the anchor, c_N the mean of another identity, both over the global batch; d is Euclidean
+    on raw features, or on unit vectors with `normalize`. w2 is 1 - w1 unless given. An identity with one image in the
+    global batch gives no anchor and stays a negative. With one identity in the batch the pull term is left alone.
+    `reading="rounds"`: the same two terms inside the K rounds of `centroid_triplet`.
+    """
+    anchors = centroid_anchors(features, pids, reading, normalize)
+    return modified_centroid_triplet_of(anchors, w1, margin, w2)
+
+
+def modified_centroid_triplet_of(anchors: Anchors, w1: float, margin: float, w2: float | None = None) -> Tensor:
+    """MCTL of distances already found; see `modified_centroid_triplet`."""
+    if not 0.0 <= w1 <= 1.0:
+        raise ValueError(f"w1 = {w1} lies outside [0, 1]; the paper uses 0.1")
+    _check_margin(margin)
+    w2 = 1.0 - w1 if w2 is None else w2
+    push = F.relu(margin - anchors.d_an).square() * anchors.has_negative
+    return anchors.mean(w1 * anchors.d_ap.square() + w2 * push)
+
+
+def centroid_triplet(
+    features: Tensor, pids: Tensor, margin: float = 0.5, reading: str = "paper", normalize: bool = False
+) -> Tensor:
+    """Centroid triplet loss (CTL; Wieczorek, Rychalska & Dąbrowski, ICONIP 2021).
+
+        L = mean over anchors A of  max(0, d(A, c_p) - min_N d(A, c_N) + margin)
+
+    Arguments and result as `modified_centroid_triplet`. Two readings:
+    paper: anchors are the samples, c_p leaves the anchor out, c_N are full means.
+    rounds: what the authors' code does: in round i each identity offers its i-th image as the query and the mean of
+    its other images as the centroid; batch-hard triplet over queries and centroids, both being anchors; the mean is
+    over the anchors of a round, then over rounds.
+    """
+    return centroid_triplet_of(centroid_anchors(features, pids, reading, normalize), margin)
+
+
+def centroid_triplet_of(anchors: Anchors, margin: float) -> Tensor:
+    """CTL of distances already found; see `centroid_triplet`."""
+    _check_margin(margin)
+    return anchors.mean(F.relu(anchors.d_ap - anchors.d_an + margin) * anchors.has_negative)
+
+
+def centroid_anchors(
+    features: Tensor, pids: Tensor, reading: str = "paper", normalize: bool = False, centroids: Centroids | None = None
+) -> Anchors:
+    """This rank's anchors for CTL and MCTL. `centroids`, when at hand, are those of the same (normalised) features."""
+    if reading not in READINGS:
+        raise ValueError(f"reading = {reading!r}; choose one of {', '.join(READINGS)}")
+    _check_batch(features, pids)
+    with torch.autocast(features.device.type, enabled=False):
+        features = as_float(features)
+        if normalize:
+            features = F.normalize(features, dim=1)
+        if reading == "rounds":
+            return _anchors_in_rounds(features, pids)
+        return _anchors_of_samples(features, pids, centroids or gather_centroids(features, pids))
+
+
+def _anchors_of_samples(features: Tensor, pids: Tensor, centroids: Centroids) -> Anchors:
+    own = centroids.index(pids)
+    means = centroids.means
+    nearest, has_negative = _nearest(
+        features, means, forbidden=own[:, None] == torch.arange(len(means), device=own.device)
+    )
+    is_anchor = centroids.counts[own] >= 2
+    num_anchors = centroids.counts[centroids.counts >= 2].sum().clamp(min=1)
+    return Anchors(
+        d_ap=euclidean(features, centroids.leave_one_out(features, own)),
+        d_an=euclidean(features, means[nearest]),
+        has_negative=has_negative,
+        weight=is_anchor / num_anchors,
+        features=features,
+    )
+
+
+def _anchors_in_rounds(features: Tensor, pids: Tensor) -> Anchors:
+    """All K rounds at once, on a grid (K rounds, C identities); this rank's anchors are the rows it owns."""
+    sizes = gather_sizes(len(features), features.device)
+    everyone, all_pids = gather_padded(features, sizes), gather_padded(pids, sizes)
+    unique, column, counts = torch.unique(all_pids, return_inverse=True, return_counts=True)
+    round_of = _occurrence(column, counts)
+    sums = everyone.new_zeros((len(unique), features.shape[1])).index_add(0, column, everyone)
+    centroids = Centroids(sums, counts.to(features.dtype), unique)
+
+    shape = (int(counts.max()), len(unique))
+    place = (round_of, column)
+    queries = everyone.new_zeros((*shape, features.shape[1])).index_put(place, everyone)
+    others = torch.zeros_like(queries).index_put(place, centroids.leave_one_out(everyone, column))
+    present = torch.zeros(shape, dtype=torch.bool, device=pids.device).index_put(place, counts[column] >= 1)
+    has_centroid = present & (counts >= 2)
+
+    start = sum(sizes[: rank()]) if len(sizes) > 1 else 0
+    local = torch.arange(start, start + len(features), device=pids.device)
+    mine = torch.unique(column[local])
+    is_mine = torch.zeros(shape, dtype=torch.bool, device=pids.device)
+    is_mine[round_of[local], column[local]] = True
+
+    candidates = torch.cat([queries, others], dim=1)
+    anchors = torch.cat([queries[:, mine], others[:, mine]], dim=1)
+    same = mine.repeat(2)[:, None] == torch.arange(len(unique), device=pids.device).repeat(2)
+    forbidden = same | ~torch.cat([present, has_centroid], dim=1)[:, None, :]
+    nearest, has_negative = _nearest(anchors, candidates, forbidden)
+    negatives = candidates[torch.arange(shape[0], device=pids.device)[:, None], nearest]
+
+    anchors_per_round = 2 * has_centroid.sum(dim=1, keepdim=True)
+    num_rounds = (anchors_per_round > 0).sum().clamp(min=1)
+    weight = (is_mine & has_centroid)[:, mine] / (anchors_per_round.clamp(min=1) * num_rounds).to(features.dtype)
+    return Anchors(
+        d_ap=euclidean(queries[:, mine], others[:, mine]).repeat(1, 2).flatten(),
+        d_an=euclidean(anchors, negatives).flatten(),
+        has_negative=has_negative.flatten(),
+        weight=weight.repeat(1, 2).flatten(),
+        features=features,
+    )
+
+
+def _occurrence(column: Tensor, counts: Tensor) -> Tensor:
+    """For each row (N,) how many rows of the same column come before it."""
+    order = torch.argsort(column, stable=True)
+    first = torch.cumsum(counts, dim=0) - counts
+    occurrence = torch.empty_like(column)
+    occurrence[order] = torch.arange(len(column), device=column.device) - first[column[order]]
+    return occurrence
+
+
+def batch_hard_triplet(features: Tensor, pids: Tensor, margin: float | None = 0.3, scope: str = "local") -> Tensor:
+    """Batch-hard triplet loss (Hermans, Beyer & Leibe, 2017).
+
+        L = mean over anchors of  max(0, max_p d(a, p) - min_n d(a, n) + margin);  margin None: softplus(d_ap - d_an)
+
+    features (B, D); pids (B,) int64. `scope="local"` mines in this rank's batch, "global" in that of all ranks. Rows
+    without a positive or without a negative are no anchors; the mean is over the anchors of all ranks.
+    """
+    if scope not in SCOPES:
+        raise ValueError(f"scope = {scope!r}; choose one of {', '.join(SCOPES)}")
+    if margin is not None:
+        _check_margin(margin)
+    _check_batch(features, pids)
+    with torch.autocast(features.device.type, enabled=False):
+        features = as_float(features)
+        candidates, candidate_pids, start = features, pids, 0
+        if scope == "global":
+            sizes = gather_sizes(len(features), features.device)
+            candidates, candidate_pids = gather_padded(features, sizes), gather_padded(pids, sizes)
+            start = sum(sizes[: rank()]) if len(sizes) > 1 else 0
+        same = pids[:, None] == candidate_pids
+        itself = torch.zeros_like(same)
+        itself.diagonal(start).fill_(True)
+        hardest, has_positive = _nearest(features, candidates, forbidden=~same | itself, farthest=True)
+        nearest, has_negative = _nearest(features, candidates, forbidden=same)
+        gap = euclidean(features, candidates[hardest]) - euclidean(features, candidates[nearest])
+        values = F.softplus(gap) if margin is None else F.relu(gap + margin)
+        is_anchor = has_positive & has_negative
+        return global_mean((values * is_anchor).sum(), is_anchor.sum())
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tensor:
+    """Cross-entropy with label smoothing (Szegedy et al., 2016): targets (1 - s) * onehot + s / C.
+
+    logits (B, C); labels (B,) in [0, C). The mean is over the images of all ranks.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        total = F.cross_entropy(as_float(logits), labels, label_smoothing=smoothing, reduction="sum")
+        return global_mean(total, torch.tensor(float(len(labels)), device=labels.device))
+
+
+class CenterLoss(nn.Module):
+    """Center loss (Wen et al., ECCV 2016): L = sum_i |f_i - c_{y_i}|^2 / B, with one learned center per identity.
+
+    The centers (C, D) are a float32 buffer, updated in closed form by plain SGD on the *unweighted* loss from sums
+    over all ranks: equal on every rank, outside every gradient scaler, saved with the model.
+    """
+
+    centers: Tensor
+
+    def __init__(self, num_classes: int, dim: int, lr: float = 0.5, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.lr = lr
+        self.register_buffer("centers", torch.randn(num_classes, dim, generator=generator))
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """features (B, D), labels (B,) in [0, C): this rank's share of the loss."""
+        with torch.autocast(features.device.type, enabled=False):
+            gaps = as_float(features) - self.centers[labels]
+            return global_mean(gaps.square().sum(), torch.tensor(float(len(labels)), device=labels.device))
+
+    @torch.no_grad()
+    def update(self, centroids: Centroids) -> None:
+        """One SGD step c_y -= lr * 2 * (n_y c_y - S_y) / B from the sums S and counts n of the global batch."""
+        rows = self.centers[centroids.pids]
+        sums, counts = centroids.sums.detach().to(rows.dtype), centroids.counts.to(rows.dtype)
+        gradient = 2 * (counts[:, None] * rows - sums) / counts.sum()
+        self.centers[centroids.pids] = rows - self.lr * gradient
+
+
+class Objective(nn.Module):
+    """The weighted sum of the losses; a weight of 0 switches a loss off (and its cost).
+
+    total = cross_entropy * CE + triplet * T + mctl * MCTL + ctl * CTL + center * C
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        cross_entropy_weight: float = 1.0,
+        smoothing: float = 0.1,
+        triplet_weight: float = 1.0,
+        triplet_margin: float | None = 0.3,
+        triplet_scope: str = "local",
+        mctl_weight: float = 1.0,
+        ctl_weight: float = 0.0,
+        w1: float = 0.1,
+        w2: float | None = None,
+        margin: float = 0.5,
+        reading: str = "paper",
+        normalize: bool = False,
+        center_weight: float = 5e-4,
+        center_lr: float = 0.5,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.weights = {
+            "cross_entropy": cross_entropy_weight,
+            "triplet": triplet_weight,
+            "mctl": mctl_weight,
+            "ctl": ctl_weight,
+            "center": center_weight,
+        }
+        self.smoothing, self.triplet_margin, self.triplet_scope = smoothing, triplet_margin, triplet_scope
+        self.w1, self.w2, self.margin, self.reading, self.normalize = w1, w2, margin, reading, normalize
+        self.center = CenterLoss(num_classes, dim, center_lr, generator)
+
+    def forward(self, features: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """features (B, D) before the neck, logits (B, C), labels (B,): the total and the terms and diagnostics.
+
+        All are shares: their mean over ranks is the value for the global batch. The terms carry no gradient.
+        """
+        losses: dict[str, Tensor] = {}
+        eyes: dict[str, Tensor] = {}
+        if self.weights["cross_entropy"]:
+            losses["cross_entropy"] = cross_entropy(logits, labels, self.smoothing)
+        if self.weights["triplet"]:
+            losses["triplet"] = batch_hard_triplet(features, labels, self.triplet_margin, self.triplet_scope)
+        if self.weights["mctl"] or self.weights["ctl"]:
+            anchors = centroid_anchors(features, labels, self.reading, self.normalize)
+            if self.weights["mctl"]:
+                losses["mctl"] = modified_centroid_triplet_of(anchors, self.w1, self.margin, self.w2)
+            if self.weights["ctl"]:
+                losses["ctl"] = centroid_triplet_of(anchors, self.margin)
+            eyes = diagnose(anchors, self.margin, relative=not self.weights["mctl"])
+        if self.weights["center"]:
+            losses["center"] = self.center(features, labels)
+        if not losses:
+            raise ValueError(
+                "every loss weight is 0; give at least one of loss.{cross_entropy,triplet,mctl,ctl,center}"
+            )
+        total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
+        eyes["feature_norm"] = global_mean(
+            features.detach().float().norm(dim=1).sum(), torch.tensor(float(len(labels)), device=labels.device)
+        )
+        return total, {name: loss.detach() for name, loss in losses.items()} | eyes
+
+    def update_centers(self, features: Tensor, labels: Tensor) -> None:
+        """Move the centers by the batch just seen; call once per optimizer step, on every rank."""
+        if self.weights["center"]:
+            with torch.no_grad():
+                self.center.update(gather_centroids(as_float(features.detach()), labels))
+
+
+@torch.no_grad()
+def diagnose(anchors: Anchors, margin: float, relative: bool = False) -> dict[str, Tensor]:
+    """Shares of the share of anchors with an active hinge, of mean d_ap and of mean d_an, all on the device.
+
+    The hinge is MCTL's (d_an < margin), or CTL's with `relative` (d_ap + margin > d_an).
+    """
+    gap = anchors.d_ap + margin - anchors.d_an if relative else margin - anchors.d_an
+    return {
+        "hinge_active": anchors.mean(((gap > 0) & anchors.has_negative).to(gap.dtype)),
+        "d_ap": anchors.mean(anchors.d_ap),
+        "d_an": anchors.mean(anchors.d_an * anchors.has_negative),
+    }
+
+
+def euclidean(a: Tensor, b: Tensor) -> Tensor:
+    """Distances (...,) between rows of a and b (..., D), from direct differences, with gradient 0 at distance 0.
+
+    x^2 + y^2 - 2xy would lose the digits of small distances at the norms of raw ResNet features.
+    """
+    squared = (a - b).square().sum(dim=-1)
+    nonzero = squared > 0
+    return torch.where(nonzero, squared, torch.ones_like(squared)).sqrt() * nonzero
+
+
+@torch.no_grad()
+def _nearest(anchors: Tensor, candidates: Tensor, forbidden: Tensor, farthest: bool = False) -> tuple[Tensor, Tensor]:
+    """Index of the nearest (or farthest) allowed candidate of each anchor, and whether there is one.
+
+    anchors (..., A, D), candidates (..., N, D), forbidden (..., A, N). Mining needs no gradient, so no (A, N, D) array
+    and no graph are kept; the chosen pairs' distances are then taken with `euclidean`.
+    """
+    distances = torch.cdist(anchors, candidates, compute_mode="donot_use_mm_for_euclid_dist")
+    distances = distances.masked_fill(forbidden, -torch.inf if farthest else torch.inf)
+    best = distances.argmax(dim=-1) if farthest else distances.argmin(dim=-1)
+    return best, ~forbidden.all(dim=-1)
+
+
+def as_float(tensor: Tensor) -> Tensor:
+    """float32 at least: halves are widened, float64 stays (the exactness tests use it)."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _check_batch(features: Tensor, pids: Tensor) -> None:
+    if features.ndim != 2 or pids.ndim != 1 or len(features) != len(pids):
+        raise ValueError(
+            f"features must be (B, D) and pids (B,), with the same B; got {tuple(features.shape)} and {tuple(pids.shape)}"
+        )
+
+
+def _check_margin(margin: float) -> None:
+    if not margin > 0:
+        raise ValueError(f"margin = {margin} must be greater than 0")

@@ -1,0 +1,250 @@
+"""The on-disk contract: what `manifest.json` says about a folder of shards, checked when it is read.
+
+The manifest holds every number a reader needs to plan an epoch without opening a tar. It is written last, so a folder
+without one is an unfinished build.
+"""
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMAT = 1
+MANIFEST_NAME = "manifest.json"
+JUNK_PID = -1
+
+# Shard names reach WebDataset, which runs `pipe:` in a shell, opens URLs and expands braces: plain file names only.
+_SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.tar")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SPLIT_ORDER = {"train": 0, "query": 1, "gallery": 2}
+_DAMAGED = "the manifest is damaged or was edited: build the shards again"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar: file name inside the build's folder, hex sha256, size in bytes, identities (= samples) and images."""
+
+    name: str
+    sha256: str
+    bytes: int
+    identities: int
+    images: int
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One split, columns over its N stored identities in storage order (shard 0 in tar order, then shard 1, ...).
+
+    pids, images, shard (N,) int64: label, number of images, index into `shards`. A pid occurs once, except junk (-1)
+    and distractors, which are stored in groups. cameras: the distinct camera ids of each identity, sorted, -1 =
+    unknown. names: the identities as the dataset writes them.
+    """
+
+    shards: tuple[Shard, ...]
+    pids: np.ndarray
+    images: np.ndarray
+    shard: np.ndarray
+    cameras: tuple[tuple[int, ...], ...]
+    names: tuple[str, ...]
+
+    @property
+    def num_identities(self) -> int:
+        """Stored identities; every group of junk or distractors counts as one."""
+        return len(self.pids)
+
+    @property
+    def num_images(self) -> int:
+        return int(self.images.sum())
+
+    @property
+    def num_pids(self) -> int:
+        """Distinct pids; junk and distractors, where there are any, count as one each."""
+        return len(np.unique(self.pids))
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """A finished build. skipped: {"source", "reason"} of each broken image that was left out."""
+
+    dataset: str
+    splits: dict[str, Split]
+    distractor_pid: int | None = None
+    notice: str = ""
+    skipped: tuple[dict[str, str], ...] = ()
+
+    def split(self, name: str) -> Split:
+        if name not in self.splits:
+            there = ", ".join(self.splits) or "none"
+            raise ValueError(f"{self.dataset}: no split {name!r} in these shards; there are: {there}")
+        return self.splits[name]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex sha256 of the canonical JSON, which is the file as `save_manifest` writes it."""
+        return hashlib.sha256(_to_text(self)).hexdigest()
+
+
+def load_manifest(root: str | Path) -> Manifest:
+    """Read and check `root/manifest.json`. ValueError for whatever a user can mend, naming the file."""
+    folder = Path(root)
+    path = folder / MANIFEST_NAME
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; build the shards first: python -m shards build --help")
+    if not path.is_file():
+        raise ValueError(
+            f"{folder}: no {MANIFEST_NAME}: not a folder of shards, or an unfinished build; build it again"
+        )
+    try:
+        document = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: not JSON ({error}); the file is damaged: copy it or build the shards again"
+        ) from error
+    return _parse(document, path)
+
+
+def save_manifest(manifest: Manifest, folder: Path) -> Path:
+    """Write `folder/manifest.json` so that it is there whole or not at all, and return its path."""
+    path = folder / MANIFEST_NAME
+    text = _to_text(manifest)
+    _parse(json.loads(text), path)  # what we could not read back must not be written
+    temporary = folder / f".{MANIFEST_NAME}.part"
+    with open(temporary, "wb") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    return path
+
+
+def _to_text(manifest: Manifest) -> bytes:
+    document = {
+        "format": FORMAT,
+        "dataset": manifest.dataset,
+        "distractor_pid": manifest.distractor_pid,
+        "notice": manifest.notice,
+        "skipped": list(manifest.skipped),
+        "splits": {name: _split_to_json(split) for name, split in manifest.splits.items()},
+    }
+    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+
+
+def _split_to_json(split: Split) -> dict[str, Any]:
+    identities = {
+        "pid": split.pids.tolist(),
+        "images": split.images.tolist(),
+        "shard": split.shard.tolist(),
+        "cameras": split.cameras,
+        "name": split.names,
+    }
+    return {"shards": [asdict(shard) for shard in split.shards], "identities": identities}
+
+
+def _parse(document: Any, path: Path) -> Manifest:
+    if not isinstance(document, dict) or "format" not in document:
+        raise ValueError(f"{path}: not a manifest of shards (no 'format'); point at a folder that `shards build` wrote")
+    if document["format"] != FORMAT or isinstance(document["format"], bool):
+        raise ValueError(
+            f"{path}: format {document['format']!r}, this version reads format {FORMAT}; "
+            "build the shards again, or use the version that wrote them"
+        )
+    try:
+        distractor_pid = document["distractor_pid"]
+        if distractor_pid is not None:
+            distractor_pid = _integer(distractor_pid, "distractor_pid", least=0)
+        splits = sorted(document["splits"].items(), key=lambda item: (_SPLIT_ORDER.get(item[0], 3), item[0]))
+        manifest = Manifest(
+            dataset=_string(document["dataset"], "dataset"),
+            splits={name: _parse_split(value, distractor_pid) for name, value in splits},
+            distractor_pid=distractor_pid,
+            notice=_string(document["notice"], "notice"),
+            skipped=tuple(dict(entry) for entry in document["skipped"]),
+        )
+    except KeyError as error:
+        raise ValueError(f"{path}: {error.args[0]!r} is missing; {_DAMAGED}") from error
+    except (TypeError, AttributeError, OverflowError, ValueError) as error:
+        raise ValueError(f"{path}: {error}; {_DAMAGED}") from error
+    names = [shard.name for split in manifest.splits.values() for shard in split.shards]
+    if len(names) != len(set(names)):
+        raise ValueError(f"{path}: a shard is listed twice; {_DAMAGED}")
+    return manifest
+
+
+def _parse_split(value: dict[str, Any], distractor_pid: int | None) -> Split:
+    columns = value["identities"]
+    split = Split(
+        shards=tuple(_parse_shard(shard) for shard in value["shards"]),
+        pids=_column(columns["pid"], "pid", least=JUNK_PID),
+        images=_column(columns["images"], "images", least=1),
+        shard=_column(columns["shard"], "shard", least=0),
+        cameras=tuple(tuple(cameras) for cameras in columns["cameras"]),
+        names=tuple(columns["name"]),
+    )
+    _check_split(split, distractor_pid)
+    return split
+
+
+def _parse_shard(value: dict[str, Any]) -> Shard:
+    name = _string(value["name"], "shard name")
+    if not _SHARD_NAME.fullmatch(name):
+        raise ValueError(f"shard name {name!r} is unsafe: only plain file names like train-0000.tar are read")
+    if not _SHA256.fullmatch(_string(value["sha256"], "sha256")):
+        raise ValueError(f"{name}: sha256 {value['sha256']!r} is not 64 hex digits")
+    numbers = {
+        field: _integer(value[field], f"{name}: {field}", least=1) for field in ("bytes", "identities", "images")
+    }
+    return Shard(name, value["sha256"], **numbers)
+
+
+def _check_split(split: Split, distractor_pid: int | None) -> None:
+    lengths = {len(split.pids), len(split.images), len(split.shard), len(split.cameras), len(split.names)}
+    if len(lengths) != 1:
+        raise ValueError(f"identity columns of different lengths {sorted(lengths)}")
+    if not all(isinstance(name, str) for name in split.names):
+        raise ValueError("an identity name is not a string")
+    if not all(type(camera) is int and camera >= -1 for cameras in split.cameras for camera in cameras):
+        raise ValueError("a camera is not an integer from -1")
+    if (np.diff(split.shard) < 0).any() or (split.shard >= len(split.shards)).any():
+        raise ValueError("identities are not in storage order")
+    identities = np.bincount(split.shard, minlength=len(split.shards))
+    images = np.bincount(split.shard, weights=split.images, minlength=len(split.shards))
+    for index, shard in enumerate(split.shards):
+        if (shard.identities, shard.images) != (identities[index], images[index]):
+            raise ValueError(
+                f"{shard.name}: {shard.identities} identities with {shard.images} images, "
+                f"but the columns list {identities[index]} with {int(images[index])}"
+            )
+    pids, counts = np.unique(split.pids, return_counts=True)
+    grouped = [JUNK_PID] if distractor_pid is None else [JUNK_PID, distractor_pid]
+    repeated = pids[(counts > 1) & ~np.isin(pids, grouped)]
+    if len(repeated):
+        raise ValueError(f"pid {repeated[0]} is stored twice in one split")
+
+
+def _column(values: Any, name: str, least: int) -> np.ndarray:
+    raw = np.asarray(values)
+    if raw.ndim != 1 or (raw.size and raw.dtype.kind != "i"):
+        raise ValueError(f"column {name!r} is not a list of integers")
+    column = raw.astype(np.int64)
+    if column.size and column.min() < least:
+        raise ValueError(f"column {name!r} holds {column.min()}, at least {least} is possible")
+    column.setflags(write=False)
+    return column
+
+
+def _integer(value: Any, name: str, least: int) -> int:
+    if type(value) is not int or value < least:
+        raise ValueError(f"{name} is {value!r}, not an integer from {least}")
+    return value
+
+
+def _string(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {value!r}, not text")
+    return value
