@@ -1,0 +1,148 @@
+"""Loss and gradient of W ranks equal those of one process on the concatenated batch."""
+
+import functools
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from reid import losses
+from reid.centroids import gather_centroids
+from reid.distributed import gather_padded, gather_sizes, world_size
+from tests.distributed.batches import DIM, PIDS, split_batch
+from tests.distributed.pool import Pool
+
+LOSSES = {
+    "mctl": functools.partial(losses.modified_centroid_triplet, margin=2.0),
+    "mctl rounds": functools.partial(losses.modified_centroid_triplet, margin=2.0, reading="rounds"),
+    "mctl normalised": functools.partial(losses.modified_centroid_triplet, margin=1.0, normalize=True),
+    "ctl": functools.partial(losses.centroid_triplet, margin=1.0),
+    "ctl rounds": functools.partial(losses.centroid_triplet, margin=1.0, reading="rounds"),
+    "triplet": functools.partial(losses.batch_hard_triplet, margin=1.0, scope="global"),
+    "soft triplet": functools.partial(losses.batch_hard_triplet, margin=None, scope="global"),
+}
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+def loss_and_gradients(name: str, batch: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """On one rank: its share of the loss and the gradient of its own features."""
+    features, pids = split_batch(batch, world_size(), dtype)[dist.get_rank()]
+    features.requires_grad_()
+    share = LOSSES[name](features, pids)
+    share.backward()
+    assert features.grad is not None
+    return {"loss": share.detach(), "gradient": features.grad}
+
+
+@pytest.mark.parametrize("batch", list(PIDS))
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_any_number_of_ranks_equals_one_process(pool: Pool, name: str, batch: str) -> None:
+    for ranks in (2, 3, 4):
+        for dtype, tolerance in TOLERANCE.items():
+            parts = split_batch(batch, ranks, dtype)
+            features = torch.cat([f for f, _ in parts]).requires_grad_()
+            expected = LOSSES[name](features, torch.cat([p for _, p in parts]))
+            (gradient,) = torch.autograd.grad(expected, features)
+
+            answers = pool.run(ranks, loss_and_gradients, name, batch, dtype)
+            shares = torch.stack([answer["loss"] for answer in answers])
+            # DDP averages over ranks: the gradient it makes of each rank's own rows is 1 / W of what the rank holds.
+            gathered = torch.cat([answer["gradient"] for answer in answers]) / ranks
+            scale = gradient.abs().max().clamp(min=1e-30)
+            assert abs(shares.mean() - expected) <= tolerance * abs(expected)
+            assert (gathered - gradient).abs().max() <= tolerance * scale
+
+
+def gather_with_weights() -> tuple[Tensor, Tensor, Tensor]:
+    """gather_padded of unequal rows under a rank-dependent function of everything gathered."""
+    rank = dist.get_rank()
+    local = (torch.arange(2 * (rank + 1), dtype=torch.float64).reshape(-1, 2) + 100 * rank).requires_grad_()
+    gathered = gather_padded(local, gather_sizes(len(local), local.device))
+    ((rank + 1) * gathered.square()).sum().backward()
+    assert local.grad is not None
+    return local.detach(), gathered.detach(), local.grad
+
+
+def test_gather_is_the_transpose_of_its_backward(pool: Pool) -> None:
+    answers = pool.run(3, gather_with_weights)
+    everything = torch.cat([local for local, _, _ in answers])
+    for local, gathered, gradient in answers:
+        assert torch.equal(gathered, everything)
+        assert torch.equal(gradient, 2 * local * (1 + 2 + 3))
+
+
+def gather_sums(batch: str) -> tuple[Tensor, Tensor, Tensor]:
+    features, pids = split_batch(batch, world_size())[dist.get_rank()]
+    centroids = gather_centroids(features, pids)
+    return centroids.sums, centroids.counts, centroids.pids
+
+
+@pytest.mark.parametrize("batch", list(PIDS))
+def test_centroids_are_merged_by_pid_and_equal_on_every_rank(pool: Pool, batch: str) -> None:
+    parts = split_batch(batch, 3)
+    features, pids = torch.cat([f for f, _ in parts]), torch.cat([p for _, p in parts])
+    for sums, counts, found in pool.run(3, gather_sums, batch):
+        assert found.tolist() == sorted(set(pids.tolist()))
+        for row, pid in enumerate(found.tolist()):
+            torch.testing.assert_close(sums[row], features[pids == pid].sum(dim=0))
+            assert counts[row] == (pids == pid).sum()
+
+
+CLASSES, STEPS, ROWS = 12, 5, 6
+
+
+class Net(nn.Module):
+    """A model small enough for float64: features through a layer, logits through a neck without batch statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(DIM, 16), nn.Tanh(), nn.Linear(16, DIM))
+        self.classifier = nn.Linear(DIM, CLASSES, bias=False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = 3 * self.encoder(images)
+        return features, self.classifier(features)
+
+
+def train_net(reading: str) -> dict[str, Tensor]:
+    """Five optimizer steps of the whole objective, on this rank's part of each batch; also without a process group."""
+    torch.manual_seed(3)
+    torch.set_default_dtype(torch.float64)
+    try:
+        net: nn.Module = Net()
+        objective = losses.Objective(
+            CLASSES, DIM, triplet_scope="global", margin=2.0, ctl_weight=0.5, center_weight=0.01, reading=reading
+        )
+        model = DistributedDataParallel(net) if dist.is_initialized() else net
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+        for step in range(STEPS):
+            generator = torch.Generator().manual_seed(step)
+            labels = torch.randint(0, CLASSES, (4 * ROWS,), generator=generator)
+            images = torch.randn(4 * ROWS, DIM, generator=generator)
+            # Unequal parts: the first rank of several gets a quarter of what it would have.
+            bounds = [0] + [ROWS * 4 * (r + 1) // world_size() - (r == 0 and world_size() > 1) * 4 for r in range(4)]
+            own = slice(bounds[_rank()], bounds[_rank() + 1])
+            features, logits = model(images[own])
+            total, _ = objective(features, logits, labels[own])
+            total.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            objective.update_centers(features, labels[own])
+        return {**net.state_dict(), "centers": objective.center.centers}
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+@pytest.mark.parametrize("reading", losses.READINGS)
+def test_five_steps_of_ddp_equal_one_process(pool: Pool, reading: str) -> None:
+    expected = train_net(reading)
+    for ranks in (2, 3, 4):
+        for state in pool.run(ranks, train_net, reading):
+            for name, value in expected.items():
+                torch.testing.assert_close(state[name], value, rtol=1e-9, atol=1e-11, msg=f"{name} on {ranks} ranks")

@@ -1,0 +1,115 @@
+"""shards/csv_file.py: the table, its paths, its labels, and what is wrong with it by line."""
+
+from pathlib import Path
+
+import pytest
+
+from shards import csv_file
+
+TABLE = """path,identity,camera,split
+a/1.jpg,zoe,10,train
+a/2.jpg,zoe,2,train
+b/1.jpg,ann,,query
+b/2.jpg,ann,9,gallery
+"""
+
+
+def write(tmp_path: Path, text: str, name: str = "labels.csv", encoding: str = "utf-8") -> Path:
+    path = tmp_path / name
+    path.write_text(text, encoding=encoding)
+    return path
+
+
+def summary(root: Path, table: Path | None = None) -> list[tuple[str, int, int, str, str]]:
+    raw = csv_file.read(root, table)
+    return [
+        (record.split, record.pid, record.camid, record.name, record.path.relative_to(raw.root).as_posix())
+        for record in raw.records
+    ]
+
+
+EXPECTED = [
+    ("train", 2, 3, "zoe", "a/1.jpg"),
+    ("train", 2, 1, "zoe", "a/2.jpg"),
+    ("query", 1, -1, "ann", "b/1.jpg"),
+    ("gallery", 1, 2, "ann", "b/2.jpg"),
+]
+
+
+def test_labels_from_one_cameras_in_numeric_order(tmp_path: Path) -> None:
+    table = write(tmp_path, TABLE)
+    assert summary(tmp_path) == EXPECTED
+    assert summary(table) == EXPECTED
+    elsewhere = tmp_path / "images"
+    elsewhere.mkdir()
+    assert summary(elsewhere, table) == EXPECTED
+    assert csv_file.read(elsewhere, table).records[0].path == elsewhere / "a/1.jpg"
+
+
+def test_byte_order_mark_column_order_extra_columns_quotes(tmp_path: Path) -> None:
+    text = 'split,note,identity,path\r\ntrain,x,"Smith, J.","a ""1"".jpg"\r\n\r\ntrain,,Åse,b.jpg\r\n'
+    write(tmp_path, text, encoding="utf-8-sig")
+    assert summary(tmp_path) == [("train", 1, -1, "Smith, J.", 'a "1".jpg'), ("train", 2, -1, "Åse", "b.jpg")]
+
+
+def test_cameras_of_any_text_are_sorted_as_text(tmp_path: Path) -> None:
+    write(tmp_path, "path,identity,camera,split\n1.jpg,a,door,train\n2.jpg,a,10,train\n3.jpg,a,9,train\n")
+    assert [camid for _, _, camid, _, _ in summary(tmp_path)] == [3, 1, 2]
+
+
+def test_absolute_paths_below_the_root(tmp_path: Path) -> None:
+    write(tmp_path, f"path,identity,split\n{tmp_path}/a/1.jpg,a,train\n")
+    assert summary(tmp_path) == [("train", 1, -1, "a", "a/1.jpg")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no column path, identity, split"),
+        ("a/1.jpg,zoe,10,train\n", "no column path, identity, split; the first line reads 'a/1.jpg,zoe,10,train'"),
+        ("path;identity;split\n1.jpg;a;train\n", "the first line reads 'path;identity;split', expected path,identity"),
+        ("path,identity,split,split\n1,a,train,train\n", "a column is named twice"),
+        ("path,identity,camera,split\n", "no row below the header"),
+        ("path,identity,split\n1.jpg,a,test\n", "line 2: split 'test' is unknown; use train, query, gallery"),
+        ("path,identity,split\n1.jpg,,train\n", "line 2: identity is empty"),
+        ("path,identity,split\n1.jpg,a\n", "line 2: more or fewer fields"),
+        ("path,identity,split\n1.jpg,a,train,x\n", "line 2: more or fewer fields"),
+        ("path,identity,split\n../1.jpg,a,train\n", "line 2: ../1.jpg lies outside"),
+        ("path,identity,split\n/etc/passwd,a,train\n", "line 2: /etc/passwd lies outside"),
+        ("path,identity,split\n1.jpg,a,train\n2.jpg,a,train\n1.jpg,b,train\n", "lines 2 and 4: the same train image"),
+        ('path,identity,split\n"1.jpg,a,train\n', "not a CSV table"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None:
+    write(tmp_path, text)
+    with pytest.raises(ValueError, match=message) as caught:
+        csv_file.read(tmp_path)
+    assert "labels.csv" in str(caught.value)
+
+
+def test_one_image_may_be_query_and_gallery(tmp_path: Path) -> None:
+    write(tmp_path, "path,identity,split\n1.jpg,a,query\n1.jpg,a,gallery\n")
+    assert len(summary(tmp_path)) == 2
+
+
+def test_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_bytes("path,identity,split\n1.jpg,Åse,train\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="not UTF-8"):
+        csv_file.read(tmp_path)
+
+
+def test_which_table(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"exactly one \.csv was expected, found: none"):
+        csv_file.read(tmp_path)
+    table = write(tmp_path, TABLE)
+    write(tmp_path, TABLE, "other.csv")
+    with pytest.raises(ValueError, match=r"found: labels\.csv, other\.csv; name it with --csv"):
+        csv_file.read(tmp_path)
+    with pytest.raises(ValueError, match="not a folder"):
+        csv_file.read(table, table)
+    with pytest.raises(ValueError, match="give --csv a table"):
+        csv_file.read(tmp_path, tmp_path / "none.csv")
+    with pytest.raises(ValueError, match="unzip it"):
+        csv_file.read(write(tmp_path, "", "data.zip"))
+    with pytest.raises(ValueError, match="no such file or folder"):
+        csv_file.read(tmp_path / "nowhere")

@@ -1,0 +1,152 @@
+"""Which entries each protocol lists, against loops and against the CTL authors' camera-aware centroids."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from reid.gallery import EMPTIED, LISTED, PROTOCOLS, Features, build_gallery
+
+DATA = Path(__file__).parent / "data"
+
+
+def split(pids, camids, distractors=None, dim=5, seed=0):
+    embeddings = np.random.default_rng(seed).normal(size=(len(pids), dim)).astype(np.float32)
+    return Features(embeddings, np.array(pids), np.array(camids), distractors)
+
+
+def mean(gallery, rows):
+    return gallery.embeddings[rows].double().mean(0).float()
+
+
+QUERY = split([3, 3, 7, 9, 7, -1], [0, 1, 2, 2, -1, 0], seed=1)
+GALLERY = split(
+    pids=[7, 3, 0, -1, 3, 3, 5, 0, 7, 3],
+    camids=[2, 0, 1, 0, 1, 1, 4, 1, 2, -1],
+    distractors=[False, False, True, False, False, False, False, True, False, False],
+)
+
+
+def test_image_lists_every_image_but_junk():
+    listed = build_gallery(QUERY, GALLERY, "image")
+    assert listed.first.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+    assert listed.pids.tolist() == [7, 3, 0, 3, 3, 5, 0, 7, 3]
+    assert listed.camids.tolist() == [2, 0, 1, 1, 1, 4, 1, 2, -1]
+    assert torch.equal(listed.embeddings, GALLERY.embeddings[listed.first])
+    assert listed.own_of.tolist() == [LISTED] * 6
+
+
+@pytest.mark.parametrize("protocol", ["centroid", "centroid_all"])
+def test_centroids_stand_where_their_first_image_stood_and_distractors_stand_alone(protocol):
+    listed = build_gallery(QUERY, GALLERY, protocol)
+    assert listed.pids.tolist() == [7, 3, 0, 5, 0]  # junk gone; identity 5 has no query and stays
+    assert listed.first.tolist() == [0, 1, 2, 6, 7]
+    assert listed.distractors.tolist() == [False, False, True, False, True]
+    assert listed.camids.tolist() == [-1] * 5
+    rows = [[0, 8], [1, 4, 5, 9], [2], [6], [7]]
+    assert torch.equal(listed.embeddings, torch.stack([mean(GALLERY, r) for r in rows]))
+
+
+def test_centroid_leaves_out_the_querys_camera():
+    listed = build_gallery(QUERY, GALLERY, "centroid")
+    three_without_0, three_without_1, seven = listed.own_of[:3].tolist()
+    assert torch.equal(listed.own[three_without_0], mean(GALLERY, [4, 5, 9]))
+    assert torch.equal(listed.own[three_without_1], mean(GALLERY, [1, 9]))  # camera -1 is no camera: row 9 stays
+    assert seven == EMPTIED  # all images of 7 come from camera 2
+    assert listed.own_of[3:].tolist() == [LISTED] * 3  # absent identity; unknown camera; junk query
+
+
+def test_centroid_all_has_no_camera_rule():
+    assert build_gallery(QUERY, GALLERY, "centroid_all").own_of.tolist() == [LISTED] * 6
+
+
+def test_a_camera_without_images_of_the_identity_needs_no_centroid_of_its_own():
+    query = split([3, 3], [2, 0])
+    listed = build_gallery(query, GALLERY, "centroid")
+    assert listed.own_of[0] == LISTED and listed.own_of[1] >= 0
+
+
+def test_queries_of_one_identity_and_camera_share_a_centroid():
+    query = split([3, 3, 3], [0, 0, 1])
+    listed = build_gallery(query, GALLERY, "centroid")
+    assert listed.own_of[0] == listed.own_of[1] != listed.own_of[2]
+
+
+def test_pid_0_is_an_identity_without_a_mask():
+    plain = Features(GALLERY.embeddings, GALLERY.pids, GALLERY.camids)
+    listed = build_gallery(QUERY, plain, "centroid")
+    assert listed.pids.tolist() == [7, 3, 0, 5]
+    assert torch.equal(listed.embeddings[2], mean(plain, [2, 7]))
+
+
+def test_taking_a_camera_away_leaves_no_rounding_behind():
+    """A camera with huge features: in float32 the identity's sum minus the camera's would be off by whole units."""
+    embeddings = torch.tensor([[1e8, 3e7], [1.25, -0.1], [0.1, 0.3]])
+    gallery = Features(embeddings, torch.tensor([1, 1, 1]), torch.tensor([0, 1, 1]))
+    listed = build_gallery(split([1], [0], dim=2), gallery, "centroid")
+    torch.testing.assert_close(listed.own[listed.own_of[0]], embeddings[1:].mean(0), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_gallery_of_junk_lists_nothing(protocol):
+    assert len(build_gallery(QUERY, split([-1, -1], [0, 1]), protocol)) == 0
+
+
+def test_sums_in_parts_equal_sums_at_once(monkeypatch):
+    whole = build_gallery(QUERY, GALLERY, "centroid")
+    monkeypatch.setattr("reid.gallery.ROWS_PER_SUM", 2)
+    parts = build_gallery(QUERY, GALLERY, "centroid")
+    assert torch.equal(whole.embeddings, parts.embeddings) and torch.equal(whole.own, parts.own)
+
+
+def test_centroids_agree_with_the_ctl_authors_code():
+    """Their code with the camera look-up mended: one centroid per (query identity, query camera), and without cameras
+    one per identity. `eval_small_ctl.npz` holds what it made of random features (756 images, 6 cameras)."""
+    data = np.load(DATA / "eval_small_ctl.npz")
+    cut = int(data["num_query"])
+    query = Features(data["embeddings"][:cut], data["pids"][:cut], data["camids"][:cut])
+    gallery = Features(data["embeddings"][cut:], data["pids"][cut:], data["camids"][cut:])
+
+    listed = build_gallery(query, gallery, "centroid_all")
+    order = listed.pids.argsort()
+    assert listed.pids[order].tolist() == data["centroid_all_labels"].tolist()
+    np.testing.assert_allclose(listed.embeddings[order], data["centroid_all_embeddings"], atol=5e-7)
+
+    listed = build_gallery(query, gallery, "centroid")
+    compared = 0
+    for i, (pid, camid) in enumerate(zip(query.pids.tolist(), query.camids.tolist(), strict=True)):
+        theirs = (data["centroid_fixed_labels"] == pid) & (data["centroid_fixed_cameras"] != camid).all(1)
+        if listed.own_of[i] == EMPTIED:
+            assert not theirs.any()
+            continue
+        ours = listed.own[listed.own_of[i]] if listed.own_of[i] >= 0 else listed.embeddings[listed.pids == pid][0]
+        np.testing.assert_allclose(ours, data["centroid_fixed_embeddings"][theirs][0], atol=5e-7)
+        compared += 1
+    assert compared == 135
+
+
+def test_features_take_lists_and_halves():
+    features = Features(torch.zeros(2, 3, dtype=torch.bfloat16), [1, 2], np.zeros(2, np.uint8), [0, 1])
+    assert features.embeddings.dtype == torch.float32 and features.pids.dtype == torch.int64
+    assert features.is_distractor().tolist() == [False, True] and len(features) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.zeros(3), [1], [1]), r"embeddings have shape \(3,\)"),
+        ((torch.zeros(3, 2), [1, 2], [1, 2, 3]), r"pids have shape \(2,\); 3 embeddings need \(3,\)"),
+        ((torch.zeros(3, 2), [1, 2, 3], [1]), r"camids have shape \(1,\)"),
+        ((torch.zeros(3, 2), [1, 2, 3], [1, 2, 3], [True]), r"distractors have shape \(1,\)"),
+        ((torch.zeros(2, 2), [1.0, 2.5], [1, 2]), r"pids are torch.float32; give integers"),
+    ],
+)
+def test_wrong_shapes_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Features(*arguments)
+
+
+def test_an_unknown_protocol_lists_the_known_ones():
+    with pytest.raises(ValueError, match="unknown protocol 'images'; known: image, centroid, centroid_all"):
+        build_gallery(QUERY, GALLERY, "images")

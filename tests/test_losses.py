@@ -1,0 +1,328 @@
+"""Losses against numbers of an independent implementation, float64 loops from the definitions, and their properties."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from reid import losses
+from reid.centroids import gather_centroids
+
+DATA = Path(__file__).parent / "data"
+# Computed once by the CTL authors' code (float32) and, for MCTL, by float64 loops; 4 x 4 rows, and 2, 3, 4, 2, 4, 4 rows.
+ORACLES = {name: dict(np.load(DATA / f"losses_{name}.npz")) for name in ("full_groups", "short_groups")}
+MARGINS = [0.3, 0.5, 1.0, 5.0, 20.0]
+
+
+def real_rows(oracle: dict[str, np.ndarray]) -> tuple[Tensor, Tensor]:
+    real = oracle["is_real"]
+    features = torch.tensor(oracle["features"][real], dtype=torch.float64, requires_grad=True)
+    return features, torch.tensor(oracle["labels"][real])
+
+
+def assert_agrees(loss: Tensor, features: Tensor, oracle: dict[str, np.ndarray], value: str, gradient: str = "") -> None:
+    assert loss.item() == pytest.approx(float(oracle[value]), rel=1e-5)
+    if gradient in oracle:
+        (found,) = torch.autograd.grad(loss, features)
+        np.testing.assert_allclose(found, oracle[gradient][oracle["is_real"]], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", list(ORACLES))
+@pytest.mark.parametrize("margin", MARGINS)
+def test_mctl_in_rounds_agrees_with_the_oracle(name: str, margin: float) -> None:
+    oracle = ORACLES[name]
+    features, pids = real_rows(oracle)
+    loss = losses.modified_centroid_triplet(features, pids, 0.1, margin, reading="rounds")
+    assert_agrees(
+        loss, features, oracle, f"cand_loss_mctl_dropin_m{margin}", f"cand_gradfeat_mctl_dropin_m{margin}"
+    )
+
+
+@pytest.mark.parametrize("margin", MARGINS)
+def test_mctl_of_the_paper_agrees_with_the_oracle(margin: float) -> None:
+    oracle = ORACLES["full_groups"]
+    features, pids = real_rows(oracle)
+    loss = losses.modified_centroid_triplet(features, pids, 0.1, margin)
+    key = f"mctl_literal_fullneg_m{margin}"
+    assert_agrees(loss, features, oracle, f"cand_loss_{key}", f"cand_gradfeat_{key}")
+
+
+@pytest.mark.parametrize("margin", MARGINS)
+def test_mctl_of_the_paper_with_short_groups_differs_from_the_oracle_by_its_mean_alone(margin: float) -> None:
+    """The oracle averages over the anchors of a round, then over rounds; the paper over anchors. The terms agree."""
+    oracle = ORACLES["short_groups"]
+    features, pids = real_rows(oracle)
+    anchors = losses.centroid_anchors(features, pids)
+    rounds = torch.tensor([int((pids[:i] == pids[i]).sum()) for i in range(len(pids))])
+    per_round = torch.bincount(rounds)
+    object.__setattr__(anchors, "weight", 1.0 / (per_round[rounds] * len(per_round)))
+    key = f"mctl_literal_fullneg_m{margin}"
+    loss = losses.modified_centroid_triplet_of(anchors, 0.1, margin)
+    assert_agrees(loss, features, oracle, f"cand_loss_{key}", f"cand_gradfeat_{key}")
+
+
+@pytest.mark.parametrize("name", list(ORACLES))
+@pytest.mark.parametrize(("margin", "suffix"), [(0.3, "_m0.3"), (0.5, ""), (1.0, "_m1.0")])
+def test_ctl_in_rounds_agrees_with_the_oracle(name: str, margin: float, suffix: str) -> None:
+    features, pids = real_rows(ORACLES[name])
+    loss = losses.centroid_triplet(features, pids, margin, reading="rounds")
+    gradient = "grad_feat_ctl" if margin == 0.5 else ""
+    assert_agrees(loss, features, ORACLES[name], f"loss_ctl{suffix}", gradient)
+
+
+@pytest.mark.parametrize(("margin", "suffix"), [(0.3, "_m0.3"), (0.5, ""), (1.0, "_m1.0")])
+def test_triplet_agrees_with_the_oracle(margin: float, suffix: str) -> None:
+    oracle = ORACLES["full_groups"]  # in the other one the padded rows were candidates
+    features, pids = real_rows(oracle)
+    loss = losses.batch_hard_triplet(features, pids, margin)
+    assert_agrees(loss, features, oracle, f"loss_triplet{suffix}", "grad_feat_triplet" if margin == 0.5 else "")
+
+
+@pytest.mark.parametrize("name", list(ORACLES))
+def test_center_loss_agrees_with_the_oracle(name: str) -> None:
+    oracle = ORACLES[name]
+    features, labels = real_rows(oracle)
+    center = losses.CenterLoss(int(oracle["num_classes"]), features.shape[1], lr=0.5)
+    center.centers = torch.tensor(oracle["centers_init"], dtype=torch.float64)
+    assert_agrees(center(features, labels), features, oracle, "loss_center_raw", "grad_feat_center_raw")
+    center.update(gather_centroids(features, labels))
+    np.testing.assert_allclose(center.centers, oracle["centers_after_sgd"], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", list(ORACLES))
+def test_cross_entropy_agrees_with_the_oracle(name: str) -> None:
+    oracle = ORACLES[name]
+    features, labels = real_rows(oracle)
+    after_neck = torch.nn.functional.batch_norm(features, None, None, training=True)
+    loss = losses.cross_entropy(after_neck @ torch.tensor(oracle["fc_weight"]).double().T, labels, smoothing=0.1)
+    assert_agrees(loss, features, oracle, "loss_xent", "grad_feat_xent")
+
+
+def distance(a: Tensor, b: Tensor) -> Tensor:
+    gap = ((a - b) ** 2).sum()
+    return gap.sqrt() if gap > 0 else gap
+
+
+def loop_of_the_paper(features: Tensor, pids: Tensor, w1: float, margin: float, ctl: bool) -> Tensor:
+    """MCTL and CTL with samples as anchors, one anchor at a time."""
+    terms = []
+    people = sorted(set(pids.tolist()))
+    for i, pid in enumerate(pids.tolist()):
+        others = [j for j in range(len(pids)) if pids[j] == pid and j != i]
+        if not others:
+            continue
+        d_ap = distance(features[i], torch.stack([features[j] for j in others]).mean(dim=0))
+        to_negatives = [distance(features[i], features[pids == p].mean(dim=0)) for p in people if p != pid]
+        if ctl:
+            terms.append(torch.relu(d_ap - min(to_negatives) + margin) if to_negatives else d_ap * 0)
+        else:
+            push = torch.relu(margin - min(to_negatives)) ** 2 if to_negatives else 0.0
+            terms.append(w1 * d_ap**2 + (1 - w1) * push)
+    return torch.stack(terms).mean() if terms else features.sum() * 0
+
+
+def loop_of_rounds(features: Tensor, pids: Tensor, w1: float, margin: float, ctl: bool) -> Tensor:
+    """K rounds: each identity's i-th image is the query, the mean of its others the centroid; both are anchors."""
+    rows = {p: [j for j in range(len(pids)) if pids[j] == p] for p in sorted(set(pids.tolist()))}
+    means = []
+    for i in range(max(len(own) for own in rows.values())):
+        entries: list[tuple[int, Tensor, bool]] = []
+        for p, own in rows.items():
+            if len(own) <= i:
+                continue
+            entries.append((p, features[own[i]], len(own) > 1))
+            if len(own) > 1:
+                entries.append((p, features[[j for j in own if j != own[i]]].mean(dim=0), True))
+        terms = []
+        for p, anchor, is_anchor in entries:
+            if not is_anchor:
+                continue
+            d_ap = max(distance(anchor, other) for q, other, _ in entries if q == p)
+            negatives = [distance(anchor, other) for q, other, _ in entries if q != p]
+            if ctl:
+                terms.append(torch.relu(d_ap - min(negatives) + margin) if negatives else d_ap * 0)
+            else:
+                push = torch.relu(margin - min(negatives)) ** 2 if negatives else 0.0
+                terms.append(w1 * d_ap**2 + (1 - w1) * push)
+        if terms:
+            means.append(torch.stack(terms).mean())
+    return torch.stack(means).mean() if means else features.sum() * 0
+
+
+def loop_of_triplet(features: Tensor, pids: Tensor, margin: float) -> Tensor:
+    terms = []
+    for i, pid in enumerate(pids.tolist()):
+        positives = [distance(features[i], features[j]) for j in range(len(pids)) if pids[j] == pid and j != i]
+        negatives = [distance(features[i], features[j]) for j in range(len(pids)) if pids[j] != pid]
+        if positives and negatives:
+            terms.append(torch.relu(max(positives) - min(negatives) + margin))
+    return torch.stack(terms).mean() if terms else features.sum() * 0
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+    """2 to 12 identities with 1 to 7 images each, in random order, as random features."""
+    counts = draw(st.lists(st.integers(1, 7), min_size=2, max_size=12))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    pids = torch.repeat_interleave(torch.arange(len(counts)) * 3 + 5, torch.tensor(counts))
+    pids = pids[torch.randperm(len(pids), generator=generator)]
+    scale = draw(st.sampled_from([0.1, 1.0, 5.0]))
+    return torch.randn(len(pids), 5, generator=generator, dtype=torch.float64) * scale, pids
+
+
+def both(function, features: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+    own = features.clone().requires_grad_()
+    loss = function(own, *args, **kwargs)
+    (gradient,) = torch.autograd.grad(loss, own)
+    return loss.detach(), gradient
+
+
+@settings(max_examples=40, deadline=None)
+@given(batch=batches(), margin=st.sampled_from([0.5, 2.0, 8.0]), w1=st.sampled_from([0.0, 0.1, 0.6, 1.0]))
+def test_losses_equal_loops_from_the_definitions(batch: tuple[Tensor, Tensor], margin: float, w1: float) -> None:
+    features, pids = batch
+    for reading, loop in (("paper", loop_of_the_paper), ("rounds", loop_of_rounds)):
+        for ctl in (False, True):
+            if ctl:
+                found = both(losses.centroid_triplet, features, pids, margin, reading)
+            else:
+                found = both(losses.modified_centroid_triplet, features, pids, w1, margin, reading)
+            torch.testing.assert_close(found, both(loop, features, pids, w1, margin, ctl), rtol=1e-9, atol=1e-10)
+    found = both(losses.batch_hard_triplet, features, pids, margin)
+    torch.testing.assert_close(found, both(loop_of_triplet, features, pids, margin), rtol=1e-9, atol=1e-10)
+
+
+ALL = {
+    "mctl": lambda f, p: losses.modified_centroid_triplet(f, p, 0.3, 3.0),
+    "mctl rounds": lambda f, p: losses.modified_centroid_triplet(f, p, 0.3, 3.0, "rounds"),
+    "ctl": lambda f, p: losses.centroid_triplet(f, p, 3.0),
+    "ctl rounds": lambda f, p: losses.centroid_triplet(f, p, 3.0, "rounds"),
+    "triplet": lambda f, p: losses.batch_hard_triplet(f, p, 3.0),
+    "soft triplet": lambda f, p: losses.batch_hard_triplet(f, p, None),
+}
+
+
+@settings(max_examples=30, deadline=None)
+@given(batch=batches(), seed=st.integers(0, 1000))
+def test_order_names_and_place_do_not_matter(batch: tuple[Tensor, Tensor], seed: int) -> None:
+    features, pids = batch
+    generator = torch.Generator().manual_seed(seed)
+    # Rounds depend on the order of an identity's images, so only whole identities may move there.
+    order = torch.randperm(len(pids), generator=generator)
+    shift = torch.randn(features.shape[1], generator=generator, dtype=torch.float64)
+    for name, loss in ALL.items():
+        value = loss(features, pids)
+        torch.testing.assert_close(loss(features, 1000 - 7 * pids), value, msg=f"{name} under new names")
+        torch.testing.assert_close(loss(features + shift, pids), value, msg=f"{name} under translation")
+        if "rounds" not in name:
+            torch.testing.assert_close(loss(features[order], pids[order]), value, msg=f"{name} under a new order")
+
+
+@pytest.mark.parametrize("name", list(ALL))
+def test_no_nan_at_zero_distance_or_with_one_identity(name: str) -> None:
+    same = torch.ones(6, 4, dtype=torch.float64)
+    for pids in (torch.tensor([0, 0, 0, 1, 1, 1]), torch.zeros(6, dtype=torch.int64), torch.arange(6)):
+        value, gradient = both(ALL[name], same, pids)
+        assert torch.isfinite(value) and torch.isfinite(gradient).all()
+
+
+def test_one_identity_keeps_the_pull_alone() -> None:
+    features = torch.tensor([[0.0, 0.0], [2.0, 0.0]])
+    assert losses.modified_centroid_triplet(features, torch.tensor([4, 4]), w1=0.1, margin=5.0) == pytest.approx(0.4)
+
+
+def test_a_single_image_is_no_anchor_but_a_negative() -> None:
+    features = torch.tensor([[0.0], [0.0], [1.0]], dtype=torch.float64)
+    pids = torch.tensor([1, 1, 2])
+    loss = losses.modified_centroid_triplet(features, pids, w1=0.1, margin=3.0)
+    assert loss == pytest.approx(0.9 * (3.0 - 1.0) ** 2)
+
+
+def test_w2_is_the_complement_of_w1_unless_given() -> None:
+    features, pids = real_rows(ORACLES["full_groups"])
+    default = losses.modified_centroid_triplet(features, pids, w1=0.3, margin=5.0)
+    assert losses.modified_centroid_triplet(features, pids, w1=0.3, margin=5.0, w2=0.7) == default
+    assert losses.modified_centroid_triplet(features, pids, w1=0.3, margin=5.0, w2=0.1) < default
+
+
+def test_distances_of_large_features_keep_their_digits() -> None:
+    """At norm 24 and 2,048 dimensions, as raw ResNet-50 features are, float32 against float64."""
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(64, 2048, generator=generator, dtype=torch.float64)
+    a = 24 * a / a.norm(dim=1, keepdim=True)
+    b = a + 1e-3 * torch.randn(64, 2048, generator=generator, dtype=torch.float64)
+    exact = (a - b).norm(dim=1)
+    a32, b32 = a.float(), b.float()
+    ours = losses.euclidean(a32, b32).double()
+    expanded = (a32.square().sum(1) + b32.square().sum(1) - 2 * (a32 * b32).sum(1)).clamp(min=0).sqrt().double()
+    assert ((ours - exact).abs() / exact).max() < 1e-4
+    assert ((expanded - exact).abs() / exact).max() > 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_are_float32_islands_under_autocast(dtype: torch.dtype) -> None:
+    features, pids = real_rows(ORACLES["full_groups"])
+    single = features.detach().float()
+    with torch.autocast("cpu", dtype=dtype):
+        half = single.to(dtype)
+        for name, loss in ALL.items():
+            assert loss(half, pids).dtype == torch.float32, name
+            torch.testing.assert_close(loss(half, pids), loss(half.float(), pids))
+        logits = single @ torch.ones(single.shape[1], 20)
+        assert losses.cross_entropy(logits, pids).dtype == torch.float32
+
+
+def test_the_objective_sums_its_weighted_terms_and_says_what_it_saw() -> None:
+    features, labels = real_rows(ORACLES["full_groups"])
+    features = features.float()
+    logits = features @ torch.tensor(ORACLES["full_groups"]["fc_weight"]).T
+    objective = losses.Objective(
+        10, features.shape[1], triplet_weight=2.0, mctl_weight=0.5, ctl_weight=0.25, center_weight=0.01, margin=1.0
+    )
+    total, terms = objective(features, logits, labels)
+    expected = (
+        losses.cross_entropy(logits, labels)
+        + 2.0 * losses.batch_hard_triplet(features, labels, 0.3)
+        + 0.5 * losses.modified_centroid_triplet(features, labels, 0.1, 1.0)
+        + 0.25 * losses.centroid_triplet(features, labels, 1.0)
+        + 0.01 * objective.center(features, labels)
+    )
+    torch.testing.assert_close(total, expected)
+    anchors = losses.centroid_anchors(features, labels)
+    assert terms["d_ap"] == pytest.approx(anchors.d_ap.mean().item(), rel=1e-5)
+    assert terms["d_an"] == pytest.approx(anchors.d_an.mean().item(), rel=1e-5)
+    assert terms["hinge_active"] == pytest.approx((anchors.d_an < 1.0).float().mean().item())
+    assert terms["feature_norm"] == pytest.approx(features.norm(dim=1).mean().item(), rel=1e-5)
+
+
+def test_a_weight_of_zero_switches_a_term_off() -> None:
+    features, labels = real_rows(ORACLES["full_groups"])
+    objective = losses.Objective(10, 16, cross_entropy_weight=0, triplet_weight=0, center_weight=0)
+    _, terms = objective(features, torch.zeros(16, 10), labels)
+    assert set(terms) == {"mctl", "hinge_active", "d_ap", "d_an", "feature_norm"}
+    nothing = losses.Objective(10, 16, cross_entropy_weight=0, triplet_weight=0, center_weight=0, mctl_weight=0)
+    with pytest.raises(ValueError, match="every loss weight is 0"):
+        nothing(features, torch.zeros(16, 10), labels)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda f, p: losses.modified_centroid_triplet(f, p, w1=1.5), r"w1 = 1.5 lies outside \[0, 1\]"),
+        (lambda f, p: losses.modified_centroid_triplet(f, p, margin=0.0), "margin = 0.0 must be greater than 0"),
+        (lambda f, p: losses.centroid_triplet(f, p, margin=-1.0), "margin = -1.0 must be greater than 0"),
+        (lambda f, p: losses.centroid_triplet(f, p, reading="loop"), "reading = 'loop'; choose one of paper, rounds"),
+        (lambda f, p: losses.batch_hard_triplet(f, p, scope="world"), "scope = 'world'; choose one of local, global"),
+        (lambda f, p: losses.centroid_triplet(f[:3], p), "with the same B"),
+        (lambda f, p: losses.batch_hard_triplet(f[0], p), "features must be"),
+    ],
+)
+def test_bad_arguments_are_named(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(torch.randn(4, 3), torch.tensor([0, 0, 1, 1]))

@@ -1,0 +1,503 @@
+"""Ranks and figures, against a loop in float64, scikit-learn and the results of other evaluators."""
+
+import math
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
+
+from reid import metrics, ranking
+from reid.gallery import PROTOCOLS, build_gallery
+from reid.metrics import Features, evaluate, merge, top_k
+
+DATA = Path(__file__).parent / "data"
+
+
+def small_blocks():
+    return mock.patch.multiple(ranking, QUERY_BLOCK=2, GALLERY_BLOCK=3, TIE_BLOCK=4)
+
+
+def features(embeddings, pids, camids=None, distractors=None):
+    embeddings = torch.as_tensor(np.array(embeddings, dtype=np.float32))
+    return Features(embeddings, np.array(pids), np.full(len(pids), -1) if camids is None else camids, distractors)
+
+
+def random_split(size, dim, identities, cameras, seed, with_junk=True):
+    rng = np.random.default_rng(seed)
+    pids = rng.integers(-1 if with_junk else 1, identities + 1, size)
+    return features(rng.normal(size=(size, dim)), pids, rng.integers(0, cameras, size), pids == 0)
+
+
+# --- the slow obvious version: one query after another, plain lists, float64
+
+
+def rank_by_hand(query, gallery, q, protocol, metric):
+    """What one query sees, best first: (score, matches?, first row of the entry), and how many matches it has."""
+    pid, camid = int(query.pids[q]), int(query.camids[q])
+    entries = []  # (rows of the gallery, matches?)
+    seen = set()
+    for row in range(len(gallery)):
+        other = int(gallery.pids[row])
+        distractor = bool(gallery.is_distractor()[row])
+        matches = other == pid and not distractor and not bool(query.is_distractor()[q])
+        same_camera = camid != -1 and int(gallery.camids[row]) == camid
+        if other == -1:
+            continue
+        if protocol == "image" or distractor:
+            if not (matches and same_camera):
+                entries.append(([row], matches))
+        elif other not in seen:
+            seen.add(other)
+            rows = [r for r in range(len(gallery)) if gallery.pids[r] == other and not gallery.is_distractor()[r]]
+            if protocol == "centroid" and matches:
+                rows = [r for r in rows if camid == -1 or int(gallery.camids[r]) != camid]
+            if rows:
+                entries.append((rows, matches))
+    ranked = []
+    for rows, matches in entries:
+        vector = gallery.embeddings[rows].double().numpy().mean(0)
+        mine = query.embeddings[q].double().numpy()
+        if metric == "euclidean":
+            score = -math.dist(mine, vector)
+        else:
+            norm = np.linalg.norm(mine) * np.linalg.norm(vector)
+            score = float(mine @ vector / norm) if norm else 0.0
+        ranked.append((score, matches, rows[0]))
+    ranked.sort(key=lambda entry: -round(entry[0], 9))  # stable: ties stay in the order of their first kept image
+    return ranked
+
+
+def figures_by_hand(query, gallery, protocol, metric, max_rank):
+    """cmc, mAP, trapezoid mAP, mINP, per-query AP."""
+    cmc, aps, trapezoids, inps = np.zeros(max_rank), [], [], []
+    for q in range(len(query)):
+        hits = [matches for _, matches, _ in rank_by_hand(query, gallery, q, protocol, metric)]
+        total = sum(hits)
+        if not total:
+            continue
+        ap = trapezoid = found = 0
+        old_recall, old_precision = 0.0, 1.0
+        for place, hit in enumerate(hits, start=1):
+            found += hit
+            ap += hit * found / place / total
+            # The Market-1501 authors' script: the area under the curve through all points, by trapezoids.
+            recall, precision = found / total, found / place
+            trapezoid += (recall - old_recall) * (old_precision + precision) / 2
+            old_recall, old_precision = recall, precision
+            if found == total:
+                inps.append(total / place)
+                break
+        aps.append(ap)
+        trapezoids.append(trapezoid)
+        cmc[hits.index(True) :] += 1
+    return cmc / max(len(aps), 1), np.mean(aps), np.mean(trapezoids), np.mean(inps), aps
+
+
+def assert_agree(result, expected):
+    cmc, mean_ap, trapezoid, inp, aps = expected
+    np.testing.assert_allclose(result.ap, aps, atol=1e-12)
+    np.testing.assert_allclose(result.cmc, cmc, atol=1e-12)
+    np.testing.assert_allclose(
+        [result.mAP, result.mAP_trapezoid, result.mINP], [mean_ap, trapezoid, inp], atol=1e-12, err_msg="means"
+    )
+
+
+# Vectors for which float32 is exact, so that ties in float64 are ties in float32. Euclidean: multiples of 60, whose
+# means over up to six are whole. Cosine: norms that are powers of two.
+GRID = [tuple(60 * v for v in vector) for vector in np.ndindex(3, 2)]
+UNITS = [(1, 0, 0, 0), (0, -2, 0, 0), (0, 0, 4, 0), (1, 1, 1, 1), (2, -2, 2, 2), (1, -1, -1, 1), (0, 0, 0, 0)]
+
+
+@st.composite
+def splits(draw, vectors):
+    def one(size, most_per_identity):
+        pids = draw(st.lists(st.integers(-1, 3), min_size=size, max_size=size))
+        counts: dict[int, int] = {}
+        for i, pid in enumerate(pids):
+            counts[pid] = counts.get(pid, 0) + 1
+            if counts[pid] > most_per_identity:
+                pids[i] = 10 + i
+        camids = draw(st.lists(st.integers(-1, 2), min_size=size, max_size=size))
+        embeddings = draw(st.lists(st.sampled_from(vectors), min_size=size, max_size=size))
+        mask = np.array(pids) == 0 if masked else None
+        return features(embeddings, pids, camids, mask)
+
+    masked = draw(st.booleans())
+    return one(draw(st.integers(1, 6)), 6), one(draw(st.integers(1, 14)), 6)
+
+
+def agree_on(query, gallery, protocol, metric, max_rank, blocks):
+    with small_blocks() if blocks == "small" else mock.patch.object(ranking, "QUERY_BLOCK", 8):
+        if has_match(query, gallery, protocol):
+            expected = figures_by_hand(query, gallery, protocol, metric, max_rank)
+            assert_agree(evaluate(query, gallery, protocol, metric, max_rank), expected)
+        else:
+            with pytest.raises(ValueError, match="has a possible match"):
+                evaluate(query, gallery, protocol, metric, max_rank)
+        check_top_k(query, gallery, protocol, metric, k=4)
+
+
+def has_match(query, gallery, protocol):
+    return any(
+        matches for q in range(len(query)) for _, matches, _ in rank_by_hand(query, gallery, q, protocol, "cosine")
+    )
+
+
+def check_top_k(query, gallery, protocol, metric, k):
+    indices, scores = top_k(query, gallery, k, protocol, metric)
+    assert indices.shape == scores.shape == (len(query), k)
+    listed = build_gallery(query, gallery, protocol)
+    for q in range(len(query)):
+        expected = rank_by_hand(query, gallery, q, protocol, metric)[:k]
+        found = [i for i in indices[q].tolist() if i >= 0]
+        assert len(found) == len(expected)
+        np.testing.assert_allclose(scores[q, : len(found)], [score for score, _, _ in expected], atol=1e-4)
+        assert (scores[q, len(found) :] == -torch.inf).all()
+        pids = gallery.pids[found] if protocol == "image" else listed.pids[found]
+        assert pids.tolist() == [int(gallery.pids[row]) for _, _, row in expected]
+        if protocol == "image":
+            assert found == [row for _, _, row in expected]
+
+
+@settings(max_examples=120, deadline=None)
+@given(splits(GRID), st.sampled_from(list(PROTOCOLS)), st.sampled_from([1, 5, 20]), st.sampled_from(["one", "small"]))
+def test_euclidean_agrees_with_a_loop(pair, protocol, max_rank, blocks):
+    agree_on(*pair, protocol, "euclidean", max_rank, blocks)
+
+
+@settings(max_examples=80, deadline=None)
+@given(splits(UNITS), st.sampled_from([1, 5, 20]), st.sampled_from(["one", "small"]))
+def test_cosine_agrees_with_a_loop(pair, max_rank, blocks):
+    agree_on(*pair, "image", "cosine", max_rank, blocks)
+
+
+@pytest.mark.parametrize("metric", metrics.METRICS)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_random_features_agree_with_a_loop(protocol, metric):
+    query, gallery = random_split(20, 8, 9, 4, seed=1), random_split(90, 8, 12, 4, seed=2)
+    assert_agree(evaluate(query, gallery, protocol, metric), figures_by_hand(query, gallery, protocol, metric, 50))
+    check_top_k(query, gallery, protocol, metric, k=7)
+    with small_blocks():
+        assert_agree(evaluate(query, gallery, protocol, metric), figures_by_hand(query, gallery, protocol, metric, 50))
+
+
+def test_ap_agrees_with_scikit_learn():
+    query, gallery = random_split(30, 6, 10, 3, seed=3, with_junk=False), random_split(200, 6, 10, 3, seed=4)
+    result = evaluate(query, gallery)
+    expected = []
+    for q in np.flatnonzero(result.valid):
+        same = gallery.pids == query.pids[q]
+        kept = (gallery.pids != -1) & ~(same & (gallery.camids == query.camids[q]))
+        scores = torch.cosine_similarity(query.embeddings[q][None].double(), gallery.embeddings[kept].double())
+        expected.append(average_precision_score(same[kept].numpy(), scores.numpy()))
+    np.testing.assert_allclose(result.ap, expected, atol=1e-12)
+    assert result.mAP == pytest.approx(np.mean(expected))
+
+
+# --- other people's evaluators
+
+
+def ctl_data():
+    data = np.load(DATA / "eval_small_ctl.npz")
+    cut = int(data["num_query"])
+    columns = [data[name] for name in ("embeddings", "pids", "camids")]
+    return data, Features(*(column[:cut] for column in columns)), Features(*(column[cut:] for column in columns))
+
+
+@pytest.mark.parametrize(("protocol", "valid", "entries"), [("image", 135, 620), ("centroid_all", 136, 57)])
+def test_agrees_with_the_ctl_authors_evaluator(protocol, valid, entries):
+    """Their evaluator on 756 random features: image gallery, and centroids of whole identities."""
+    data, query, gallery = ctl_data()
+    result = evaluate(query, gallery, protocol)
+    assert (result.num_valid_queries, result.gallery_size) == (valid, entries)
+    assert np.flatnonzero(result.valid).tolist() == data[f"{protocol}_queries"].tolist()
+    np.testing.assert_allclose(result.ap, data[f"{protocol}_ap"], atol=1e-12)
+    np.testing.assert_allclose(result.mAP, data[f"{protocol}_mAP"], atol=1e-12)
+    np.testing.assert_allclose(result.cmc, data[f"{protocol}_cmc"], atol=1e-7)  # theirs is float32
+
+
+def test_centroid_agrees_with_the_ctl_authors_evaluator_given_its_negatives():
+    """Their evaluator with the camera look-up mended lists a centroid per (identity, camera) of the queries. A query's
+    own centroid is ours; as negatives it sees every camera-variant of the other identities, and identities without a
+    query vanish, where ours sees each other identity once, averaged over all cameras, and keeps all. With their
+    negatives in place of ours, as distractors, all 135 APs are equal; with our negatives for the same 40 identities
+    127 are, and the rest are better, having fewer entries to beat."""
+    data, query, gallery = ctl_data()
+    valid = evaluate(query, gallery, "centroid").valid
+    aps = []
+    for q in np.flatnonzero(valid):
+        mine = (gallery.pids == query.pids[q]).numpy()
+        theirs = data["centroid_fixed_labels"] != int(query.pids[q])
+        mixed = Features(
+            np.concatenate([gallery.embeddings.numpy()[mine], data["centroid_fixed_embeddings"][theirs]]),
+            np.concatenate([gallery.pids.numpy()[mine], data["centroid_fixed_labels"][theirs]]),
+            np.concatenate([gallery.camids.numpy()[mine], np.full(theirs.sum(), -1)]),
+            np.arange(mine.sum() + theirs.sum()) >= mine.sum(),
+        )
+        one = Features(query.embeddings[[q]], query.pids[[q]], query.camids[[q]])
+        aps.append(evaluate(one, mixed, "centroid").mAP)
+    assert np.flatnonzero(valid).tolist() == data["centroid_fixed_queries"].tolist()
+    np.testing.assert_allclose(aps, data["centroid_fixed_ap"], atol=1e-12)
+    np.testing.assert_allclose(np.mean(aps), data["centroid_fixed_mAP"], atol=1e-12)
+
+    kept = torch.isin(gallery.pids, query.pids[torch.as_tensor(valid)])
+    result = evaluate(query, Features(gallery.embeddings[kept], gallery.pids[kept], gallery.camids[kept]), "centroid")
+    assert result.gallery_size == 40
+    assert np.isclose(result.ap, data["centroid_fixed_ap"]).sum() == 127
+    assert (result.ap >= data["centroid_fixed_ap"] - 1e-12).all()
+
+
+def test_agrees_on_features_of_a_real_model():
+    """Features of 50 sketches and 100 photographs by a public sketch re-ID model (Gralach/SketchReidLightweightCNN,
+    MIT), stored as float16, which leaves the ranking as it was; three implementations agree on these figures."""
+    data = np.load(DATA / "eval_small_sketch.npz")
+    query = Features(data["query"], data["query_pids"], data["query_camids"])
+    gallery = Features(data["gallery"], data["gallery_pids"], data["gallery_camids"])
+    result = evaluate(query, gallery, metric="euclidean")
+    np.testing.assert_allclose(result.ap, data["ap"], atol=1e-12)
+    assert (round(result.mAP, 6), round(result.mINP, 6)) == (0.217137, 0.187561)
+    np.testing.assert_allclose(result.cmc[[0, 4, 9]], [0.14, 0.36, 0.48])
+
+
+# --- each rule by itself, made by hand: one query [1, 0] of identity 1 seen by camera 0, and scores from the angle
+
+
+def ranked(angles, pids, camids=None, distractors=None, camid=0, protocol="image", max_rank=5):
+    gallery = features([(math.cos(a), math.sin(a)) for a in angles], pids, camids, distractors)
+    return evaluate(features([(1, 0)], [1], [camid]), gallery, protocol, max_rank=max_rank)
+
+
+def test_figures_by_hand():
+    result = ranked([0.1, 0.2, 0.3, 0.4, 0.5], [2, 1, 2, 1, 2], [1] * 5)  # matches at ranks 2 and 4
+    assert result.ap == pytest.approx([(1 / 2 + 2 / 4) / 2])
+    assert result.ap_trapezoid == pytest.approx([((0 + 1 / 2) / 2 + (1 / 3 + 2 / 4) / 2) / 2])
+    assert result.inp == pytest.approx([2 / 4])
+    assert result.cmc.tolist() == [0, 1, 1, 1, 1] and result.first_ranks.tolist() == [2]
+
+
+def test_same_identity_and_camera_is_removed():
+    assert ranked([0.1, 0.2, 0.3], [1, 2, 1], [0, 0, 1]).ap == pytest.approx([1 / 2])
+
+
+def test_same_camera_of_another_identity_stays():
+    assert ranked([0.1, 0.3], [2, 1], [0, 1]).ap == pytest.approx([1 / 2])
+
+
+@pytest.mark.parametrize(("camid", "camids"), [(-1, [0, 1, -1]), (-1, [-1] * 3), (0, [-1] * 3)])
+def test_an_unknown_camera_equals_none(camid, camids):
+    assert ranked([0.1, 0.2, 0.3], [1, 2, 1], camids, camid=camid).ap == pytest.approx([(1 + 2 / 3) / 2])
+
+
+def test_junk_is_dropped():
+    result = ranked([0.1, 0.2, 0.3], [-1, 1, -1], [1, 1, 1])
+    assert result.ap.tolist() == [1] and result.gallery_size == 1
+
+
+def test_distractors_stay_and_match_nobody():
+    result = ranked([0.1, 0.2, 0.3], [0, 1, 1], [1, 1, 1], [True, False, True])
+    assert result.ap.tolist() == [1 / 2] and result.inp.tolist() == [1 / 2] and result.gallery_size == 3
+
+
+def test_pid_0_is_an_identity_without_a_mask_and_a_distractor_with_one():
+    query = features([(1, 0), (1, 0)], [0, 1])
+    gallery = features([(1, 0.1), (1, 0.2)], [0, 1])
+    assert evaluate(query, gallery).ap.tolist() == [1, 1 / 2]
+    masked = features([(1, 0.1), (1, 0.2)], [0, 1], distractors=[True, False])
+    assert evaluate(query, masked).ap.tolist() == [1 / 2]
+    assert evaluate(query, masked).valid.tolist() == [False, True]
+
+
+def test_a_query_marked_as_distractor_matches_nobody():
+    query = features([(1, 0), (1, 0)], [5, 1], distractors=[True, False])
+    assert evaluate(query, features([(1, 0.1), (1, 0.2)], [5, 1])).valid.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("metric", metrics.METRICS)
+def test_ties_rank_in_gallery_order(metric):
+    query = features([(1, 0)], [1], [0])
+    for place in range(4):
+        pids = [2] * 4
+        pids[place] = 1
+        gallery = features([(1, 1)] * 4, pids)
+        assert evaluate(query, gallery, metric=metric).first_ranks.tolist() == [place + 1]
+        assert top_k(query, gallery, 4, metric=metric)[0].tolist() == [[0, 1, 2, 3]]
+        with small_blocks():
+            assert evaluate(query, gallery, metric=metric).first_ranks.tolist() == [place + 1]
+
+
+def test_a_collapsed_model_scores_by_gallery_order():
+    """All features equal: nothing but ties, among matches too."""
+    query, gallery = features([(1, 1)] * 3, [1, 2, 3]), features([(1, 1)] * 9, [3, 2, 1] * 3)
+    result = evaluate(query, gallery)
+    assert result.first_ranks.tolist() == [3, 2, 1]
+    assert result.ap == pytest.approx(
+        [(1 / 3 + 2 / 6 + 3 / 9) / 3, (1 / 2 + 2 / 5 + 3 / 8) / 3, (1 + 2 / 4 + 3 / 7) / 3]
+    )
+
+
+def test_minus_zero_ties_with_zero():
+    gallery = features([(0, 1), (0, -1), (-0.0, 1)], [2, 1, 2])
+    assert evaluate(features([(1, -0.0)], [1]), gallery).first_ranks.tolist() == [2]
+    assert top_k(features([(1, -0.0)], [1]), gallery, 3)[0].tolist() == [[0, 1, 2]]
+
+
+def test_one_image_and_a_gallery_smaller_than_max_rank():
+    result = ranked([0.1], [1], [1], max_rank=50)
+    assert result.cmc.tolist() == [1.0] * 50 and result.mAP == result.mINP == result.mAP_trapezoid == 1
+
+
+def test_queries_without_a_match_are_counted_and_left_out():
+    query = features(np.eye(4), [1, 8, 2, -1], [0, 0, 1, 0])  # 8 is absent, 2 only under its own camera, -1 is junk
+    result = evaluate(query, features(np.eye(4), [1, 2, 3, -1], [1, 1, 1, 1]))
+    assert result.valid.tolist() == [True, False, False, False]
+    assert result.num_valid_queries == len(result.ap) == 1
+    assert result.to_json()["num_queries"] == 4
+
+
+@pytest.mark.parametrize("protocol", ["centroid", "centroid_all"])
+def test_centroid_map_is_the_mean_reciprocal_rank(protocol):
+    query, gallery = random_split(40, 4, 12, 3, seed=5), random_split(200, 4, 15, 3, seed=6)
+    result = evaluate(query, gallery, protocol)
+    np.testing.assert_array_equal(result.ap, 1 / result.first_ranks)
+    assert result.mAP == pytest.approx((1 / result.first_ranks).mean()) and result.mAP >= result.cmc[0]
+    assert result.mINP == result.mAP
+
+
+def test_centroids_are_normalised_after_the_mean():
+    """[3, 0] and [0, 1] average to [1.5, 0.5], at 18 degrees from the query; the mean of their directions is at 45, and
+    the other identity at 27."""
+    gallery = features([(1, 0.5), (3, 0), (0, 1)], [2, 1, 1])
+    assert evaluate(features([(1, 0)], [1]), gallery, "centroid_all").first_ranks.tolist() == [1]
+
+
+def test_euclidean_is_raw():
+    gallery = features([(2, 0), (1, 0.4)], [1, 2])
+    query = features([(1, 0)], [1])
+    assert evaluate(query, gallery, metric="cosine").first_ranks.tolist() == [1]
+    assert evaluate(query, gallery, metric="euclidean").first_ranks.tolist() == [2]
+    assert top_k(query, gallery, 2, metric="euclidean")[1].numpy() == pytest.approx(np.array([[-0.4, -1.0]]), abs=1e-6)
+
+
+# --- slices, precision, devices
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("cuts", [[0, 70], [0, 1, 70], [0, 33, 33, 70]])
+def test_merged_slices_equal_the_whole_to_the_last_digit(protocol, cuts):
+    query, gallery = random_split(70, 300, 40, 3, seed=7), random_split(400, 300, 40, 3, seed=8)
+    with mock.patch.multiple(ranking, QUERY_BLOCK=32):
+        whole = evaluate(query, gallery, protocol)
+        parts = []
+        for begin, end in zip(cuts, [*cuts[1:], 70], strict=True):
+            rows = slice(begin, end)
+            share = Features(query.embeddings[rows], query.pids[rows], query.camids[rows], query.distractors[rows])
+            parts.append(evaluate(share, gallery, protocol, partial=True))
+    merged = merge(parts)
+    assert merged.to_json() == whole.to_json()
+    assert np.array_equal(merged.ap, whole.ap) and np.array_equal(merged.valid, whole.valid)
+
+
+def test_a_slice_without_valid_queries_is_no_error_until_all_are():
+    nothing = evaluate(features([(1, 0)], [9]), features([(1, 0)], [1]), partial=True)
+    assert nothing.num_valid_queries == 0 and math.isnan(nothing.mAP)
+    something = evaluate(features([(1, 0)], [1]), features([(1, 0)], [1]), partial=True)
+    assert merge([nothing, something]).mAP == 1
+    with pytest.raises(ValueError, match="none of the 2 queries"):
+        merge([nothing, nothing])
+
+
+def test_merge_refuses_results_of_different_galleries():
+    one = evaluate(features([(1, 0)], [1]), features([(1, 0)], [1]))
+    two = evaluate(features([(1, 0)], [1]), features([(1, 0)] * 2, [1, 2]))
+    with pytest.raises(ValueError, match="one gallery and one max_rank"):
+        merge([one, two])
+
+
+def test_products_are_exact_whatever_training_switched_on():
+    query, gallery = random_split(40, 512, 12, 3, seed=9), random_split(200, 512, 12, 3, seed=10)
+    expected = evaluate(query, gallery)
+    backend = torch.backends.mkldnn.matmul
+    before = backend.fp32_precision
+    try:
+        backend.fp32_precision = "bf16"
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            result = evaluate(query, gallery)
+        assert backend.fp32_precision == "bf16"
+    finally:
+        backend.fp32_precision = before
+    assert np.array_equal(result.ap, expected.ap)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("metric", metrics.METRICS)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_cuda_agrees_with_a_loop(protocol, metric):
+    query, gallery = random_split(20, 8, 9, 4, seed=1), random_split(90, 8, 12, 4, seed=2)
+    expected = figures_by_hand(query, gallery, protocol, metric, 50)
+    on_device = [Features(x.embeddings.cuda(), x.pids, x.camids, x.distractors) for x in (query, gallery)]
+    assert_agree(evaluate(*on_device, protocol, metric), expected)
+    assert torch.equal(top_k(*on_device, 5, protocol, metric)[0], top_k(query, gallery, 5, protocol, metric)[0])
+
+
+def test_results_go_into_json():
+    import json
+
+    result = ranked([0.1, 0.2], [2, 1], [1, 1], max_rank=3)
+    assert json.loads(json.dumps(result.to_json())) == {
+        "mAP": 0.5,
+        "mAP_trapezoid": 0.25,
+        "mINP": 0.5,
+        "cmc": [0, 1, 1],
+        "num_valid_queries": 1,
+        "num_queries": 1,
+        "gallery_size": 2,
+    }
+
+
+# --- bad input
+
+
+def nan_row(row):
+    embeddings = np.ones((9, 2), np.float32)
+    embeddings[row, 1] = np.nan
+    return features(embeddings, range(9))
+
+
+@pytest.mark.parametrize(
+    ("query", "gallery", "arguments", "message"),
+    [
+        (
+            features(np.ones((2, 3)), [1, 2]),
+            features(np.ones((2, 2)), [1, 2]),
+            {},
+            "query embeddings have 3 dimensions",
+        ),
+        (features(np.ones((9, 2)), range(9)), nan_row(7), {}, "gallery: the embedding in row 7 is not finite"),
+        (nan_row(4), features(np.ones((9, 2)), range(9)), {}, r"query: the embedding in row 4 .*\(1 of 9 rows are\)"),
+        (features(np.ones((0, 2)), []), nan_row(7), {}, "the query is empty"),
+        (features(np.ones((1, 2)), [1]), features(np.ones((0, 2)), []), {}, "the gallery is empty"),
+        (features(np.ones((1, 2)), [1]), features(np.ones((1, 2)), [1]), {"protocol": "x"}, "unknown protocol 'x'"),
+        (features(np.ones((1, 2)), [1]), features(np.ones((1, 2)), [1]), {"metric": "l1"}, "known: cosine, euclidean"),
+        (features(np.ones((1, 2)), [1]), features(np.ones((1, 2)), [1]), {"max_rank": 0}, "max_rank is 0"),
+        (
+            features(np.ones((1, 2)), [1]),
+            features(np.ones((1, 2)), [2]),
+            {},
+            "none of the 1 queries has a possible match",
+        ),
+        (features(np.ones((1, 2)), [1]), features(np.ones((2, 2)), [-1] * 2), {}, "among the 0 gallery entries"),
+    ],
+)
+def test_bad_input_is_named(query, gallery, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(query, gallery, **arguments)
+
+
+def test_top_k_needs_a_k():
+    with pytest.raises(ValueError, match="k is 0"):
+        top_k(features([(1, 0)], [1]), features([(1, 0)], [1]), 0)
