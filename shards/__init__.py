@@ -1,0 +1,1 @@
+"""Raw datasets into WebDataset shards grouped by identity: readers, the build, its verification."""

@@ -1,0 +1,121 @@
+"""One shard: groups of images into a WebDataset tar whose bytes depend on the input alone.
+
+A sample is one identity: `<key>.json`, then `<key>.000.jpg`, `<key>.001.jpg`, ... with each image's original bytes.
+"""
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from reid.manifest import Shard
+from shards.images import BrokenImage, check_image
+from shards.records import Record
+
+
+@dataclass(frozen=True)
+class Group:
+    """The images that become one sample: an identity, or at most 16 images of junk or of distractors."""
+
+    key: str
+    pid: int
+    name: str
+    split: str
+    records: tuple[Record, ...]
+
+
+@dataclass
+class Packed:
+    """What went into one tar, in tar order. shard is None (and the file gone) when no image was readable."""
+
+    shard: Shard | None = None
+    pids: list[int] = field(default_factory=list)
+    images: list[int] = field(default_factory=list)
+    cameras: list[tuple[int, ...]] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    sightings: list[tuple[int, int]] = field(default_factory=list)  # (pid, camid) of each image
+    skipped: list[dict[str, str]] = field(default_factory=list)
+
+
+class _HashingSink:
+    """A file that knows the sha256 and the length of what was written, so that nothing is read twice."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.sha256 = hashlib.sha256()
+        self.length = 0
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        self.length += len(data)
+        return self.file.write(data)
+
+
+def pack_shard(path: Path, groups: Iterable[Group], root: Path, on_image: Callable[[], object]) -> Packed:
+    """Write `groups` to the tar `path`; each file is read once, checked, hashed and stored.
+
+    Broken images are left out and listed; `on_image` is called after every image. Sources are given relative to `root`.
+    """
+    packed = Packed()
+    with open(path, "wb") as file:
+        sink = _HashingSink(file)
+        with tarfile.open(fileobj=sink, mode="w|", format=tarfile.USTAR_FORMAT, bufsize=1 << 20) as tar:  # type: ignore[call-overload]
+            for group in groups:
+                _pack_group(tar, group, root, packed, on_image)
+        file.flush()
+        os.fsync(file.fileno())
+    if packed.pids:
+        packed.shard = Shard(path.name, sink.sha256.hexdigest(), sink.length, len(packed.pids), sum(packed.images))
+    else:
+        path.unlink()
+    return packed
+
+
+def _pack_group(tar: tarfile.TarFile, group: Group, root: Path, packed: Packed, on_image: Callable[[], object]) -> None:
+    entries: list[dict[str, str | int]] = []
+    payloads: list[bytes] = []
+    camids: list[int] = []
+    for record in group.records:
+        source = source_of(record, root)
+        try:
+            data = record.path.read_bytes()
+            suffix = check_image(data)
+        except OSError as error:
+            packed.skipped.append({"source": source, "reason": error.strerror or type(error).__name__})
+        except BrokenImage as error:
+            packed.skipped.append({"source": source, "reason": str(error)})
+        else:
+            file = f"{len(entries):03d}.{suffix}"
+            entries.append({"file": file, "camid": record.camid, "source": source, "crc32": zlib.crc32(data)})
+            payloads.append(data)
+            camids.append(record.camid)
+        on_image()
+    if not entries:
+        return
+    sample = {"pid": group.pid, "name": group.name, "split": group.split, "images": entries}
+    _add(tar, f"{group.key}.json", json.dumps(sample, separators=(",", ":")).encode())
+    for entry, data in zip(entries, payloads, strict=True):
+        _add(tar, f"{group.key}.{entry['file']}", data)
+    packed.pids.append(group.pid)
+    packed.images.append(len(entries))
+    packed.cameras.append(tuple(sorted(set(camids))))
+    packed.names.append(group.name)
+    packed.sightings += [(group.pid, camid) for camid in camids]
+
+
+def source_of(record: Record, root: Path) -> str:
+    """The path below the raw dataset's root: tells where an image came from, on any machine."""
+    return record.path.relative_to(root).as_posix()
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)  # its defaults are what we need: mtime 0, uid and gid 0, no owner names, mode 0644
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+    tar.members.clear()  # type: ignore[attr-defined]  # tarfile remembers every member; nothing here asks again
