@@ -1,8 +1,8 @@
 """What a query is searched against: the entries that each evaluation protocol lists, images or centroids.
 
-`image` lists images; `centroid` and `centroid_all` list one mean feature per identity, and every distractor image stands
-alone. Junk (pid -1) is never listed. Entries keep the gallery's order (an identity stands where its first image stood),
-because ties are broken by it.
+`image` lists images; `centroid` and `centroid_all` list one mean feature per identity, and every distractor image
+stands alone. Junk (pid -1) is never listed. Entries keep the gallery's order (an identity stands where its first image
+stood), because ties are broken by it.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Features:
 
     embeddings (N, D) as the model gives them, not normalised; kept as float32. pids (N,) int64, -1 = junk.
     camids (N,) int64, -1 = unknown. distractors (N,) bool or None: images that match nobody, whatever their pid; with
-    None every pid but -1 is an identity, 0 too. Labels go to the embeddings' device. Errors: ValueError on wrong shapes.
+    None every pid but -1 is an identity, 0 too. Labels go to the embeddings' device. ValueError on wrong shapes.
     """
 
     embeddings: Tensor
@@ -43,7 +43,7 @@ class Features:
         labels = torch.as_tensor(values, device=self.embeddings.device)
         if labels.shape != (len(self),):
             raise ValueError(f"{name} have shape {tuple(labels.shape)}; {len(self)} embeddings need ({len(self)},)")
-        if labels.is_floating_point() or labels.is_complex():
+        if len(labels) and (labels.is_floating_point() or labels.is_complex()):  # an empty list arrives as float
             raise ValueError(f"{name} are {labels.dtype}; give integers")
         return labels.long()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -102,6 +103,12 @@ class Tracker:
     def _give_up(self, error: Exception) -> None:
         self.run = None
         print(f"warning: W&B logging is off from here on: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+
+def name_in_sweep(name: str) -> str:
+    """The run's name; below a W&B agent with the agent's run id, so that the runs of a sweep do not share a folder."""
+    run_id = os.environ.get("WANDB_RUN_ID", "")
+    return f"{name}-{run_id}" if os.environ.get("WANDB_SWEEP_ID") and run_id else name
 
 
 def keep_steps_before(path: Path, step: int) -> None:

@@ -28,7 +28,7 @@ from reid.manifest import Manifest, Split, load_manifest
 from reid.model import ReIDModel
 from reid.optim import Schedule, build_optimizer
 from reid.plan import Plan
-from reid.tracking import Tracker
+from reid.tracking import Tracker, name_in_sweep
 
 CHECKPOINTS = "checkpoints"
 
@@ -111,6 +111,7 @@ def describe(config: Config, manifest: Manifest) -> dict[str, Any]:
 
 def train(config: Config) -> Path:
     """Train one run and return its folder. Raises ValueError on what the user can mend, before the first step."""
+    config.name = name_in_sweep(config.name)
     check(config, int(os.environ.get("WORLD_SIZE", "1")))
     root = Path(config.data.root)
     manifest = load_manifest(root)

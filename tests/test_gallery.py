@@ -67,6 +67,10 @@ def test_a_camera_without_images_of_the_identity_needs_no_centroid_of_its_own():
     assert listed.own_of[0] == LISTED and listed.own_of[1] >= 0
 
 
+def test_an_unknown_camera_takes_nothing_away():
+    assert build_gallery(split([3], [-1]), GALLERY, "centroid").own_of.tolist() == [LISTED]  # row 9 has none either
+
+
 def test_queries_of_one_identity_and_camera_share_a_centroid():
     query = split([3, 3, 3], [0, 0, 1])
     listed = build_gallery(query, GALLERY, "centroid")

@@ -189,6 +189,17 @@ def test_own_output_is_left_or_completed_and_never_deleted(tmp_path):
     assert json.loads((out / pedestrians.MARKER).read_text())["counts"] == counts
 
 
+def test_an_interrupted_folder_is_drawn_again(tmp_path):
+    small = dict(identities_train=1, identities_test=1, images_per_identity=2, cameras=2, distractors=1, junk=1)
+    synthesize(tmp_path, **small, progress=False)
+    whole = contents(tmp_path)
+    marker = json.loads((tmp_path / pedestrians.MARKER).read_text())
+    (tmp_path / pedestrians.MARKER).write_text(json.dumps({**marker, "complete": False}))
+    next((tmp_path / "query").iterdir()).write_bytes(b"half a JPEG")
+    synthesize(tmp_path, **small, progress=False)
+    assert contents(tmp_path) == whole
+
+
 def test_a_foreign_folder_is_refused_untouched(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="not empty"):

@@ -1,0 +1,128 @@
+"""The user's path in small, with the real launcher and two processes: draw, build, train, resume, evaluate."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from shards.__main__ import main as shards_main
+
+ROOT = Path(__file__).parent.parent
+LAUNCH = [str(Path(sys.executable).parent / "accelerate"), "launch", "--config_file", str(ROOT / "launch/cpu.yaml")]
+SMALL = [
+    "--config=configs/quickstart.yaml", "--data.height=32", "--data.width=16", "--batch.identities=4", "--batch.streams=2",
+    "--optim.milestones=[1]", "--optim.warmup_epochs=1", "--track.every_steps=2", "--track.wandb=offline",
+]  # fmt: skip
+
+
+def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a program on two processes from the root; each launch gets a port of its own."""
+    port = str(20000 + os.getpid() % 20000)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*LAUNCH, "--main_process_port", port, *arguments],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("end_to_end")
+    drawn, built = str(folder / "drawn"), str(folder / "shards")
+    sizes = ["--identities-train=16", "--identities-test=6", "--images-per-identity=6", "--distractors=5", "--junk=3"]
+    assert shards_main(["synth", "--out", drawn, *sizes, "--cameras=3", "--height=64", "--width=32"]) == 0
+    assert shards_main(["build", "market1501", "--root", drawn, "--out", built, "--shards=4"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(workspace: Path) -> Path:
+    """A run of two epochs, interrupted after the first and resumed."""
+    arguments = ["train.py", *SMALL, f"--data.root={workspace / 'shards'}", f"--runs={workspace}", "--name=resumed"]
+    first = launch(*arguments, "--optim.epochs=1")
+    assert first.returncode == 0, first.stderr
+    assert "over 2 process(es)" in first.stdout
+    second = launch(*arguments, "--optim.epochs=2", "--resume=auto")
+    assert second.returncode == 0, second.stderr
+    assert "from epoch 2 step 1" in second.stdout
+    return workspace / "resumed"
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(workspace: Path, trained: Path) -> None:
+    arguments = [*SMALL, f"--data.root={workspace / 'shards'}", f"--runs={workspace}", "--name=straight"]
+    straight = launch("train.py", *arguments, "--optim.epochs=2", "--track.wandb=off")
+    assert straight.returncode == 0, straight.stderr
+    for file in ("model.safetensors", "objective.safetensors"):
+        ours = load_file(newest(trained) / file)
+        theirs = load_file(newest(workspace / "straight") / file)
+        assert all(bool((ours[name] == theirs[name]).all()) for name in theirs)
+    losses = [
+        [line["train/loss"] for line in read_lines(run) if "train/loss" in line]
+        for run in (trained, workspace / "straight")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_the_log_has_every_term(trained: Path) -> None:
+    lines = read_lines(trained)
+    steps = [line["step"] for line in lines if "train/loss" in line]
+    assert steps == sorted(set(steps))
+    expected = {"loss", "cross_entropy", "triplet", "mctl", "center", "hinge_active", "d_ap", "d_an", "feature_norm", "lr"}
+    assert {f"train/{name}" for name in expected} <= set(lines[0])
+    assert any("eval/best_mAP" in line for line in lines)
+    assert list((trained / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_evaluation_writes_what_others_read(trained: Path) -> None:
+    evaluated = launch("evaluate.py", f"--run={trained}", "--baselines=[untrained,histogram]")
+    assert evaluated.returncode == 0, evaluated.stderr
+    folder = trained / "eval" / "pedestrians"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert list(metrics) == ["image", "centroid", "centroid_all"]
+    for figures in metrics.values():
+        assert len(figures["cmc"]) == 50
+        assert 0 <= figures["mINP"] <= figures["mAP"] <= 1
+        assert figures["num_valid_queries"] > 0
+    assert metrics["image"]["gallery_size"] > metrics["centroid"]["gallery_size"]
+    for row in ("trained", "untrained encoder", "colour histogram"):
+        assert row in evaluated.stdout
+    assert f"report: {folder / 'report.html'}" in evaluated.stdout
+    assert "<html" in (folder / "report.html").read_text()
+
+
+def test_evaluation_agrees_with_the_evaluation_in_training(trained: Path) -> None:
+    """Other batch sizes, workers and pages, the same figure; this needs the evaluation test's files."""
+    last = [line for line in read_lines(trained) if "eval/image/mAP" in line][-1]
+    alone = subprocess.run(
+        [sys.executable, "evaluate.py", f"--run={trained}", "--batch_size=7", "--workers=0", "--wandb=off"],
+        cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert alone.returncode == 0, alone.stderr
+    metrics = json.loads((trained / "eval" / "pedestrians" / "metrics.json").read_text())
+    assert metrics["image"]["mAP"] == pytest.approx(last["eval/image/mAP"], abs=1e-6)
+    assert metrics["centroid"]["mAP"] == pytest.approx(last["eval/centroid/mAP"], abs=1e-6)
+
+
+def test_a_second_run_in_the_same_folder_is_refused(trained: Path) -> None:
+    config = ["--config", str(trained / "config.yaml"), f"--runs={trained.parent}", "--name=resumed"]
+    again = subprocess.run(
+        [sys.executable, "train.py", *config, "--resume=never"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert again.returncode == 2
+    assert "holds a run already" in again.stderr and "--resume=auto" in again.stderr
+    assert "Traceback" not in again.stderr
+
+
+def newest(run: Path) -> Path:
+    return max((run / "checkpoints").iterdir())
+
+
+def read_lines(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,208 @@
+"""reid/plan.py: every promise about an epoch, counted one by one."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reid.plan import Plan
+
+
+def make_plan(counts_of_shards, streams, per_stream, images, **knobs) -> Plan:
+    """counts_of_shards: for each shard the images of its identities."""
+    return Plan(
+        image_counts=np.array([count for counts in counts_of_shards for count in counts]),
+        shard_of=np.repeat(np.arange(len(counts_of_shards)), [len(counts) for counts in counts_of_shards]),
+        num_shards=len(counts_of_shards),
+        identities=streams * per_stream,
+        images=images,
+        streams=streams,
+        **knobs,
+    )
+
+
+@st.composite
+def plans(draw) -> Plan:
+    streams, per_stream = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    counts = st.lists(st.integers(1, 9), min_size=per_stream, max_size=per_stream + 4)
+    return make_plan(
+        draw(st.lists(counts, min_size=streams, max_size=3 * streams)),
+        streams,
+        per_stream,
+        images=draw(st.integers(1, 5)),
+        seed=draw(st.integers(0, 5)),
+        repeat_short=draw(st.booleans()),
+        steps=draw(st.integers(0, 12)),
+    )
+
+
+def global_batches(plan: Plan, epoch: int, world_size: int = 1) -> list[tuple[list[int], list[list[int]]]]:
+    """Identities and images of every step, ranks one after the other."""
+    streams = [s for rank in range(world_size) for s in plan.streams_of_rank(rank, world_size)]
+    parts = [plan.stream_steps(epoch, s) for s in streams]
+    return [
+        (
+            [int(row) for part in parts for row in part.identities[step]],
+            [images.tolist() for part in parts for images in part.images[step]],
+        )
+        for step in range(plan.steps_per_epoch)
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(plan=plans(), epoch=st.integers(0, 3))
+def test_every_promise_of_an_epoch(plan, epoch):
+    assert sorted(shard for shards in plan.deal(epoch) for shard in shards) == list(range(plan.num_shards))
+    for identities, images in global_batches(plan, epoch):
+        assert len(identities) == len(set(identities)) == plan.identities
+        for row, chosen in zip(identities, images, strict=True):
+            check_group(chosen, int(plan.image_counts[row]), plan.images, plan.repeat_short)
+    for stream in range(plan.streams):
+        check_stream(plan, epoch, stream)
+
+
+def check_group(chosen: list[int], count: int, k: int, repeat_short: bool) -> None:
+    assert len(chosen) == k
+    if count >= k:
+        assert len(set(chosen)) == k and set(chosen) <= set(range(count))
+    elif repeat_short:
+        times = Counter(chosen)
+        assert set(times) == set(range(count)) and max(times.values()) - min(times.values()) <= 1
+    else:
+        assert sorted(chosen[:count]) == list(range(count)) and chosen[count:] == [-1] * (k - count)
+
+
+def check_stream(plan: Plan, epoch: int, stream: int) -> None:
+    steps = plan.stream_steps(epoch, stream)
+    assert steps.identities.shape == steps.passes.shape == (plan.steps_per_epoch, plan.groups_per_step)
+    assert steps.images.shape == (plan.steps_per_epoch, plan.groups_per_step, plan.images)
+    assert set(plan.shard_of[steps.identities.ravel()]) <= set(steps.shards.tolist())
+    groups_met, images_met = Counter(), Counter()
+    for row, number, chosen in zip(
+        steps.identities.ravel(), steps.passes.ravel(), steps.images.reshape(-1, plan.images), strict=True
+    ):
+        groups_met[row, number] += 1
+        images_met.update((row, number, image) for image in set(chosen.tolist()) if image >= 0)
+    assert max(images_met.values()) == 1  # no image twice in one pass
+    for (row, _), times in groups_met.items():
+        assert times <= max(1, plan.image_counts[row] // plan.images)
+
+
+@settings(max_examples=30, deadline=None)
+@given(plan=plans())
+def test_steps_per_epoch_is_one_pass_or_what_was_asked_for(plan):
+    groups = sum(max(1, int(count) // plan.images) for count in plan.image_counts)
+    assert plan.steps_per_epoch == (plan.steps or max(1, groups // plan.identities))
+
+
+def sizes(rng: np.random.Generator, shards: int, per_shard: int) -> list[list[int]]:
+    return rng.integers(1, 12, (shards, per_shard)).tolist()
+
+
+def test_a_stream_alone_gives_the_same_as_all_in_any_order():
+    plan = make_plan(sizes(np.random.default_rng(0), 16, 5), streams=8, per_stream=2, images=4, seed=3)
+    wanted = [plan.stream_steps(2, stream) for stream in range(8)]
+    np.random.seed(1)  # noqa: NPY002  # the global generator must not matter
+    again = replace(plan, image_counts=plan.image_counts.copy())
+    for stream in reversed(range(8)):
+        found = again.stream_steps(2, stream)
+        for name in ("shards", "identities", "images", "passes"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(wanted[stream], name))
+
+
+@pytest.mark.parametrize("world_size", [2, 4, 8])
+def test_the_global_batch_is_the_same_for_any_number_of_ranks(world_size):
+    plan = make_plan(sizes(np.random.default_rng(1), 16, 5), streams=8, per_stream=2, images=4)
+    assert {len(plan.streams_of_rank(rank, world_size)) for rank in range(world_size)} == {8 // world_size}
+    for epoch in range(2):
+        assert global_batches(plan, epoch, world_size) == global_batches(plan, epoch)
+
+
+def test_epoch_and_seed_change_the_deal_and_the_batches():
+    plan = make_plan(sizes(np.random.default_rng(2), 16, 5), streams=4, per_stream=2, images=4)
+    deals = {tuple(tuple(shards.tolist()) for shards in plan.deal(epoch)) for epoch in range(5)}
+    assert len(deals) == 5
+    assert global_batches(plan, 0) != global_batches(plan, 1)
+    assert global_batches(plan, 0) != global_batches(replace(plan, seed=1), 0)
+
+
+def test_a_long_epoch_wraps_into_new_shuffles():
+    plan = make_plan([[8, 8], [8, 8]], streams=1, per_stream=2, images=4, steps=12)  # 8 groups a pass: 4 steps
+    steps = plan.stream_steps(0, 0)
+    assert sorted(steps.passes.ravel().tolist()) == [0] * 8 + [1] * 8 + [2] * 8
+    chosen = {
+        number: {
+            (row, tuple(sorted(images)))
+            for row, images in zip(
+                steps.identities[steps.passes == number].tolist(),
+                steps.images[steps.passes == number].tolist(),
+                strict=True,
+            )
+        }
+        for number in range(3)
+    }
+    assert chosen[0] != chosen[1] != chosen[2]
+
+
+def test_coverage_and_mixing_with_the_numbers_of_market1501():
+    rng = np.random.default_rng(0)
+    plan = market_like(rng)
+    total = int(plan.image_counts.sum())
+    assert abs(total / 751 - 17.2) < 0.5
+    seen: set[tuple[int, int]] = set()
+    met = np.zeros((751, 751), dtype=bool)
+    for epoch in range(30):
+        parts = [plan.stream_steps(epoch, stream) for stream in range(16)]
+        for rows in np.concatenate([part.identities for part in parts], axis=1):
+            met[np.ix_(rows, rows)] = True
+        if epoch < 3:
+            images = {
+                (int(row), image)
+                for part in parts
+                for row, chosen in zip(part.identities.ravel(), part.images.reshape(-1, 4).tolist(), strict=True)
+                for image in chosen
+                if image >= 0
+            }
+            assert len(images) >= 0.88 * total
+            seen |= images
+    assert len(seen) >= 0.99 * total
+    random_met = np.zeros((751, 751), dtype=bool)
+    share = plan.groups / plan.groups.sum()
+    for _ in range(30 * plan.steps_per_epoch):
+        rows = rng.choice(751, 64, replace=False, p=share)
+        random_met[np.ix_(rows, rows)] = True
+    assert met.sum() - 751 >= 0.95 * (random_met.sum() - 751)
+
+
+def market_like(rng: np.random.Generator) -> Plan:
+    """751 identities of about 17.2 images in 64 shards of about the same size."""
+    counts = np.maximum(2, rng.gamma(4, 17.7 / 4, 751).astype(int))
+    shard_of, load = np.zeros(751, dtype=np.int64), np.zeros(64)
+    for row in np.argsort(-counts):
+        shard_of[row] = load.argmin()
+        load[shard_of[row]] += counts[row]
+    order = np.argsort(shard_of, kind="stable")
+    return Plan(counts[order], shard_of[order], num_shards=64, identities=64, images=4, streams=16)
+
+
+def test_errors_say_what_to_change():
+    counts = [[4, 4], [4, 4], [4, 4], [4, 4]]
+    with pytest.raises(ValueError, match=r"batch\.identities = 6 does not divide among batch\.streams = 4"):
+        Plan(np.full(8, 4), np.repeat(np.arange(4), 2), num_shards=4, identities=6, images=4, streams=4)
+    with pytest.raises(ValueError, match=r"4 training shards are too few.*--shards 8 or more.*streams to at most 4"):
+        make_plan(counts, streams=8, per_stream=1, images=4)
+    with pytest.raises(ValueError, match=r"only 2 identities.* = 3 distinct.*lower batch\.identities"):
+        make_plan(counts, streams=4, per_stream=3, images=4)
+    with pytest.raises(ValueError, match=r"batch\.streams = 4 does not divide among 3 ranks"):
+        make_plan(counts, streams=4, per_stream=1, images=4).streams_of_rank(0, 3)
+
+
+def test_the_poorest_deal_counts():
+    """Five shards on two streams: one stream may get the two smallest, which hold 1 + 2 identities."""
+    counts = [[4] * 9, [4], [4] * 9, [4] * 2, [4] * 9]
+    make_plan(counts, streams=2, per_stream=3, images=4).stream_steps(0, 0)
+    with pytest.raises(ValueError, match="only 3 identities"):
+        make_plan(counts, streams=2, per_stream=4, images=4)
