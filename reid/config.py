@@ -1,4 +1,4 @@
-"""Every knob of training and evaluation: dataclasses, read from YAML and dotted flags, checked before anything starts."""
+"""Every knob of training and evaluation: dataclasses, read from YAML and dotted flags, checked at the start."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class BatchConfig:
     images: int = 4
     """K, images per identity."""
     streams: int = 8
-    """S, fixed cuts of an epoch. Divides `identities`; the number of ranks divides it. Changing it changes the batches."""
+    """S, fixed cuts of an epoch: divides `identities`, is divided by the number of ranks; another S, other batches."""
     short: Literal["keep", "repeat"] = "keep"
     """Identity with fewer than K images: keep its short group, or repeat images up to K (as BoT does)."""
     steps_per_epoch: int = 0
@@ -79,7 +79,7 @@ class ModelConfig:
     last_stride: Literal[1, 2] = 1
     """Stride of the last stage; 1 keeps twice the resolution (BoT: +1.4 mAP)."""
     stem_stride: Literal[1, 2, 4] = 4
-    """Reduction before the first stage: 4 as on ImageNet; 2 drops the max-pool; 1 also the stride of the first convolution."""
+    """Reduction before the first stage: 4 as on ImageNet; 2 without the max-pool; 1 without any stride."""
     pool: Literal["gap", "gem"] = "gap"
     """Global average pooling, or generalised-mean pooling with a learned exponent."""
 
@@ -175,7 +175,7 @@ class Config:
     seed: int = 0
     """Seed of weights, plan and augmentation."""
     resume: Literal["never", "auto"] = "never"
-    """auto: continue from the newest checkpoint of this run, if there is one; never: refuse a folder with checkpoints."""
+    """auto: continue from this run's newest checkpoint, if there is one; never: refuse a folder with checkpoints."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Autocast; auto = bf16 on CUDA, none on CPU."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -302,7 +302,7 @@ def check(config: Config, world_size: int) -> None:
     if batch.streams % world_size:
         raise ValueError(
             f"batch.streams = {batch.streams} does not divide among {world_size} ranks; use a multiple of {world_size} "
-            f"(that divides batch.identities = {batch.identities}), or launch one of {_divisors(batch.streams)} processes"
+            f"that divides batch.identities = {batch.identities}, or launch {_divisors(batch.streams)} processes"
         )
     shares: list[tuple[str, float]] = [
         ("augment.flip", config.augment.flip),

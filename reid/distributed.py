@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 
@@ -98,6 +98,17 @@ def global_mean(local_sum: Tensor, local_count: Tensor) -> Tensor:
     """
     count = sum_over_ranks(local_count.to(local_sum.dtype))
     return local_sum * (world_size() / count.clamp(min=1))
+
+
+@torch.no_grad()
+def copy_buffers_from_rank_0(module: nn.Module) -> None:
+    """Make the buffers (BatchNorm's running statistics) of every rank those of rank 0, which a checkpoint keeps.
+
+    DDP does it at the start of a forward pass only; after one, each rank has moved on by its own images.
+    """
+    if is_distributed():
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:

@@ -95,7 +95,7 @@ def evaluate_over_ranks(
 
 
 def read_images(root: Path, manifest: Manifest, split: str, index: Sequence[int], pixels: Pixels) -> list[np.ndarray]:
-    """The images (H, W, 3) uint8 at `index` (places in the split's storage order), opening only the shards that hold them."""
+    """The images (H, W, 3) uint8 at `index`, places in the split's storage order; opens the shards that hold them."""
     part = manifest.split(split)
     ends = np.cumsum(part.images)
     rows = np.searchsorted(ends, np.asarray(index), side="right")

@@ -141,11 +141,11 @@ class _Streams(IterableDataset):
             torch.set_num_threads(1)
             streams = np.array_split(np.array(streams), worker.num_workers)[worker.id].tolist()
         try:
-            epoch, step = self.start
-            for epoch in range(epoch, self.epochs):
-                for parts in zip(*(self.loader.read_stream(epoch, s, step) for s in streams), strict=True):
+            first_epoch, first_step = self.start
+            for epoch in range(first_epoch, self.epochs):
+                skipped = first_step if epoch == first_epoch else 0
+                for parts in zip(*(self.loader.read_stream(epoch, s, skipped) for s in streams), strict=True):
                     yield join(parts)
-                step = 0
         except ValueError as error:
             yield _Damage(str(error))
 
@@ -178,11 +178,10 @@ class TrainLoader:
         workers = min(self.workers, len(streams))
         dataset = _Streams(self, streams, start, epochs)
         parts = iter(DataLoader(dataset, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None))
-        epoch, step = start
-        for epoch in range(epoch, epochs):
-            for step in range(step, self.plan.steps_per_epoch):
+        first_epoch, first_step = start
+        for epoch in range(first_epoch, epochs):
+            for step in range(first_step if epoch == first_epoch else 0, self.plan.steps_per_epoch):
                 yield epoch, step, join([_checked(next(parts)) for _ in range(max(1, workers))])
-            step = 0
 
     def read_stream(self, epoch: int, stream: int, start: int = 0) -> Iterator[Batch]:
         """The stream's part of each step of an epoch from step `start`; what comes before is read but not decoded.

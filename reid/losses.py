@@ -369,7 +369,8 @@ def as_float(tensor: Tensor) -> Tensor:
 def _check_batch(features: Tensor, pids: Tensor) -> None:
     if features.ndim != 2 or pids.ndim != 1 or len(features) != len(pids):
         raise ValueError(
-            f"features must be (B, D) and pids (B,), with the same B; got {tuple(features.shape)} and {tuple(pids.shape)}"
+            "features must be (B, D) and pids (B,), with the same B; "
+            f"got {tuple(features.shape)} and {tuple(pids.shape)}"
         )
 
 

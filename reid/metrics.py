@@ -84,7 +84,10 @@ def evaluate(
 
 
 def merge(results: Sequence[Result]) -> Result:
-    """One result from those of consecutive slices of the queries, equal to the last digit to that of the whole."""
+    """One result from those of consecutive slices of the queries.
+
+    Equal to the last digit to the result of the whole, if every process computes with as many threads.
+    """
     if len({(result.gallery_size, len(result.cmc)) for result in results}) != 1:
         sizes = [(result.gallery_size, len(result.cmc)) for result in results]
         raise ValueError(f"merge needs results of one gallery and one max_rank; got (gallery, max_rank) {sizes}")

@@ -20,7 +20,7 @@ from reid import checkpoint
 from reid.augment import Augmentation
 from reid.checkpoint import Progress
 from reid.config import Config, check, parse, save, to_dict
-from reid.distributed import sum_over_ranks, world_size
+from reid.distributed import copy_buffers_from_rank_0, sum_over_ranks, world_size
 from reid.features import evaluate_over_ranks, extract
 from reid.loader import Batch, Pixels, TrainLoader
 from reid.losses import Objective
@@ -230,7 +230,8 @@ def choose_checkpoint(config: Config) -> Path | None:
     found = checkpoint.find(config.folder / CHECKPOINTS)
     if found and config.resume == "never":
         raise ValueError(
-            f"{config.folder} holds a run already ({found[0].name}); continue it with --resume=auto, or give another --name"
+            f"{config.folder} holds a run already ({found[0].name}); continue it with --resume=auto, "
+            "or give another --name"
         )
     return found[0] if found else None
 
@@ -261,8 +262,8 @@ def refuse_non_finite(values: dict[str, float], epoch: int, step: int, batch: Ba
     bad = [name for name, value in values.items() if not torch.isfinite(torch.tensor(value))]
     if bad:
         raise ValueError(
-            f"{', '.join(bad)} not finite at epoch {epoch + 1}, step {step + 1}; this rank's images (identity row, image): "
-            f"{batch.ids[:8].tolist()} ...; lower optim.lr (now {config.optim.lr}) or set optim.clip_norm; the "
+            f"{', '.join(bad)} not finite at epoch {epoch + 1}, step {step + 1}; this rank's images (identity row, "
+            f"image): {batch.ids[:8].tolist()} ...; lower optim.lr (now {config.optim.lr}) or set optim.clip_norm; the "
             f"checkpoints in {config.folder / CHECKPOINTS} are from before"
         )
 
@@ -271,6 +272,7 @@ def evaluate_in_training(
     config: Config, model: torch.nn.Module, manifest: Manifest, pixels: Pixels, accelerator: Accelerator
 ) -> dict[str, float]:
     """Image and centroid figures of query against gallery, on all ranks; the unwrapped model, as DDP would hang."""
+    copy_buffers_from_rank_0(model)
     both = [
         extract(
             model, Path(config.data.root), manifest, split, pixels, batch_size=config.eval.batch_size,

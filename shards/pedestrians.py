@@ -889,24 +889,24 @@ def draw_pedestrian(
     pen = ImageDraw.Draw(canvas, "RGBA")
     view = _frame(rng, sensor, w, h, crop)
     people = [] if identity is None else [(view, make_identity(identity))]
-    if rng.random() < 0.12:  # a passer-by, half outside the crop, in front or behind
+    if rng.random() < 0.1:  # a passer-by, half outside the crop, in front or behind
         aside = view.centre + pick(rng, [-1, 1]) * rng.uniform(0.42, 0.6) * w
         other = replace(view, yaw=rng.uniform(0, 6.28), centre=aside, unit=view.unit * rng.uniform(0.8, 1.05))
         stranger = make_identity(("passer-by", rng.random()))
         people.insert(0 if rng.random() < 0.6 else len(people), (other, stranger))
     for where, who in people:
         paint_person(pen, where, who, make_pose(rng))
-    if rng.random() < 0.18:
+    if rng.random() < 0.14:
         _paint_occluder(pen, rng, view, w, h)
     return _expose(canvas.reduce(SUPERSAMPLE), sensor, rng)
 
 
 def _frame(rng: random.Random, sensor: Camera, w: int, h: int, crop: str) -> View:
     """Where the detector's box puts the person, and how he is turned."""
-    yaw = sensor.yaw + rng.gauss(0, 0.4) + (math.pi if rng.random() < 0.25 else 0.0)
-    size = rng.uniform(0.82, 0.99)
-    centre, ground = (0.5 + rng.gauss(0, 0.058)) * w, (0.965 + rng.gauss(0, 0.028)) * h
-    if rng.random() < 0.06:  # the box ends at the knees or the chest fills it
+    yaw = sensor.yaw + rng.gauss(0, 0.4) + (math.pi if rng.random() < 0.3 else 0.0)
+    size = rng.uniform(0.84, 0.99)
+    centre, ground = (0.5 + rng.gauss(0, 0.05)) * w, (0.965 + rng.gauss(0, 0.026)) * h
+    if rng.random() < 0.05:  # the box ends at the knees or the chest fills it
         size, ground = size * 1.25, ground + 0.22 * h
     if crop == "bad":
         size *= rng.uniform(1.0, 1.6)
@@ -918,7 +918,7 @@ def _frame(rng: random.Random, sensor: Camera, w: int, h: int, crop: str) -> Vie
 def _expose(image: Image.Image, sensor: Camera, rng: random.Random) -> Image.Image:
     """What lens and sensor make of the light: blur, low resolution, cast, exposure, gamma, noise."""
     w, h = image.size
-    detail = rng.uniform(0.55, 1.0)
+    detail = rng.uniform(0.6, 1.1)
     if detail < 0.85:  # a person far away: fewer pixels than the crop has
         image = image.resize((int(w * detail), int(h * detail)), Image.Resampling.BILINEAR)
         image = image.resize((w, h), Image.Resampling.BILINEAR)

@@ -1,4 +1,4 @@
-"""A tiny dataset of random drawn images, built into shards as a user would build them."""
+"""Made-up input: a tiny dataset of drawn images, built into shards as a user would, and a malicious object."""
 
 from __future__ import annotations
 
@@ -74,3 +74,13 @@ def draw_dataset(
     draw("bounding_box_test", -1, [1, 2, 3, 1, 2])
     built = build(read(raw), folder / "shards", dataset="drawn", num_shards=num_shards)
     return Drawn(raw, folder / "shards", built.manifest)
+
+
+class Bomb:
+    """Unpickling it creates the file `path`: what a malicious weights file would do."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return open, (str(self.path), "w")

@@ -16,8 +16,9 @@ from shards.__main__ import main as shards_main
 ROOT = Path(__file__).parent.parent
 LAUNCH = [str(Path(sys.executable).parent / "accelerate"), "launch", "--config_file", str(ROOT / "launch/cpu.yaml")]
 SMALL = [
-    "--config=configs/quickstart.yaml", "--data.height=32", "--data.width=16", "--batch.identities=4", "--batch.streams=2",
-    "--optim.milestones=[1]", "--optim.warmup_epochs=1", "--track.every_steps=2", "--track.wandb=offline",
+    "--config=configs/quickstart.yaml", "--data.height=32", "--data.width=16",
+    "--batch.identities=4", "--batch.streams=2", "--optim.milestones=[1]", "--optim.warmup_epochs=1",
+    "--track.every_steps=2", "--track.wandb=offline",
 ]  # fmt: skip
 
 
@@ -73,8 +74,9 @@ def test_the_log_has_every_term(trained: Path) -> None:
     lines = read_lines(trained)
     steps = [line["step"] for line in lines if "train/loss" in line]
     assert steps == sorted(set(steps))
-    expected = {"loss", "cross_entropy", "triplet", "mctl", "center", "hinge_active", "d_ap", "d_an", "feature_norm", "lr"}
-    assert {f"train/{name}" for name in expected} <= set(lines[0])
+    terms = {"loss", "cross_entropy", "triplet", "mctl", "center"}
+    diagnostics = {"hinge_active", "d_ap", "d_an", "feature_norm", "lr", "images_per_s", "data_wait_share"}
+    assert {f"train/{name}" for name in terms | diagnostics} <= set(lines[0])
     assert any("eval/best_mAP" in line for line in lines)
     assert list((trained / "wandb").glob("offline-run-*/*.wandb"))
 
@@ -97,7 +99,7 @@ def test_evaluation_writes_what_others_read(trained: Path) -> None:
 
 
 def test_evaluation_agrees_with_the_evaluation_in_training(trained: Path) -> None:
-    """Other batch sizes, workers and pages, the same figure; this needs the evaluation test's files."""
+    """Another batch size and number of processes and workers, the same figures."""
     last = [line for line in read_lines(trained) if "eval/image/mAP" in line][-1]
     alone = subprocess.run(
         [sys.executable, "evaluate.py", f"--run={trained}", "--batch_size=7", "--workers=0", "--wandb=off"],

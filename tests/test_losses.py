@@ -15,7 +15,7 @@ from reid import losses
 from reid.centroids import gather_centroids
 
 DATA = Path(__file__).parent / "data"
-# Computed once by the CTL authors' code (float32) and, for MCTL, by float64 loops; 4 x 4 rows, and 2, 3, 4, 2, 4, 4 rows.
+# Computed once by the CTL authors' code (float32) and, for MCTL, by float64 loops: 4 x 4 rows; 2, 3, 4, 2, 4, 4 rows.
 ORACLES = {name: dict(np.load(DATA / f"losses_{name}.npz")) for name in ("full_groups", "short_groups")}
 MARGINS = [0.3, 0.5, 1.0, 5.0, 20.0]
 
@@ -26,7 +26,9 @@ def real_rows(oracle: dict[str, np.ndarray]) -> tuple[Tensor, Tensor]:
     return features, torch.tensor(oracle["labels"][real])
 
 
-def assert_agrees(loss: Tensor, features: Tensor, oracle: dict[str, np.ndarray], value: str, gradient: str = "") -> None:
+def assert_agrees(
+    loss: Tensor, features: Tensor, oracle: dict[str, np.ndarray], value: str, gradient: str = ""
+) -> None:
     assert loss.item() == pytest.approx(float(oracle[value]), rel=1e-5)
     if gradient in oracle:
         (found,) = torch.autograd.grad(loss, features)
@@ -39,9 +41,7 @@ def test_mctl_in_rounds_agrees_with_the_oracle(name: str, margin: float) -> None
     oracle = ORACLES[name]
     features, pids = real_rows(oracle)
     loss = losses.modified_centroid_triplet(features, pids, 0.1, margin, reading="rounds")
-    assert_agrees(
-        loss, features, oracle, f"cand_loss_mctl_dropin_m{margin}", f"cand_gradfeat_mctl_dropin_m{margin}"
-    )
+    assert_agrees(loss, features, oracle, f"cand_loss_mctl_dropin_m{margin}", f"cand_gradfeat_mctl_dropin_m{margin}")
 
 
 @pytest.mark.parametrize("margin", MARGINS)

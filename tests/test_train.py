@@ -19,8 +19,8 @@ from shards.pedestrians import synthesize
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("train")
     synthesize(
-        folder / "drawn", identities_train=8, identities_test=2, images_per_identity=4, cameras=2, distractors=0, junk=0,
-        height=32, width=16, progress=False,
+        folder / "drawn", identities_train=8, identities_test=2, images_per_identity=4, cameras=2, distractors=0,
+        junk=0, height=32, width=16, progress=False,
     )  # fmt: skip
     build(market1501.read(folder / "drawn"), folder / "shards", num_shards=2)
     return folder / "shards"

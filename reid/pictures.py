@@ -1,0 +1,168 @@
+"""Evaluation results as pictures: CMC curves, and rank lists in green and red frames.
+
+Figure objects, never pyplot: no global state, no display needed. Text from outside is never read as formulas.
+"""
+
+import io
+import textwrap
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+MARKED = (1, 5, 10, 20, 30, 40, 50, 100)  # ranks with a tick and a dot
+STROKES = (("-", 2.0, "o"), ("--", 1.1, None), (":", 1.4, None), ("-.", 1.1, None))  # by model, the first stands out
+RIGHT, WRONG = "#1a9850", "#d73027"
+
+
+@dataclass
+class Ranked:
+    """One picture of a rank list: image (H, W, 3) uint8, its caption, and whether it matches the query."""
+
+    image: np.ndarray
+    caption: str
+    correct: bool
+
+
+@dataclass
+class RankList:
+    """A query and the best entries of its gallery, best first. ap in [0, 1]; title, for example, `best` or `median`."""
+
+    query: Ranked
+    gallery: list[Ranked]
+    ap: float
+    title: str
+
+
+Results = dict[str, dict[str, dict]]  # model -> protocol -> Result.to_json(); the first model is the one reported on
+
+
+@dataclass(frozen=True)
+class Theme:
+    paper: str
+    ink: str
+    grid: str
+    lines: tuple[str, ...]
+
+
+LIGHT = Theme("#ffffff", "#1f2430", "#e4e7ec", ("#0072b2", "#d55e00", "#7b3fa0", "#009e73", "#8a6d00"))
+DARK = Theme("#171b22", "#dfe3ea", "#2c323c", ("#56b4e9", "#f0953f", "#c792ea", "#3fc9a0", "#e5c558"))
+
+
+def draw_cmc(results: Results, dataset: str, theme: Theme = LIGHT) -> bytes:
+    """PNG of the matching rate by rank: a colour per protocol, thick for the first model, thin for the others."""
+    figure = Figure(figsize=(5.6, 4.6), dpi=200, facecolor=theme.paper, layout="constrained")
+    axes = figure.add_subplot(facecolor=theme.paper)
+    colours = {protocol: theme.lines[i % len(theme.lines)] for i, protocol in enumerate(list_protocols(results))}
+    for i, protocols in enumerate(results.values()):
+        style, width, marker = _stroke(i)
+        for j, (protocol, figures) in enumerate(protocols.items()):
+            cmc = 100 * np.asarray(figures["cmc"])
+            # Later protocols lie beneath and stand out at the sides, so that curves which coincide can be told apart.
+            axes.plot(np.arange(1, len(cmc) + 1), cmc, style, color=colours[protocol], marker=marker,
+                      linewidth=width + (0 if i else 1.3 * j), markersize=5 + 1.3 * j, zorder=3 - 0.1 * j,
+                      markevery=[rank - 1 for rank in MARKED if rank <= len(cmc)])  # fmt: skip
+    last = max(len(figures["cmc"]) for protocols in results.values() for figures in protocols.values())
+    axes.set_xlim(min(0.5, last - 1), last + 0.5)
+    axes.set_xticks([rank for rank in MARKED if rank <= last])
+    axes.set_ylim(top=102)  # room for the dots at 100
+    axes.set_xlabel("rank", color=theme.ink, fontsize=11)
+    axes.set_ylabel("matching rate (%)", color=theme.ink, fontsize=11)
+    axes.set_title(f"CMC · {dataset}", color=theme.ink, fontsize=12, fontweight="bold", loc="left", parse_math=False)
+    axes.grid(color=theme.grid, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=theme.ink, length=0, labelsize=10)
+    for name, spine in axes.spines.items():
+        spine.set_visible(name in ("left", "bottom"))
+        spine.set_color(theme.grid)
+    _draw_legend(figure, colours, list(results), theme)
+    return _png(figure)
+
+
+def _stroke(model: int) -> tuple[str, float, str | None]:
+    return STROKES[min(model, len(STROKES) - 1)]
+
+
+def _draw_legend(figure: Figure, colours: dict[str, str], models: list[str], theme: Theme) -> None:
+    """A row that tells protocols by colour and a row that tells models by stroke."""
+
+    def sample(model: int) -> Line2D:
+        style, width, marker = _stroke(model)
+        return figure.axes[0].plot([], [], style, color=theme.ink, linewidth=width, marker=marker, markersize=5)[0]
+
+    rows = [
+        [(Line2D([], [], color=colour, linewidth=4), protocol) for protocol, colour in colours.items()],
+        [(sample(i), model) for i, model in enumerate(models)],
+    ]
+    columns = max(map(len, rows))
+    blank = Line2D([], [], linestyle="none"), ""
+    cells = [row[i] if i < len(row) else blank for i in range(columns) for row in rows]  # legends fill by column
+    lines, names = zip(*cells, strict=True)
+    legend = figure.legend(lines, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
+    for text in legend.get_texts():
+        text.set_color(theme.ink)
+        text.set_parse_math(False)
+
+
+def draw_rank_lists(rank_lists: list[RankList], theme: Theme = LIGHT) -> bytes:
+    """PNG with a row per list: the query, then its gallery, framed green where it matches and red where it does not."""
+    columns = 1 + max(len(ranks.gallery) for ranks in rank_lists)
+    lines = max(len(_wrap(p.caption)) for ranks in rank_lists for p in (ranks.query, *ranks.gallery))
+    aspect = np.median(
+        [p.image.shape[0] / p.image.shape[1] for ranks in rank_lists for p in ranks.gallery or [ranks.query]]
+    )
+    width, head, foot = 1.1, 0.55, 0.2 + 0.14 * (lines + 1)
+    height = min(max(width * aspect, 0.8), 2.4)
+    row = head + height + foot
+    size = (columns + 0.5) * (width + 0.12) + 0.1, row * len(rank_lists) + 0.1
+    figure = Figure(figsize=size, dpi=120, facecolor=theme.paper)
+    for i, ranks in enumerate(rank_lists):
+        top = size[1] - i * row
+        figure.text(0.12 / size[0], (top - 0.3) / size[1], f"{ranks.title}  ·  AP {percent(ranks.ap)}%",
+                    color=theme.ink, fontsize=11, fontweight="bold", parse_math=False)  # fmt: skip
+        for j, picture in enumerate([ranks.query, *ranks.gallery]):
+            left = 0.12 + j * (width + 0.12) + (0.3 if j else 0)
+            box = (left / size[0], (top - head - height) / size[1], width / size[0], height / size[1])
+            colour = theme.ink if j == 0 else RIGHT if picture.correct else WRONG
+            _draw_picture(figure, box, picture, colour, f"{j} {mark(picture)}" if j else "query", theme)
+    return _png(figure)
+
+
+def _draw_picture(
+    figure: Figure, box: tuple[float, float, float, float], picture: Ranked, colour: str, head: str, theme: Theme
+) -> None:
+    axes = figure.add_axes(box)
+    axes.imshow(picture.image, interpolation="lanczos")
+    axes.set_axis_off()
+    height, width = picture.image.shape[:2]
+    frame = Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor=colour, linewidth=3.5, clip_on=False)
+    axes.add_patch(frame)
+    axes.annotate(head, (0.5, 0), xytext=(0, -7), xycoords="axes fraction", textcoords="offset points",
+                  ha="center", va="top", fontsize=9, fontweight="bold", color=colour)  # fmt: skip
+    axes.annotate("\n".join(_wrap(picture.caption)), (0.5, 0), xytext=(0, -20), xycoords="axes fraction",
+                  textcoords="offset points", ha="center", va="top", fontsize=8, color=theme.ink,
+                  parse_math=False)  # fmt: skip
+
+
+def _wrap(caption: str) -> list[str]:
+    return textwrap.wrap(caption, 18)[:4]
+
+
+def mark(picture: Ranked) -> str:
+    return "✓" if picture.correct else "✗"  # not by colour alone
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor=figure.get_facecolor())
+    return buffer.getvalue()
+
+
+def list_protocols(results: Results) -> list[str]:
+    return list(dict.fromkeys(protocol for protocols in results.values() for protocol in protocols))
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"

@@ -1,0 +1,230 @@
+"""reid/config.py: YAML and flags, what is refused and how, and a line of documentation for every knob."""
+
+import ast
+import inspect
+from dataclasses import fields, is_dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+
+from reid import config as config_module
+from reid.config import Config, EvaluateConfig, check, load, make_parser, parse, save, to_dict
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if "sweeps" not in path.parts)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_configs_load_and_pass_the_checks(path):
+    check(parse(Config, [f"--config={path}"]), world_size=1)
+
+
+def write(path: Path, **values) -> Path:
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_flags_override_yaml_and_yaml_the_defaults(tmp_path):
+    path = write(tmp_path / "x.yaml", name="mine", loss={"w1": 0.3, "margin": 2.0}, optim={"milestones": [3]})
+    config = parse(Config, [f"--config={path}", "--loss.w1=0.2", "--augment.erase_area=[0.1,0.2]"])
+    assert (config.loss.w1, config.loss.margin, config.name, config.optim.milestones) == (0.2, 2.0, "mine", [3])
+    assert config.augment.erase_area == (0.1, 0.2)
+    assert config.loss.mctl == Config().loss.mctl
+    assert config.batch == Config().batch
+
+
+def test_no_arguments_give_the_defaults():
+    assert parse(Config, []) == Config()
+    assert parse(EvaluateConfig, []) == EvaluateConfig()
+
+
+def test_null_and_later_flags():
+    config = parse(Config, ["--loss.triplet_margin=null", "--loss.w2=0.5", "--loss.w2=0.25"])
+    assert config.loss.triplet_margin is None and config.loss.w2 == 0.25
+
+
+def refusal(args: list[str], capsys: pytest.CaptureFixture[str], kind: type = Config) -> str:
+    """What the program says as it ends."""
+    with pytest.raises(SystemExit) as error:
+        parse(kind, args)
+    assert error.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == "" and "Traceback" not in said.err
+    return said.err
+
+
+@pytest.mark.parametrize(
+    ("flag", "nearest"),
+    [
+        ("--loss.margn=1", "loss.margin"),
+        ("--batch.identites=8", "batch.identities"),
+        ("--lr=1", "optim.lr"),
+        ("--data.heigth=3", "data.height"),
+        ("--nme=x", "name"),
+    ],
+)
+def test_an_unknown_flag_names_the_nearest_knob(capsys, flag, nearest):
+    text = refusal([flag], capsys)
+    assert flag in text
+    assert f"nearest known knob is --{nearest};" in text
+
+
+def test_an_unknown_flag_of_the_evaluation(capsys):
+    assert "nearest known knob is --run;" in refusal(["--rum=x"], capsys, EvaluateConfig)
+
+
+@pytest.mark.parametrize(
+    ("values", "unknown", "nearest"),
+    [
+        ({"loss": {"margn": 1}}, "margn", "loss.margin"),
+        ({"batch": {"identities": 8, "imges": 2}}, "imges", "batch.images"),
+        ({"losses": {"w1": 1}}, "losses", "loss.w1"),
+        ({"sed": 1}, "sed", "seed"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_knob(tmp_path, capsys, values, unknown, nearest):
+    text = refusal([f"--config={write(tmp_path / 'x.yaml', **values)}"], capsys)
+    assert unknown in text
+    assert f"nearest known knob is --{nearest};" in text
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("loss.w1", "high"), ("batch.short", "drop"), ("batch.images", "2.5"), ("model.last_stride", "3")],
+)
+def test_a_value_of_a_wrong_type_names_the_knob(capsys, flag, value):
+    text = refusal([f"--{flag}={value}"], capsys)
+    assert flag in text and value in text
+    assert "nearest known knob" not in text
+
+
+def test_a_config_file_that_is_not_there(capsys):
+    assert "nowhere.yaml" in refusal(["--config=nowhere.yaml"], capsys)
+
+
+def changed(**knobs) -> Config:
+    """The defaults with some knobs, `section__knob=value`."""
+    config = Config()
+    for name, value in knobs.items():
+        section, knob = name.split("__")
+        config = replace(config, **{section: replace(getattr(config, section), **{knob: value})})
+    return config
+
+
+@pytest.mark.parametrize(
+    ("knobs", "world_size", "words"),
+    [
+        (
+            {"batch__identities": 20, "batch__streams": 8},
+            1,
+            r"identities = 20 does not divide among batch\.streams = 8; use one of 1, 2, 4, 5, 10, 20 streams",
+        ),
+        ({"batch__streams": 8}, 3, r"streams = 8 does not divide among 3 ranks; use a multiple of 3 .*1, 2, 4, 8 proc"),
+        ({"batch__streams": 4}, 8, r"batch\.streams = 4 does not divide among 8 ranks"),
+        ({"batch__identities": 0}, 1, r"batch\.identities = 0 must be at least 1"),
+        ({"batch__streams": 0}, 1, r"batch\.streams = 0"),
+        ({"batch__images": 0}, 1, r"batch\.images = 0"),
+        ({"data__height": 0}, 1, r"data\.height = 0"),
+        ({"optim__epochs": 0}, 1, r"optim\.epochs = 0"),
+        ({"track__keep_checkpoints": 0}, 1, r"track\.keep_checkpoints = 0"),
+        ({"track__every_steps": 0}, 1, r"track\.every_steps = 0"),
+        ({"augment__flip": 1.5}, 1, r"augment\.flip = 1\.5 lies outside \[0, 1\]"),
+        ({"augment__erase": -0.1}, 1, r"augment\.erase = -0\.1"),
+        ({"loss__w1": 2.0}, 1, r"loss\.w1 = 2\.0"),
+        ({"loss__margin": 0.0}, 1, r"loss\.margin = 0\.0 must be greater than 0"),
+        ({"loss__triplet_margin": -1.0}, 1, r"loss\.triplet_margin = -1\.0"),
+        ({"optim__lr": float("nan")}, 1, r"optim\.lr = nan"),
+        (
+            {f"loss__{name}": 0.0 for name in ("cross_entropy", "triplet", "mctl", "ctl", "center")},
+            1,
+            "every loss weight is 0",
+        ),
+    ],
+)
+def test_check_names_the_knob_the_value_and_the_mend(knobs, world_size, words):
+    with pytest.raises(ValueError, match=words):
+        check(changed(**knobs), world_size)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+def test_check_lets_good_configs_pass(world_size):
+    check(Config(), world_size)
+    check(changed(loss__triplet_margin=None, loss__mctl=0.0, loss__center=0.0), world_size)
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    config = changed(
+        loss__w2=0.4,
+        loss__triplet_margin=None,
+        optim__milestones=[1, 5],
+        optim__weight_decay=1e-7,
+        augment__erase_area=(0.1, 0.2),
+        batch__short="repeat",
+        model__weights="none",
+    )
+    config = replace(config, name="no", seed=3)  # a name that YAML could take for a boolean
+    save(config, tmp_path / "config.yaml")
+    assert load(tmp_path / "config.yaml") == config
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == to_dict(config)
+
+
+def test_load_of_a_folder_without_a_run(tmp_path):
+    with pytest.raises(ValueError, match=rf"config\.yaml does not exist; is {tmp_path} the folder of a training run"):
+        load(tmp_path / "config.yaml")
+
+
+def test_print_config_can_be_loaded_again(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse(Config, ["--loss.w1=0.25", "--print_config"])
+    assert ended.value.code == 0
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    assert parse(Config, [f"--config={tmp_path / 'printed.yaml'}"]) == changed(loss__w1=0.25)
+
+
+def test_folder_of_a_run():
+    assert replace(Config(), runs="elsewhere", name="mine").folder == Path("elsewhere/mine")
+
+
+def test_every_knob_has_its_line_of_documentation():
+    source = ast.parse(inspect.getsource(config_module))
+    classes = [node for node in source.body if isinstance(node, ast.ClassDef) and node.decorator_list]
+    assert {node.name for node in classes} >= {"Config", "EvaluateConfig", "LossConfig", "BatchConfig"}
+    for node in classes:
+        assert ast.get_docstring(node), node.name
+        knobs = [field for field in node.body if isinstance(field, ast.AnnAssign) and not is_section(field)]
+        lines = {field.lineno for field, below in pairwise(node.body) if is_documented(field, below)}
+        assert [ast.unparse(field.target) for field in knobs if field.lineno not in lines] == [], node.name
+
+
+def is_section(field: ast.AnnAssign) -> bool:
+    """A field that holds another dataclass, whose own docstring says what it is."""
+    return ast.unparse(field.annotation).endswith("Config")
+
+
+def is_documented(field: ast.stmt, below: ast.stmt) -> bool:
+    return isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+
+
+@pytest.mark.parametrize("kind", [Config, EvaluateConfig])
+def test_help_shows_every_knob_and_its_line(kind):
+    text = " ".join(make_parser(kind).format_help().split())
+    for name, doc in documented(kind()):
+        assert f"--{name} " in text
+        # argparse breaks lines at hyphens, too
+        assert "".join(doc.split()) in "".join(text.split()), name
+
+
+def documented(config: object, prefix: str = "") -> list[tuple[str, str]]:
+    """(dotted name, documentation) of every knob of a dataclass and those inside it."""
+    body = ast.parse(inspect.getsource(type(config))).body[0].body
+    docs = {f.target.id: d.value.value for f, d in pairwise(body) if is_documented(f, d)}
+    found = []
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            found += documented(value, f"{prefix}{field.name}.")
+        else:
+            found.append((prefix + field.name, docs[field.name]))
+    return found

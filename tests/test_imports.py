@@ -1,0 +1,148 @@
+"""Who may import whom: the shape of the project, read from its source."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+REID = sorted((ROOT / "reid").glob("*.py"))
+SHARDS = sorted((ROOT / "shards").glob("*.py"))
+DOORS = [ROOT / "train.py", ROOT / "evaluate.py"]
+PROGRAMS = {"reid.train", "reid.evaluate"}
+RUNS_CODE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports(path: Path) -> set[str]:
+    """Every module imported anywhere in the file, also inside functions: reid.plan, torch.nn, ..."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names if f"{node.module}.{alias.name}" in MODULES}
+    return found
+
+
+MODULES = {module_name(path) for path in (*REID, *SHARDS)}
+
+
+def top(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+def importers(package: str) -> set[str]:
+    return {module_name(path) for path in (*REID, *SHARDS, *DOORS) if package in top(imports(path))}
+
+
+def test_the_files_are_found():
+    assert {"reid.plan", "reid.train", "shards.build", "shards.__main__"} <= MODULES
+    assert imports(ROOT / "reid" / "loader.py") >= {"torch", "webdataset", "reid.plan", "reid.manifest"}
+    assert "reid.metrics" in imports(ROOT / "reid" / "features.py")  # from reid import metrics
+
+
+@pytest.mark.parametrize("files", [REID, SHARDS], ids=["reid", "shards"])
+def test_no_cycle(files):
+    graph = {module_name(path): imports(path) & MODULES for path in files}
+    for cycle in cycles(graph):
+        raise AssertionError(" -> ".join(cycle))
+
+
+def cycles(graph: dict[str, set[str]]) -> Iterator[list[str]]:
+    done: set[str] = set()
+
+    def visit(name: str, path: list[str]) -> Iterator[list[str]]:
+        if name in path:
+            yield [*path[path.index(name) :], name]
+        elif name not in done:
+            for other in sorted(
+                graph.get(name, set()) - {name.split(".")[0]}
+            ):  # the package itself holds a version only
+                yield from visit(other, [*path, name])
+            done.add(name)
+
+    for name in graph:
+        yield from visit(name, [])
+
+
+def test_the_search_for_cycles_finds_one():
+    assert list(cycles({"r.a": {"r.b"}, "r.b": {"r.c"}, "r.c": {"r.a"}})) == [["r.a", "r.b", "r.c", "r.a"]]
+    assert list(cycles({"r.a": {"r.b", "r.c"}, "r.b": {"r.c"}, "r.c": set()})) == []
+
+
+def test_reid_knows_nothing_of_shards():
+    assert [path.name for path in REID if "shards" in top(imports(path))] == []
+
+
+def test_shards_needs_nothing_of_reid_but_the_manifest():
+    for path in SHARDS:
+        assert {name for name in imports(path) if name.startswith("reid")} <= {"reid.manifest"}, path.name
+
+
+def test_only_the_programs_see_the_config():
+    assert {module_name(path) for path in REID if "reid.config" in imports(path)} <= PROGRAMS
+
+
+def test_no_library_module_imports_a_program():
+    for path in REID:
+        if module_name(path) not in PROGRAMS:
+            assert not imports(path) & PROGRAMS, path.name
+
+
+def test_accelerate_stays_in_the_programs_and_checkpoints():
+    assert importers("accelerate") <= PROGRAMS | {"reid.checkpoint"}
+
+
+def test_wandb_stays_in_tracking():
+    assert importers("wandb") == {"reid.tracking"}
+
+
+def test_webdataset_stays_in_the_loader():
+    assert importers("webdataset") == {"reid.loader"}
+
+
+@pytest.mark.parametrize("path", [*REID, *SHARDS], ids=module_name)
+def test_nothing_that_is_read_can_run_code(path):
+    assert not top(imports(path)) & RUNS_CODE
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        assert called not in {"eval", "exec", "os.system"}, f"line {node.lineno}"
+        knobs = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        if called == "torch.load":
+            assert knobs.get("weights_only") == "True", f"line {node.lineno}"
+        if called in {"np.load", "numpy.load"}:
+            assert knobs.get("allow_pickle", "False") == "False", f"line {node.lineno}"
+        if called.startswith("yaml.") and "load" in called:
+            assert called == "yaml.safe_load", f"line {node.lineno}"
+        assert knobs.get("shell", "False") == "False", f"line {node.lineno}"
+
+
+@pytest.mark.timeout(120)
+def test_importing_does_nothing_visible(tmp_path):
+    """All modules in one fresh process, in an empty folder: no output, no file, no thread, no process group."""
+    code = "\n".join(
+        [
+            f"import sys, threading; sys.path.insert(0, {str(ROOT)!r})",
+            *(f"import {name}" for name in sorted(MODULES)),
+            "import torch.distributed",
+            "assert threading.active_count() == 1, threading.enumerate()",
+            "assert not torch.distributed.is_initialized()",
+            "assert not torch.cuda.is_initialized()",
+            "assert 'wandb' not in sys.modules or not sys.modules['wandb'].run",
+        ]
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
