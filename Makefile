@@ -22,7 +22,7 @@ help:
 # The quickstart owns data/quickstart and runs/quickstart, and starts over each time.
 quickstart: .venv/installed
 	rm -rf $(QUICKSTART) runs/quickstart
-	$(BIN)/python -m shards synth --out $(QUICKSTART)/pedestrians
+	$(BIN)/python -m shards synth --identities-train 200 --out $(QUICKSTART)/pedestrians
 	$(BIN)/python -m shards build market1501 --dataset pedestrians --root $(QUICKSTART)/pedestrians --out $(QUICKSTART)/shards
 	$(LAUNCH) train.py --config configs/quickstart.yaml
 	$(LAUNCH) evaluate.py --run runs/quickstart '--baselines=[untrained,histogram]'

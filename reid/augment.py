@@ -47,7 +47,7 @@ class Augmentation:
     def draw(self, rng: np.random.Generator, count: int, height: int, width: int) -> Parameters:
         """Parameters for `count` images of height x width pixels. The same number of draws whatever the knobs."""
         flip = rng.random(count) < self.flip
-        crop = rng.integers(0, 2 * self.pad + 1, size=(count, 2))
+        crop = np.floor(rng.random((count, 2)) * (2 * self.pad + 1)).astype(np.int64)
         turn = rng.uniform(-1, 1, size=count) * math.radians(self.rotate_degrees)
         zoom = 1 + rng.uniform(-1, 1, size=count) * self.scale
         erase = self._draw_boxes(rng, count, height, width)

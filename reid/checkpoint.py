@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 FORMAT = 1
+NAME = re.compile(r"epoch-(\d+)-step-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,11 @@ def save(
     for file in building.iterdir():
         _sync(file)
     _sync(building)
-    shutil.rmtree(final, ignore_errors=True)
+    if final.exists():  # of the same step, by a run that goes on from an earlier one: set aside until ours is in place
+        final.rename(folder / f".{final.name}.replaced")
     building.rename(final)
     _sync(folder)
+    shutil.rmtree(folder / f".{final.name}.replaced", ignore_errors=True)
     for old in find(folder)[keep:]:
         shutil.rmtree(old)
     return final
@@ -64,7 +69,10 @@ def save(
 
 def find(folder: Path) -> list[Path]:
     """Complete checkpoints in `folder`, newest first."""
-    return sorted(folder.glob("epoch-*-step-*"), reverse=True) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    named = [(NAME.fullmatch(path.name), path) for path in folder.iterdir()]
+    return [path for _, path in sorted(((int(m[1]), int(m[2])), path) for m, path in named if m)][::-1]
 
 
 def load(
@@ -75,11 +83,7 @@ def load(
     optimizer: Optimizer | None = None,
 ) -> Progress:
     """Restore what is given and return where the run stands. Errors name the checkpoint and what does not fit."""
-    if not (path / "state.json").is_file():
-        raise ValueError(f"{path} is not a checkpoint: it has no state.json")
-    state = json.loads((path / "state.json").read_text())
-    if state.get("format") != FORMAT:
-        raise ValueError(f"{path} has checkpoint format {state.get('format')}; this version reads format {FORMAT}")
+    state = read_state(path)
     for key, value in describes.items():
         if state["describes"].get(key) != value:
             raise ValueError(
@@ -88,23 +92,49 @@ def load(
             )
     load_weights(path, model)
     if objective is not None:
-        objective.load_state_dict(load_file(path / "objective.safetensors"))
+        _load_tensors(path / "objective.safetensors", objective)
     if optimizer is not None:
-        optimizer.load_state_dict(torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True))
+        with _naming(path):
+            optimizer.load_state_dict(torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True))
     return Progress(state["epoch"], state["step"], state["best"])
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What state.json says: epoch, step, best, and under `describes` what the checkpoint belongs to."""
+    if not (path / "state.json").is_file():
+        raise ValueError(f"{path} is not a checkpoint: it has no state.json")
+    with _naming(path):
+        state: dict[str, Any] = json.loads((path / "state.json").read_text())
+        if state["format"] == FORMAT and {"epoch", "step", "best", "describes"} <= set(state):
+            return state
+    raise ValueError(f"{path} has checkpoint format {state.get('format')}; this version reads format {FORMAT}")
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
     """The model's weights alone. Errors name the first tensor that does not fit."""
-    file = path / "model.safetensors"
-    if not file.is_file():
+    if not (path / "model.safetensors").is_file():
         raise ValueError(f"{path} is not a checkpoint: it has no model.safetensors")
-    state, own = load_file(file), model.state_dict()
-    for name, value in own.items():
+    _load_tensors(path / "model.safetensors", model)
+
+
+def _load_tensors(file: Path, module: nn.Module) -> None:
+    with _naming(file.parent):
+        state = load_file(file)
+    for name, value in module.state_dict().items():
         if name not in state or state[name].shape != value.shape:
             found = tuple(state[name].shape) if name in state else "absent"
             raise ValueError(f"{file} holds another model: {name} is {found}, expected {tuple(value.shape)}")
-    model.load_state_dict(state)
+    module.load_state_dict(state)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn whatever reading a damaged file raises into one line that names the checkpoint and the mend."""
+    try:
+        yield
+    except Exception as error:  # json, safetensors and torch have many ways to say that a file is damaged
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: damaged checkpoint: {reason}; delete it to go on from the one before") from error
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -82,6 +83,10 @@ class ModelConfig:
     """Reduction before the first stage: 4 as on ImageNet; 2 without the max-pool; 1 without any stride."""
     pool: Literal["gap", "gem"] = "gap"
     """Global average pooling, or generalised-mean pooling with a learned exponent."""
+    head: Literal["linear", "cosine", "euclidean"] = "linear"
+    """Classifier on the feature after the neck: w·f; cos(w, f); or minus the squared distance to a learned center."""
+    head_temperature: float = 1.0
+    """What the logits are divided by; the cosine head wants about 0.06, the euclidean head 1 or more."""
 
 
 @dataclass
@@ -98,6 +103,10 @@ class LossConfig:
     """Margin of the triplet loss; null for the soft margin."""
     triplet_scope: Literal["local", "global"] = "local"
     """Mine triplets in the batch of one rank, or of all ranks."""
+    quadruplet: float = 0.0
+    """Weight of the quadruplet loss; its first margin is `triplet_margin`, its scope `triplet_scope`."""
+    quadruplet_margin2: float = 0.25
+    """Second margin of the quadruplet loss; smaller than the first."""
     mctl: float = 1.0
     """Weight of the modified centroid triplet loss."""
     ctl: float = 0.0
@@ -112,6 +121,8 @@ class LossConfig:
     """How MCTL and CTL choose anchors and centroids (see reid/losses.py)."""
     normalize: bool = False
     """MCTL and CTL on unit vectors instead of raw features."""
+    relative: bool = False
+    """Measure MCTL's and CTL's distances, and so `margin`, in units of the running mean distance between centroids."""
     center: float = 5e-4
     """Weight of the center loss."""
     center_lr: float = 0.5
@@ -289,11 +300,32 @@ def check(config: Config, world_size: int) -> None:
         ("optim.epochs", optim.epochs),
         ("track.every_steps", config.track.every_steps),
         ("track.keep_checkpoints", config.track.keep_checkpoints),
+        ("data.max_pixels", config.data.max_pixels),
         ("eval.batch_size", config.eval.batch_size),
     ]
     for name, size in sizes:
         if size < 1:
             raise ValueError(f"{name} = {size} must be at least 1")
+    not_negative: list[tuple[str, float]] = [
+        ("data.workers", config.data.workers),
+        ("batch.steps_per_epoch", batch.steps_per_epoch),
+        ("augment.pad", config.augment.pad),
+        ("augment.rotate_degrees", config.augment.rotate_degrees),
+        ("eval.every_epochs", config.eval.every_epochs),
+        ("optim.weight_decay", optim.weight_decay),
+        ("optim.warmup_epochs", optim.warmup_epochs),
+        ("optim.clip_norm", optim.clip_norm),
+        ("optim.gamma", optim.gamma),
+        ("loss.center_lr", loss.center_lr),
+        *((f"loss.{name}", getattr(loss, name)) for name in ("cross_entropy", "triplet", "quadruplet", "mctl", "ctl")),
+        ("loss.center", loss.center),
+        *(("optim.milestones", milestone) for milestone in optim.milestones),
+    ]
+    for name, value in not_negative:
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} = {value} must be a finite number, 0 or more")
+    if not config.name or Path(config.name).name != config.name:
+        raise ValueError(f"name = {config.name!r} must be the plain name of a folder, without / or ..")
     if batch.identities % batch.streams:
         raise ValueError(
             f"batch.identities = {batch.identities} does not divide among batch.streams = {batch.streams}; "
@@ -307,18 +339,28 @@ def check(config: Config, world_size: int) -> None:
     shares: list[tuple[str, float]] = [
         ("augment.flip", config.augment.flip),
         ("augment.erase", config.augment.erase),
+        ("augment.scale", config.augment.scale),
+        *(("augment.erase_area", area) for area in config.augment.erase_area),
         ("loss.w1", loss.w1),
+        ("loss.smoothing", loss.smoothing),
         ("optim.warmup_factor", optim.warmup_factor),
     ]
     for name, share in shares:
         if not 0 <= share <= 1:
             raise ValueError(f"{name} = {share} lies outside [0, 1]")
+    if config.augment.erase_area[0] > config.augment.erase_area[1]:
+        raise ValueError(f"augment.erase_area = {config.augment.erase_area}: give the smaller fraction first")
     positive = [("loss.margin", loss.margin), ("loss.triplet_margin", loss.triplet_margin), ("optim.lr", optim.lr)]
-    for name, value in positive:
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} = {value} must be greater than 0")
-    if not any([loss.cross_entropy, loss.triplet, loss.mctl, loss.ctl, loss.center]):
-        raise ValueError("every loss weight is 0; give at least one of loss.{cross_entropy,triplet,mctl,ctl,center}")
+    for name, margin in positive:
+        if margin is not None and not margin > 0:
+            raise ValueError(f"{name} = {margin} must be greater than 0")
+    if loss.quadruplet and not 0 < loss.quadruplet_margin2 < (loss.triplet_margin or 0.5):
+        raise ValueError(
+            f"loss.quadruplet_margin2 = {loss.quadruplet_margin2} must lie between 0 and loss.triplet_margin = "
+            f"{loss.triplet_margin or 0.5}"
+        )
+    if not any([loss.cross_entropy, loss.triplet, loss.quadruplet, loss.mctl, loss.ctl, loss.center]):
+        raise ValueError("every loss weight is 0; give one of loss.{cross_entropy,triplet,quadruplet,mctl,ctl,center}")
 
 
 def _divisors(number: int) -> str:

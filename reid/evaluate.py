@@ -109,7 +109,7 @@ def find_checkpoint(folder: Path, name: str) -> Path:
 
 def build_models(config: Config, options: EvaluateConfig, found: Path) -> dict[str, torch.nn.Module]:
     """The trained model and the baselines asked for, by their row's name."""
-    classes = int(json.loads((found / "state.json").read_text())["describes"]["classes"])
+    classes = int(checkpoint.read_state(found)["describes"]["classes"])
     knobs: dict[str, Any] = asdict(config.model)
     trained = ReIDModel(classes, **{**knobs, "weights": "none"})
     checkpoint.load_weights(found, trained)
@@ -223,7 +223,7 @@ def track(
                 scalars[f"eval/{dataset}/{protocol}/mINP"] = figures["mINP"]
                 scalars[f"eval/{dataset}/{protocol}/rank1"] = figures["cmc"][0]
     tracker.log(0, scalars)
-    columns: list[str | int] = ["model", "protocol", "mAP", "mINP", *(f"rank-{r}" for r in ranks)]
+    columns = ["model", "protocol", "mAP", "mINP", *(f"rank-{r}" for r in ranks)]
     tracker.log_table(0, f"eval/{dataset}/table", columns, rows)
     pictures = {f"eval/{dataset}/{name}": out / f"{name}.png" for name in ("cmc", "rank_lists")}
     tracker.log_pictures(0, {name: path for name, path in pictures.items() if path.is_file()})

@@ -66,18 +66,23 @@ def read_shards(root: Path, split: Split, shards: Sequence[int]) -> Iterator[Ide
     for shard in shards:
         name = split.shards[shard].name
         path = Path(root).resolve() / name
-        seen = 0
+        seen, last = 0, "the start"
         try:
             # No splitter of WebDataset's: which rank and worker reads what is the plan's decision.
             for sample in wds.tarfile_to_samples()([{"url": str(path)}]):
                 if seen == split.shards[shard].identities:
                     raise ValueError(f"sample {sample['__key__']} is not in the manifest")
                 yield _identity(sample, split, int(first_row[shard]) + seen, name)
-                seen += 1
+                seen, last = seen + 1, sample["__key__"]
         except GeneratorExit:
             raise
         except Exception as error:  # tarfile and the file system have many ways to say that a shard is unreadable
-            raise ValueError(f"{path}: damaged shard: {error}; find out more with `python -m shards verify`") from error
+            # WebDataset appends the stream and the URL to what the error says.
+            said = error.strerror if isinstance(error, OSError) else error.args[0] if error.args else None
+            reason = str(said or type(error).__name__).split(" @ ")[0]
+            raise ValueError(
+                f"{path}: damaged shard, after {last}: {reason}; find out more with `python -m shards verify`"
+            ) from error
         if seen != split.shards[shard].identities:
             raise ValueError(
                 f"{path}: damaged shard: {seen} identities read, the manifest says {split.shards[shard].identities}; "
@@ -86,11 +91,16 @@ def read_shards(root: Path, split: Split, shards: Sequence[int]) -> Iterator[Ide
 
 
 def _identity(sample: dict[str, Any], split: Split, row: int, shard: str) -> Identity:
-    description = json.loads(sample["json"])
-    files = tuple(entry["file"] for entry in description["images"])
-    if description["pid"] != split.pids[row] or len(files) != split.images[row]:
+    try:
+        description = json.loads(sample["json"])
+        pid = int(description["pid"])
+        files = tuple(str(entry["file"]) for entry in description["images"])
+        camids = tuple(int(entry["camid"]) for entry in description["images"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"sample {sample['__key__']}: its JSON is absent or damaged ({error})") from error
+    if pid != split.pids[row] or len(files) != split.images[row]:
         raise ValueError(
-            f"sample {sample['__key__']} says pid {description['pid']} with {len(files)} images, "
+            f"sample {sample['__key__']} says pid {pid} with {len(files)} images, "
             f"the manifest pid {split.pids[row]} with {split.images[row]}"
         )
     missing = [file for file in files if file not in sample]
@@ -98,9 +108,9 @@ def _identity(sample: dict[str, Any], split: Split, row: int, shard: str) -> Ide
         raise ValueError(f"sample {sample['__key__']} lacks the image {missing[0]}")
     return Identity(
         row=row,
-        pid=int(description["pid"]),
+        pid=pid,
         files=files,
-        camids=tuple(int(entry["camid"]) for entry in description["images"]),
+        camids=camids,
         data=tuple(sample[file] for file in files),
         where=f"{shard}: {sample['__key__']}",
     )

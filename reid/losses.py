@@ -8,7 +8,7 @@ rank enters the same collectives backward; what does not count is masked by a we
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -26,18 +26,23 @@ class Anchors:
     """What the centroid losses see: this rank's anchors with their two distances.
 
     d_ap (A,) to the positive centroid, d_an (A,) to the nearest negative, with gradient; has_negative (A,) bool;
-    weight (A,): 1 / (number of anchors of the global batch), or 0 for a row that is no anchor; features (B, D).
+    nearest (A,) int64: which identity of the global batch that negative is; weight (A,): 1 / (number of anchors of the
+    global batch), or 0 for a row that is no anchor.
     """
 
     d_ap: Tensor
     d_an: Tensor
     has_negative: Tensor
+    nearest: Tensor
     weight: Tensor
-    features: Tensor
 
     def mean(self, values: Tensor) -> Tensor:
         """This rank's share of the mean of `values` (A,) over the anchors of all ranks."""
         return world_size() * (self.weight * values).sum()
+
+    def in_units_of(self, unit: Tensor) -> Anchors:
+        """The same anchors with distances divided by `unit` (a scalar without gradient)."""
+        return replace(self, d_ap=self.d_ap / unit, d_an=self.d_an / unit)
 
 
 def modified_centroid_triplet(
@@ -123,8 +128,8 @@ def _anchors_of_samples(features: Tensor, pids: Tensor, centroids: Centroids) ->
         d_ap=euclidean(features, centroids.leave_one_out(features, own)),
         d_an=euclidean(features, means[nearest]),
         has_negative=has_negative,
+        nearest=nearest,
         weight=is_anchor / num_anchors,
-        features=features,
     )
 
 
@@ -164,8 +169,8 @@ def _anchors_in_rounds(features: Tensor, pids: Tensor) -> Anchors:
         d_ap=euclidean(queries[:, mine], others[:, mine]).repeat(1, 2).flatten(),
         d_an=euclidean(anchors, negatives).flatten(),
         has_negative=has_negative.flatten(),
+        nearest=(nearest % len(unique)).flatten(),
         weight=weight.repeat(1, 2).flatten(),
-        features=features,
     )
 
 
@@ -186,27 +191,79 @@ def batch_hard_triplet(features: Tensor, pids: Tensor, margin: float | None = 0.
     features (B, D); pids (B,) int64. `scope="local"` mines in this rank's batch, "global" in that of all ranks. Rows
     without a positive or without a negative are no anchors; the mean is over the anchors of all ranks.
     """
-    if scope not in SCOPES:
-        raise ValueError(f"scope = {scope!r}; choose one of {', '.join(SCOPES)}")
     if margin is not None:
         _check_margin(margin)
-    _check_batch(features, pids)
     with torch.autocast(features.device.type, enabled=False):
-        features = as_float(features)
-        candidates, candidate_pids, start = features, pids, 0
-        if scope == "global":
-            sizes = gather_sizes(len(features), features.device)
-            candidates, candidate_pids = gather_padded(features, sizes), gather_padded(pids, sizes)
-            start = sum(sizes[: rank()]) if len(sizes) > 1 else 0
-        same = pids[:, None] == candidate_pids
-        itself = torch.zeros_like(same)
-        itself.diagonal(start).fill_(True)
-        hardest, has_positive = _nearest(features, candidates, forbidden=~same | itself, farthest=True)
-        nearest, has_negative = _nearest(features, candidates, forbidden=same)
-        gap = euclidean(features, candidates[hardest]) - euclidean(features, candidates[nearest])
+        hard = _mine_hardest(features, pids, scope)
+        gap = hard.d_ap - hard.d_an
         values = F.softplus(gap) if margin is None else F.relu(gap + margin)
-        is_anchor = has_positive & has_negative
-        return global_mean((values * is_anchor).sum(), is_anchor.sum())
+        return global_mean((values * hard.is_anchor).sum(), hard.is_anchor.sum())
+
+
+def quadruplet(
+    features: Tensor, pids: Tensor, margin: float = 0.5, margin2: float = 0.25, scope: str = "local"
+) -> Tensor:
+    """Quadruplet loss (Chen et al., CVPR 2017) in batch-hard form.
+
+        L = mean over anchors of  max(0, d(a, p) - d(a, n1) + margin) + max(0, d(a, p) - d(n1, n2) + margin2)
+
+    p is the farthest positive, n1 the nearest negative of the anchor, n2 the image nearest to n1 of a third identity;
+    margin2 < margin, so that the second term, which does not touch the anchor's own negatives, stays the weaker one.
+    Distances are Euclidean on raw features. With two identities in the batch there is no n2 and no second term.
+    Arguments and anchors as `batch_hard_triplet`.
+    """
+    _check_margin(margin)
+    if not 0 < margin2 < margin:
+        raise ValueError(f"margin2 = {margin2} must lie between 0 and margin = {margin}")
+    with torch.autocast(features.device.type, enabled=False):
+        hard = _mine_hardest(features, pids, scope)
+        n1, n1_pids = hard.candidates[hard.nearest], hard.candidate_pids[hard.nearest]
+        taken = (pids[:, None] == hard.candidate_pids) | (n1_pids[:, None] == hard.candidate_pids)
+        n2, has_third = _nearest(n1.detach(), hard.candidates, forbidden=taken)
+        second = F.relu(hard.d_ap - euclidean(n1, hard.candidates[n2]) + margin2) * has_third
+        values = F.relu(hard.d_ap - hard.d_an + margin) + second
+        return global_mean((values * hard.is_anchor).sum(), hard.is_anchor.sum())
+
+
+@dataclass(frozen=True)
+class _Hardest:
+    """Farthest positive and nearest negative of each of this rank's rows among N candidates.
+
+    d_ap, d_an (B,) with gradient; nearest (B,) index of the negative; is_anchor (B,) bool: has both.
+    candidates (N, D) with gradient and candidate_pids (N,): this rank's rows, or those of all ranks.
+    """
+
+    d_ap: Tensor
+    d_an: Tensor
+    nearest: Tensor
+    is_anchor: Tensor
+    candidates: Tensor
+    candidate_pids: Tensor
+
+
+def _mine_hardest(features: Tensor, pids: Tensor, scope: str) -> _Hardest:
+    if scope not in SCOPES:
+        raise ValueError(f"scope = {scope!r}; choose one of {', '.join(SCOPES)}")
+    _check_batch(features, pids)
+    features = as_float(features)
+    candidates, candidate_pids, start = features, pids, 0
+    if scope == "global":
+        sizes = gather_sizes(len(features), features.device)
+        candidates, candidate_pids = gather_padded(features, sizes), gather_padded(pids, sizes)
+        start = sum(sizes[: rank()]) if len(sizes) > 1 else 0
+    same = pids[:, None] == candidate_pids
+    itself = torch.zeros_like(same)
+    itself.diagonal(start).fill_(True)
+    hardest, has_positive = _nearest(features, candidates, forbidden=~same | itself, farthest=True)
+    nearest, has_negative = _nearest(features, candidates, forbidden=same)
+    return _Hardest(
+        d_ap=euclidean(features, candidates[hardest]),
+        d_an=euclidean(features, candidates[nearest]),
+        nearest=nearest,
+        is_anchor=has_positive & has_negative,
+        candidates=candidates,
+        candidate_pids=candidate_pids,
+    )
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tensor:
@@ -251,8 +308,13 @@ class CenterLoss(nn.Module):
 class Objective(nn.Module):
     """The weighted sum of the losses; a weight of 0 switches a loss off (and its cost).
 
-    total = cross_entropy * CE + triplet * T + mctl * MCTL + ctl * CTL + center * C
+    total = cross_entropy * CE + triplet * T + quadruplet * Q + mctl * MCTL + ctl * CTL + center * C
+
+    With `relative`, MCTL and CTL measure distances in units of the running mean distance between the centroids of the
+    global batch (momentum 0.9, equal on every rank, saved with the model): one margin then fits features of any norm.
     """
+
+    spread: Tensor
 
     def __init__(
         self,
@@ -264,6 +326,8 @@ class Objective(nn.Module):
         triplet_weight: float = 1.0,
         triplet_margin: float | None = 0.3,
         triplet_scope: str = "local",
+        quadruplet_weight: float = 0.0,
+        quadruplet_margin2: float = 0.25,
         mctl_weight: float = 1.0,
         ctl_weight: float = 0.0,
         w1: float = 0.1,
@@ -271,6 +335,7 @@ class Objective(nn.Module):
         margin: float = 0.5,
         reading: str = "paper",
         normalize: bool = False,
+        relative: bool = False,
         center_weight: float = 5e-4,
         center_lr: float = 0.5,
         generator: torch.Generator | None = None,
@@ -279,13 +344,17 @@ class Objective(nn.Module):
         self.weights = {
             "cross_entropy": cross_entropy_weight,
             "triplet": triplet_weight,
+            "quadruplet": quadruplet_weight,
             "mctl": mctl_weight,
             "ctl": ctl_weight,
             "center": center_weight,
         }
         self.smoothing, self.triplet_margin, self.triplet_scope = smoothing, triplet_margin, triplet_scope
-        self.w1, self.w2, self.margin, self.reading, self.normalize = w1, w2, margin, reading, normalize
+        self.quadruplet_margin2 = quadruplet_margin2
+        self.w1, self.w2, self.margin, self.reading = w1, w2, margin, reading
+        self.normalize, self.relative = normalize, relative
         self.center = CenterLoss(num_classes, dim, center_lr, generator)
+        self.register_buffer("spread", torch.tensor(0.0))
 
     def forward(self, features: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """features (B, D) before the neck, logits (B, C), labels (B,): the total and the terms and diagnostics.
@@ -298,24 +367,53 @@ class Objective(nn.Module):
             losses["cross_entropy"] = cross_entropy(logits, labels, self.smoothing)
         if self.weights["triplet"]:
             losses["triplet"] = batch_hard_triplet(features, labels, self.triplet_margin, self.triplet_scope)
+        if self.weights["quadruplet"]:
+            losses["quadruplet"] = quadruplet(
+                features, labels, self.triplet_margin or 0.5, self.quadruplet_margin2, self.triplet_scope
+            )
         if self.weights["mctl"] or self.weights["ctl"]:
-            anchors = centroid_anchors(features, labels, self.reading, self.normalize)
+            anchors = self._anchors(features, labels)
+            unit = self.spread.clamp(min=1e-12) if self.relative else torch.ones_like(self.spread)
+            eyes = diagnose(anchors, self.margin * unit, against_positive=not self.weights["mctl"])
+            if self.relative:
+                anchors = anchors.in_units_of(unit)
+                eyes["centroid_spread"] = unit.clone()
             if self.weights["mctl"]:
                 losses["mctl"] = modified_centroid_triplet_of(anchors, self.w1, self.margin, self.w2)
             if self.weights["ctl"]:
                 losses["ctl"] = centroid_triplet_of(anchors, self.margin)
-            eyes = diagnose(anchors, self.margin, relative=not self.weights["mctl"])
         if self.weights["center"]:
             losses["center"] = self.center(features, labels)
         if not losses:
             raise ValueError(
-                "every loss weight is 0; give at least one of loss.{cross_entropy,triplet,mctl,ctl,center}"
+                "every loss weight is 0; give one of loss.{cross_entropy,triplet,quadruplet,mctl,ctl,center}"
             )
         total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
         eyes["feature_norm"] = global_mean(
             features.detach().float().norm(dim=1).sum(), torch.tensor(float(len(labels)), device=labels.device)
         )
         return total, {name: loss.detach() for name, loss in losses.items()} | eyes
+
+    def _anchors(self, features: Tensor, labels: Tensor) -> Anchors:
+        """The anchors of MCTL and CTL; with `relative` the spread follows the centroids on the way."""
+        with torch.autocast(features.device.type, enabled=False):
+            features = as_float(features)
+            if self.normalize:
+                features = F.normalize(features, dim=1)
+            centroids = None
+            if self.relative or self.reading == "paper":
+                centroids = gather_centroids(features, labels)
+            if self.relative and centroids is not None and self.training:
+                self._follow_spread(centroids)
+            return centroid_anchors(features, labels, self.reading, centroids=centroids)
+
+    @torch.no_grad()
+    def _follow_spread(self, centroids: Centroids) -> None:
+        means = centroids.means.float()
+        pairs = len(means) * (len(means) - 1)
+        if pairs:
+            now = torch.cdist(means, means, compute_mode="donot_use_mm_for_euclid_dist").sum() / pairs
+            self.spread.copy_(torch.where(self.spread > 0, 0.9 * self.spread + 0.1 * now, now))
 
     def update_centers(self, features: Tensor, labels: Tensor) -> None:
         """Move the centers by the batch just seen; call once per optimizer step, on every rank."""
@@ -325,16 +423,22 @@ class Objective(nn.Module):
 
 
 @torch.no_grad()
-def diagnose(anchors: Anchors, margin: float, relative: bool = False) -> dict[str, Tensor]:
-    """Shares of the share of anchors with an active hinge, of mean d_ap and of mean d_an, all on the device.
+def diagnose(anchors: Anchors, margin: Tensor, against_positive: bool = False) -> dict[str, Tensor]:
+    """What the centroid losses see in this step, on the device, as shares (their mean over ranks is the global value).
 
-    The hinge is MCTL's (d_an < margin), or CTL's with `relative` (d_ap + margin > d_an).
+    hinge_active: share of anchors whose hinge is active, MCTL's (d_an < margin) or, `against_positive`, CTL's
+    (d_ap + margin > d_an). d_ap, d_an: mean distances. negative_entropy: entropy in nats of which identity is the
+    nearest negative, among this rank's anchors; near 0 one identity attracts everybody.
     """
-    gap = anchors.d_ap + margin - anchors.d_an if relative else margin - anchors.d_an
+    gap = anchors.d_ap + margin - anchors.d_an if against_positive else margin - anchors.d_an
+    weight = anchors.weight * anchors.has_negative
+    weight = weight / weight.sum().clamp(min=1e-12)
+    shared = (anchors.nearest[:, None] == anchors.nearest).to(weight.dtype) @ weight
     return {
         "hinge_active": anchors.mean(((gap > 0) & anchors.has_negative).to(gap.dtype)),
         "d_ap": anchors.mean(anchors.d_ap),
         "d_an": anchors.mean(anchors.d_an * anchors.has_negative),
+        "negative_entropy": -(weight * shared.clamp(min=1e-12).log()).sum(),
     }
 
 

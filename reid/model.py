@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -45,6 +47,33 @@ class GeneralizedMean(nn.Module):
         return x.float().clamp(min=self.eps).pow(self.p).mean(dim=(2, 3), keepdim=True).pow(1.0 / self.p)
 
 
+class Classifier(nn.Module):
+    """Identity logits (B, C) from features after the neck (B, D); weight (C, D) starts as N(0, 0.001). T: temperature.
+
+    linear: w·f / T. cosine: cos(w, f) / T. euclidean: -|f - w|^2 / T with w a learned center per identity, up to the
+    term |f|^2 that all identities share and the softmax does not see (the classifier that the MCTL paper leaves for
+    future work). Cosine and euclidean run in float32.
+    """
+
+    def __init__(self, dim: int, num_classes: int, head: str = "linear", temperature: float = 1.0) -> None:
+        super().__init__()
+        if head not in ("linear", "cosine", "euclidean"):
+            raise ValueError(f"model.head = {head!r}; choose linear, cosine or euclidean")
+        if not temperature > 0:
+            raise ValueError(f"model.head_temperature = {temperature} must be greater than 0")
+        self.head, self.temperature = head, temperature
+        self.weight = nn.Parameter(torch.empty(num_classes, dim).normal_(std=0.001))
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.head == "linear":
+            return F.linear(features, self.weight) / self.temperature
+        with torch.autocast(features.device.type, enabled=False):
+            features, weight = features.float(), self.weight.float()
+            if self.head == "cosine":
+                return F.linear(F.normalize(features), F.normalize(weight)) / self.temperature
+            return (2 * F.linear(features, weight) - weight.square().sum(dim=1)) / self.temperature
+
+
 class ReIDModel(nn.Module):
     """Encoder -> pooled feature f -> BNNeck -> classifier (Luo et al., "Bag of Tricks", 2019).
 
@@ -60,6 +89,8 @@ class ReIDModel(nn.Module):
         last_stride: int = 1,
         stem_stride: int = 4,
         pool: str = "gap",
+        head: str = "linear",
+        head_temperature: float = 1.0,
     ) -> None:
         super().__init__()
         self.encoder = build_encoder(encoder, weights, last_stride, stem_stride)
@@ -68,8 +99,7 @@ class ReIDModel(nn.Module):
         self.encoder.avgpool = GeneralizedMean() if pool == "gem" else nn.AdaptiveAvgPool2d(1)
         self.neck = nn.BatchNorm1d(self.dim)
         self.neck.bias.requires_grad_(False)
-        self.classifier = nn.Linear(self.dim, num_classes, bias=False)
-        nn.init.normal_(self.classifier.weight, std=0.001)
+        self.classifier = Classifier(self.dim, num_classes, head, head_temperature)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         feature = self.encoder(images)
@@ -117,12 +147,7 @@ def _with_imagenet_weights(name: str) -> ResNet:
 
 def load_encoder_weights(encoder: ResNet, path: Path) -> None:
     """Load a .safetensors or .pth state dict; a classifier (fc.*) in it is ignored. Errors name what does not fit."""
-    if not path.is_file():
-        raise ValueError(f"model.weights = {path}: no such file; give imagenet, none or a local file")
-    state = (
-        load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    )
-    state = {name.removeprefix("encoder."): value for name, value in state.items()}
+    state = {name.removeprefix("encoder."): value for name, value in read_weights(path).items()}
     own = {name: value for name, value in encoder.state_dict().items() if not name.startswith("fc.")}
     wrong = [name for name, value in own.items() if name not in state or state[name].shape != value.shape]
     if wrong:
@@ -133,22 +158,41 @@ def load_encoder_weights(encoder: ResNet, path: Path) -> None:
     encoder.load_state_dict({name: state[name] for name in own}, strict=False)
 
 
-class ColourHistogram(nn.Module):
-    """A baseline without learning: joint colour histograms of horizontal stripes, with the model's interface.
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file or a .pth file (also nested under "state_dict"); no code in it is run."""
+    if not path.is_file():
+        raise ValueError(f"model.weights = {path}: no such file; give imagenet, none or a local file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state)
+        return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    except Exception as error:  # torch and safetensors raise many kinds; each means that this file is of no use
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"model.weights = {path}: not a file of tensors: {reason}") from error
 
-    Takes normalised images (B, 3, H, W) and gives (B, stripes * bins^3) square-rooted histograms.
+
+class ColourHistogram(nn.Module):
+    """A baseline without learning: joint RGB histograms of horizontal stripes of the middle of the image.
+
+    Takes normalised images (B, 3, H, W), as the model does, and gives (B, stripes * product of bins) square roots of
+    shares. Sides are cut off because there the background outweighs the person.
     """
 
-    def __init__(self, stripes: int = 4, bins: int = 4) -> None:
+    def __init__(self, stripes: int = 6, bins: tuple[int, int, int] = (3, 8, 8), side: float = 0.22) -> None:
         super().__init__()
-        self.stripes, self.bins = stripes, bins
+        self.stripes, self.bins, self.side = stripes, bins, side
 
     def forward(self, images: Tensor) -> Tensor:
-        colours = denormalize(images).long() * self.bins // 256
-        joint = (colours[:, 0] * self.bins + colours[:, 1]) * self.bins + colours[:, 2]
+        cut = round(self.side * images.shape[3])
+        colours = denormalize(images[..., cut : images.shape[3] - cut]).long()
+        red, green, blue = (colours[:, i] * self.bins[i] // 256 for i in range(3))
+        joint = (red * self.bins[1] + green) * self.bins[2] + blue
+        num_bins = math.prod(self.bins)
         parts = [stripe.flatten(1) for stripe in joint.tensor_split(self.stripes, dim=1)]
         counts = [
-            torch.zeros(len(part), self.bins**3, device=part.device).scatter_add(1, part, torch.ones_like(part).float())
+            torch.zeros(len(part), num_bins, device=part.device).scatter_add(1, part, torch.ones_like(part).float())
             for part in parts
         ]
         return torch.cat([(count / count.sum(dim=1, keepdim=True)).sqrt() for count in counts], dim=1)

@@ -158,4 +158,3 @@ def _distinct_per_step(groups: Iterator[_Group], per_step: int, steps: int) -> I
             else:
                 used.add(group[1])
                 yield group
-        still_waiting.extend(queue)

@@ -76,11 +76,11 @@ class Tracker:
 
         self._send(send)
 
-    def log_table(self, step: int, name: str, columns: list[str | int], rows: list[list[Any]]) -> None:
+    def log_table(self, step: int, name: str, columns: list[str], rows: list[list[Any]]) -> None:
         def send(run: Any) -> None:
             import wandb
 
-            run.log({"train/step": step, name: wandb.Table(columns=columns, data=rows)})
+            run.log({"train/step": step, name: wandb.Table(columns=[*columns], data=rows)})
 
         self._send(send)
 

@@ -183,8 +183,27 @@ def test_truncated_shard(damaged, workers):
     last = members_of(shard)[-1]
     with shard.open("r+b") as file:
         file.truncate(last.offset_data + last.size // 2)
-    with pytest.raises(ValueError, match=r"train-0003\.tar: damaged shard: .*shards verify"):
+    with pytest.raises(ValueError, match=r"train-0003\.tar: damaged shard, after .*: .*shards verify"):
         read_all(damaged, workers)
+
+
+def test_shard_without_a_beginning(damaged):
+    overwrite(damaged / "train-0002.tar", 0, b"\xff" * 512)
+    with pytest.raises(ValueError, match=r"train-0002\.tar: damaged shard, after .*: .*bad checksum"):
+        read_all(damaged)
+
+
+def test_empty_shard(damaged):
+    (damaged / "train-0002.tar").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"train-0002\.tar: damaged shard, after .*: .*empty"):
+        read_all(damaged)
+
+
+def test_identity_description_that_is_no_json(damaged):
+    shard = damaged / "train-0002.tar"
+    overwrite(shard, members_of(shard)[0].offset_data, b"\xff" * 20)
+    with pytest.raises(ValueError, match=r"train-0002\.tar: damaged shard"):
+        read_all(damaged)
 
 
 def test_overwritten_header_of_an_image(damaged):
@@ -192,7 +211,9 @@ def test_overwritten_header_of_an_image(damaged):
     member = members_of(shard)[2]
     overwrite(shard, member.offset, b"\xff" * 512)
     key, file = member.name.split(".", 1)
-    with pytest.raises(ValueError, match=rf"train-0002\.tar: damaged shard: sample {key} lacks the image {file}"):
+    with pytest.raises(
+        ValueError, match=rf"train-0002\.tar: damaged shard, after .*: sample {key} lacks the image {file}"
+    ):
         read_all(damaged)
 
 

@@ -305,7 +305,7 @@ def test_a_weight_of_zero_switches_a_term_off() -> None:
     features, labels = real_rows(ORACLES["full_groups"])
     objective = losses.Objective(10, 16, cross_entropy_weight=0, triplet_weight=0, center_weight=0)
     _, terms = objective(features, torch.zeros(16, 10), labels)
-    assert set(terms) == {"mctl", "hinge_active", "d_ap", "d_an", "feature_norm"}
+    assert set(terms) == {"mctl", "hinge_active", "d_ap", "d_an", "negative_entropy", "feature_norm"}
     nothing = losses.Objective(10, 16, cross_entropy_weight=0, triplet_weight=0, center_weight=0, mctl_weight=0)
     with pytest.raises(ValueError, match="every loss weight is 0"):
         nothing(features, torch.zeros(16, 10), labels)

@@ -164,13 +164,13 @@ def check_top_k(query, gallery, protocol, metric, k):
             assert found == [row for _, _, row in expected]
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=90, deadline=None)
 @given(splits(GRID), st.sampled_from(list(PROTOCOLS)), st.sampled_from([1, 5, 20]), st.sampled_from(["one", "small"]))
 def test_euclidean_agrees_with_a_loop(pair, protocol, max_rank, blocks):
     agree_on(*pair, protocol, "euclidean", max_rank, blocks)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(splits(UNITS), st.sampled_from([1, 5, 20]), st.sampled_from(["one", "small"]))
 def test_cosine_agrees_with_a_loop(pair, max_rank, blocks):
     agree_on(*pair, "image", "cosine", max_rank, blocks)

@@ -140,6 +140,7 @@ def test_an_offline_run_is_read_back(tmp_path, capfd):
     for record in records:
         summary |= record.get("summary", {}).get("update", {})
     assert summary["eval/best_mAP"] == 0.75
+    assert any(record["metric"].get("name") == "train/step" for record in records if record["type"] == "metric")
     globs = {record["metric"].get("glob_name"): record["metric"] for record in records if record["type"] == "metric"}
     assert globs["train/*"]["step_metric"] == globs["eval/*"]["step_metric"] == "train/step"
     assert len(lines_of(tmp_path)) == 2

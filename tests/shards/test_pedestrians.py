@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from shards import pedestrians
-from shards.pedestrians import draw_pedestrian, synthesize
+from shards.drawing import figure, patterns, wardrobe
+from shards.drawing.photo import draw_pedestrian
+from shards.pedestrians import synthesize
 
 NAME = re.compile(r"^(-1|\d{4})_c(\d+)s(\d)_(\d{6})_(\d{2,})\.jpg$")
 SIZES = dict(identities_train=12, identities_test=16, images_per_identity=9, cameras=3, distractors=14, junk=7)
@@ -92,6 +94,12 @@ def test_same_seed_same_bytes_and_another_seed_another_picture(dataset, tmp_path
     assert not set(contents(tmp_path / "other").values()) & set(contents(root).values())
 
 
+def test_another_seed_draws_other_people():
+    people = [{shot.who for shot in pedestrians._plan(seed, 3, 3, 4, 2, 4, 2)} - {None} for seed in (3, 4)]
+    assert len(people[0]) == len(people[1]) == 3 + 3 + 2  # train, test, strangers
+    assert not people[0] & people[1]
+
+
 def test_a_file_does_not_depend_on_how_many_others_there_are(dataset, tmp_path):
     root, _ = dataset
     synthesize(tmp_path / "more", **{**SIZES, "identities_train": 14, "distractors": 20}, seed=3, progress=False)
@@ -109,14 +117,14 @@ def test_pictures_differ_by_identity_camera_and_image_and_fit_any_size():
     assert draw_pedestrian("a", 7, "0", height=50, width=21).size == (21, 50)
 
 
-@pytest.mark.parametrize("pattern", list(pedestrians.PATTERNS))
+@pytest.mark.parametrize("pattern", list(patterns.PATTERNS))
 def test_every_pattern_shows_from_the_front_and_the_back(pattern):
     """All views are drawn without error; each pattern leaves pixels of its colour, plain leaves none."""
     for yaw in np.linspace(0, 2 * np.pi, 9):
         image = Image.new("RGB", (192, 384))
-        view = pedestrians.View(float(yaw), 96, 370, 330, 0.2, 1)
-        torso = pedestrians.Tube(view, [(0.8, 0.05, 0.04), (0.75, 0.1, 0.06), (0.6, 0.1, 0.07), (0.45, 0.1, 0.07)])
-        pedestrians.PATTERNS[pattern](pedestrians.ImageDraw.Draw(image, "RGBA"), torso, (255, 0, 0), 6)
+        view = figure.View(float(yaw), 96, 370, 330, 0.2, 1)
+        torso = figure.Tube(view, [(0.8, 0.05, 0.04), (0.75, 0.1, 0.06), (0.6, 0.1, 0.07), (0.45, 0.1, 0.07)])
+        patterns.PATTERNS[pattern](ImageDraw.Draw(image, "RGBA"), torso, (255, 0, 0), 6)
         shown = np.asarray(image)[..., 0].any()
         if pattern == "plain":
             assert not shown
@@ -162,7 +170,7 @@ def test_colours_alone_do_not_identify(dataset, space):
 
 
 def test_people_share_their_colours_but_not_all_else():
-    people = [pedestrians.make_identity(f"0/{pid}") for pid in range(160)]
+    people = [wardrobe.make_identity(f"0/{pid}") for pid in range(160)]
     colours = Counter((who.upper, who.trim, who.lower) for who in people)
     assert max(colours.values()) >= 3 and len(colours) < 70
     looks = {(w.upper, w.trim, w.lower, w.cut, w.pattern, w.legwear, w.hair, w.bag, w.sleeves) for w in people}

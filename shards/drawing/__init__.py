@@ -1,0 +1,1 @@
+"""How a pedestrian is drawn: figure and clothes, place and light, and the camera that takes the picture."""

@@ -1,0 +1,282 @@
+"""Paints one person, far parts first: legs, arms, clothes, bags, head."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from shards.drawing.figure import SUPERSAMPLE, Pen, Tube, View, limb, shade
+from shards.drawing.patterns import PATTERNS
+from shards.drawing.wardrobe import Identity, Pose
+
+
+def _leg(who: Identity, side: int, angle: float) -> tuple[tuple[float, float, float], ...]:
+    """Hip, knee and ankle of one leg, the hip at its standing height."""
+    length = who.height * who.legs
+    thigh, shin = 0.5 * length, 0.46 * length
+    bend = 0.12 + max(0.0, -angle) * 0.9
+    x = side * 0.045 * who.girth
+    hip = (x, length, 0.0)
+    knee = (x, hip[1] - thigh * math.cos(angle), thigh * math.sin(angle))
+    ankle = (x, knee[1] - shin * math.cos(angle - bend), knee[2] + shin * math.sin(angle - bend))
+    return hip, knee, ankle
+
+
+def _paint_leg(pen: Pen, view: View, who: Identity, joints: Sequence[tuple[float, float, float]]) -> None:
+    hip, knee, ankle = (view.point(*j) for j in joints)
+    unit = view.unit
+    bulk = unit * (0.6 + 0.4 * who.girth)
+    skin, cloth = who.skin, who.lower
+    thigh, shin = {
+        "trousers": (cloth, cloth),
+        "wide": (cloth, cloth),
+        "shorts": (skin, skin),
+        "skirt": (skin, skin),
+        "long skirt": (skin, skin),
+        "bare": (skin, skin),
+        "tights": (shade(who.lower, 0.8), shade(who.lower, 0.8)),
+    }[who.legwear]
+    toe = view.point(joints[2][0], joints[2][1] - 0.02, joints[2][2] + 0.075)
+    heel = view.point(joints[2][0], joints[2][1] - 0.012, joints[2][2] - 0.01)
+    calf = 0.036 if who.legwear == "wide" else 0.026
+    limb(pen, heel, toe, 0.024 * unit, 0.02 * unit, who.shoes, view.light)
+    limb(pen, knee, ankle, 0.032 * bulk, (0.04 if who.legwear == "wide" else 0.021) * bulk, shin, view.light)
+    if who.boots:
+        middle = (0.5 * (knee[0] + ankle[0]), 0.5 * (knee[1] + ankle[1]))
+        limb(pen, middle, ankle, 0.034 * bulk, calf * unit, who.shoes, view.light)
+    limb(pen, hip, knee, 0.052 * bulk, 0.035 * bulk, thigh, view.light)
+    if who.legwear == "shorts":
+        end = (hip[0] + 0.9 * (knee[0] - hip[0]), hip[1] + 0.9 * (knee[1] - hip[1]))
+        limb(pen, hip, end, 0.056 * bulk, 0.05 * bulk, cloth, view.light)
+
+
+def _paint_arm(pen: Pen, view: View, who: Identity, pose: Pose, side: int, shoulder_y: float) -> None:
+    arm = 0 if side > 0 else 1
+    angle = side * pose.swing + pose.raised[arm]
+    upper, fore = 0.165 * who.height, 0.15 * who.height
+    x = side * (0.105 * who.shoulders * (0.7 + 0.3 * who.girth) + 0.012)
+    spread = side * 0.02 * (1 + who.girth)
+    shoulder = (x, shoulder_y, 0.0)
+    elbow = (x + spread, shoulder_y - upper * math.cos(angle), upper * math.sin(angle))
+    bent = angle + pose.elbows[arm]
+    hand = (x + 0.6 * spread, elbow[1] - fore * math.cos(bent), elbow[2] + fore * math.sin(bent))
+    a, b, c = view.point(*shoulder), view.point(*elbow), view.point(*hand)
+    bulk = view.unit * (0.55 + 0.45 * who.girth)
+    cloth = who.trim if who.contrast_sleeves else who.upper
+    top = who.skin if who.sleeves == "none" else cloth
+    low = cloth if who.sleeves == "long" else who.skin
+    thick = 1.15 if who.cut in ("jacket", "coat", "hoodie") else 1.0
+    r = 0.02 * view.unit
+    pen.ellipse((c[0] - r, c[1] - r, c[0] + r, c[1] + r), fill=who.skin)
+    limb(pen, b, c, 0.026 * bulk * thick, 0.02 * bulk * thick, low, view.light)
+    limb(pen, a, b, 0.034 * bulk * thick, 0.027 * bulk * thick, top, view.light)
+    if who.bag == "handbag" and side == who.side:
+        w, h = 0.062 * view.unit, 0.105 * view.unit
+        pen.line([c, (c[0], c[1] + 0.05 * view.unit)], fill=shade(who.bag_colour, 0.7), width=SUPERSAMPLE)
+        top_y = c[1] + 0.045 * view.unit
+        pen.rounded_rectangle((c[0] - w, top_y, c[0] + w, top_y + h), radius=0.02 * view.unit, fill=who.bag_colour)
+        pen.line([(c[0] - w, top_y + 0.3 * h), (c[0] + w, top_y + 0.3 * h)], fill=shade(who.bag_colour, 0.65), width=2)
+
+
+def _torso(view: View, who: Identity, hip: float, shoulder: float) -> Tube:
+    """The upper garment's body, shoulders to hem; a dress or coat reaches further down and flares."""
+    wide, deep = 0.108 * who.shoulders * (0.7 + 0.3 * who.girth), 0.06 * who.girth
+    waist, belly = 0.085 * who.girth, 0.068 * who.girth
+    if who.cut == "dress":
+        hem, flare = 0.52 * hip, 1.6
+    elif who.cut == "coat":
+        hem, flare = 0.6 * hip, 1.35
+    else:
+        hem, flare = hip - 0.03, 1.08 if who.cut == "shirt" else 1.18
+    return Tube(
+        view,
+        [
+            (shoulder + 0.035, 0.5 * wide, 0.6 * deep),
+            (shoulder - 0.01, 1.05 * wide, deep),
+            (0.5 * (shoulder + hip), 0.5 * (wide + waist), 0.5 * (deep + belly) * 1.05),
+            (hip + 0.02, waist * 1.06, belly * 1.05),
+            (hem, waist * flare, belly * flare),
+        ],
+    )
+
+
+def _paint_upper(pen: Pen, torso: Tube, who: Identity) -> None:
+    torso.fill(pen, who.upper)
+    PATTERNS[who.pattern](pen, torso, who.trim, who.repeats)
+    if who.cut in ("jacket", "coat"):
+        opening = torso.sector(0.0, 0.3 if who.cut == "jacket" else 0.16, 0.02, 1)
+        if opening:
+            pen.polygon(opening, fill=who.lower if who.cut == "jacket" else shade(who.upper, 0.6))
+    if who.cut == "hoodie":
+        pocket = torso.sector(0.0, 0.7, 0.68, 0.88)
+        if pocket:
+            pen.polygon(pocket, fill=shade(who.upper, 0.72))
+    torso.shadow(pen)
+
+
+def _paint_lower(pen: Pen, view: View, who: Identity, hip: float) -> None:
+    """The hips and, with a skirt, its whole body."""
+    waist, belly = 0.086 * who.girth, 0.066 * who.girth
+    hem = {"skirt": 0.52 * hip, "long skirt": 0.2 * hip}.get(who.legwear, hip - 0.07)
+    flare = {"skirt": 1.5, "long skirt": 1.45}.get(who.legwear, 1.0)
+    rings = [(hip + 0.05, waist, belly), (hip - 0.03, waist * 1.1, belly * 1.1), (hem, waist * flare, belly * flare)]
+    tube = Tube(view, rings)
+    tube.fill(pen, who.lower)
+    tube.shadow(pen)
+
+
+def _paint_backpack(pen: Pen, view: View, who: Identity, hip: float, shoulder: float) -> None:
+    rings = [
+        (shoulder + 0.0, 0.06, 0.03),
+        (shoulder - 0.04, 0.085, 0.05),
+        (hip + 0.1, 0.092, 0.06),
+        (hip + 0.03, 0.085, 0.055),
+    ]
+    tube = Tube(view, rings, z=-0.06 * who.girth - 0.05)
+    tube.fill(pen, who.bag_colour)
+    pocket = tube.sector(math.pi, 1.0, 0.55, 0.92)
+    if pocket:
+        pen.polygon(pocket, fill=shade(who.bag_colour, 0.7))
+    tube.shadow(pen)
+
+
+def _paint_straps(pen: Pen, torso: Tube, who: Identity) -> None:
+    """A backpack's straps, or a satchel's over one shoulder."""
+    width = max(2, int(0.45 * torso.rings[1][2] * 0.35))
+    strap = shade(who.bag_colour, 0.8)
+    if who.bag == "backpack":
+        for angle in (0.75, -0.75):
+            u = torso.across(angle)
+            if u is not None:
+                pen.line([torso.at(u, t) for t in (0.05, 0.3, 0.55)], fill=strap, width=width)
+    if who.bag == "satchel":
+        for start, end in ((-0.9, 1.45), (math.pi + 0.9, math.pi - 1.45)):
+            steps = [(start + (end - start) * k / 6, 0.05 + 0.75 * k / 6) for k in range(7)]
+            shown = [(torso.across(who.side * angle), t) for angle, t in steps]
+            line = [torso.at(u, t) for u, t in shown if u is not None]
+            if len(line) > 1:
+                pen.line(line, fill=strap, width=width)
+
+
+def _paint_satchel(pen: Pen, view: View, who: Identity, hip: float) -> None:
+    rings = [(hip + 0.06, 0.035, 0.08), (hip - 0.005, 0.04, 0.085), (hip - 0.07, 0.04, 0.08)]
+    tube = Tube(view, rings, x=who.side * (0.1 * who.girth + 0.035))
+    tube.fill(pen, who.bag_colour)
+    pen.polygon(tube.patch(-1, 1, 0, 0.45), fill=shade(who.bag_colour, 0.78))
+    tube.shadow(pen)
+
+
+def _paint_suitcase(pen: Pen, view: View, who: Identity) -> None:
+    rings = [(0.24, 0.06, 0.045), (0.13, 0.07, 0.05), (0.02, 0.065, 0.05)]
+    tube = Tube(view, rings, x=who.side * 0.2, z=-0.1)
+    x, y = tube.at(0, 0)
+    pen.line([(x, y), view.point(who.side * 0.15, 0.42, -0.05)], fill=(70, 70, 76), width=SUPERSAMPLE)
+    tube.fill(pen, who.bag_colour)
+    for t in (0.3, 0.55, 0.8):
+        pen.line([tube.at(-0.8, t), tube.at(0.8, t)], fill=shade(who.bag_colour, 0.65), width=2)
+    tube.shadow(pen)
+
+
+def _paint_head(pen: Pen, view: View, who: Identity, shoulder: float, hair_behind: bool) -> None:
+    """Neck, head, face, hair and hat; long hair hangs behind the torso only when the face is seen (`hair_behind`)."""
+    unit = view.unit * (1 + view.pitch * 0.4)
+    r = 0.058 * unit
+    x, y = view.point(0, shoulder + 0.105, 0.015)
+    turn, facing = math.sin(view.yaw), math.cos(view.yaw)
+    hair = who.hair_colour
+    drop = {"long": 3.1, "bob": 1.5}.get(who.hair, 0.0)
+    if hair_behind:
+        if drop and facing > 0:
+            pen.rounded_rectangle((x - 1.12 * r, y - r, x + 1.12 * r, y + drop * r), radius=0.8 * r, fill=hair)
+        return
+    limb(pen, view.point(0, shoulder + 0.02, 0), (x, y + 0.6 * r), 0.6 * r, 0.55 * r, shade(who.skin, 0.88), view.light)
+    if who.hair == "afro":
+        pen.ellipse((x - 1.5 * r, y - 1.75 * r, x + 1.5 * r, y + 0.9 * r), fill=hair)
+    if who.hair in ("bun", "ponytail"):
+        bx = x - turn * 1.2 * r
+        by = y - 0.9 * r if who.hair == "bun" else y + 0.2 * r
+        if who.hair == "bun":
+            pen.ellipse((bx - 0.55 * r, by - 0.75 * r, bx + 0.55 * r, by + 0.35 * r), fill=hair)
+        elif facing < 0.5:
+            pen.ellipse((bx - 0.4 * r, by - 0.5 * r, bx + 0.4 * r, by + 2.4 * r), fill=hair)
+    scalp = who.skin if who.hair == "bald" else hair
+    pen.ellipse((x - r, y - 1.22 * r, x + r, y + 1.22 * r), fill=scalp)
+    if drop and facing <= 0:
+        pen.rounded_rectangle((x - 1.05 * r, y - r, x + 1.05 * r, y + drop * r), radius=0.7 * r, fill=hair)
+    elif drop and abs(turn) > 0.5:
+        back = x - math.copysign(0.55 * r, turn)
+        pen.rounded_rectangle((back - 0.6 * r, y - r, back + 0.6 * r, y + drop * r), radius=0.5 * r, fill=hair)
+    show = min(1.0, facing + 0.75)
+    if show > 0.1:
+        fx, fw = x + 0.62 * r * turn * (1 - 0.3 * facing), 0.86 * r * (0.35 + 0.65 * show) * (1 - 0.3 * abs(turn))
+        pen.ellipse((fx - fw, y - 0.72 * r, fx + fw, y + 1.2 * r), fill=who.skin)
+        if show > 0.6:
+            for side in (-1, 1):
+                ex = fx + side * 0.4 * fw + 0.25 * fw * turn
+                pen.ellipse((ex - 0.1 * r, y - 0.05 * r, ex + 0.1 * r, y + 0.2 * r), fill=(40, 34, 34))
+    _paint_hat(pen, who, x, y, r, turn, facing)
+
+
+def _paint_hat(pen: Pen, who: Identity, x: float, y: float, r: float, turn: float, facing: float) -> None:
+    colour = who.bag_colour if who.hat in ("cap", "brim") else who.trim
+    if who.hat in ("cap", "beanie", "brim"):
+        top, brow = y - (1.55 if who.hat == "beanie" else 1.4) * r, y - 0.3 * r
+        pen.pieslice((x - 1.12 * r, top, x + 1.12 * r, 2 * brow - top), 180, 360, fill=colour)
+    if who.hat == "cap":
+        if facing > -0.3:
+            bx, bw = x + 0.9 * r * turn, r * (0.55 + 0.4 * abs(turn))
+            pen.ellipse((bx - bw, y - 0.5 * r, bx + bw, y - 0.1 * r), fill=shade(colour, 0.7))
+    elif who.hat == "brim":
+        pen.ellipse((x - 1.9 * r, y - 0.65 * r, x + 1.9 * r, y - 0.05 * r), fill=shade(colour, 0.8))
+    elif who.hat == "beanie":
+        pen.rectangle((x - 1.1 * r, y - 0.6 * r, x + 1.1 * r, y - 0.25 * r), fill=shade(colour, 0.75))
+    elif who.hat == "headscarf":
+        pen.chord((x - 1.2 * r, y - 1.4 * r, x + 1.2 * r, y + 1.5 * r), 180, 360, fill=colour)
+        for side in (-1, 1):
+            if facing <= 0 or side * turn < 0.4:
+                fold = x + 0.8 * side * r
+                pen.ellipse((fold - 0.4 * r, y - 0.6 * r, fold + 0.4 * r, y + 1.6 * r), fill=colour)
+        if facing <= 0.1:
+            pen.ellipse((x - 1.15 * r, y - 1.3 * r, x + 1.15 * r, y + 1.6 * r), fill=colour)
+
+
+def paint_person(pen: Pen, view: View, who: Identity, pose: Pose) -> None:
+    """Draw a person standing at the view's place, far parts first."""
+    legs = {side: _leg(who, side, side * pose.stride) for side in (-1, 1)}
+    lift = 0.035 - min(joints[2][1] for joints in legs.values())
+    legs = {side: tuple((x, y + lift, z) for x, y, z in joints) for side, joints in legs.items()}
+    hip = legs[1][0][1]
+    shoulder = hip + who.height * (0.81 - who.legs)
+    far = 1 if math.sin(view.yaw) > 0 else -1  # the person's left side is the far one when he walks to the right
+    seen_from_behind = math.cos(view.yaw) < 0
+    torso = _torso(view, who, hip, shoulder)
+    (x, y), r = view.point(0, 0, 0), 0.2 * view.unit
+    pen.ellipse((x - r, y - 0.15 * r, x + r, y + 0.18 * r), fill=(8, 8, 20, 90))
+    if who.bag == "suitcase" and who.side == far:
+        _paint_suitcase(pen, view, who)
+    _paint_leg(pen, view, who, legs[far])
+    _paint_leg(pen, view, who, legs[-far])
+    if who.bag == "backpack" and not seen_from_behind:
+        _paint_backpack(pen, view, who, hip, shoulder)
+    if who.bag == "satchel" and who.side == far:
+        _paint_satchel(pen, view, who, hip)
+    _paint_head(pen, view, who, shoulder, hair_behind=True)
+    _paint_arm(pen, view, who, pose, far, shoulder - 0.025)
+    _paint_lower(pen, view, who, hip)
+    _paint_upper(pen, torso, who)
+    if who.bag in ("backpack", "satchel"):
+        _paint_straps(pen, torso, who)
+    _paint_head(pen, view, who, shoulder, hair_behind=False)
+    if who.scarf:
+        neck = Tube(view, [(shoulder + 0.06, 0.05, 0.045), (shoulder + 0.015, 0.065, 0.055)])
+        neck.fill(pen, who.trim)
+        tail = torso.sector(0.25, 0.16, 0.02, 0.45)
+        if tail:
+            pen.polygon(tail, fill=shade(who.trim, 0.85))
+    if who.bag == "backpack" and seen_from_behind:
+        _paint_backpack(pen, view, who, hip, shoulder)
+    _paint_arm(pen, view, who, pose, -far, shoulder - 0.025)
+    if who.bag == "satchel" and who.side != far:
+        _paint_satchel(pen, view, who, hip)
+    if who.bag == "suitcase" and who.side != far:
+        _paint_suitcase(pen, view, who)

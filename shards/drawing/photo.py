@@ -1,0 +1,105 @@
+"""One surveillance crop: a place, people, what hides them, and what the camera makes of it."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from shards.drawing.figure import SUPERSAMPLE, View
+from shards.drawing.painter import paint_person
+from shards.drawing.places import Camera, draw_place, make_camera, paint_occluder
+from shards.drawing.wardrobe import keyed, make_identity, make_pose, pick
+
+
+@lru_cache(maxsize=4)
+def _grain(height: int, width: int) -> np.ndarray:
+    """Unit noise, four times an image's size; each image takes a window of it, much cheaper than fresh noise."""
+    rng = np.random.RandomState(1501)  # the legacy generator: numpy promises that its stream never changes
+    grey = rng.standard_normal((2 * height, 2 * width, 1))
+    return (0.8 * grey + 0.6 * rng.standard_normal((2 * height, 2 * width, 3))).astype(np.float32)
+
+
+def draw_pedestrian(
+    identity: object | None,
+    camera: int,
+    image: object,
+    height: int = 128,
+    width: int = 64,
+    scene: int = 0,
+    crop: str = "",
+) -> Image.Image:
+    """One surveillance crop of a person, as a camera delivers it: RGB, `height` x `width`.
+
+    `identity` and `image` are keys, any printable value: who (None for nobody, a false detection), and the pose, crop
+    and occlusion; `camera` counts from 1; `scene` seeds the cameras and their places; `crop="bad"` misses the person
+    by half, as a failing detector would.
+    """
+    sensor = make_camera(scene, camera)
+    rng = keyed("image", scene, camera, identity, image)
+    w, h = width * SUPERSAMPLE, height * SUPERSAMPLE
+    scenery = draw_place(scene, pick(rng, sensor.places), height, width)
+    x, y = int(rng.random() * (scenery.width - w)), int(rng.random() * (scenery.height - h))
+    canvas = scenery.crop((x, y, x + w, y + h))
+    pen = ImageDraw.Draw(canvas, "RGBA")
+    view = _frame(rng, sensor, w, h, crop)
+    people = [] if identity is None else [(view, make_identity(identity))]
+    if rng.random() < 0.1:  # a passer-by, half outside the crop, in front or behind
+        aside = view.centre + pick(rng, [-1, 1]) * rng.uniform(0.42, 0.6) * w
+        other = replace(view, yaw=rng.uniform(0, 6.28), centre=aside, unit=view.unit * rng.uniform(0.8, 1.05))
+        stranger = make_identity(("passer-by", rng.random()))
+        people.insert(0 if rng.random() < 0.6 else len(people), (other, stranger))
+    for where, who in people:
+        paint_person(pen, where, who, make_pose(rng))
+    if rng.random() < 0.14:
+        paint_occluder(pen, rng, view, w, h)
+    return _expose(canvas.reduce(SUPERSAMPLE), sensor, rng)
+
+
+def _frame(rng: random.Random, sensor: Camera, w: int, h: int, crop: str) -> View:
+    """Where the detector's box puts the person, and how he is turned."""
+    yaw = sensor.yaw + rng.gauss(0, 0.4) + (math.pi if rng.random() < 0.3 else 0.0)
+    size = rng.uniform(0.84, 0.99)
+    centre, ground = (0.5 + rng.gauss(0, 0.05)) * w, (0.965 + rng.gauss(0, 0.026)) * h
+    if rng.random() < 0.05:  # the box ends at the knees or the chest fills it
+        size, ground = size * 1.25, ground + 0.22 * h
+    if crop == "bad":
+        size *= rng.uniform(1.0, 1.6)
+        centre += pick(rng, [-1, 1]) * rng.uniform(0.35, 0.6) * w
+        ground += rng.uniform(-0.4, 0.6) * h
+    return View(yaw, centre, ground, size * h, sensor.pitch * rng.uniform(0.7, 1.3), sensor.light)
+
+
+def _expose(image: Image.Image, sensor: Camera, rng: random.Random) -> Image.Image:
+    """What lens and sensor make of the light: blur, low resolution, cast, exposure, gamma, noise."""
+    w, h = image.size
+    detail = rng.uniform(0.6, 1.1)
+    if detail < 0.85:  # a person far away: fewer pixels than the crop has
+        image = image.resize((int(w * detail), int(h * detail)), Image.Resampling.BILINEAR)
+        image = image.resize((w, h), Image.Resampling.BILINEAR)
+    radius = sensor.blur * rng.uniform(0.5, 1.5) * h / 128
+    if radius > 0.2:
+        image = image.filter(ImageFilter.BoxBlur(radius))
+    gain = sensor.exposure * rng.uniform(0.9, 1.1)
+    grey = [0.3, 0.59, 0.11]
+    matrix: list[float] = []
+    for channel in range(3):
+        tint = gain * sensor.cast[channel] * rng.uniform(0.97, 1.03)
+        row = [tint * (1 - sensor.saturation) * part for part in grey]
+        row[channel] += tint * sensor.saturation
+        matrix += [*row, sensor.haze]
+    linear = np.asarray(image.convert("RGB", tuple(matrix)))
+    grain = _grain(h, w)
+    y, x = int(rng.random() * h), int(rng.random() * w)
+    noise = np.float32(sensor.noise * rng.uniform(0.6, 1.4))
+    pixels = _curve(sensor.gamma)[linear] + noise * grain[y : y + h, x : x + w]
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+@lru_cache(maxsize=16)
+def _curve(gamma: float) -> np.ndarray:
+    return np.array([round(255 * (value / 255) ** gamma) for value in range(256)], np.float32)
