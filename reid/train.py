@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,22 +12,22 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
-from torch import Tensor
 from tqdm import tqdm
 
 from reid import checkpoint
 from reid.augment import Augmentation
 from reid.checkpoint import Progress
 from reid.config import Config, check, parse, save, to_dict
-from reid.distributed import copy_buffers_from_rank_0, sum_over_ranks, world_size
+from reid.distributed import copy_buffers_from_rank_0, world_size
 from reid.features import evaluate_over_ranks, extract
-from reid.loader import Batch, Pixels, TrainLoader
+from reid.loader import Pixels, TrainLoader
 from reid.losses import Objective
 from reid.manifest import Manifest, Split, load_manifest
 from reid.model import ReIDModel
 from reid.optim import Schedule, build_optimizer
 from reid.plan import Plan
 from reid.tracking import Tracker, name_in_sweep
+from reid.watch import FiniteWatch, HingeWatch, Meter, mean_over_ranks
 
 CHECKPOINTS = "checkpoints"
 
@@ -165,7 +164,11 @@ def train(config: Config) -> Path:
     )
 
     model.train()
-    meter = Meter(accelerator.num_processes)
+    meter, finite, hinge = Meter(accelerator.num_processes), FiniteWatch(split.names), HingeWatch()
+    mend = (
+        f"lower optim.lr (now {optim.lr}) or set optim.clip_norm; checkpoints from before are in "
+        f"{config.folder / CHECKPOINTS}"
+    )
     on_terminal = is_main and sys.stderr.isatty()
     bar = tqdm(
         total=epochs * steps, initial=progress.epoch * steps + progress.step, disable=not on_terminal, unit="step"
@@ -185,12 +188,14 @@ def train(config: Config) -> Path:
         optimizer.zero_grad(set_to_none=True)
         objective.update_centers(features, labels)
         meter.count(len(labels))
+        finite.see(global_step, batch.ids, features)
+        hinge.see(terms)
         bar.update()
 
         end_of_epoch = step == steps - 1
         if (global_step + 1) % config.track.every_steps == 0 or end_of_epoch:
             values = mean_over_ranks({"loss": total.detach(), **terms})
-            refuse_non_finite(values, epoch, step, batch, config)
+            finite.check(values, mend)
             speed = meter.read()
             logged = {f"train/{name}": value for name, value in {**values, "lr": rate, **speed}.items()}
             tracker.log(global_step, {"epoch": epoch, **logged})
@@ -203,6 +208,8 @@ def train(config: Config) -> Path:
                 print(line, flush=True)
         if not end_of_epoch:
             continue
+        if (idle := hinge.end_epoch(config.loss.margin)) and is_main:
+            bar.write(idle)
         if epoch == epochs - 1 or (config.eval.every_epochs and (epoch + 1) % config.eval.every_epochs == 0):
             scores = evaluate_in_training(config, bare_model, manifest, pixels, accelerator)
             best = max(progress.best.get("image/mAP", 0.0), scores["image/mAP"])
@@ -254,23 +261,6 @@ def start_up_text(config: Config, manifest: Manifest, plan: Plan, accelerator: A
     return "\n".join(f"{name:>10}  {value}" for name, value in rows.items())
 
 
-def mean_over_ranks(shares: dict[str, Tensor]) -> dict[str, float]:
-    """The global values of the shares that losses return: one small all-reduce, one copy to the host."""
-    stacked = sum_over_ranks(torch.stack([value.double() for value in shares.values()])) / world_size()
-    return dict(zip(shares, stacked.tolist(), strict=True))
-
-
-def refuse_non_finite(values: dict[str, float], epoch: int, step: int, batch: Batch, config: Config) -> None:
-    """All ranks see the same values, so all stop together, before a checkpoint could keep the damage."""
-    bad = [name for name, value in values.items() if not torch.isfinite(torch.tensor(value))]
-    if bad:
-        raise ValueError(
-            f"{', '.join(bad)} not finite at epoch {epoch + 1}, step {step + 1}; this rank's images (identity row, "
-            f"image): {batch.ids[:8].tolist()} ...; lower optim.lr (now {config.optim.lr}) or set optim.clip_norm; the "
-            f"checkpoints in {config.folder / CHECKPOINTS} are from before"
-        )
-
-
 def evaluate_in_training(
     config: Config, model: torch.nn.Module, manifest: Manifest, pixels: Pixels, accelerator: Accelerator
 ) -> dict[str, float]:
@@ -292,40 +282,6 @@ def evaluate_in_training(
             f"{protocol}/rank1": float(result.cmc[0]),
         }
     return scores
-
-
-class Meter:
-    """Images a second of all ranks together, and the share of time spent waiting for data, since the last reading."""
-
-    def __init__(self, num_processes: int) -> None:
-        self.num_processes = num_processes
-        self._reset()
-
-    def _reset(self) -> None:
-        self.images, self.waited, self.since = 0, 0.0, time.perf_counter()
-
-    def timed(self, batches: Any) -> Any:
-        iterator = iter(batches)
-        while True:
-            before = time.perf_counter()
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
-            self.waited += time.perf_counter() - before
-            yield item
-
-    def count(self, images: int) -> None:
-        self.images += images
-
-    def read(self) -> dict[str, float]:
-        elapsed = max(time.perf_counter() - self.since, 1e-9)
-        values = {
-            "images_per_s": self.images * self.num_processes / elapsed,
-            "data_wait_share": self.waited / elapsed,
-        }
-        self._reset()
-        return values
 
 
 if __name__ == "__main__":
