@@ -165,6 +165,21 @@ def loop_of_triplet(features: Tensor, pids: Tensor, margin: float) -> Tensor:
     return torch.stack(terms).mean() if terms else features.sum() * 0
 
 
+def loop_of_quadruplet(features: Tensor, pids: Tensor, margin: float, margin2: float) -> Tensor:
+    terms = []
+    rows = range(len(pids))
+    for i, pid in enumerate(pids.tolist()):
+        positives = [distance(features[i], features[j]) for j in rows if pids[j] == pid and j != i]
+        negatives = [j for j in rows if pids[j] != pid]
+        if not positives or not negatives:
+            continue
+        n1 = min(negatives, key=lambda j: float(distance(features[i], features[j])))
+        thirds = [distance(features[n1], features[j]) for j in negatives if pids[j] != pids[n1]]
+        term = torch.relu(max(positives) - distance(features[i], features[n1]) + margin)
+        terms.append(term + (torch.relu(max(positives) - min(thirds) + margin2) if thirds else 0.0))
+    return torch.stack(terms).mean() if terms else features.sum() * 0
+
+
 @st.composite
 def batches(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     """2 to 12 identities with 1 to 7 images each, in random order, as random features."""
@@ -196,6 +211,9 @@ def test_losses_equal_loops_from_the_definitions(batch: tuple[Tensor, Tensor], m
             torch.testing.assert_close(found, both(loop, features, pids, w1, margin, ctl), rtol=1e-9, atol=1e-10)
     found = both(losses.batch_hard_triplet, features, pids, margin)
     torch.testing.assert_close(found, both(loop_of_triplet, features, pids, margin), rtol=1e-9, atol=1e-10)
+    found = both(losses.quadruplet, features, pids, margin, margin / 2)
+    expected = both(loop_of_quadruplet, features, pids, margin, margin / 2)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
 
 
 ALL = {
@@ -205,6 +223,7 @@ ALL = {
     "ctl rounds": lambda f, p: losses.centroid_triplet(f, p, 3.0, "rounds"),
     "triplet": lambda f, p: losses.batch_hard_triplet(f, p, 3.0),
     "soft triplet": lambda f, p: losses.batch_hard_triplet(f, p, None),
+    "quadruplet": lambda f, p: losses.quadruplet(f, p, 3.0, 1.5),
 }
 
 
@@ -301,6 +320,50 @@ def test_the_objective_sums_its_weighted_terms_and_says_what_it_saw() -> None:
     assert terms["feature_norm"] == pytest.approx(features.norm(dim=1).mean().item(), rel=1e-5)
 
 
+def test_relative_distances_do_not_see_the_scale_of_the_features() -> None:
+    features, labels = real_rows(ORACLES["full_groups"])
+    only_mctl = {"cross_entropy_weight": 0, "triplet_weight": 0, "center_weight": 0, "margin": 0.7}
+    for reading in losses.READINGS:
+        totals = []
+        for scale in (0.01, 1.0, 24.0):
+            objective = losses.Objective(10, 16, relative=True, reading=reading, **only_mctl)
+            total, terms = objective(features * scale, torch.zeros(16, 10), labels)
+            means = gather_centroids(features * scale, labels).means
+            spread = torch.pdist(means).mean().float()
+            torch.testing.assert_close(objective.spread, spread)
+            assert terms["centroid_spread"] == objective.spread
+            totals.append(total.item())
+        assert totals == pytest.approx([totals[0]] * 3, rel=1e-5)
+        expected = losses.modified_centroid_triplet(features, labels, 0.1, 0.7 * spread.item() / 24, reading)
+        assert totals[1] == pytest.approx(expected.item() / (spread.item() / 24) ** 2, rel=1e-5)
+
+
+def test_the_spread_follows_slowly_and_only_in_training() -> None:
+    features, labels = real_rows(ORACLES["full_groups"])
+    objective = losses.Objective(10, 16, relative=True)
+    logits = torch.zeros(16, 10)
+    objective(features, logits, labels)
+    first = objective.spread.item()
+    objective(2 * features, logits, labels)
+    assert objective.spread.item() == pytest.approx(0.9 * first + 0.1 * 2 * first)
+    objective.eval()
+    objective(9 * features, logits, labels)
+    assert objective.spread.item() == pytest.approx(1.1 * first)
+
+
+def test_entropy_tells_whether_one_identity_attracts_everybody() -> None:
+    labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [10.0, 0.0], [11.0, 0.0]])
+    star = torch.tensor([[0.0, 0.0], [5.0, 0.0], [0.0, 5.0], [-5.0, 0.0]])
+    entropies = []
+    for centers in (corners, star):
+        anchors = losses.centroid_anchors(centers[labels], labels)
+        entropies.append(losses.diagnose(anchors, torch.tensor(1.0))["negative_entropy"].item())
+    assert entropies[0] == pytest.approx(np.log(4))
+    shares = np.array([0.75, 0.25])
+    assert entropies[1] == pytest.approx(-(shares * np.log(shares)).sum())
+
+
 def test_a_weight_of_zero_switches_a_term_off() -> None:
     features, labels = real_rows(ORACLES["full_groups"])
     objective = losses.Objective(10, 16, cross_entropy_weight=0, triplet_weight=0, center_weight=0)
@@ -319,6 +382,7 @@ def test_a_weight_of_zero_switches_a_term_off() -> None:
         (lambda f, p: losses.centroid_triplet(f, p, margin=-1.0), "margin = -1.0 must be greater than 0"),
         (lambda f, p: losses.centroid_triplet(f, p, reading="loop"), "reading = 'loop'; choose one of paper, rounds"),
         (lambda f, p: losses.batch_hard_triplet(f, p, scope="world"), "scope = 'world'; choose one of local, global"),
+        (lambda f, p: losses.quadruplet(f, p, 0.5, 0.5), "margin2 = 0.5 must lie between 0 and margin = 0.5"),
         (lambda f, p: losses.centroid_triplet(f[:3], p), "with the same B"),
         (lambda f, p: losses.batch_hard_triplet(f[0], p), "features must be"),
     ],

@@ -10,7 +10,15 @@ from torch import nn
 
 from reid import model as model_module
 from reid.augment import normalize
-from reid.model import ColourHistogram, GeneralizedMean, ReIDModel, build_encoder, load_encoder_weights, resnet10
+from reid.model import (
+    Classifier,
+    ColourHistogram,
+    GeneralizedMean,
+    ReIDModel,
+    build_encoder,
+    load_encoder_weights,
+    resnet10,
+)
 from tests.drawn import Bomb
 
 
@@ -196,3 +204,46 @@ def test_colour_histogram_against_numpy(stripes, bins, height):
             counts, _ = np.histogramdd(stripe.reshape(3, -1).T, bins=edges)
             wanted.append(np.sqrt(counts.ravel() / counts.sum()))
         np.testing.assert_allclose(features, np.concatenate(wanted), atol=1e-6)
+
+
+# Classifier heads
+
+
+@pytest.mark.parametrize("head", ["linear", "cosine", "euclidean"])
+def test_heads_against_their_definitions(head):
+    torch.manual_seed(0)
+    classifier = Classifier(6, 5, head, temperature=0.5)
+    nn.init.normal_(classifier.weight)
+    features = torch.randn(4, 6)
+    logits = classifier(features)
+    for row, feature in enumerate(features):
+        for column, center in enumerate(classifier.weight):
+            dot = (feature * center).sum()
+            wanted = {
+                "linear": dot,
+                "cosine": dot / feature.norm() / center.norm(),
+                # up to |f|^2, the same for all classes
+                "euclidean": feature.square().sum() - (feature - center).square().sum(),
+            }[head]
+            torch.testing.assert_close(logits[row, column], wanted / 0.5)
+
+
+def test_the_euclidean_head_gives_the_softmax_of_negative_squared_distances():
+    torch.manual_seed(0)
+    classifier = Classifier(6, 5, "euclidean")
+    nn.init.normal_(classifier.weight)
+    features = torch.randn(4, 6)
+    distances = torch.cdist(features, classifier.weight).square()
+    torch.testing.assert_close(classifier(features).softmax(dim=1), (-distances).softmax(dim=1))
+
+
+def test_heads_are_float32_islands():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for head in ("cosine", "euclidean"):
+            assert Classifier(6, 5, head)(torch.randn(2, 6)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("knobs", "message"), [({"head": "arc"}, "model.head = 'arc'"), ({"temperature": 0}, "0")])
+def test_bad_heads_are_named(knobs, message):
+    with pytest.raises(ValueError, match=message):
+        Classifier(6, 5, **knobs)

@@ -1,6 +1,7 @@
 """Loss and gradient of W ranks equal those of one process on the concatenated batch."""
 
 import functools
+import shutil
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ LOSSES = {
     "ctl rounds": functools.partial(losses.centroid_triplet, margin=1.0, reading="rounds"),
     "triplet": functools.partial(losses.batch_hard_triplet, margin=1.0, scope="global"),
     "soft triplet": functools.partial(losses.batch_hard_triplet, margin=None, scope="global"),
+    "quadruplet": functools.partial(losses.quadruplet, margin=1.0, margin2=0.5, scope="global"),
 }
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
@@ -106,15 +108,18 @@ class Net(nn.Module):
         return features, self.classifier(features)
 
 
-def train_net(reading: str) -> dict[str, Tensor]:
+def train_net(reading: str, relative: bool = False, compiled: bool = False) -> dict[str, Tensor]:
     """Five optimizer steps of the whole objective, on this rank's part of each batch; also without a process group."""
     torch.manual_seed(3)
     torch.set_default_dtype(torch.float64)
     try:
-        net: nn.Module = Net()
+        net = Net()
         objective = losses.Objective(
-            CLASSES, DIM, triplet_scope="global", margin=2.0, ctl_weight=0.5, center_weight=0.01, reading=reading
-        )
+            CLASSES, DIM, triplet_scope="global", quadruplet_weight=0.3, margin=2.0, ctl_weight=0.5, center_weight=0.01,
+            reading=reading, relative=relative,
+        )  # fmt: skip
+        if compiled:
+            net.encoder.compile()
         model = DistributedDataParallel(net) if dist.is_initialized() else net
         optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
         for step in range(STEPS):
@@ -130,7 +135,7 @@ def train_net(reading: str) -> dict[str, Tensor]:
             optimizer.step()
             optimizer.zero_grad()
             objective.update_centers(features, labels[own])
-        return {**net.state_dict(), "centers": objective.center.centers}
+        return {**net.state_dict(), **objective.state_dict()}
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -139,10 +144,22 @@ def _rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+@pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize("reading", losses.READINGS)
-def test_five_steps_of_ddp_equal_one_process(pool: Pool, reading: str) -> None:
-    expected = train_net(reading)
+def test_five_steps_of_ddp_equal_one_process(pool: Pool, reading: str, relative: bool) -> None:
+    expected = train_net(reading, relative)
     for ranks in (2, 3, 4):
-        for state in pool.run(ranks, train_net, reading):
-            for name, value in expected.items():
-                torch.testing.assert_close(state[name], value, rtol=1e-9, atol=1e-11, msg=f"{name} on {ranks} ranks")
+        for state in pool.run(ranks, train_net, reading, relative):
+            assert_same_state(state, expected, f"{ranks} ranks")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_encoder_trains_the_same(pool: Pool) -> None:
+    expected = train_net("paper")
+    for state in pool.run(2, train_net, "paper", False, True):
+        assert_same_state(state, expected, "compiled")
+
+
+def assert_same_state(state: dict[str, Tensor], expected: dict[str, Tensor], where: str) -> None:
+    for name, value in expected.items():
+        torch.testing.assert_close(state[name], value, rtol=1e-9, atol=1e-11, msg=f"{name}, {where}")
