@@ -6,11 +6,12 @@ LAUNCH := $(BIN)/accelerate launch --config_file launch/cpu.yaml
 
 export WANDB_SILENT ?= true
 
-.PHONY: help quickstart test check format clean
+.PHONY: help quickstart test check bench format clean
 help:
 	@echo "make quickstart   environment, drawn pedestrians, shards, training on two processes, evaluation, report"
 	@echo "make test         environment, code checks and the whole test suite"
 	@echo "make check        ruff and mypy alone"
+	@echo "make bench        measurements, as Markdown tables: cost of the losses"
 	@echo "make format       let ruff rewrite the code's layout"
 	@echo "make clean        remove the environment, caches, and what the quickstart made"
 
@@ -34,6 +35,9 @@ check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.losses
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .

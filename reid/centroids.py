@@ -26,6 +26,9 @@ class Centroids:
         """Full centroids (C, D)."""
         return self.sums / self.counts[:, None]
 
+    def detach(self) -> Centroids:
+        return Centroids(self.sums.detach(), self.counts, self.pids)
+
     def index(self, pids: Tensor) -> Tensor:
         """The row (N,) of each of `pids` (N,), all of which must be present."""
         return torch.searchsorted(self.pids, pids)

@@ -28,7 +28,7 @@ from reid.tracking import Tracker
 from reid.train import CHECKPOINTS, start_accelerator
 
 TRAINED, UNTRAINED, HISTOGRAM = "trained", "untrained encoder", "colour histogram"
-SHOWN_RANKS = 10
+SHOWN_RANKS, SHOWN_HEIGHT = 10, 128
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -157,7 +157,8 @@ def rank_lists(row: Evaluated, root: Path, manifest: Manifest, config: Config) -
         None if query.distractors is None else query.distractors[queries],
     )  # fmt: skip
     indices, scores = metrics.top_k(subset, gallery, SHOWN_RANKS, "image")
-    pixels = Pixels(config.data.height, config.data.width, config.data.max_pixels)
+    larger = max(1, round(SHOWN_HEIGHT / config.data.height))  # people look at more pixels than a small encoder does
+    pixels = Pixels(larger * config.data.height, larger * config.data.width, config.data.max_pixels)
     query_images = read_images(root, manifest, "query", row.query.index[queries].tolist(), pixels)
     lists = []
     for i, (title, best) in enumerate(chosen.items()):

@@ -355,6 +355,7 @@ class Objective(nn.Module):
         self.normalize, self.relative = normalize, relative
         self.center = CenterLoss(num_classes, dim, center_lr, generator)
         self.register_buffer("spread", torch.tensor(0.0))
+        self._raw_centroids: Centroids | None = None  # of this step, so that the centers need no second gather
 
     def forward(self, features: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """features (B, D) before the neck, logits (B, C), labels (B,): the total and the terms and diagnostics.
@@ -403,6 +404,7 @@ class Objective(nn.Module):
             centroids = None
             if self.relative or self.reading == "paper":
                 centroids = gather_centroids(features, labels)
+                self._raw_centroids = None if self.normalize else centroids.detach()
             if self.relative and centroids is not None and self.training:
                 self._follow_spread(centroids)
             return centroid_anchors(features, labels, self.reading, centroids=centroids)
@@ -416,10 +418,11 @@ class Objective(nn.Module):
             self.spread.copy_(torch.where(self.spread > 0, 0.9 * self.spread + 0.1 * now, now))
 
     def update_centers(self, features: Tensor, labels: Tensor) -> None:
-        """Move the centers by the batch just seen; call once per optimizer step, on every rank."""
+        """Move the centers by the batch that `forward` has just seen; once per optimizer step, on every rank."""
         if self.weights["center"]:
             with torch.no_grad():
-                self.center.update(gather_centroids(as_float(features.detach()), labels))
+                self.center.update(self._raw_centroids or gather_centroids(as_float(features.detach()), labels))
+        self._raw_centroids = None
 
 
 @torch.no_grad()
