@@ -11,7 +11,7 @@ help:
 	@echo "make quickstart   environment, drawn pedestrians, shards, training on two processes, evaluation, report"
 	@echo "make test         environment, code checks and the whole test suite"
 	@echo "make check        ruff and mypy alone"
-	@echo "make bench        measurements, as Markdown tables: cost of the losses"
+	@echo "make bench        measurements, as Markdown tables: exactness over ranks, cost of the losses"
 	@echo "make format       let ruff rewrite the code's layout"
 	@echo "make clean        remove the environment, caches, and what the quickstart made"
 
@@ -37,6 +37,7 @@ check: .venv/installed
 	$(BIN)/mypy
 
 bench: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.exactness
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.losses
 
 format: .venv/installed

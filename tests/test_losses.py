@@ -263,6 +263,24 @@ def test_a_single_image_is_no_anchor_but_a_negative() -> None:
     assert loss == pytest.approx(0.9 * (3.0 - 1.0) ** 2)
 
 
+def test_centers_move_by_the_features_and_not_by_a_scaled_gradient() -> None:
+    features, labels = real_rows(ORACLES["full_groups"])
+    moved = []
+    for scale in (1.0, 65536.0):
+        objective = losses.Objective(10, 16, generator=torch.Generator().manual_seed(0))
+        single = features.detach().float().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            total, _ = objective(single, torch.zeros(16, 10), labels)
+        (total * scale).backward()
+        objective.update_centers(single, labels)
+        assert objective.center.centers.dtype == torch.float32
+        moved.append(objective.state_dict()["center.centers"])
+    assert torch.equal(moved[0], moved[1])
+    untouched = losses.CenterLoss(10, 16, generator=torch.Generator().manual_seed(0))
+    seen = labels.unique()
+    assert not torch.isclose(moved[0][seen], untouched.centers[seen]).all(dim=1).any()
+
+
 def test_w2_is_the_complement_of_w1_unless_given() -> None:
     features, pids = real_rows(ORACLES["full_groups"])
     default = losses.modified_centroid_triplet(features, pids, w1=0.3, margin=5.0)

@@ -25,13 +25,12 @@ VARIANTS = {
     "CE + triplet + center": ["--loss.mctl=0"],
     "+ quadruplet": ["--loss.mctl=0", "--loss.quadruplet=1"],
     "+ CTL, m 0.5": ["--loss.mctl=0", "--loss.ctl=1", "--loss.margin=0.5"],
-    "+ MCTL, the paper's letter, m 0.5 raw": ["--loss.margin=0.5"],
+    "+ MCTL, the paper's letter: m 0.5 raw": ["--loss.margin=0.5"],
+    "+ MCTL, m 2 raw": ["--loss.margin=2"],
     "+ MCTL, m 5 raw": ["--loss.margin=5"],
-    "+ MCTL, m 10 raw": ["--loss.margin=10"],
     "+ MCTL, m 0.5 on unit vectors": ["--loss.margin=0.5", "--loss.normalize=true"],
-    "+ MCTL, m 1.0 on unit vectors": ["--loss.margin=1.0", "--loss.normalize=true"],
     "+ MCTL, m 0.5 of the centroid spread": ["--loss.margin=0.5", "--loss.relative=true"],
-    "+ MCTL, m 1.0 of the centroid spread": ["--loss.margin=1.0", "--loss.relative=true"],
+    "+ MCTL, m 1 of the centroid spread": ["--loss.margin=1", "--loss.relative=true"],
 }
 
 
@@ -41,7 +40,16 @@ def train(config: Path, out: Path, number: int, variant: str, seed: int, knobs: 
     log = out / name / "metrics.jsonl"
     if not finished(log):
         fixed = [f"--name={name}", f"--runs={out}", f"--seed={seed}", "--track.wandb=off", "--resume=auto"]
-        command = [sys.executable, "train.py", f"--config={config}", *VARIANTS[variant], *knobs, *fixed]
+        command = [
+            sys.executable,
+            "train.py",
+            f"--config={config}",
+            "--loss.normalize=false",
+            "--loss.relative=false",
+            *VARIANTS[variant],
+            *knobs,
+            *fixed,
+        ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
     print(f"{variant}, seed {seed}: {finished(log)}", file=sys.stderr, flush=True)
@@ -64,14 +72,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--variants", type=int, nargs="*", help="numbers from the list; default: all")
-    parser.add_argument("knobs", nargs="*", help="after --: knobs of every run")
-    options = parser.parse_args()
+    split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    options, knobs = parser.parse_args(sys.argv[1:split]), sys.argv[split + 1 :]
     names = list(VARIANTS)
     chosen = options.variants if options.variants is not None else list(range(len(names)))
     runs = [(number, seed) for seed in range(options.seeds) for number in chosen]
     with ThreadPoolExecutor(options.jobs) as pool:
         found = list(
-            pool.map(lambda run: train(options.config, options.out, run[0], names[run[0]], run[1], options.knobs), runs)
+            pool.map(lambda run: train(options.config, options.out, run[0], names[run[0]], run[1], knobs), runs)
         )
     print("| objective | seeds | " + " | ".join(FIGURES) + " |")
     print("|---|---|" + "---|" * len(FIGURES))

@@ -162,9 +162,7 @@ def main() -> None:
     print(f"The loop over rounds takes {loop / timed['rounds', 1]:.1f} times as long as the vectorised rounds.")
     step = resnet50_step()
     share = timed["whole_objective", 1] / step
-    print(
-        f"A ResNet-50 step of {P * K} images takes {step:.2f} s on one core; the objective is {share:.2%} of it.\n"
-    )
+    print(f"A ResNet-50 step of {P * K} images takes {step:.2f} s on one core; the objective is {share:.2%} of it.\n")
     print(
         f"Projection, assuming {BANDWIDTH / 1e9:.0f} GB/s and {1e6 * LATENCY:.0f} µs a collective for each rank; the "
         "computation is measured, one CPU thread:\n"

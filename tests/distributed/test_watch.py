@@ -1,0 +1,39 @@
+"""A feature that is not finite on one rank stops every rank, with the same words."""
+
+import torch
+import torch.distributed as dist
+
+from reid.watch import FiniteWatch, HingeWatch, mean_over_ranks
+from tests.distributed.pool import Pool
+
+
+def meet_a_nan() -> str:
+    rank = dist.get_rank()
+    watch = FiniteWatch([f"person {row}" for row in range(6)])
+    features = torch.ones(2, 4)
+    if rank == 1:
+        features[1, 0] = float("nan")
+    watch.see(7, torch.tensor([[rank, 3], [rank + 2, 4]]), features)
+    try:
+        watch.check(mean_over_ranks({"loss": features.sum()}), "lower it")
+    except ValueError as error:
+        return str(error)
+    return "went on"
+
+
+def test_every_rank_stops_and_names_the_image(pool: Pool) -> None:
+    said = pool.run(3, meet_a_nan)
+    assert (
+        said == ["not finite: loss; first at step 8: rank 1, 1 of 2 features (identity person 3 image 4); lower it"] * 3
+    )
+
+
+def idle_hinge(active_rank: int) -> bool:
+    watch = HingeWatch()
+    watch.see({"hinge_active": torch.tensor(0.5 if dist.get_rank() == active_rank else 0.0)})
+    return watch.end_epoch(0.5) is not None
+
+
+def test_a_hinge_is_idle_only_when_it_is_on_every_rank(pool: Pool) -> None:
+    assert pool.run(2, idle_hinge, 1) == [False, False]
+    assert pool.run(2, idle_hinge, -1) == [True, True]
