@@ -124,13 +124,13 @@ def train(config: Config) -> Path:
     accelerator = start_accelerator(config.precision)
     device, is_main = accelerator.device, accelerator.is_main_process
     torch.manual_seed(config.seed)
-    model = ReIDModel(split.num_pids, **asdict(config.model))
+    model = ReIDModel(split.num_pids, **asdict(config.model)).to(device)
     objective = build_objective(config, split.num_pids, model.dim).to(device)
     optimizer = build_optimizer(model, config.optim.lr, config.optim.weight_decay)
     progress = Progress(0, 0, {})
     if newest is not None:
         progress = checkpoint.load(newest, model, describe(config, manifest), objective, optimizer)
-    bare_model = model.to(device)
+    bare_model = model
     model, optimizer = accelerator.prepare(model, optimizer)
 
     steps, epochs = plan.steps_per_epoch, config.optim.epochs
@@ -210,7 +210,8 @@ def train(config: Config) -> Path:
             continue
         if (idle := hinge.end_epoch(config.loss.margin)) and is_main:
             bar.write(idle)
-        if epoch == epochs - 1 or (config.eval.every_epochs and (epoch + 1) % config.eval.every_epochs == 0):
+        evaluates = epoch == epochs - 1 or (config.eval.every_epochs and (epoch + 1) % config.eval.every_epochs == 0)
+        if evaluates and can_evaluate(manifest):
             scores = evaluate_in_training(config, bare_model, manifest, pixels, accelerator)
             best = max(progress.best.get("image/mAP", 0.0), scores["image/mAP"])
             progress = Progress(epoch, step, {"image/mAP": best})
@@ -256,9 +257,17 @@ def start_up_text(config: Config, manifest: Manifest, plan: Plan, accelerator: A
         "device": f"{accelerator.device}, precision {accelerator.mixed_precision}",
         "steps": f"{plan.steps_per_epoch} an epoch, {config.optim.epochs} epochs, from epoch {progress.epoch + 1} "
         f"step {progress.step + 1}",
+        "evaluates": "query against gallery"
+        if can_evaluate(manifest)
+        else "nothing: the data has no query and gallery",
         "writes to": str(config.folder),
     }
     return "\n".join(f"{name:>10}  {value}" for name, value in rows.items())
+
+
+def can_evaluate(manifest: Manifest) -> bool:
+    """A folder of training images alone is enough to train on."""
+    return {"query", "gallery"} <= set(manifest.splits)
 
 
 def evaluate_in_training(
