@@ -21,9 +21,9 @@ from reid.config import Config, check, parse, save, to_dict
 from reid.distributed import copy_buffers_from_rank_0, world_size
 from reid.features import evaluate_over_ranks, extract
 from reid.loader import Pixels, TrainLoader
-from reid.losses import Objective
 from reid.manifest import Manifest, Split, load_manifest
 from reid.model import ReIDModel
+from reid.objective import Objective
 from reid.optim import Schedule, build_optimizer
 from reid.plan import Plan
 from reid.tracking import Tracker, name_in_sweep

@@ -9,7 +9,7 @@ from torch import nn
 
 from reid import checkpoint
 from reid.checkpoint import Progress
-from reid.losses import Objective
+from reid.objective import Objective
 from reid.optim import build_optimizer
 from tests.drawn import Bomb
 

@@ -128,3 +128,20 @@ def newest(run: Path) -> Path:
 
 def read_lines(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_training_images_alone_are_enough_to_train_on(workspace: Path) -> None:
+    for image in (workspace / "drawn" / "bounding_box_train").glob("*.jpg"):
+        person = workspace / "folder" / "train" / image.name[:4]
+        person.mkdir(parents=True, exist_ok=True)
+        (person / image.name).write_bytes(image.read_bytes())
+    built = str(workspace / "train_only")
+    assert shards_main(["build", "folder", "--root", str(workspace / "folder"), "--out", built, "--shards=4"]) == 0
+    small = [*SMALL, f"--data.root={built}", f"--runs={workspace}", "--name=alone", "--track.wandb=off"]
+    trained = subprocess.run(
+        [sys.executable, "train.py", *small, "--optim.epochs=1", "--batch.steps_per_epoch=2"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    assert "nothing: the data has no query and gallery" in trained.stdout
+    assert newest(workspace / "alone").name == "epoch-0001-step-000000"

@@ -17,6 +17,7 @@ from reid import losses
 from reid.centroids import sum_by_pid
 from reid.distributed import gather_padded, gather_sizes
 from reid.model import ReIDModel
+from reid.objective import Objective
 from tests.distributed.pool import Pool
 
 P, K, DIM = 16, 4, 2048
@@ -33,7 +34,7 @@ def make_batch(rank: int) -> tuple[Tensor, Tensor]:
 
 def whole_objective(features: Tensor, pids: Tensor) -> Tensor:
     """Centroid gather and every loss of the recipe, forward and backward, with the update of the centers."""
-    objective = losses.Objective(1000, DIM, margin=5.0)
+    objective = Objective(1000, DIM, margin=5.0)
     logits = features[:, :1000]
     total, _ = objective(features, logits, pids)
     total.backward()

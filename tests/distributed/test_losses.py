@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from reid import losses
 from reid.centroids import gather_centroids
 from reid.distributed import gather_padded, gather_sizes, world_size
+from reid.objective import Objective
 from tests.distributed.batches import DIM, PIDS, split_batch
 from tests.distributed.pool import Pool
 
@@ -114,7 +115,7 @@ def train_net(reading: str, relative: bool = False, compiled: bool = False) -> d
     torch.set_default_dtype(torch.float64)
     try:
         net = Net()
-        objective = losses.Objective(
+        objective = Objective(
             CLASSES, DIM, triplet_scope="global", quadruplet_weight=0.3, margin=2.0, ctl_weight=0.5, center_weight=0.01,
             reading=reading, relative=relative,
         )  # fmt: skip

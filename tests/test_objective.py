@@ -1,0 +1,105 @@
+"""The weighted objective: its sum, its centers, its unit of distance and what it says it saw."""
+
+import numpy as np
+import pytest
+import torch
+
+from reid import losses
+from reid.centroids import gather_centroids
+from reid.objective import Objective, diagnose
+from tests.oracles import ORACLES, real_rows
+
+
+def test_centers_move_by_the_features_and_not_by_a_scaled_gradient() -> None:
+    features, labels = real_rows(ORACLES["full_groups"])
+    moved = []
+    for scale in (1.0, 65536.0):
+        objective = Objective(10, 16, generator=torch.Generator().manual_seed(0))
+        single = features.detach().float().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            total, _ = objective(single, torch.zeros(16, 10), labels)
+        (total * scale).backward()
+        objective.update_centers(single, labels)
+        assert objective.center.centers.dtype == torch.float32
+        moved.append(objective.state_dict()["center.centers"])
+    assert torch.equal(moved[0], moved[1])
+    untouched = losses.CenterLoss(10, 16, generator=torch.Generator().manual_seed(0))
+    seen = labels.unique()
+    assert not torch.isclose(moved[0][seen], untouched.centers[seen]).all(dim=1).any()
+
+
+def test_the_objective_sums_its_weighted_terms_and_says_what_it_saw() -> None:
+    features, labels = real_rows(ORACLES["full_groups"])
+    features = features.float()
+    logits = features @ torch.tensor(ORACLES["full_groups"]["fc_weight"]).T
+    objective = Objective(
+        10, features.shape[1], triplet_weight=2.0, mctl_weight=0.5, ctl_weight=0.25, center_weight=0.01, margin=1.0
+    )
+    total, terms = objective(features, logits, labels)
+    expected = (
+        losses.cross_entropy(logits, labels)
+        + 2.0 * losses.batch_hard_triplet(features, labels, 0.3)
+        + 0.5 * losses.modified_centroid_triplet(features, labels, 0.1, 1.0)
+        + 0.25 * losses.centroid_triplet(features, labels, 1.0)
+        + 0.01 * objective.center(features, labels)
+    )
+    torch.testing.assert_close(total, expected)
+    anchors = losses.centroid_anchors(features, labels)
+    assert terms["d_ap"] == pytest.approx(anchors.d_ap.mean().item(), rel=1e-5)
+    assert terms["d_an"] == pytest.approx(anchors.d_an.mean().item(), rel=1e-5)
+    assert terms["hinge_active"] == pytest.approx((anchors.d_an < 1.0).float().mean().item())
+    assert terms["feature_norm"] == pytest.approx(features.norm(dim=1).mean().item(), rel=1e-5)
+
+
+def test_relative_distances_do_not_see_the_scale_of_the_features() -> None:
+    features, labels = real_rows(ORACLES["full_groups"])
+    only_mctl = {"cross_entropy_weight": 0, "triplet_weight": 0, "center_weight": 0, "margin": 0.7}
+    for reading in losses.READINGS:
+        totals = []
+        for scale in (0.01, 1.0, 24.0):
+            objective = Objective(10, 16, relative=True, reading=reading, **only_mctl)
+            total, terms = objective(features * scale, torch.zeros(16, 10), labels)
+            means = gather_centroids(features * scale, labels).means
+            spread = torch.pdist(means).mean().float()
+            torch.testing.assert_close(objective.spread, spread)
+            assert terms["centroid_spread"] == objective.spread
+            totals.append(total.item())
+        assert totals == pytest.approx([totals[0]] * 3, rel=1e-5)
+        expected = losses.modified_centroid_triplet(features, labels, 0.1, 0.7 * spread.item() / 24, reading)
+        assert totals[1] == pytest.approx(expected.item() / (spread.item() / 24) ** 2, rel=1e-5)
+
+
+def test_the_spread_follows_slowly_and_only_in_training() -> None:
+    features, labels = real_rows(ORACLES["full_groups"])
+    objective = Objective(10, 16, relative=True)
+    logits = torch.zeros(16, 10)
+    objective(features, logits, labels)
+    first = objective.spread.item()
+    objective(2 * features, logits, labels)
+    assert objective.spread.item() == pytest.approx(0.9 * first + 0.1 * 2 * first)
+    objective.eval()
+    objective(9 * features, logits, labels)
+    assert objective.spread.item() == pytest.approx(1.1 * first)
+
+
+def test_entropy_tells_whether_one_identity_attracts_everybody() -> None:
+    labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [10.0, 0.0], [11.0, 0.0]])
+    star = torch.tensor([[0.0, 0.0], [5.0, 0.0], [0.0, 5.0], [-5.0, 0.0]])
+    entropies = []
+    for centers in (corners, star):
+        anchors = losses.centroid_anchors(centers[labels], labels)
+        entropies.append(diagnose(anchors, torch.tensor(1.0))["negative_entropy"].item())
+    assert entropies[0] == pytest.approx(np.log(4))
+    shares = np.array([0.75, 0.25])
+    assert entropies[1] == pytest.approx(-(shares * np.log(shares)).sum())
+
+
+def test_a_weight_of_zero_switches_a_term_off() -> None:
+    features, labels = real_rows(ORACLES["full_groups"])
+    objective = Objective(10, 16, cross_entropy_weight=0, triplet_weight=0, center_weight=0)
+    _, terms = objective(features, torch.zeros(16, 10), labels)
+    assert set(terms) == {"mctl", "hinge_active", "d_ap", "d_an", "negative_entropy", "feature_norm"}
+    nothing = Objective(10, 16, cross_entropy_weight=0, triplet_weight=0, center_weight=0, mctl_weight=0)
+    with pytest.raises(ValueError, match="every loss weight is 0"):
+        nothing(features, torch.zeros(16, 10), labels)
