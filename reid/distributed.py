@@ -1,4 +1,4 @@
-"""What ranks share: a gather with gradients, sums over ranks, and decisions that all ranks take together.
+"""What ranks share: a gather with gradients, sums and means over ranks.
 
 Every function works without a process group too; it then sees a world of one.
 """
@@ -109,15 +109,6 @@ def copy_buffers_from_rank_0(module: nn.Module) -> None:
     if is_distributed():
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)
-
-
-def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
-    """True on every rank when `flag` is true on at least one: a decision that all ranks take together."""
-    if not is_distributed():
-        return flag
-    shared = torch.tensor([int(flag)], device=device)
-    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-    return bool(shared.item())
 
 
 def gather_objects(value: Any) -> list[Any]:
