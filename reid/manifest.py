@@ -70,13 +70,17 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """A finished build. skipped: {"source", "reason"} of each broken image that was left out."""
+    """A finished build. skipped: {"source", "reason"} of each broken image that was left out.
+
+    encoding: how images were re-encoded; empty, and absent from the file, where their original bytes are stored.
+    """
 
     dataset: str
     splits: dict[str, Split]
     distractor_pid: int | None = None
     notice: str = ""
     skipped: tuple[dict[str, str], ...] = ()
+    encoding: str = ""
 
     def split(self, name: str) -> Split:
         if name not in self.splits:
@@ -132,6 +136,8 @@ def _to_text(manifest: Manifest) -> bytes:
         "skipped": list(manifest.skipped),
         "splits": {name: _split_to_json(split) for name, split in manifest.splits.items()},
     }
+    if manifest.encoding:
+        document["encoding"] = manifest.encoding
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
 
 
@@ -165,6 +171,7 @@ def _parse(document: Any, path: Path) -> Manifest:
             distractor_pid=distractor_pid,
             notice=_string(document["notice"], "notice"),
             skipped=tuple(dict(entry) for entry in document["skipped"]),
+            encoding=_string(document.get("encoding", ""), "encoding"),
         )
     except KeyError as error:
         raise ValueError(f"{path}: {error.args[0]!r} is missing; {_DAMAGED}") from error

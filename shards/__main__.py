@@ -1,24 +1,39 @@
-"""The command line: `python -m shards build | verify | synth`."""
+"""The command line: `python -m shards build | verify | stats | stage | synth`."""
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from shards import csv_file, folder, market1501
+from reid.manifest import load_manifest
+from shards import csv_file, cuhk03, dukemtmc, folder, market1501, msmt17, veri776
 from shards.build import MAX_BROKEN, Build, build
+from shards.checks import run_checks
+from shards.images import Encoding
 from shards.records import RawDataset
-from shards.summary import find_warnings, format_table
+from shards.stage import stage
+from shards.summary import format_table
 from shards.verify import verify
+from shards.verify_report import format_verification, to_json
 
-DATASETS = (market1501.NAME, folder.NAME, csv_file.NAME)
+# What each reader takes beside --root: command-line option -> the argument of its `read`.
+READERS: dict[str, tuple[Callable[..., RawDataset], dict[str, str]]] = {
+    market1501.NAME: (market1501.read, {}),
+    dukemtmc.NAME: (dukemtmc.read, {}),
+    msmt17.NAME: (msmt17.read, {"with_val": "with_val"}),
+    cuhk03.NAME: (cuhk03.read, {"boxes": "boxes"}),
+    veri776.NAME: (veri776.read, {}),
+    folder.NAME: (folder.read, {}),
+    csv_file.NAME: (csv_file.read, {"csv": "table"}),
+}
 SHOWN = 20  # of a long list
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status, 1 on damage or on what the user can mend (said on stderr)."""
     options = _parser().parse_args(arguments)
-    commands = {"build": _build, "verify": _verify, "synth": _synth}
+    commands = {"build": _build, "verify": _verify, "stats": _stats, "stage": _stage, "synth": _synth}
     try:
         return commands[options.command](options)
     except (ValueError, OSError) as error:
@@ -31,13 +46,24 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     building = commands.add_parser("build", help="write a dataset as shards")
-    building.add_argument("reader", choices=DATASETS, help="how the raw dataset is laid out")
+    building.add_argument("reader", choices=READERS, help="how the raw dataset is laid out")
     building.add_argument(
         "--root", type=Path, required=True, help="the raw dataset's folder; for csv also the CSV file"
     )
     building.add_argument("--csv", type=Path, help="csv only: the table, where it is not the one CSV in --root")
+    building.add_argument("--boxes", choices=cuhk03.BOXES, help="cuhk03 only: whose boxes; default: detected")
+    building.add_argument(
+        "--without-val", dest="with_val", action="store_const", const=False, help="msmt17 only: train without val"
+    )
     building.add_argument("--out", type=Path, required=True, help="folder for the shards; an earlier build is replaced")
-    building.add_argument("--shards", type=int, metavar="N", help="train shards; default: a power of two, up to 64")
+    size = building.add_mutually_exclusive_group()
+    size.add_argument("--shards", type=int, metavar="N", help="train shards; default: a power of two, up to 64")
+    size.add_argument("--shard-size", type=float, metavar="MIB", help="aim at shards of this size instead")
+    building.add_argument("--workers", type=int, default=1, metavar="N", help="processes; the bytes stay the same")
+    building.add_argument(
+        "--size", metavar="HEIGHTxWIDTH", help="re-encode every image as a JPEG of this size; default: bytes untouched"
+    )
+    building.add_argument("--quality", type=int, metavar="Q", help="of the re-encoded JPEGs, 1 to 100; default: 95")
     building.add_argument("--dataset", metavar="NAME", help="name in keys and reports; default: the reader's")
     building.add_argument(
         "--max-broken",
@@ -50,6 +76,17 @@ def _parser() -> argparse.ArgumentParser:
     verifying = commands.add_parser("verify", help="check shards against their manifest")
     verifying.add_argument("out", type=Path, help="folder that `build` wrote")
     verifying.add_argument("--decode", action="store_true", help="decode every image, too")
+    verifying.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+    counting = commands.add_parser("stats", help="how images and cameras spread over identities, as a picture")
+    counting.add_argument("shards", type=Path, help="folder that `build` wrote")
+    counting.add_argument(
+        "--out", type=Path, metavar="PICTURE", help="default: <folder>-stats.png, beside the folder of shards"
+    )
+
+    staging = commands.add_parser("stage", help="copy shards to a node's own disk, checked; many processes may call it")
+    staging.add_argument("source", type=Path, help="folder that `build` wrote")
+    staging.add_argument("target", type=Path, help="folder on the node's disk; an interrupted copy is continued")
 
     drawing = commands.add_parser("synth", help="draw a dataset of pedestrians in Market-1501's layout")
     drawing.add_argument("--out", type=Path, required=True, help="folder for the images")
@@ -72,17 +109,31 @@ SYNTH_OPTIONS = {
 }
 
 
+READER_OPTIONS = {"csv": "--csv", "boxes": "--boxes", "with_val": "--without-val"}
+
+
 def _read(options: argparse.Namespace) -> RawDataset:
-    if options.csv is not None and options.reader != csv_file.NAME:
-        raise ValueError(f"--csv {options.csv}: only `build csv` reads a table; leave it out or build csv")
-    if options.reader == market1501.NAME:
-        return market1501.read(options.root)
-    if options.reader == folder.NAME:
-        return folder.read(options.root)
-    return csv_file.read(options.root, options.csv)
+    read, arguments = READERS[options.reader]
+    given = {name: getattr(options, name) for name in READER_OPTIONS if getattr(options, name) is not None}
+    for name in given.keys() - arguments.keys():
+        takers = ", ".join(reader for reader, (_, taken) in READERS.items() if name in taken)
+        raise ValueError(f"{READER_OPTIONS[name]}: `build {options.reader}` has no use for it, only: {takers}")
+    return read(options.root, **{arguments[name]: value for name, value in given.items()})
+
+
+def _encoding(size: str | None, quality: int | None) -> Encoding | None:
+    if size is None:
+        if quality is not None:
+            raise ValueError(f"--quality {quality}: needs --size, too; without it the original bytes are stored")
+        return None
+    height, _, width = size.partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise ValueError(f"--size {size}: give HEIGHTxWIDTH in pixels, such as 256x128")
+    return Encoding(int(height), int(width), *([] if quality is None else [quality]))
 
 
 def _build(options: argparse.Namespace) -> int:
+    encoding = _encoding(options.size, options.quality)
     raw = _read(options)
     print(f"terms of use: {raw.notice}", file=sys.stderr)
     done = build(
@@ -90,6 +141,9 @@ def _build(options: argparse.Namespace) -> int:
         options.out,
         dataset=options.dataset,
         num_shards=options.shards,
+        shard_bytes=None if options.shard_size is None else int(options.shard_size * 2**20),
+        encoding=encoding,
+        workers=options.workers,
         max_broken=options.max_broken,
         progress=True,
     )
@@ -113,18 +167,31 @@ def _print_build(done: Build, out: Path) -> None:
 
 def _verify(options: argparse.Namespace) -> int:
     result = verify(options.out, decode=options.decode, progress=True)
-    print(format_table(result.manifest))
-    for warning in find_warnings(result.sightings, result.manifest.distractor_pid):
-        print(f"warning: {warning}")
-    for damage in result.damage[:SHOWN]:
-        print(f"damage: {damage}")
-    if result.damage:
-        shards = len({damage.shard for damage in result.damage})
-        print(
-            f"{options.out}: damaged: {len(result.damage)} findings in {shards} shards; copy them again or build again"
-        )
-        return 1
-    print(f"{options.out}: whole" + (", every image decodes" if options.decode else ""))
+    checks = run_checks(result.sightings, result.manifest.distractor_pid)
+    if options.json:
+        print(json.dumps(to_json(result, checks), indent=2))
+    else:
+        print(format_verification(result, checks))
+    return 1 if result.damage else 0
+
+
+def _stats(options: argparse.Namespace) -> int:
+    from shards.stats import draw_stats, format_stats  # nothing else draws: matplotlib takes a second to load
+
+    manifest = load_manifest(options.shards)
+    folder = options.shards.resolve()  # beside it: in a folder of shards a build suffers nothing else
+    print(format_stats(manifest))
+    print(f"picture: {draw_stats(manifest, options.out or folder.with_name(f'{folder.name}-stats.png'))}")
+    return 0
+
+
+def _stage(options: argparse.Namespace) -> int:
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    done = stage(options.source, options.target, say=say, progress=True)
+    size = f"{done.copied} shards, {done.bytes / 2**20:.1f} MiB copied"
+    print(f"{options.target}: {size}, {done.found} were there")
     return 0
 
 

@@ -1,7 +1,8 @@
-"""Whether the bytes of a file are an image that training can decode."""
+"""Whether the bytes of a file are an image that training can decode, and the same image smaller."""
 
 import io
 import warnings
+from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
 
@@ -14,11 +15,46 @@ class BrokenImage(Exception):
     """An image that cannot be used; the text is the reason, free of addresses and paths."""
 
 
+@dataclass(frozen=True)
+class Encoding:
+    """How images are stored that are not kept as they are: JPEG of height x width pixels, quality 1 to 100."""
+
+    height: int
+    width: int
+    quality: int = 95
+
+    def __post_init__(self) -> None:
+        if not (self.height > 0 and self.width > 0 and self.height * self.width <= MAX_PIXELS):
+            raise ValueError(f"--size {self.height}x{self.width}: give HEIGHTxWIDTH in pixels, such as 256x128")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"--quality {self.quality}: give 1 to 100")
+
+    def __str__(self) -> str:
+        return f"JPEG {self.height}x{self.width}, quality {self.quality}"
+
+
 def check_image(data: bytes, max_pixels: int = MAX_PIXELS) -> str:
     """Decode a JPEG or PNG in full and return its suffix, "jpg" or "png", going by content and not by name.
 
     Raises BrokenImage when the bytes are no JPEG or PNG, are cut short or damaged, or claim over `max_pixels` pixels.
     """
+    return _SUFFIXES[_load(data, max_pixels).format or ""]
+
+
+def reencode(data: bytes, encoding: Encoding, max_pixels: int = MAX_PIXELS) -> bytes:
+    """The image as a JPEG of another size, resized as the loader resizes; colours are stored at full resolution.
+
+    The bytes depend on the version of Pillow. Raises BrokenImage as `check_image` does.
+    """
+    image = _load(data, max_pixels).convert("RGB")
+    if image.size != (encoding.width, encoding.height):
+        image = image.resize((encoding.width, encoding.height), Image.Resampling.BILINEAR)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=encoding.quality, subsampling=0, optimize=False)
+    return buffer.getvalue()
+
+
+def _load(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise BrokenImage("empty file")
     try:
@@ -29,7 +65,7 @@ def check_image(data: bytes, max_pixels: int = MAX_PIXELS) -> str:
                 if width * height > max_pixels:
                     raise BrokenImage(f"{width}x{height} pixels, over the limit of {max_pixels}")
                 image.load()
-                return _SUFFIXES[image.format or ""]
+                return image
     except UnidentifiedImageError as error:  # its own text holds a memory address
         raise BrokenImage("not a JPEG or PNG") from error
     except BrokenImage:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from reid.manifest import Shard
-from shards.images import BrokenImage, check_image
-from shards.records import Record
+from shards.images import BrokenImage, Encoding, check_image, reencode
+from shards.records import Record, Sighting, digest_image
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Packed:
     images: list[int] = field(default_factory=list)
     cameras: list[tuple[int, ...]] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
-    sightings: list[tuple[int, int]] = field(default_factory=list)  # (pid, camid) of each image
+    sightings: list[Sighting] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
 
 
@@ -57,8 +57,10 @@ class _HashingSink:
         return self.file.write(data)
 
 
-def pack_shard(path: Path, groups: Iterable[Group], root: Path, on_image: Callable[[], object]) -> Packed:
-    """Write `groups` to the tar `path`; each file is read once, checked, hashed and stored.
+def pack_shard(
+    path: Path, groups: Iterable[Group], root: Path, on_image: Callable[[], object], encoding: Encoding | None = None
+) -> Packed:
+    """Write `groups` to the tar `path`; each file is read once, checked, hashed and stored, re-encoded if asked.
 
     Broken images are left out and listed; `on_image` is called after every image. Sources are given relative to `root`.
     """
@@ -67,7 +69,7 @@ def pack_shard(path: Path, groups: Iterable[Group], root: Path, on_image: Callab
         sink = _HashingSink(file)
         with tarfile.open(fileobj=sink, mode="w|", format=tarfile.USTAR_FORMAT, bufsize=1 << 20) as tar:  # type: ignore[call-overload]
             for group in groups:
-                _pack_group(tar, group, root, packed, on_image)
+                _pack_group(tar, group, root, packed, on_image, encoding)
         file.flush()
         os.fsync(file.fileno())
     if packed.pids:
@@ -77,15 +79,25 @@ def pack_shard(path: Path, groups: Iterable[Group], root: Path, on_image: Callab
     return packed
 
 
-def _pack_group(tar: tarfile.TarFile, group: Group, root: Path, packed: Packed, on_image: Callable[[], object]) -> None:
+def _pack_group(
+    tar: tarfile.TarFile,
+    group: Group,
+    root: Path,
+    packed: Packed,
+    on_image: Callable[[], object],
+    encoding: Encoding | None,
+) -> None:
     entries: list[dict[str, str | int]] = []
     payloads: list[bytes] = []
-    camids: list[int] = []
+    sightings: list[Sighting] = []
     for record in group.records:
         source = source_of(record, root)
         try:
             data = record.path.read_bytes()
-            suffix = check_image(data)
+            if encoding is None:
+                suffix = check_image(data)
+            else:
+                suffix, data = "jpg", reencode(data, encoding)
         except OSError as error:
             packed.skipped.append({"source": source, "reason": error.strerror or type(error).__name__})
         except BrokenImage as error:
@@ -94,7 +106,7 @@ def _pack_group(tar: tarfile.TarFile, group: Group, root: Path, packed: Packed, 
             file = f"{len(entries):03d}.{suffix}"
             entries.append({"file": file, "camid": record.camid, "source": source, "crc32": zlib.crc32(data)})
             payloads.append(data)
-            camids.append(record.camid)
+            sightings.append(Sighting(group.pid, record.camid, source, digest_image(data)))
         on_image()
     if not entries:
         return
@@ -104,9 +116,9 @@ def _pack_group(tar: tarfile.TarFile, group: Group, root: Path, packed: Packed, 
         _add(tar, f"{group.key}.{entry['file']}", data)
     packed.pids.append(group.pid)
     packed.images.append(len(entries))
-    packed.cameras.append(tuple(sorted(set(camids))))
+    packed.cameras.append(tuple(sorted({image.camid for image in sightings})))
     packed.names.append(group.name)
-    packed.sightings += [(group.pid, camid) for camid in camids]
+    packed.sightings += sightings
 
 
 def source_of(record: Record, root: Path) -> str:

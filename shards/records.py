@@ -1,8 +1,10 @@
 """What every reader hands over: one record per image, and what the dataset says about itself."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from reid.manifest import JUNK_PID as JUNK_PID
 
@@ -22,13 +24,31 @@ class Record:
     name: str
 
 
+class Sighting(NamedTuple):
+    """One stored image: whom it shows, which camera saw it, where it came from, the first 16 bytes of its sha256."""
+
+    pid: int
+    camid: int
+    source: str
+    digest: bytes
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Images of a split, with junk and distractors, and its identities without them."""
+
+    images: int
+    identities: int
+
+
 @dataclass(frozen=True)
 class RawDataset:
     """What a reader found under `root`. Records are sorted by split, pid and path.
 
     distractor_pid: the pid of gallery images that belong to nobody, None where the dataset has none.
     notice: the terms of use, shown to the user and stored with the shards. ignored: the files that are no images of the
-    dataset (Thumbs.db, .DS_Store, ...). warnings: whatever else the user should hear.
+    dataset (Thumbs.db, .DS_Store, ...). warnings: whatever else the user should hear. published: what its authors count
+    in each split; a build that counts otherwise says so.
     """
 
     name: str
@@ -38,6 +58,7 @@ class RawDataset:
     notice: str
     ignored: tuple[Path, ...] = ()
     warnings: tuple[str, ...] = ()
+    published: Mapping[str, Counts] = field(default_factory=dict)
 
 
 def sort_records(records: Iterable[Record]) -> tuple[Record, ...]:
@@ -73,3 +94,8 @@ def describe_folder(folder: Path, limit: int = 8) -> str:
     names = [path.name + ("/" if path.is_dir() else "") for path in list_folder(folder)]
     shown = ", ".join(names[:limit]) or "nothing"
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def digest_image(data: bytes) -> bytes:
+    """Enough of a sha256 to tell images apart, at half the memory."""
+    return hashlib.sha256(data).digest()[:16]

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from reid.manifest import MANIFEST_NAME, Manifest, Split, load_manifest
 from shards.images import BrokenImage, check_image
+from shards.records import Sighting, digest_image
 
 # What may follow the last member of a whole tar: two empty blocks, then padding to a full record.
 _TAR_END = 2 * tarfile.BLOCKSIZE + tarfile.RECORDSIZE
@@ -32,29 +33,37 @@ class Damage:
 
 @dataclass
 class Verification:
-    """The manifest, the damage in storage order, and per split the (pid, camid) of each image found whole."""
+    """The folder, its manifest, the damage in storage order, and per split the images of the identities found whole."""
 
+    folder: Path
     manifest: Manifest
+    decoded: bool
     damage: list[Damage] = field(default_factory=list)
-    sightings: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    sightings: dict[str, list[Sighting]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Image:
     file: str
     camid: int
+    source: str
     crc32: int | None
 
 
 @dataclass(frozen=True)
 class _Sample:
-    """An identity's JSON."""
+    """An identity's JSON, and the digests of its images as they are read."""
 
     key: str
     pid: int
     name: str
     split: str
     images: tuple[_Image, ...]
+    digests: list[bytes] = field(default_factory=list)
+
+    def sightings(self) -> list[Sighting]:
+        pairs = zip(self.images, self.digests, strict=True)
+        return [Sighting(self.pid, image.camid, image.source, digest) for image, digest in pairs]
 
 
 class _HashingSource:
@@ -83,7 +92,7 @@ def verify(root: str | Path, *, decode: bool = False, progress: bool = False) ->
     """
     folder = Path(root)
     manifest = load_manifest(folder)
-    result = Verification(manifest)
+    result = Verification(folder, manifest, decode)
     owners: dict[str, str] = {}  # key -> shard: keys must be unique over all shards
     total = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
     with tqdm(total=total, desc="verifying", unit="B", unit_scale=True, disable=None if progress else True) as bar:
@@ -94,7 +103,7 @@ def verify(root: str | Path, *, decode: bool = False, progress: bool = False) ->
                 for sample in check.run(folder, name, split, index):
                     if owners.setdefault(sample.key, shard.name) != shard.name:
                         check.report(sample.key, f"the same key is in {owners[sample.key]}")
-                    seen += [(sample.pid, image.camid) for image in sample.images]
+                    seen += sample.sightings()
                 result.damage += check.damage
                 bar.update(shard.bytes)
     listed = {shard.name for split in manifest.splits.values() for shard in split.shards}
@@ -151,6 +160,7 @@ class _ShardCheck:
                         waiting = list(sample.images) if sample else []
                     elif sample and waiting and member.name == f"{sample.key}.{waiting[0].file}":
                         self._check_image(member.name, data, waiting.pop(0))
+                        sample.digests.append(digest_image(data))
                     else:
                         self.report(member.name, "is not what the identity's JSON lists at this place")
                     previous = member.name
@@ -171,7 +181,8 @@ class _ShardCheck:
         try:
             values = json.loads(data)
             images = tuple(
-                _Image(str(image["file"]), int(image["camid"]), image.get("crc32")) for image in values["images"]
+                _Image(str(image["file"]), int(image["camid"]), str(image.get("source", "")), image.get("crc32"))
+                for image in values["images"]
             )
             return _Sample(member.removesuffix(".json"), values["pid"], values["name"], values["split"], images)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

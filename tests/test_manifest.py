@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,15 @@ def test_fingerprint_is_the_files_sha256_and_follows_the_content(tmp_path: Path)
     assert manifest.fingerprint == hashlib.sha256(path.read_bytes()).hexdigest()
     assert load_manifest(tmp_path).fingerprint == manifest.fingerprint
     assert make_manifest(notice="other").fingerprint != manifest.fingerprint
+
+
+def test_encoding_is_in_the_file_only_where_images_were_reencoded(tmp_path: Path) -> None:
+    path = save_manifest(make_manifest(), tmp_path)
+    assert "encoding" not in json.loads(path.read_text()) and load_manifest(tmp_path).encoding == ""
+    smaller = replace(make_manifest(), encoding="JPEG 64x32, quality 90")
+    save_manifest(smaller, tmp_path)
+    assert load_manifest(tmp_path).encoding == "JPEG 64x32, quality 90"
+    assert load_manifest(tmp_path).fingerprint == smaller.fingerprint != make_manifest().fingerprint
 
 
 def test_absent_split_names_those_there_are(tmp_path: Path) -> None:
@@ -150,6 +160,7 @@ def shard(**values: Any) -> Any:
         (lambda document: document["splits"]["train"].pop("identities"), "'identities' is missing"),
         (lambda document: document.update(splits=[1]), "damaged or was edited"),
         (lambda document: document.update(distractor_pid=-2), "distractor_pid"),
+        (lambda document: document.update(encoding=3), "encoding"),
         (column("pid", [2, 5]), "different lengths"),
         (column("pid", [2, 5, 2]), "pid 2 is stored twice"),
         (column("pid", [2, 5, -2]), "'pid' holds -2"),

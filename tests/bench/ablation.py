@@ -31,6 +31,9 @@ VARIANTS = {
     "+ MCTL, m 0.5 on unit vectors": ["--loss.margin=0.5", "--loss.normalize=true"],
     "+ MCTL, m 0.5 of the centroid spread": ["--loss.margin=0.5", "--loss.relative=true"],
     "+ MCTL, m 1 of the centroid spread": ["--loss.margin=1", "--loss.relative=true"],
+    "+ MCTL, m 2 of the centroid spread": ["--loss.margin=2", "--loss.relative=true"],
+    "+ MCTL, m 5 raw, w1 0.3": ["--loss.margin=5", "--loss.w1=0.3"],
+    "+ MCTL, m 0.2 on unit vectors": ["--loss.margin=0.2", "--loss.normalize=true"],
 }
 
 

@@ -3,23 +3,28 @@
 import hashlib
 import io
 import json
+import os
 import struct
 import tarfile
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import BinaryIO
 
 import pytest
 import webdataset
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
 from reid.manifest import load_manifest
 from shards import csv_file, folder, market1501
-from shards.build import build, deal, default_num_shards
-from shards.images import BrokenImage, check_image
+from shards.build import build
+from shards.dealing import deal, default_num_shards
+from shards.images import BrokenImage, Encoding, check_image, reencode
+from shards.lock import hold
 from shards.pack import Packed
-from shards.summary import find_warnings
+from shards.verify import verify
 
 
 def hashes(out: Path) -> dict[str, str]:
@@ -350,7 +355,7 @@ def test_an_interrupted_build_leaves_no_manifest_and_starts_cleanly(
         return Packed()
 
     with monkeypatch.context() as patch:
-        patch.setattr("shards.build.pack_shard", interrupted)
+        patch.setattr("shards.write.pack_shard", interrupted)
         with pytest.raises(KeyboardInterrupt):
             build(raw, out, num_shards=3)
     assert [path.name for path in tmp_path.iterdir()] == ["market"]
@@ -372,12 +377,12 @@ def test_a_failed_build_keeps_the_earlier_one(market: Path, tmp_path: Path, monk
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("shards.build.pack_shard", fail)
-        with pytest.raises(OSError, match="No space left"):
+        patch.setattr("shards.write.pack_shard", fail)
+        with pytest.raises(ValueError, match=r"no space left .*; nothing was built"):
             build(raw, out)
         assert hashes(out) == before
         out.rename(tmp_path / ".out.old")  # as a build killed between its two renames leaves it
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(ValueError, match=r"no space left .*; nothing was built"):
             build(raw, out)
         assert hashes(out) == before
 
@@ -403,18 +408,132 @@ def test_warnings(tmp_path: Path, draw: Callable[[Path], Path]) -> None:
         draw(tmp_path / path)
     (tmp_path / "labels.csv").write_text("path,identity,camera,split\n" + "\n".join(map(",".join, rows)) + "\n")
     warnings = build(csv_file.read(tmp_path), tmp_path / "out").warnings
-    assert len(warnings) == 3
+    assert len(warnings) == 4
     assert warnings[0].startswith("1 identities are in train and in the test splits, e.g. pid 1")
-    assert warnings[1].startswith("1 train identities have one image")
-    assert warnings[2].startswith("2 of 4 queries have no possible match")
-
-
-def test_junk_and_distractors_are_no_overlap() -> None:
-    sightings = {"train": [(-1, 1), (-1, 1), (0, 1), (0, 2)], "gallery": [(-1, 1), (0, 1)]}
-    assert find_warnings(sightings, distractor_pid=0) == []
-    assert len(find_warnings(sightings, distractor_pid=None)) == 1
+    assert warnings[1].startswith("2 of 4 queries have no possible match")
+    assert warnings[2].startswith("2 of 11 images have no camera id")
+    assert warnings[3].startswith("1 train identities have one image")
 
 
 def test_market_has_nothing_to_warn_of(market: Path, tmp_path: Path) -> None:
-    done = build(market1501.read(market), tmp_path / "out")
+    done = build(replace(market1501.read(market), published={}), tmp_path / "out")
     assert done.warnings == () and done.ignored == 4
+
+
+# Several processes, sizes, re-encoding
+
+
+def test_any_number_of_workers_gives_the_same_bytes(damaged: Path, tmp_path: Path) -> None:
+    for path in (damaged / "bounding_box_train").glob("0010_*.jpg"):  # a shard in which nothing is readable
+        path.write_bytes(b"")
+    raw = market1501.read(damaged)
+    one = build(raw, tmp_path / "one", num_shards=9, max_broken=0.2)
+    three = build(raw, tmp_path / "three", num_shards=9, max_broken=0.2, workers=3)
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "three")
+    assert one.warnings == three.warnings and len(one.manifest.skipped) == 11
+    assert len(list((tmp_path / "three").glob("train-*.tar"))) == 8
+
+
+def test_a_killed_worker_is_an_error(market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers end themselves when their parent is not who it was."""
+    monkeypatch.setattr("shards.write.os", SimpleNamespace(getpid=lambda: 1))
+    with pytest.raises(ValueError, match=r"a worker process was killed.*fewer --workers"):
+        build(market1501.read(market), tmp_path / "out", num_shards=3, workers=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["market"]
+
+
+def test_errors_in_a_worker_reach_the_caller(market: Path, tmp_path: Path) -> None:
+    raw = market1501.read(market)
+    lost = replace(raw.records[0], path=tmp_path / "elsewhere.jpg")  # not below the root: no source can be given
+    with pytest.raises(ValueError, match=r"elsewhere\.jpg"):
+        build(replace(raw, records=(*raw.records, lost)), tmp_path / "out", num_shards=3, workers=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["market"]
+
+
+@pytest.mark.parametrize("knobs", [{"workers": 0}, {"shard_bytes": 0}, {"shard_bytes": 9, "num_shards": 1}])
+def test_knobs_out_of_range(market: Path, tmp_path: Path, knobs: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"--workers 0|--shard-size 0|give one of them"):
+        build(market1501.read(market), tmp_path / "out", **knobs)  # type: ignore[arg-type]
+
+
+def test_shard_size(market: Path, tmp_path: Path) -> None:
+    manifest = build(market1501.read(market), tmp_path / "out", shard_bytes=40 * 1024).manifest
+    sizes = [shard.bytes for shard in manifest.split("train").shards]
+    assert len(sizes) > 2 and all(0.5 * 40 * 1024 < size < 1.5 * 40 * 1024 for size in sizes)
+    assert len(manifest.split("query").shards) == 1
+    manifest = build(market1501.read(market), tmp_path / "out", shard_bytes=1).manifest
+    assert len(manifest.split("train").shards) == 9  # not more than identities
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "RGBA", "P"])
+def test_reencode(mode: str) -> None:
+    buffer = io.BytesIO()
+    Image.effect_noise((30, 50), 80).convert("RGB").convert(mode).save(buffer, "JPEG" if mode == "CMYK" else "PNG")
+    data = reencode(buffer.getvalue(), Encoding(64, 32, 90))
+    with Image.open(io.BytesIO(data)) as image:
+        assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (32, 64))
+    assert data == reencode(buffer.getvalue(), Encoding(64, 32, 90)) != reencode(buffer.getvalue(), Encoding(64, 32))
+    with pytest.raises(BrokenImage, match="over the limit"):
+        reencode(png_bomb(9_000, 9_000), Encoding(64, 32))
+
+
+def test_reencoding_resizes_as_the_loader_does() -> None:
+    noise = Image.effect_noise((100, 200), 80).convert("RGB")
+    buffer = io.BytesIO()
+    noise.save(buffer, "PNG")
+    with Image.open(io.BytesIO(reencode(buffer.getvalue(), Encoding(128, 64)))) as image:
+        wanted = noise.resize((64, 128), Image.Resampling.BILINEAR)
+        difference = ImageStat.Stat(ImageChops.difference(image, wanted)).mean
+    assert all(mean < 3 for mean in difference)  # 30 and more with another filter
+
+
+def test_reencoded_shards(damaged: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    manifest = build(market1501.read(damaged), out, encoding=Encoding(24, 12, 80)).manifest
+    assert manifest.encoding == load_manifest(out).encoding == "JPEG 24x12, quality 80"
+    assert len(manifest.skipped) == 1
+    content = members(out, "query")
+    sample = json.loads(content["market1501-query-000021.json"])
+    data = content["market1501-query-000021.000.jpg"]
+    assert sample["images"][0]["crc32"] == zlib.crc32(data)
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.size == (12, 24)
+    assert verify(out, decode=True).damage == []
+    assert build(market1501.read(damaged), out).manifest.encoding == ""
+
+
+# Full disks, and two builds at once
+
+
+def test_a_full_disk(market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/dev/full answers every write as a full disk does."""
+    raw, out = market1501.read(market), tmp_path / "out"
+
+    def open_full(path: Path, mode: str) -> BinaryIO:
+        path.write_bytes(b"half")
+        return open("/dev/full", mode)  # type: ignore[return-value]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shards.pack.open", open_full, raising=False)
+        with pytest.raises(ValueError, match=r"no space left \(No space left on device\); nothing was built.*--out"):
+            build(raw, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["market"]
+
+
+def test_a_disk_that_is_too_small_is_seen_first(market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw, out = market1501.read(market), tmp_path / "out"
+    monkeypatch.setattr("shards.build.shutil.disk_usage", lambda _: SimpleNamespace(free=50_000))
+    monkeypatch.setattr("shards.build.write_shards", None)
+    with pytest.raises(ValueError, match=r"they need about 0.2 MiB, 0.0 MiB are free; nothing was built"):
+        build(raw, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["market"]
+
+
+def test_two_builds_into_one_folder(market: Path, tmp_path: Path) -> None:
+    raw, out = market1501.read(market), tmp_path / "out"
+    with hold(tmp_path / ".out.lock"):
+        with pytest.raises(ValueError, match=rf"out: process {os.getpid()} on .* is building there; wait for it"):
+            build(raw, out)
+        build(raw, tmp_path / "other")
+    build(raw, out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["market", "other", "out"]

@@ -1,5 +1,7 @@
 """The command line: what it prints, its exit status, and that it runs as a module."""
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +40,49 @@ def test_verify_fails_on_damage(market: Path, tmp_path: Path, capsys: pytest.Cap
     assert "damage: query-0000.tar: is missing" in capsys.readouterr().out
 
 
+def test_verify_warns_without_failing(market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = market / "bounding_box_train" / "0002_c1s1_000000_03.jpg"
+    (market / "bounding_box_test" / "0021_c9s1_000000_03.jpg").write_bytes(image.read_bytes())
+    out = tmp_path / "out"
+    assert main(["build", "market1501", "--root", str(market), "--out", str(out)]) == 0
+    assert "warning: 1 images are in train and in the test splits, byte for byte" in capsys.readouterr().out
+    assert main(["verify", str(out)]) == 0
+    printed = capsys.readouterr().out
+    rows = [re.split(r" {2,}", line)[:2] for line in printed.splitlines()[5:16]]
+    assert rows == [
+        ["check", "result"],
+        ["files", "ok"],
+        ["decoding", "not done"],
+        ["identity overlap", "ok"],
+        ["queries without match", "ok"],
+        ["camera coverage", "ok"],
+        ["near-empty identities", "note"],
+        ["copies in train and test", "warning"],
+        ["copies of two identities", "warning"],
+        ["copies of queries", "ok"],
+        ["copies in one identity", "ok"],
+    ]
+    assert "copies in train and test: train: bounding_box_train/0002_c1s1_000000_03.jpg = gallery: " in printed
+    assert printed.splitlines()[-1] == f"{out}: whole, 2 warnings"
+
+
+def test_verify_as_json(market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(["build", "market1501", "--root", str(market), "--out", str(out)]) == 0
+    capsys.readouterr()
+    assert main(["verify", str(out), "--json", "--decode"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["whole"] and found["decoded"] and found["damage"] == []
+    assert found["fingerprint"] == load_manifest(out).fingerprint
+    assert found["splits"]["gallery"] == {"shards": 1, "images": 47, "identities": 3}
+    few = next(check for check in found["checks"] if check["check"] == "near-empty identities")
+    assert (few["level"], few["count"], few["of"], few["examples"]) == ("note", 2, 9, ["2", "3"])
+    (out / "query-0000.tar").write_bytes(b"")
+    assert main(["verify", str(out), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert not found["whole"] and {damage["shard"] for damage in found["damage"]} == {"query-0000.tar"}
+
+
 def test_build_folder_and_csv(folder_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["build", "folder", "--root", str(folder_tree), "--out", str(tmp_path / "f"), "--dataset", "us"]) == 0
     assert "unknown" in capsys.readouterr().out
@@ -59,12 +104,45 @@ def test_errors_are_one_line_without_a_traceback(tmp_path: Path, capsys: pytest.
     for command in (
         ["build", "market1501", "--root", nowhere, "--out", str(tmp_path / "out")],
         ["build", "folder", "--root", nowhere, "--csv", "x.csv", "--out", str(tmp_path / "out")],
+        ["build", "dukemtmc", "--root", nowhere, "--boxes", "labeled", "--out", str(tmp_path / "out")],
+        ["build", "csv", "--root", nowhere, "--without-val", "--out", str(tmp_path / "out")],
         ["verify", nowhere],
     ):
         assert main(command) == 1
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_build_options(market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["build", "market1501", "--root", str(market), "--out", str(tmp_path / "out")]
+    assert main([*command, "--shard-size", "0.03", "--workers", "2", "--size", "24x12", "--quality", "70"]) == 0
+    manifest = load_manifest(tmp_path / "out")
+    assert manifest.encoding == "JPEG 24x12, quality 70" and len(manifest.split("train").shards) > 2
+    capsys.readouterr()
+    for options, message in (
+        (["--quality", "70"], "--quality 70: needs --size"),
+        (["--size", "256"], "--size 256: give HEIGHTxWIDTH"),
+        (["--size", "0x128"], "--size 0x128: give HEIGHTxWIDTH"),
+        (["--size", "24x12", "--quality", "101"], "--quality 101: give 1 to 100"),
+        (["--workers", "0"], "--workers 0"),
+    ):
+        assert main([*command, *options]) == 1
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*command, "--shards", "2", "--shard-size", "3"])
+
+
+def test_options_of_another_reader_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", "market1501", "--root", "x", "--without-val", "--out", str(tmp_path / "out")]) == 1
+    assert "--without-val: `build market1501` has no use for it, only: msmt17" in capsys.readouterr().err
+
+
+def test_every_reader_states_terms_of_use(market: Path) -> None:
+    from shards import csv_file, cuhk03, dukemtmc, folder, market1501, msmt17, veri776
+
+    for module in (csv_file, cuhk03, dukemtmc, folder, market1501, msmt17, veri776):
+        assert len(module.NOTICE) > 50
 
 
 def test_runs_as_a_module(folder_tree: Path, tmp_path: Path) -> None:

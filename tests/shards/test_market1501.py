@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from shards import market1501, pedestrians
+from shards.market_layout import PATTERN
 
 
 def test_counts_and_labels(market: Path) -> None:
@@ -46,7 +47,7 @@ def test_order_is_by_split_pid_and_path(market: Path) -> None:
     ],
 )
 def test_names_that_match(name: str, pid: int, camid: int) -> None:
-    match = market1501.PATTERN.fullmatch(name)
+    match = PATTERN.fullmatch(name)
     assert match and (int(match["pid"]), int(match["camid"])) == (pid, camid)
 
 
@@ -54,7 +55,7 @@ def test_names_that_match(name: str, pid: int, camid: int) -> None:
     "name", ["Thumbs.db", "-2_c1s1_1_1.jpg", "0002.jpg", "x0002_c1s1_1_1.jpg", "0002_c1s1_1_1.txt"]
 )
 def test_names_that_do_not(name: str) -> None:
-    assert market1501.PATTERN.fullmatch(name) is None
+    assert PATTERN.fullmatch(name) is None
 
 
 def test_pattern_sees_only_the_file_name(tmp_path: Path, market: Path) -> None:
@@ -83,6 +84,7 @@ def test_drawn_people_are_not_market1501(market: Path) -> None:
     (market / pedestrians.MARKER).write_text("{}")
     raw = market1501.read(market)
     assert raw.name == "pedestrians" and "Drawn" in raw.notice
+    assert raw.published == {}  # of their number, Market-1501's authors say nothing
 
 
 def test_missing_folder_says_what_is_there(market: Path, tmp_path: Path) -> None:

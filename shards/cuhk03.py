@@ -1,0 +1,37 @@
+"""CUHK03-NP (Li et al., CVPR 2014; new protocol of Zhong et al., CVPR 2017): detected or hand-labelled boxes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from shards.market_layout import FOLDERS, read_layout
+from shards.records import Counts, RawDataset, describe_folder
+
+NAME = "cuhk03"
+BOXES = ("detected", "labeled")
+EXAMPLE = "0001_c1_1.png"
+NOTICE = (
+    "CUHK03 may be used for academic research only and may not be redistributed; its pictures show students whose "
+    "privacy must be kept. This holds for shards made from it. Cite Li et al., DeepReID, CVPR 2014, and for the new "
+    "protocol Zhong et al., Re-ranking Person Re-identification with k-reciprocal Encoding, CVPR 2017."
+)
+PUBLISHED = {
+    "detected": {"train": Counts(7_365, 767), "query": Counts(1_400, 700), "gallery": Counts(5_332, 700)},
+    "labeled": {"train": Counts(7_368, 767), "query": Counts(1_400, 700), "gallery": Counts(5_328, 700)},
+}
+
+
+def read(root: Path, boxes: str = "detected") -> RawDataset:
+    """Read `root/<boxes>/{bounding_box_train,query,bounding_box_test}`, boxes "detected" or "labeled".
+
+    The two are datasets of their own, named cuhk03-detected and cuhk03-labeled. Errors: see `read_layout`.
+    """
+    if boxes not in BOXES:
+        raise ValueError(f"--boxes {boxes}: use {' or '.join(BOXES)}")
+    if root.is_dir() and not (root / boxes).is_dir():
+        raise ValueError(
+            f"{root / boxes}: no such folder; {root} holds {describe_folder(root)}; "
+            "give --root the folder that holds detected, labeled"
+        )
+    folders = {split: f"{boxes}/{folder}" for split, folder in FOLDERS.items()}
+    raw = read_layout(f"{NAME}-{boxes}", root, notice=NOTICE, example=EXAMPLE, folders=folders)
+    return replace(raw, published=PUBLISHED[boxes])

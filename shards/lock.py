@@ -1,0 +1,74 @@
+"""One process at a time: a lock file that the kernel lets go of when its holder dies, however it dies."""
+
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
+
+
+class Held(Exception):
+    """Another process holds the lock; the text says which, as far as it is known."""
+
+
+@contextmanager
+def hold(path: Path, on_wait: Callable[[str], object] | None = None) -> Iterator[None]:
+    """Hold the lock file `path` (its folder exists) for the length of the block, and remove the file afterwards.
+
+    on_wait: called once with the holder's name before waiting for it; without it Held is raised instead of waiting.
+    A file system that has no locks (some Lustre mounts) gives none: the block then runs unguarded.
+    """
+    handle = _acquire(path, on_wait)
+    try:
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # before letting go: whoever waits sees that its file is gone and opens a new one
+        os.close(handle)
+
+
+def _acquire(path: Path, on_wait: Callable[[str], object] | None) -> int:
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            if not _lock(handle, wait=False):
+                holder = os.pread(handle, 200, 0).decode(errors="replace") or "another process"
+                if on_wait is None:
+                    raise Held(holder)
+                on_wait(holder)
+                on_wait = _silent  # once is enough
+                _lock(handle, wait=True)
+            if _is_current(handle, path):
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _lock(handle: int, wait: bool) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+    return True
+
+
+def _is_current(handle: int, path: Path) -> bool:
+    """Whether the file that was locked is still the one that others would open."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _silent(holder: str) -> None:
+    return None

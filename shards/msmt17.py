@@ -1,0 +1,97 @@
+"""MSMT17 V1 and V2 (Wei et al., CVPR 2018): list files name the images, and test identities count from 0 again."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from shards.records import UNKNOWN_CAMERA, Counts, RawDataset, Record, describe_folder, is_image, sort_records
+
+NAME = "msmt17"
+# version -> folder of the train and val lists, folder of the query and gallery lists
+VERSIONS = {"v1": ("train", "test"), "v2": ("mask_train_v2", "mask_test_v2")}
+LISTS = {"train": ("list_train.txt", "list_val.txt"), "query": ("list_query.txt",), "gallery": ("list_gallery.txt",)}
+LINE = "0000/0000_000_01_0303morning_0015_0.jpg 0"
+# Train identity 0 and test identity 0 are two people. A round number keeps the dataset's own number readable, and the
+# same whichever lists are read.
+TEST_PID_OFFSET = 10_000
+NOTICE = (
+    "MSMT17 is given by its authors to those who sign its release agreement: academic research only, no "
+    "redistribution, and its pictures are not to be published beyond what the agreement allows; this holds for shards "
+    "made from it. Cite Wei et al., Person Transfer GAN to Bridge Domain Gap for Person Re-identification, CVPR 2018."
+)
+PUBLISHED = {"train": Counts(32_621, 1_041), "query": Counts(11_659, 3_060), "gallery": Counts(82_161, 3_060)}
+PUBLISHED_WITHOUT_VAL = {**PUBLISHED, "train": Counts(30_248, 1_041)}
+
+
+def read(root: Path, with_val: bool = True) -> RawDataset:
+    """Read the images that `root/list_{train,val,query,gallery}.txt` name; with_val=False leaves list_val.txt out.
+
+    Below root are train/ and test/ (V1, named msmt17-v1) or mask_train_v2/ and mask_test_v2/ (V2). pid: as listed, for
+    query and gallery plus 10,000; name: as listed. camid: the third field of the file's name, -1 where that is no
+    number. An image that a list names and that does not exist is found by the build and counts as broken.
+    ValueError for missing lists and folders and for a line that cannot be read.
+    """
+    version = _find_version(root)
+    records: list[Record] = []
+    for split, lists in LISTS.items():
+        folder = root / VERSIONS[version][split != "train"]
+        for name in lists if with_val else lists[:1]:
+            records += _read_list(root / name, folder, split)
+    _refuse_repeats(records, root)
+    unknown = sum(record.camid == UNKNOWN_CAMERA for record in records)
+    warnings = (f"{unknown} images have no camera in their names",) if unknown else ()
+    published = PUBLISHED if with_val else PUBLISHED_WITHOUT_VAL
+    name = f"{NAME}-{version}"
+    return RawDataset(name, root, sort_records(records), None, NOTICE, warnings=warnings, published=published)
+
+
+def _find_version(root: Path) -> str:
+    pairs = " or ".join(" and ".join(f"{folder}/" for folder in folders) for folders in VERSIONS.values())
+    wanted = f"give --root the folder that holds list_train.txt and {pairs}"
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such folder; {wanted}")
+    there = [version for version, folders in VERSIONS.items() if all((root / folder).is_dir() for folder in folders)]
+    if len(there) == 2:
+        raise ValueError(f"{root}: holds the folders of V1 and of V2; keep one version below --root")
+    if not there:
+        raise ValueError(f"{root}: not MSMT17; it holds {describe_folder(root)}; {wanted}")
+    return there[0]
+
+
+def _read_list(path: Path, folder: Path, split: str) -> list[Record]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{path}: no such file; {path.parent} holds {describe_folder(path.parent)}; check --root"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not text ({error}); copy the list again") from error
+    records = [_parse(line, f"{path}, line {i}", folder, split) for i, line in enumerate(lines, 1) if line.strip()]
+    if not records:
+        raise ValueError(f"{path}: is empty; copy the list again")
+    return records
+
+
+def _parse(line: str, where: str, folder: Path, split: str) -> Record:
+    name, _, number = line.strip().rpartition(" ")
+    path = Path(name.strip())
+    if not name or not (number.isascii() and number.isdecimal()) or not is_image(path):
+        raise ValueError(f"{where}: {line!r} does not read like {LINE!r}; copy the list again")
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{where}: {name} lies outside {folder}; copy the list again")
+    pid = int(number)
+    if pid >= TEST_PID_OFFSET:
+        raise ValueError(f"{where}: identity {pid}; MSMT17 counts below {TEST_PID_OFFSET}; copy the list again")
+    fields = path.name.split("_")
+    known = len(fields) > 3 and fields[2].isascii() and fields[2].isdecimal()
+    camid = int(fields[2]) if known else UNKNOWN_CAMERA
+    return Record(folder / path, pid + TEST_PID_OFFSET * (split != "train"), camid, split, number)
+
+
+def _refuse_repeats(records: Sequence[Record], root: Path) -> None:
+    seen: dict[tuple[str, Path], int] = {}
+    for record in records:
+        if seen.setdefault((record.split, record.path), record.pid) != record.pid:
+            raise ValueError(f"{root}: the lists give {record.path} two identities; copy the lists again")
+    if len(seen) < len(records):
+        raise ValueError(f"{root}: the lists name {len(records) - len(seen)} images twice; copy the lists again")
