@@ -21,6 +21,7 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 FIGURES = {"image mAP": "eval/image/mAP", "image R1": "eval/image/rank1", "centroid mAP": "eval/centroid/mAP"}
 
+NEUTRAL = ["--loss.w1=0.1", "--loss.normalize=false", "--loss.relative=false"]  # whatever the config ships
 VARIANTS = {
     "CE + triplet + center": ["--loss.mctl=0"],
     "+ quadruplet": ["--loss.mctl=0", "--loss.quadruplet=1"],
@@ -88,7 +89,10 @@ def main() -> None:
     print("|---|---|" + "---|" * len(FIGURES))
     for number in chosen:
         own = [figures for (n, _), figures in zip(runs, found, strict=True) if n == number]
-        cells = [f"{100 * np.mean(v):.1f} ± {100 * np.std(v, ddof=len(v) > 1):.1f}" for v in columns(own)]
+        cells = [
+            f"{100 * np.mean(v):.1f}" + (f" ± {100 * np.std(v, ddof=1):.1f}" if len(v) > 1 else "")
+            for v in columns(own)
+        ]
         print(f"| {names[number]} | {len(own)} | " + " | ".join(cells) + " |")
 
 
