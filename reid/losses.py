@@ -320,9 +320,13 @@ def _nearest(anchors: Tensor, candidates: Tensor, forbidden: Tensor, farthest: b
     """Index of the nearest (or farthest) allowed candidate of each anchor, and whether there is one.
 
     anchors (..., A, D), candidates (..., N, D), forbidden (..., A, N). Mining needs no gradient, so no (A, N, D) array
-    and no graph are kept; the chosen pairs' distances are then taken with `euclidean`.
+    and no graph are kept; the chosen pairs' distances are then taken with `euclidean`. Here x^2 + y^2 - 2xy is safe: in
+    float64 it errs by 1e-13 of the squared norm, less than direct differences in float32 do, at a matrix product's cost.
     """
-    distances = torch.cdist(anchors, candidates, compute_mode="donot_use_mm_for_euclid_dist")
+    middle = candidates.mean(dim=-2, keepdim=True)
+    a, b = (anchors - middle).double(), (candidates - middle).double()
+    squares = a.square().sum(dim=-1)[..., :, None] + b.square().sum(dim=-1)[..., None, :]
+    distances = squares - 2 * a @ b.transpose(-1, -2)
     distances = distances.masked_fill(forbidden, -torch.inf if farthest else torch.inf)
     best = distances.argmax(dim=-1) if farthest else distances.argmin(dim=-1)
     return best, ~forbidden.all(dim=-1)
