@@ -134,43 +134,33 @@ def _anchors_of_samples(features: Tensor, pids: Tensor, centroids: Centroids) ->
 
 
 def _anchors_in_rounds(features: Tensor, pids: Tensor) -> Anchors:
-    """All K rounds at once, on a grid (K rounds, C identities); this rank's anchors are the rows it owns."""
+    """All K rounds at once: N queries and N centroids of all ranks, of which only those of one round meet."""
     sizes = gather_sizes(len(features), features.device)
-    everyone, all_pids = gather_padded(features, sizes), gather_padded(pids, sizes)
-    unique, column, counts = torch.unique(all_pids, return_inverse=True, return_counts=True)
-    round_of = _occurrence(column, counts)
-    sums = everyone.new_zeros((len(unique), features.shape[1])).index_add(0, column, everyone)
-    centroids = Centroids(sums, counts.to(features.dtype), unique)
-
-    shape = (int(counts.max()), len(unique))
-    place = (round_of, column)
-    queries = everyone.new_zeros((*shape, features.shape[1])).index_put(place, everyone)
-    others = torch.zeros_like(queries).index_put(place, centroids.leave_one_out(everyone, column))
-    present = torch.zeros(shape, dtype=torch.bool, device=pids.device).index_put(place, counts[column] >= 1)
-    has_centroid = present & (counts >= 2)
+    queries, all_pids = gather_padded(features, sizes), gather_padded(pids, sizes)
+    unique, row_of, counts = torch.unique(all_pids, return_inverse=True, return_counts=True)
+    round_of = _occurrence(row_of, counts)
+    sums = queries.new_zeros((len(unique), features.shape[1])).index_add(0, row_of, queries)
+    others = Centroids(sums, counts.to(features.dtype), unique).leave_one_out(queries, row_of)
+    has_centroid = counts[row_of] >= 2
 
     start = sum(sizes[: rank()]) if len(sizes) > 1 else 0
-    local = torch.arange(start, start + len(features), device=pids.device)
-    mine = torch.unique(column[local])
-    is_mine = torch.zeros(shape, dtype=torch.bool, device=pids.device)
-    is_mine[round_of[local], column[local]] = True
+    mine = slice(start, start + len(features))
+    entries = torch.cat([queries, others])
+    anchors = torch.cat([queries[mine], others[mine]])
+    another_round = round_of[mine].repeat(2)[:, None] != round_of.repeat(2)
+    same_identity = row_of[mine].repeat(2)[:, None] == row_of.repeat(2)
+    absent = ~torch.cat([torch.ones_like(has_centroid), has_centroid])
+    nearest, has_negative = _nearest(anchors, entries, forbidden=another_round | same_identity | absent)
 
-    candidates = torch.cat([queries, others], dim=1)
-    anchors = torch.cat([queries[:, mine], others[:, mine]], dim=1)
-    same = mine.repeat(2)[:, None] == torch.arange(len(unique), device=pids.device).repeat(2)
-    forbidden = same | ~torch.cat([present, has_centroid], dim=1)[:, None, :]
-    nearest, has_negative = _nearest(anchors, candidates, forbidden)
-    negatives = candidates[torch.arange(shape[0], device=pids.device)[:, None], nearest]
-
-    anchors_per_round = 2 * has_centroid.sum(dim=1, keepdim=True)
+    anchors_per_round = 2 * torch.bincount(round_of, weights=has_centroid.to(features.dtype))
     num_rounds = (anchors_per_round > 0).sum().clamp(min=1)
-    weight = (is_mine & has_centroid)[:, mine] / (anchors_per_round.clamp(min=1) * num_rounds).to(features.dtype)
+    weight = has_centroid[mine] / (anchors_per_round[round_of[mine]].clamp(min=1) * num_rounds)
     return Anchors(
-        d_ap=euclidean(queries[:, mine], others[:, mine]).repeat(1, 2).flatten(),
-        d_an=euclidean(anchors, negatives).flatten(),
-        has_negative=has_negative.flatten(),
-        nearest=(nearest % len(unique)).flatten(),
-        weight=weight.repeat(1, 2).flatten(),
+        d_ap=euclidean(queries[mine], others[mine]).repeat(2),
+        d_an=euclidean(anchors, entries[nearest]),
+        has_negative=has_negative,
+        nearest=row_of.repeat(2)[nearest],
+        weight=weight.repeat(2),
     )
 
 
@@ -320,8 +310,8 @@ def _nearest(anchors: Tensor, candidates: Tensor, forbidden: Tensor, farthest: b
     """Index of the nearest (or farthest) allowed candidate of each anchor, and whether there is one.
 
     anchors (..., A, D), candidates (..., N, D), forbidden (..., A, N). Mining needs no gradient, so no (A, N, D) array
-    and no graph are kept; the chosen pairs' distances are then taken with `euclidean`. Here x^2 + y^2 - 2xy is safe: in
-    float64 it errs by 1e-13 of the squared norm, less than direct differences in float32 do, at a matrix product's cost.
+    and no graph are kept; the chosen pairs' distances are then taken with `euclidean`. Here x^2 + y^2 - 2xy is safe:
+    in float64 it errs by 1e-13 of the squared norm, less than direct differences in float32, at a product's cost.
     """
     middle = candidates.mean(dim=-2, keepdim=True)
     a, b = (anchors - middle).double(), (candidates - middle).double()
