@@ -143,7 +143,7 @@ def _anchors_in_rounds(features: Tensor, pids: Tensor) -> Anchors:
     others = Centroids(sums, counts.to(features.dtype), unique).leave_one_out(queries, row_of)
     has_centroid = counts[row_of] >= 2
 
-    start = sum(sizes[: rank()]) if len(sizes) > 1 else 0
+    start = sum(sizes[: rank()])
     mine = slice(start, start + len(features))
     entries = torch.cat([queries, others])
     anchors = torch.cat([queries[mine], others[mine]])
@@ -240,7 +240,7 @@ def _mine_hardest(features: Tensor, pids: Tensor, scope: str) -> _Hardest:
     if scope == "global":
         sizes = gather_sizes(len(features), features.device)
         candidates, candidate_pids = gather_padded(features, sizes), gather_padded(pids, sizes)
-        start = sum(sizes[: rank()]) if len(sizes) > 1 else 0
+        start = sum(sizes[: rank()])
     same = pids[:, None] == candidate_pids
     itself = torch.zeros_like(same)
     itself.diagonal(start).fill_(True)
