@@ -27,6 +27,10 @@ class Parameters:
     affine: Tensor
     erase: Tensor
 
+    def select(self, images: Tensor) -> Parameters:
+        """Of the images at these places (M,)."""
+        return Parameters(self.flip[images], self.crop[images], self.affine[images], self.erase[images])
+
 
 def concatenate(parts: list[Parameters]) -> Parameters:
     return Parameters(*(torch.cat([getattr(p, name) for p in parts]) for name in ("flip", "crop", "affine", "erase")))

@@ -2,118 +2,35 @@
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Iterator, Sequence
+import atexit
+import contextlib
+import math
+import multiprocessing
+import signal
+import time
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from itertools import islice
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
-import webdataset as wds
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from reid.augment import Augmentation, Parameters, concatenate
-from reid.manifest import Split
-from reid.plan import Plan
+from reid.manifest import MANIFEST_NAME, Split
+from reid.pixels import Pixels
+from reid.plan import Plan, StreamSteps
+from reid.pool import Pool
+from reid.samples import DamagedData, Dropped, Identity, OnDamage, read_identities
+from reid.storage import stamp_of
 
-
-@dataclass(frozen=True)
-class Pixels:
-    """How an encoded image becomes pixels: size in pixels, and the most pixels that a source may have."""
-
-    height: int
-    width: int
-    max_pixels: int = 50_000_000
-
-    def decode(self, data: bytes, where: str) -> np.ndarray:
-        """Encoded image -> (height, width, 3) uint8 RGB. Errors (ValueError) name `where`."""
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                if image.width * image.height > self.max_pixels:
-                    raise ValueError(f"has {image.width} x {image.height} pixels, more than {self.max_pixels}")
-                rgb = image.convert("RGB")
-            if rgb.size != (self.width, self.height):
-                rgb = rgb.resize((self.width, self.height), Image.Resampling.BILINEAR)
-            return np.asarray(rgb)
-        except Exception as error:  # Pillow raises many kinds; each means that this image cannot be used
-            raise ValueError(f"{where}: image cannot be decoded: {error}") from error
-
-
-@dataclass(frozen=True)
-class Identity:
-    """One WebDataset sample: an identity (or a group of distractors) with its encoded images."""
-
-    row: int
-    pid: int
-    files: tuple[str, ...]
-    camids: tuple[int, ...]
-    data: tuple[bytes, ...]
-    where: str
-
-
-def read_shards(root: Path, split: Split, shards: Sequence[int]) -> Iterator[Identity]:
-    """The identities of `shards` (indices into split.shards), in order, each checked against the manifest.
-
-    A shard that holds other identities, other image counts or fewer identities than the manifest says is damaged:
-    ValueError with the shard, the sample and the mend.
-    """
-    first_row = np.searchsorted(split.shard, np.arange(len(split.shards)))
-    for shard in shards:
-        name = split.shards[shard].name
-        path = Path(root).resolve() / name
-        seen, last = 0, "the start"
-        try:
-            # No splitter of WebDataset's: which rank and worker reads what is the plan's decision.
-            for sample in wds.tarfile_to_samples()([{"url": str(path)}]):
-                if seen == split.shards[shard].identities:
-                    raise ValueError(f"sample {sample['__key__']} is not in the manifest")
-                yield _identity(sample, split, int(first_row[shard]) + seen, name)
-                seen, last = seen + 1, sample["__key__"]
-        except GeneratorExit:
-            raise
-        except Exception as error:  # tarfile and the file system have many ways to say that a shard is unreadable
-            # WebDataset appends the stream and the URL to what the error says.
-            said = error.strerror if isinstance(error, OSError) else error.args[0] if error.args else None
-            reason = str(said or type(error).__name__).split(" @ ")[0]
-            raise ValueError(
-                f"{path}: damaged shard, after {last}: {reason}; find out more with `python -m shards verify`"
-            ) from error
-        if seen != split.shards[shard].identities:
-            raise ValueError(
-                f"{path}: damaged shard: {seen} identities read, the manifest says {split.shards[shard].identities}; "
-                "find out more with `python -m shards verify`"
-            )
-
-
-def _identity(sample: dict[str, Any], split: Split, row: int, shard: str) -> Identity:
-    try:
-        description = json.loads(sample["json"])
-        pid = int(description["pid"])
-        files = tuple(str(entry["file"]) for entry in description["images"])
-        camids = tuple(int(entry["camid"]) for entry in description["images"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"sample {sample['__key__']}: its JSON is absent or damaged ({error})") from error
-    if pid != split.pids[row] or len(files) != split.images[row]:
-        raise ValueError(
-            f"sample {sample['__key__']} says pid {pid} with {len(files)} images, "
-            f"the manifest pid {split.pids[row]} with {split.images[row]}"
-        )
-    missing = [file for file in files if file not in sample]
-    if missing:
-        raise ValueError(f"sample {sample['__key__']} lacks the image {missing[0]}")
-    return Identity(
-        row=row,
-        pid=pid,
-        files=files,
-        camids=camids,
-        data=tuple(sample[file] for file in files),
-        where=f"{shard}: {sample['__key__']}",
-    )
+STEPS_PER_DRAW = 64  # steps whose augmentation is drawn at once
 
 
 @dataclass(frozen=True)
@@ -121,7 +38,8 @@ class Batch:
     """B training images of one rank and step.
 
     images (B, 3, H, W) uint8; labels (B,) int64 in [0, identities of the split); camids (B,) int64; ids (B, 2) int64:
-    row of the identity in the manifest and index of its image; parameters of the augmentation.
+    row of the identity in the manifest and index of its image; parameters of the augmentation; dropped: what was found
+    damaged, and left out, since the step before.
     """
 
     images: Tensor
@@ -129,6 +47,7 @@ class Batch:
     camids: Tensor
     ids: Tensor
     parameters: Parameters
+    dropped: tuple[Dropped, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,23 +60,33 @@ class _Damage:
 class _Streams(IterableDataset):
     """The streams of one rank, shared among its workers in consecutive blocks; one Batch per worker and step."""
 
-    def __init__(self, loader: TrainLoader, streams: Sequence[int], start: tuple[int, int], epochs: int) -> None:
-        self.loader, self.streams, self.start, self.epochs = loader, streams, start, epochs
+    def __init__(
+        self, loader: TrainLoader, streams: Sequence[int], start: tuple[int, int], epochs: int, dropped: Collection[int]
+    ) -> None:
+        self.loader, self.streams, self.start, self.epochs, self.dropped = loader, streams, start, epochs, dropped
+        self.stamp = stamp_of(loader.root, MANIFEST_NAME)
 
     def __iter__(self) -> Iterator[Batch | _Damage]:
         worker = get_worker_info()
         streams = self.streams
         if worker is not None:
-            torch.set_num_threads(1)
+            _begin_worker()
             streams = np.array_split(np.array(streams), worker.num_workers)[worker.id].tolist()
         try:
             first_epoch, first_step = self.start
             for epoch in range(first_epoch, self.epochs):
-                skipped = first_step if epoch == first_epoch else 0
-                for parts in zip(*(self.loader.read_stream(epoch, s, skipped) for s in streams), strict=True):
-                    yield join(parts)
-        except ValueError as error:
+                self._check_manifest()
+                resumed = (first_step, self.dropped) if epoch == first_epoch else (0, ())
+                yield from self.loader.read_streams(epoch, streams, *resumed)
+        except (ValueError, OSError) as error:
             yield _Damage(str(error))
+
+    def _check_manifest(self) -> None:
+        if stamp_of(self.loader.root, MANIFEST_NAME) != self.stamp:
+            raise ValueError(
+                f"{self.loader.root}: {MANIFEST_NAME} was replaced while this run read the shards; start a new run on "
+                "the new data, or put the old data back and resume"
+            )
 
 
 @dataclass(frozen=True)
@@ -165,10 +94,11 @@ class TrainLoader:
     """Batches of one rank, step after step and epoch after epoch.
 
     The global batch of (epoch, step) is a pure function of the manifest and the plan; this rank gets the part of its
-    streams. Workers run ahead across the end of an epoch.
+    streams. Workers run ahead across the end of an epoch. on_damage `stop` raises at the first damage; `skip` leaves
+    the identity out for the rest of the epoch, so that steps get smaller but not fewer, and tells by Batch.dropped.
     """
 
-    root: Path
+    root: str | Path
     split: Split
     plan: Plan
     pixels: Pixels
@@ -176,55 +106,152 @@ class TrainLoader:
     rank: int = 0
     world_size: int = 1
     workers: int = 0
+    on_damage: OnDamage = "stop"
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """(N,) class of each identity: its place among the split's sorted pids."""
-        return np.unique(self.split.pids, return_inverse=True)[1]
+        """(N,) class of each identity: its place among the sorted pids that are trained on; -1 for the others."""
+        return classes_of(self.split.pids, self.plan.image_counts > 0)
 
-    def batches(self, epochs: int, start: tuple[int, int] = (0, 0)) -> Iterator[tuple[int, int, Batch]]:
-        """(epoch, step, batch) from `start` up to the last step of epoch `epochs` - 1. Damage raises ValueError."""
+    def batches(
+        self, epochs: int, start: tuple[int, int] = (0, 0), dropped: Collection[int] = ()
+    ) -> Iterator[tuple[int, int, Batch]]:
+        """(epoch, step, batch) from `start` up to the last step of epoch `epochs` - 1.
+
+        dropped: rows that were dropped in the epoch of `start` before it. DamagedData on damage, or where `skip` leaves
+        nothing of a step.
+        """
         streams = self.plan.streams_of_rank(self.rank, self.world_size)
         workers = min(self.workers, len(streams))
-        dataset = _Streams(self, streams, start, epochs)
-        parts = iter(DataLoader(dataset, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None))
+        parts = _start(_Streams(self, streams, start, epochs, dropped), workers)
         first_epoch, first_step = start
         for epoch in range(first_epoch, epochs):
             for step in range(first_step if epoch == first_epoch else 0, self.plan.steps_per_epoch):
-                yield epoch, step, join([_checked(next(parts)) for _ in range(max(1, workers))])
+                batch = join([_receive(parts) for _ in range(max(1, workers))])
+                if not len(batch.ids):
+                    raise DamagedData(
+                        f"{self.root}: epoch {epoch}, step {step}: every identity of rank {self.rank} is damaged; "
+                        "repair the shards, or lower batch.streams so that a rank reads more of them"
+                    )
+                yield epoch, step, batch
 
-    def read_stream(self, epoch: int, stream: int, start: int = 0) -> Iterator[Batch]:
-        """The stream's part of each step of an epoch from step `start`; what comes before is read but not decoded.
+    def read_streams(
+        self, epoch: int, streams: Sequence[int], start: int = 0, dropped: Collection[int] = ()
+    ) -> Iterator[Batch]:
+        """These streams' part of each step of an epoch from step `start`; what comes before is not decoded."""
+        plans = [self.plan.stream_steps(epoch, stream) for stream in streams]
+        pools = [Pool(self.root, self.split, steps, start, self.on_damage, dropped) for steps in plans]
+        for step in range(start, self.plan.steps_per_epoch):
+            if step == start or step % STEPS_PER_DRAW == 0:
+                parameters = [self._draw_parameters(epoch, stream, step) for stream in streams]
+                drawn = concatenate(parameters)
+            yield self._read_step(plans, pools, step, drawn)
+            for pool in pools:
+                pool.release(step)
 
-        An identity's encoded images stay in memory from when its shard is read until the last step that uses it.
-        """
-        steps = self.plan.stream_steps(epoch, stream)
-        last_use = {int(row): step for step, rows in enumerate(steps.identities) for row in rows}
-        source = read_shards(self.root, self.split, steps.shards.tolist())
-        pool: dict[int, Identity] = {}
-        for step in range(start, len(steps.identities)):
-            rows = [int(row) for row in steps.identities[step]]
-            while any(row not in pool for row in rows):
-                identity = next(source)
-                if last_use.get(identity.row, -1) >= step:
-                    pool[identity.row] = identity
-            rng = self.plan.rng(epoch, stream, step, 1)
-            yield self._decode([(pool[row], images) for row, images in zip(rows, steps.images[step], strict=True)], rng)
-            for row in rows:
-                if last_use[row] == step:
-                    del pool[row]
+    @property
+    def _slots(self) -> int:
+        """Images that a stream gives to a step, if no group is short."""
+        return self.plan.groups_per_step * self.plan.images
 
-    def _decode(self, groups: Sequence[tuple[Identity, np.ndarray]], rng: np.random.Generator) -> Batch:
-        chosen = [(identity, int(i)) for identity, images in groups for i in images if i >= 0]
-        images = np.stack([self.pixels.decode(x.data[i], f"{x.where}.{x.files[i]}") for x, i in chosen])
-        rows = np.array([identity.row for identity, _ in chosen])
+    def _draw_parameters(self, epoch: int, stream: int, step: int) -> Parameters:
+        """For all slots of the STEPS_PER_DRAW steps around `step`: drawing step by step costs a tenth of the time."""
+        rng = self.plan.rng(epoch, stream, step // STEPS_PER_DRAW, 1)
+        return self.augmentation.draw(rng, STEPS_PER_DRAW * self._slots, self.pixels.height, self.pixels.width)
+
+    def _read_step(self, plans: Sequence[StreamSteps], pools: Sequence[Pool], step: int, drawn: Parameters) -> Batch:
+        images = _allocate(len(plans) * self._slots, self.pixels)
+        ids: list[tuple[int, int]] = []
+        camids: list[int] = []
+        slots: list[int] = []
+        for number, (steps, pool) in enumerate(zip(plans, pools, strict=True)):
+            slot = (number * STEPS_PER_DRAW + step % STEPS_PER_DRAW) * self._slots
+            for reading, row, indices in zip(
+                steps.readings[step].tolist(), steps.identities[step].tolist(), steps.images[step].tolist(), strict=True
+            ):
+                group = [i for i in indices if i >= 0]  # a short group's blanks stand at its end
+                identity = pool.get(reading, row)
+                if identity is not None and self._decode_group(identity, group, images[len(ids) :], pool):
+                    ids += [(row, i) for i in group]
+                    camids += [identity.camids[i] for i in group]
+                    slots += range(slot, slot + len(group))
+                slot += len(indices)
+        rows = np.array([row for row, _ in ids], dtype=np.int64)
         return Batch(
-            images=torch.from_numpy(images).permute(0, 3, 1, 2),
+            images=images[: len(ids)],
             labels=torch.from_numpy(self.labels[rows]),
-            camids=torch.tensor([identity.camids[i] for identity, i in chosen]),
-            ids=torch.tensor([(identity.row, i) for identity, i in chosen]),
-            parameters=self.augmentation.draw(rng, len(chosen), self.pixels.height, self.pixels.width),
+            camids=torch.tensor(camids, dtype=torch.int64),
+            ids=torch.tensor(ids, dtype=torch.int64).reshape(-1, 2),
+            parameters=drawn.select(torch.tensor(slots, dtype=torch.int64)),
+            dropped=tuple(dropped for pool in pools for dropped in pool.take_news()),
         )
+
+    def _decode_group(self, identity: Identity, group: list[int], into: Tensor, pool: Pool) -> bool:
+        """Images `group` of an identity to the front of `into`; False if one is damaged and the identity is dropped."""
+        try:
+            for place, i in enumerate(group):
+                into[place].copy_(self.pixels.decode(identity.image(i), identity.place(i)))
+        except ValueError as error:
+            pool.drop(Dropped((identity.row,), str(error)))
+            return False
+        return True
+
+
+def classes_of(pids: np.ndarray, trained: np.ndarray) -> np.ndarray:
+    """(N,) place of each of the pids among the sorted pids of those `trained` (N,) bool; -1 for the others."""
+    classes = np.full(len(pids), -1)
+    classes[trained] = np.unique(pids[trained], return_inverse=True)[1]
+    return classes
+
+
+def _start(dataset: IterableDataset, workers: int) -> Iterator[Any]:
+    """The dataset's items, made by so many decoding processes, which end with the iterator or with the program."""
+    others = multiprocessing.active_children()
+    parts = iter(
+        DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+            generator=torch.Generator(),  # or it would take a number from the global one
+        )
+    )
+    _started.update(process for process in multiprocessing.active_children() if process not in others)
+    _kill_at_exit()
+    return parts
+
+
+_started: WeakSet[BaseProcess] = WeakSet()
+
+
+@cache
+def _kill_at_exit() -> None:
+    """An error that ends the program keeps iterators alive, and so their processes. multiprocessing then sends SIGTERM,
+    which they ignore, and waits for them for ever; what is registered last comes first."""
+
+    def kill() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report their death
+        for process in _started:
+            process.kill()
+
+    atexit.register(kill)
+
+
+def _begin_worker() -> None:
+    """A decoding process uses one thread and leaves signals to the process that it serves: launchers and terminals send
+    them to all, and the training could not end its step without data."""
+    torch.set_num_threads(1)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _allocate(count: int, pixels: Pixels) -> Tensor:
+    """(count, 3, H, W) uint8, channels last, as decoders write; a worker's in memory that the training process sees."""
+    shape = count, pixels.height, pixels.width, 3
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8).permute(0, 3, 1, 2)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape).permute(0, 3, 1, 2)  # type: ignore[call-overload]
 
 
 def join(parts: Sequence[Batch]) -> Batch:
@@ -237,13 +264,35 @@ def join(parts: Sequence[Batch]) -> Batch:
         camids=torch.cat([part.camids for part in parts]),
         ids=torch.cat([part.ids for part in parts]),
         parameters=concatenate([part.parameters for part in parts]),
+        dropped=tuple(dropped for part in parts for dropped in part.dropped),
     )
 
 
-def _checked(item: Any) -> Any:
+def _receive(parts: Iterator[Any]) -> Any:
+    """The next item of a DataLoader. DamagedData for damage that a worker met."""
+    try:
+        item = next(parts)
+    except (ConnectionError, EOFError, FileNotFoundError) as error:
+        # A batch lies in memory that its worker hands over by a socket, if it is still there to do so.
+        time.sleep(1)  # torch's own error, by the signal of a child's death, follows at once: here, and not later
+        raise RuntimeError(f"DataLoader worker is gone: {error or type(error).__name__}") from error
     if isinstance(item, _Damage):
-        raise ValueError(item.message)
+        raise DamagedData(item.message)
     return item
+
+
+def explain_killed_worker(error: RuntimeError) -> str | None:
+    """What to say about an error with which torch reports that a decoding process died; None for any other error.
+
+    torch raises it from a signal handler, at whatever line the program is: only the program's outermost lines can
+    catch it.
+    """
+    if "DataLoader worker" not in str(error):
+        return None
+    return (
+        f"a decoding process was killed ({error}); if the machine ran out of memory, lower data.workers or "
+        "data.pool_images"
+    )
 
 
 @dataclass(frozen=True)
@@ -260,49 +309,59 @@ class EvalBatch:
 
 
 class EvalLoader(IterableDataset):
-    """Every image of some shards of a split once; junk (pid -1), which no protocol looks at, is left out."""
+    """Every image of some shards of a split once; junk (pid -1), which no protocol looks at, is left out.
 
-    def __init__(self, root: Path, split: Split, shards: Sequence[int], pixels: Pixels, batch_size: int) -> None:
+    rows: only these identities, if given.
+
+    A batch holds images of one shard, so an image's batch, and with it the last digit of its features, does not depend
+    on the number of ranks and workers. Damage always stops: figures over a part of the images would be no figures.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: Split,
+        shards: Sequence[int],
+        pixels: Pixels,
+        batch_size: int,
+        rows: np.ndarray | None = None,
+    ) -> None:
         self.root, self.split, self.shards, self.pixels, self.batch_size = root, split, shards, pixels, batch_size
+        self.wanted = split.pids != -1
+        if rows is not None:
+            self.wanted &= np.isin(np.arange(len(split.pids)), rows)
 
     def batches(self, workers: int = 0) -> Iterator[EvalBatch]:
         workers = min(workers, len(self.shards))
-        for item in DataLoader(self, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None):
-            yield _checked(item)
+        parts = _start(self, workers)
+        with contextlib.suppress(StopIteration):
+            while True:
+                yield _receive(parts)
 
     def __iter__(self) -> Iterator[EvalBatch | _Damage]:
         worker = get_worker_info()
         shards = self.shards
         if worker is not None:
-            torch.set_num_threads(1)
+            _begin_worker()
             shards = self.shards[worker.id :: worker.num_workers]
-        waiting: list[tuple[np.ndarray, int, int, int]] = []
         try:
-            for entry in self._images(shards):
-                waiting.append(entry)
-                if len(waiting) == self.batch_size:
-                    yield _stack(waiting)
-                    waiting = []
-            if waiting:
-                yield _stack(waiting)
+            for shard in shards:
+                images = self._images(shard)
+                while entries := list(islice(images, self.batch_size)):
+                    yield _stack(entries)
         except ValueError as error:
             yield _Damage(str(error))
 
-    def _images(self, shards: Sequence[int]) -> Iterator[tuple[np.ndarray, int, int, int]]:
+    def _images(self, shard: int) -> Iterator[tuple[Tensor, int, int, int]]:
         first_image = np.cumsum(self.split.images) - self.split.images
-        for identity in read_shards(self.root, self.split, shards):
-            if identity.pid == -1:
+        for identity in read_identities(self.root, self.split, [shard]):
+            if not self.wanted[identity.row]:
                 continue
-            for i, (data, camid) in enumerate(zip(identity.data, identity.camids, strict=True)):
-                pixels = self.pixels.decode(data, f"{identity.where}.{identity.files[i]}")
+            for i, camid in enumerate(identity.camids):
+                pixels = self.pixels.decode(identity.image(i), identity.place(i))
                 yield pixels, int(first_image[identity.row]) + i, identity.pid, camid
 
 
-def _stack(entries: Sequence[tuple[np.ndarray, int, int, int]]) -> EvalBatch:
+def _stack(entries: Sequence[tuple[Tensor, int, int, int]]) -> EvalBatch:
     images, index, pids, camids = zip(*entries, strict=True)
-    return EvalBatch(
-        torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2),
-        torch.tensor(index),
-        torch.tensor(pids),
-        torch.tensor(camids),
-    )
+    return EvalBatch(torch.stack(images), torch.tensor(index), torch.tensor(pids), torch.tensor(camids))

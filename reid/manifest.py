@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
-FORMAT = 1
+from reid.storage import is_remote, place_of, read_file
+
+FORMAT = 2  # 2: the JSON of an identity gives the bytes of its images
 MANIFEST_NAME = "manifest.json"
 JUNK_PID = -1
 
@@ -95,17 +97,21 @@ class Manifest:
 
 
 def load_manifest(root: str | Path) -> Manifest:
-    """Read and check `root/manifest.json`. ValueError for whatever a user can mend, naming the file."""
-    folder = Path(root)
-    path = folder / MANIFEST_NAME
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; build the shards first: python -m shards build --help")
-    if not path.is_file():
-        raise ValueError(
-            f"{folder}: no {MANIFEST_NAME}: not a folder of shards, or an unfinished build; build it again"
-        )
+    """Read and check the manifest of a folder or URL. ValueError for whatever a user can mend, naming the file."""
+    if not is_remote(root):
+        if not Path(root).is_dir():
+            raise ValueError(f"{root}: no such folder; build the shards first: python -m shards build --help")
+        if not Path(root, MANIFEST_NAME).is_file():
+            raise ValueError(
+                f"{root}: no {MANIFEST_NAME}: not a folder of shards, or an unfinished build; build it again"
+            )
+    path = place_of(root, MANIFEST_NAME) if is_remote(root) else str(Path(root, MANIFEST_NAME))
     try:
-        document = json.loads(path.read_bytes())
+        text = read_file(root, MANIFEST_NAME)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from error
+    try:
+        document = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path}: not JSON ({error}); the file is damaged: copy it or build the shards again"
@@ -117,7 +123,7 @@ def save_manifest(manifest: Manifest, folder: Path) -> Path:
     """Write `folder/manifest.json` so that it is there whole or not at all, and return its path."""
     path = folder / MANIFEST_NAME
     text = _to_text(manifest)
-    _parse(json.loads(text), path)  # what we could not read back must not be written
+    _parse(json.loads(text), str(path))  # what we could not read back must not be written
     temporary = folder / f".{MANIFEST_NAME}.part"
     with open(temporary, "wb") as file:
         file.write(text)
@@ -152,7 +158,7 @@ def _split_to_json(split: Split) -> dict[str, Any]:
     return {"shards": [asdict(shard) for shard in split.shards], "identities": identities}
 
 
-def _parse(document: Any, path: Path) -> Manifest:
+def _parse(document: Any, path: str) -> Manifest:
     if not isinstance(document, dict) or "format" not in document:
         raise ValueError(f"{path}: not a manifest of shards (no 'format'); point at a folder that `shards build` wrote")
     if document["format"] != FORMAT or isinstance(document["format"], bool):

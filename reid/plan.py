@@ -3,15 +3,19 @@
 Pure: from counts alone, without opening a shard. An epoch is cut into S streams, S independent of the number of ranks
 and workers, so the global batch of a step is the same on 1, 2, 4 or 8 GPUs. Each epoch the shards are permuted and
 dealt to the streams; a stream cuts its identities' images into groups of K and each of its steps takes P / S groups
-of distinct identities. A stream that has used up its groups wraps into a new pass with a new shuffle.
+of distinct identities. A stream that has used up its groups wraps into a new pass with a new shuffle. Arrays, no
+Python objects: an epoch of a million identities is planned in seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+
+WINDOW = 512  # steps checked at once for a repeated identity
 
 
 @dataclass(frozen=True)
@@ -20,21 +24,31 @@ class StreamSteps:
 
     shards: shard indices in reading order; identities (T, p): rows of the manifest; images (T, p, K): indices within
     the identity, -1 where a short identity has no more; passes (T, p): 0 before the stream wraps, then 1, 2, ...
+    rereads: whether each pass reads the shards anew (a bounded pool), or the first reading serves all.
     """
 
     shards: np.ndarray
     identities: np.ndarray
     images: np.ndarray
     passes: np.ndarray
+    rereads: bool
+
+    @property
+    def readings(self) -> np.ndarray:
+        """(T, p) int: the reading of the shards, 0, 1, ..., that each group comes from."""
+        return self.passes if self.rereads else np.zeros_like(self.passes)
 
 
 @dataclass(frozen=True)
 class Plan:
     """The counts and knobs that determine every batch of a training run.
 
-    image_counts (N,): images of each identity; shard_of (N,): its shard, non-decreasing (storage order). `identities`
-    is P, of the global batch; `images` is K; `streams` is S. `repeat_short` fills the groups of identities with fewer
-    than K images by repeating images; otherwise such groups are short. `steps` per epoch, 0 for one pass.
+    image_counts (N,): images of each identity, 0 for one that is not trained on; shard_of (N,): its shard,
+    non-decreasing (storage order). `identities` is P, of the global batch; `images` is K; `streams` is S.
+    `repeat_short` fills the groups of identities with fewer than K images by repeating images; otherwise such groups
+    are short. `steps` per epoch, 0 for one pass.
+    `pool_images`: a stream keeps about so many encoded images in memory, shuffles its groups within a window of that
+    width and reads on as it goes; 0, or as many as the stream has, shuffles the stream as a whole.
     """
 
     image_counts: np.ndarray
@@ -46,6 +60,7 @@ class Plan:
     seed: int = 0
     repeat_short: bool = False
     steps: int = 0
+    pool_images: int = 0
 
     def __post_init__(self) -> None:
         if self.identities % self.streams:
@@ -63,10 +78,16 @@ class Plan:
                 f"a stream may hold only {fewest} identities but batch.identities / batch.streams = "
                 f"{self.groups_per_step} distinct ones are taken a step; lower batch.identities or batch.streams"
             )
+        least = self.groups_per_step * self.images
+        if 0 < self.pool_images < least:
+            raise ValueError(
+                f"data.pool_images = {self.pool_images} is less than the {least} images that a stream gives to a step; "
+                f"use {16 * least} or more, or 0 for no bound"
+            )
 
     def _fewest_identities(self) -> int:
         """Identities of the poorest possible deal: a stream that gets the smallest shards."""
-        sizes = np.sort(np.bincount(self.shard_of, minlength=self.num_shards))
+        sizes = np.sort(np.bincount(self.shard_of, self.image_counts > 0, minlength=self.num_shards))
         return int(sizes[: self.num_shards // self.streams].sum())
 
     @property
@@ -77,7 +98,7 @@ class Plan:
     @property
     def groups(self) -> np.ndarray:
         """(N,) groups that each identity gives in one pass; a remainder below K waits for another epoch's shuffle."""
-        return np.maximum(1, self.image_counts // self.images)
+        return _count_groups(self.image_counts, self.images)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -101,60 +122,152 @@ class Plan:
 
     def stream_steps(self, epoch: int, stream: int) -> StreamSteps:
         """All steps of one stream in one epoch."""
-        steps, per_step = self.steps_per_epoch, self.groups_per_step
         shards = self.deal(epoch)[stream]
-        rows = np.concatenate([np.flatnonzero(self.shard_of == shard) for shard in shards])
-        chosen = list(_distinct_per_step(self._groups_forever(epoch, stream, rows), per_step, steps))
-        passes, identities, images = zip(*chosen, strict=True)
+        rows = self._rows(shards)
+        bounded = 0 < self.pool_images < self.image_counts[rows].sum()
+        drawn: list[_Pass] = []
+
+        def draw_owners(number: int) -> np.ndarray:
+            drawn.append(self._draw_pass(self.rng(epoch, stream, number), rows, bounded))
+            return drawn[-1].owner
+
+        chosen = _take_distinct(draw_owners, self.groups_per_step, self.steps_per_epoch)
+        passes = np.repeat(np.arange(len(drawn), dtype=np.int32), [len(each.owner) for each in drawn])
         return StreamSteps(
             shards=shards,
-            identities=np.array(identities, dtype=np.int64).reshape(steps, per_step),
-            images=np.stack(images).reshape(steps, per_step, self.images),
-            passes=np.array(passes, dtype=np.int64).reshape(steps, per_step),
+            identities=rows[np.concatenate([each.owner for each in drawn])[chosen]],
+            images=np.concatenate([each.images for each in drawn])[chosen],
+            passes=passes[chosen],
+            rereads=bounded,
         )
 
-    def _groups_forever(self, epoch: int, stream: int, rows: np.ndarray) -> Iterator[_Group]:
-        """The stream's groups, pass after pass; within a pass an identity's groups are spread evenly.
+    def _rows(self, shards: np.ndarray) -> np.ndarray:
+        """The identities of some shards, in storage order."""
+        return np.concatenate([np.arange(self._first_row[s], self._first_row[s + 1]) for s in shards])
+
+    @cached_property
+    def _first_row(self) -> np.ndarray:
+        return np.searchsorted(self.shard_of, np.arange(self.num_shards + 1))
+
+    def peak_pool_images(self, steps: StreamSteps) -> int:
+        """The most images that the stream's reader holds at once."""
+        rows = self._rows(steps.shards)
+        order = np.argsort(rows)
+        place = steps.readings * len(rows) + order[np.searchsorted(rows[order], steps.identities)]
+        count, last_step = int(place.max()) + 1, len(place)
+        step = np.broadcast_to(np.arange(last_step)[:, None], place.shape)
+        first, last = np.full(count, last_step), np.full(count, -1)
+        np.minimum.at(first, place, step)
+        np.maximum.at(last, place, step)
+        read = np.minimum.accumulate(first[::-1])[::-1]  # whatever is stored before it is read first
+        held = last >= 0
+        images = np.resize(self.image_counts[rows], count)[held]
+        change = np.bincount(read[held], images, last_step + 1) - np.bincount(last[held] + 1, images, last_step + 1)
+        return int(change.cumsum().max())
+
+    def _draw_pass(self, rng: np.random.Generator, rows: np.ndarray, bounded: bool) -> _Pass:
+        """The stream's groups in random order; an identity's groups are spread evenly.
 
         An identity with g groups is placed at (j + u_j) / g, j < g: the order is random, yet large identities do not
-        pile up at the end of the pass, where too few distinct ones would be left to fill a step.
+        pile up at the end of the pass, where too few distinct ones would be left to fill a step. With a bounded pool
+        the unit is a window of pool_images that begins where the identity's images begin in reading order: whatever
+        the position, the identities whose window is open there have about pool_images images.
         """
-        groups = self.groups[rows]
+        counts, k = self.image_counts[rows], self.images
+        groups = _count_groups(counts, k)
         owner = np.repeat(np.arange(len(rows)), groups)
         ordinal = np.arange(len(owner)) - np.repeat(np.cumsum(groups) - groups, groups)
-        number = 0
-        while True:
-            rng = self.rng(epoch, stream, number)
-            order = np.argsort((ordinal + rng.random(len(owner))) / groups[owner], kind="stable")
-            shuffles = [rng.permutation(self.image_counts[row]) for row in rows]
-            for index in order:
-                row = owner[index]
-                yield number, int(rows[row]), self._group_images(shuffles[row], int(ordinal[index]))
-            number += 1
-
-    def _group_images(self, shuffle: np.ndarray, ordinal: int) -> np.ndarray:
-        k = self.images
-        if len(shuffle) >= k:
-            return shuffle[ordinal * k : (ordinal + 1) * k]
-        if self.repeat_short:
-            return np.resize(shuffle, k)
-        return np.concatenate([shuffle, np.full(k - len(shuffle), -1)])
+        first = np.cumsum(counts) - counts
+        place = (ordinal + rng.random(len(owner))) / groups[owner]
+        if bounded:
+            place = first[owner] + place * self.pool_images
+        order = np.argsort(place, kind="stable")
+        owner, ordinal = owner[order], ordinal[order]
+        nth = ordinal[:, None] * k + np.arange(k)
+        size = counts[owner][:, None]
+        shuffled = _shuffle_each(rng, counts)
+        images = shuffled[first[owner][:, None] + nth % size]
+        return _Pass(owner, images if self.repeat_short else np.where(nth < size, images, -1))
 
 
-_Group = tuple[int, int, np.ndarray]  # pass, identity row, images (K,)
+def _count_groups(image_counts: np.ndarray, k: int) -> np.ndarray:
+    return np.where(image_counts > 0, np.maximum(1, image_counts // k), 0)
 
 
-def _distinct_per_step(groups: Iterator[_Group], per_step: int, steps: int) -> Iterator[_Group]:
-    """Take `per_step` groups of distinct identities a step; one that would meet itself waits for the next step."""
-    waiting: list[_Group] = []
-    for _ in range(steps):
-        used: set[int] = set()
-        still_waiting: list[_Group] = []
-        queue, waiting = iter(waiting), still_waiting
-        while len(used) < per_step:
-            group = next(queue, None) or next(groups)
-            if group[1] in used:
+@dataclass(frozen=True)
+class _Pass:
+    """G groups in order: owner (G,), places in the stream's list of identities; images (G, K), see StreamSteps."""
+
+    owner: np.ndarray
+    images: np.ndarray
+
+
+def _shuffle_each(rng: np.random.Generator, counts: np.ndarray) -> np.ndarray:
+    """(sum of counts,) int32: for each identity in turn its image indices, 0 to count - 1, shuffled."""
+    owner = np.repeat(np.arange(len(counts)), counts)
+    order = np.argsort(owner + rng.random(len(owner)), kind="stable")
+    return (order - (np.cumsum(counts) - counts)[owner]).astype(np.int32)
+
+
+def _take_distinct(draw_owners: Callable[[int], np.ndarray], per_step: int, steps: int) -> np.ndarray:
+    """(steps, per_step) indices into the groups of all passes, one pass after the other.
+
+    A step takes groups in order; one whose identity it has already waits for the next step. Where nothing waits and no
+    identity meets itself, which is nearly everywhere, a whole window of steps is taken at once.
+    """
+    queue = _Queue(draw_owners)
+    chosen = np.empty((steps, per_step), dtype=np.int64)
+    step = 0
+    while step < steps:
+        ahead = min(WINDOW, steps - step)
+        clean = 0
+        if not queue.waiting:
+            clean = _count_distinct(queue.peek(ahead * per_step).reshape(ahead, per_step))
+            chosen[step : step + clean] = queue.skip(clean * per_step).reshape(clean, per_step)
+        if clean < ahead:
+            chosen[step + clean] = queue.take_distinct(per_step)
+            clean += 1
+        step += clean
+    return chosen
+
+
+def _count_distinct(owners: np.ndarray) -> int:
+    """How many of the steps (T, p) from the first on hold distinct owners."""
+    ordered = np.sort(owners, axis=1)
+    repeated = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
+    return int(repeated.argmax()) if repeated.any() else len(owners)
+
+
+class _Queue:
+    """The groups of a stream by index, pass after pass, and those that wait; owners[i] is the owner of group i."""
+
+    def __init__(self, draw_owners: Callable[[int], np.ndarray]) -> None:
+        self.draw_owners, self.passes = draw_owners, 0
+        self.owners = np.empty(0, dtype=np.int64)
+        self.at = 0
+        self.waiting: list[int] = []
+
+    def peek(self, number: int) -> np.ndarray:
+        """Owners of the next groups, which draws passes as needed."""
+        while len(self.owners) < self.at + number:
+            self.owners = np.concatenate([self.owners, self.draw_owners(self.passes)])
+            self.passes += 1
+        return self.owners[self.at : self.at + number]
+
+    def skip(self, number: int) -> np.ndarray:
+        self.at += number
+        return np.arange(self.at - number, self.at)
+
+    def take_distinct(self, number: int) -> list[int]:
+        """The next groups of distinct owners, those that wait before all others."""
+        taken: dict[int, int] = {}  # owner -> group
+        waiting, still_waiting = iter(self.waiting), []
+        while len(taken) < number:
+            group = next(waiting, None)
+            if group is None:
+                self.peek(1)
+                group = int(self.skip(1)[0])
+            if taken.setdefault(int(self.owners[group]), group) != group:
                 still_waiting.append(group)
-            else:
-                used.add(group[1])
-                yield group
+        self.waiting = still_waiting + list(waiting)
+        return list(taken.values())

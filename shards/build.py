@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from reid.lock import Held, hold
 from reid.manifest import MANIFEST_NAME, Manifest, Split, load_manifest, save_manifest
 from shards.checks import find_warnings
 from shards.dealing import Layout, lay_out
 from shards.images import Encoding
-from shards.lock import Held, hold
 from shards.pack import Packed
 from shards.records import RawDataset
 from shards.summary import compare_counts

@@ -104,7 +104,9 @@ def _pack_group(
             packed.skipped.append({"source": source, "reason": str(error)})
         else:
             file = f"{len(entries):03d}.{suffix}"
-            entries.append({"file": file, "camid": record.camid, "source": source, "crc32": zlib.crc32(data)})
+            entries.append(
+                {"file": file, "camid": record.camid, "source": source, "crc32": zlib.crc32(data), "bytes": len(data)}
+            )
             payloads.append(data)
             sightings.append(Sighting(group.pid, record.camid, source, digest_image(data)))
         on_image()

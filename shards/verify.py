@@ -48,6 +48,7 @@ class _Image:
     camid: int
     source: str
     crc32: int | None
+    bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,13 @@ class _ShardCheck:
         try:
             values = json.loads(data)
             images = tuple(
-                _Image(str(image["file"]), int(image["camid"]), str(image.get("source", "")), image.get("crc32"))
+                _Image(
+                    str(image["file"]),
+                    int(image["camid"]),
+                    str(image.get("source", "")),
+                    image.get("crc32"),
+                    image.get("bytes"),
+                )
                 for image in values["images"]
             )
             return _Sample(member.removesuffix(".json"), values["pid"], values["name"], values["split"], images)
@@ -190,6 +197,8 @@ class _ShardCheck:
             return None
 
     def _check_image(self, member: str, data: bytes, image: _Image) -> None:
+        if image.bytes is not None and len(data) != image.bytes:
+            self.report(member, f"has {len(data)} bytes, the identity's JSON says {image.bytes}")
         if image.crc32 is not None and zlib.crc32(data) != image.crc32:
             self.report(member, "its bytes changed (crc32)")
         if self.decode:

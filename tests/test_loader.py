@@ -3,7 +3,10 @@
 import io
 import json
 import shutil
+import subprocess
+import sys
 import tarfile
+import zlib
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -14,9 +17,12 @@ from PIL import Image
 
 from reid.augment import Augmentation
 from reid.features import read_images
-from reid.loader import Batch, EvalLoader, Pixels, TrainLoader, join, read_shards
+from reid.loader import Batch, EvalLoader, TrainLoader, _receive, explain_killed_worker, join
 from reid.manifest import Manifest, Split, load_manifest, save_manifest
+from reid.pixels import Pixels
 from reid.plan import Plan
+from reid.pool import Pool
+from reid.samples import read_identities
 from tests.drawn import HEIGHT, WIDTH, Drawn
 
 PIXELS = Pixels(HEIGHT, WIDTH)
@@ -105,7 +111,9 @@ def test_a_start_in_the_middle_gives_the_same_rest(drawn, reference, start, work
 
 def test_a_start_in_the_middle_decodes_nothing_before_it(drawn, monkeypatch):
     decoded = []
-    monkeypatch.setattr(Pixels, "decode", lambda self, data, where: decoded.append(where) or np.zeros((2, 2, 3), "u1"))
+    monkeypatch.setattr(
+        Pixels, "decode", lambda self, data, where: decoded.append(where) or torch.zeros(3, 1, 1, dtype=torch.uint8)
+    )
     (_, _, batch) = next(make_loader(drawn.root, drawn.manifest).batches(1, (0, STEPS - 1)))
     assert len(decoded) == len(batch.ids)
 
@@ -125,8 +133,8 @@ def test_decode_resizes_and_converts():
     grey = Image.fromarray(rng.integers(0, 256, (9, 7), dtype=np.uint8))
     buffer = io.BytesIO()
     grey.save(buffer, "PNG")
-    wanted = np.asarray(grey.convert("RGB").resize((5, 8), Image.Resampling.BILINEAR))
-    assert np.array_equal(Pixels(8, 5).decode(buffer.getvalue(), "x"), wanted)
+    wanted = np.asarray(grey.convert("RGB").resize((5, 8), Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(Pixels(8, 5).decode(buffer.getvalue(), "x").permute(1, 2, 0).numpy().astype(int) - wanted).max() <= 1
 
 
 # Damage: a copy of the dataset, something broken in it, and the error that must come.
@@ -161,6 +169,17 @@ def replace_member(tar: Path, name: str, data: bytes) -> None:
             opened.addfile(member, io.BytesIO(content))
 
 
+def replace_image(tar: Path, name: str, data: bytes) -> None:
+    """As `shards build` would have stored these bytes: with their checksum."""
+    key, _, file = name.partition(".")
+    with tarfile.open(tar) as opened:
+        description = json.load(opened.extractfile(f"{key}.json"))
+    (entry,) = (entry for entry in description["images"] if entry["file"] == file)
+    entry["crc32"], entry["bytes"] = zlib.crc32(data), len(data)
+    replace_member(tar, f"{key}.json", json.dumps(description).encode())
+    replace_member(tar, name, data)
+
+
 def overwrite(path: Path, offset: int, data: bytes) -> None:
     with path.open("r+b") as file:
         file.seek(offset)
@@ -183,46 +202,52 @@ def test_truncated_shard(damaged, workers):
     last = members_of(shard)[-1]
     with shard.open("r+b") as file:
         file.truncate(last.offset_data + last.size // 2)
-    with pytest.raises(ValueError, match=r"train-0003\.tar: damaged shard, after .*: .*shards verify"):
+    with pytest.raises(
+        ValueError,
+        match=r"train-0003\.tar: .*ends at byte \d+, inside the images of drawn-train-\d+\.json; .*verify.*skip",
+    ):
         read_all(damaged, workers)
 
 
 def test_shard_without_a_beginning(damaged):
     overwrite(damaged / "train-0002.tar", 0, b"\xff" * 512)
-    with pytest.raises(ValueError, match=r"train-0002\.tar: damaged shard, after .*: .*bad checksum"):
+    with pytest.raises(
+        ValueError, match=r"train-0002\.tar: byte 0, behind its beginning: no description of an identity"
+    ):
         read_all(damaged)
 
 
 def test_empty_shard(damaged):
     (damaged / "train-0002.tar").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"train-0002\.tar: damaged shard, after .*: .*empty"):
+    with pytest.raises(ValueError, match=r"train-0002\.tar: 2 identities .*ends at byte 0"):
         read_all(damaged)
 
 
 def test_identity_description_that_is_no_json(damaged):
     shard = damaged / "train-0002.tar"
     overwrite(shard, members_of(shard)[0].offset_data, b"\xff" * 20)
-    with pytest.raises(ValueError, match=r"train-0002\.tar: damaged shard"):
-        read_all(damaged)
-
-
-def test_overwritten_header_of_an_image(damaged):
-    shard = damaged / "train-0002.tar"
-    member = members_of(shard)[2]
-    overwrite(shard, member.offset, b"\xff" * 512)
-    key, file = member.name.split(".", 1)
     with pytest.raises(
-        ValueError, match=rf"train-0002\.tar: damaged shard, after .*: sample {key} lacks the image {file}"
+        ValueError, match=r"train-0002\.tar: drawn-train-\d+\.json \(byte 512\): its JSON is absent or damaged"
     ):
         read_all(damaged)
 
 
+def test_overwritten_header_of_an_image(damaged, drawn):
+    """Costs nothing: its identity's JSON says where the image lies, and its checksum that it is whole."""
+    shard = damaged / "train-0002.tar"
+    overwrite(shard, members_of(shard)[2].offset, b"\xff" * 512)
+    found = list(make_loader(damaged, load_manifest(damaged)).batches(1))
+    assert_same(found, list(make_loader(drawn.root, drawn.manifest).batches(1)))
+
+
 def test_overwritten_header_of_an_identity(damaged):
-    """WebDataset drops everything behind it without a word."""
+    """tarfile, and so WebDataset, drops everything behind it without a word."""
     shard = damaged / "train-0002.tar"
     second = [member for member in members_of(shard) if member.name.endswith(".json")][1]
     overwrite(shard, second.offset, b"\xff" * 512)
-    with pytest.raises(ValueError, match=r"train-0002\.tar: damaged shard: 1 identities read, the manifest says 2"):
+    with pytest.raises(
+        ValueError, match=rf"train-0002\.tar: byte {second.offset}, behind drawn-train-\d+\.\d+\.jpg: no description"
+    ):
         read_all(damaged)
 
 
@@ -231,7 +256,9 @@ def test_manifest_with_another_pid(damaged, workers):
     pids = load_manifest(damaged).split("train").pids.copy()
     pids[3] = 999
     edit_train(damaged, pids=pids)
-    with pytest.raises(ValueError, match=r"train-0001\.tar: .*sample drawn-train-\d+ says pid \d+ .*manifest pid 999"):
+    with pytest.raises(
+        ValueError, match=r"train-0001\.tar: .*sample drawn-train-\d+ says pid \d+ .*manifest has pid 999"
+    ):
         read_all(damaged, workers)
 
 
@@ -259,8 +286,10 @@ def test_a_shard_that_holds_more_than_the_manifest(damaged):
         cameras=split.cameras[:1] + split.cameras[2:],
         names=split.names[:1] + split.names[2:],
     )
-    with pytest.raises(ValueError, match=r"train-0000\.tar: .*sample drawn-train-\d+ is not in the manifest"):
-        list(read_shards(damaged, short, [0]))
+    with pytest.raises(
+        ValueError, match=r"train-0000\.tar: .*sample drawn-train-\d+ says pid .*; the manifest has no more"
+    ):
+        list(read_identities(damaged, short, [0]))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -274,8 +303,8 @@ def test_missing_shard(damaged, workers):
 def test_image_that_is_none(damaged, workers):
     shard = damaged / "train-0004.tar"
     name = members_of(shard)[1].name
-    replace_member(shard, name, b"this is no image")
-    with pytest.raises(ValueError, match=rf"train-0004\.tar: {name}: image cannot be decoded"):
+    replace_image(shard, name, b"this is no image")
+    with pytest.raises(ValueError, match=rf"train-0004\.tar: {name} \(byte \d+\): image cannot be decoded"):
         read_all(damaged, workers)
 
 
@@ -284,15 +313,28 @@ def test_image_cut_short(damaged):
     with tarfile.open(shard) as opened:
         member = opened.getmembers()[1]
         data = opened.extractfile(member).read()
-    replace_member(shard, member.name, data[: len(data) // 2])
-    with pytest.raises(ValueError, match=rf"train-0004\.tar: {member.name}: image cannot be decoded: .*[Tt]runcated"):
+    replace_image(shard, member.name, data[: len(data) // 2])
+    with pytest.raises(ValueError, match=rf"{member.name} \(byte \d+\): image cannot be decoded: .*[Tt]runcated"):
+        read_all(damaged)
+
+
+def test_flipped_bytes_of_an_image(damaged):
+    """A decoder would make a picture of them."""
+    shard = damaged / "train-0004.tar"
+    member = members_of(shard)[1]
+    overwrite(shard, member.offset_data + member.size // 2, b"\x12\x34")
+    with pytest.raises(
+        ValueError, match=rf"train-0004\.tar: {member.name} \(byte {member.offset_data}\): its checksum"
+    ):
         read_all(damaged)
 
 
 def test_image_with_too_many_pixels(drawn):
     split = drawn.manifest.split("train")
     small = replace(make_loader(drawn.root, drawn.manifest), pixels=Pixels(HEIGHT, WIDTH, max_pixels=500))
-    with pytest.raises(ValueError, match=r"train-\d+\.tar: drawn-train-\d+\.\d+\.jpg: .*16 x 32 pixels, more than 500"):
+    with pytest.raises(
+        ValueError, match=r"train-\d+\.tar: drawn-train-\d+\.\d+\.jpg \(byte \d+\): .*16 x 32 pixels, more than 500"
+    ):
         next(small.batches(1))
     assert len(split.pids) == 16
 
@@ -310,11 +352,194 @@ def test_batches_before_the_damaged_image_come_first(damaged, workers):
     assert step >= 2
     split = manifest.split("train")
     name = f"drawn-train-{split.pids[row]:06d}.{image:03d}.jpg"
-    replace_member(damaged / split.shards[split.shard[row]].name, name, b"this is no image")
+    replace_image(damaged / split.shards[split.shard[row]].name, name, b"this is no image")
     batches = loader.batches(1)
     assert [next(batches)[1] for _ in range(step)] == list(range(step))
     with pytest.raises(ValueError, match=name):
         next(batches)
+
+
+# A damaged dataset with on_damage = skip
+
+
+def damage_three_identities(root: Path) -> set[int]:
+    """A JSON that lies, an image whose bytes were changed, a shard cut short; returns the rows that are lost."""
+    split = load_manifest(root).split("train")
+    lying = members_of(root / "train-0001.tar")[0]
+    with tarfile.open(root / "train-0001.tar") as tar:
+        text = tar.extractfile(lying.name).read()
+    replace_member(root / "train-0001.tar", lying.name, text.replace(b'"pid":', b'"pid":1'))
+    changed = members_of(root / "train-0004.tar")[1]
+    overwrite(root / "train-0004.tar", changed.offset_data + 40, b"\x00\x01\x02")
+    cut = members_of(root / "train-0003.tar")[-1]
+    with (root / "train-0003.tar").open("r+b") as file:
+        file.truncate(cut.offset_data)
+    first = np.searchsorted(split.shard, [1, 4, 4])
+    return {int(first[0]), int(first[1]), int(first[2]) - 1}
+
+
+def skipping(root: Path, **knobs) -> TrainLoader:
+    return replace(make_loader(root, load_manifest(root), images=2, steps=20, **knobs), on_damage="skip")
+
+
+def test_skip_leaves_out_whole_identities_and_nothing_else(damaged, drawn):
+    wanted = list(make_loader(drawn.root, drawn.manifest, images=2, steps=20).batches(2))
+    lost = damage_three_identities(damaged)
+    found = list(skipping(damaged).batches(2))
+    assert [entry[:2] for entry in found] == [entry[:2] for entry in wanted]  # as many steps as ever
+    changed_row = int(np.searchsorted(drawn.manifest.split("train").shard, 4))
+    gone = lost - {changed_row}
+    for (epoch, _, batch), (_, _, whole) in zip(found, wanted, strict=True):
+        dropped = {row for each in batch.dropped for row in each.rows}
+        gone |= dropped
+        rows = whole.ids[:, 0]
+        keep = torch.tensor([int(row) not in gone for row in rows])
+        for name, tensor in tensors_of(batch).items():
+            assert torch.equal(tensor, tensors_of(whole)[name][keep]), (epoch, name)
+        if batch is found[19][2]:
+            assert gone == lost
+            gone -= {changed_row}  # a new epoch tries it again
+    reasons = " ".join(each.reason for _, _, batch in found for each in batch.dropped)
+    for text in ("says pid 1", "checksum is wrong", "ends at byte"):
+        assert text in reasons
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(2, 0), (4, 2), (1, 2)])
+def test_skip_gives_the_same_batches_on_any_ranks_and_workers(damaged, world_size, workers):
+    damage_three_identities(damaged)
+    reference = list(skipping(damaged).batches(1))
+    ranks = [
+        list(skipping(damaged, rank=rank, world_size=world_size, workers=workers).batches(1))
+        for rank in range(world_size)
+    ]
+    together = [(*entries[0][:2], join([batch for _, _, batch in entries])) for entries in zip(*ranks, strict=True)]
+    assert_same(together, reference)
+
+
+def test_a_resumed_run_that_knows_what_was_dropped_gives_the_same_rest(damaged):
+    damage_three_identities(damaged)
+    reference = list(skipping(damaged).batches(1))
+    before = {row for _, step, batch in reference if step < 12 for each in batch.dropped for row in each.rows}
+    assert_same(list(skipping(damaged).batches(1, (0, 12), before)), reference[12:])
+
+
+def test_a_missing_shard_under_skip_loses_its_identities(damaged):
+    (damaged / "train-0005.tar").unlink()
+    rows = np.flatnonzero(load_manifest(damaged).split("train").shard == 5)
+    seen = set()
+    dropped = []
+    for _, _, batch in skipping(damaged).batches(1):
+        seen |= set(batch.ids[:, 0].tolist())
+        dropped += batch.dropped
+    assert seen == set(range(16)) - set(rows.tolist())
+    assert [each.rows for each in dropped] == [tuple(rows.tolist())] and "No such file" in dropped[0].reason
+
+
+def test_a_rank_with_nothing_left_is_an_error(damaged):
+    for shard in damaged.glob("train-*.tar"):
+        shard.unlink()
+    with pytest.raises(ValueError, match=r"epoch 0, step 0: every identity of rank 0 is damaged; repair"):
+        next(skipping(damaged).batches(1))
+
+
+# The run and its surroundings
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_manifest_that_is_swapped_under_a_run_stops_it(damaged, workers):
+    batches = make_loader(damaged, load_manifest(damaged), workers=workers).batches(50)
+    next(batches)
+    edit_train(damaged, names=tuple(f"other {i}" for i in range(16)))
+    with pytest.raises(ValueError, match=r"manifest\.json was replaced while this run read the shards"):
+        for _ in batches:
+            pass
+
+
+def run_with_workers(drawn: Drawn, at_step_2: str) -> subprocess.CompletedProcess[str]:
+    """A loader of two workers in a program of its own, which does `at_step_2` and goes on."""
+    program = f"""
+import multiprocessing, os, signal
+from reid.augment import Augmentation
+from reid.loader import TrainLoader, explain_killed_worker
+from reid.manifest import load_manifest
+from reid.pixels import Pixels
+from reid.plan import Plan
+split = load_manifest({str(drawn.root)!r}).split("train")
+plan = Plan(split.images, split.shard, len(split.shards), identities=8, images=3, streams=4)
+loader = TrainLoader({str(drawn.root)!r}, split, plan, Pixels(32, 16), Augmentation(), workers=2)
+try:
+    for step, _ in enumerate(loader.batches(10**6)):
+        if step == 2:
+            {at_step_2}
+except RuntimeError as error:
+    print(explain_killed_worker(error))
+"""
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50)
+
+
+def test_a_killed_worker_is_an_error_and_no_hang(drawn):
+    """Of several kinds, at whatever line the main thread is: torch raises it from a signal handler."""
+    ran = run_with_workers(drawn, "os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)")
+    assert "a decoding process was killed" in ran.stdout and "lower data.workers or data.pool_images" in ran.stdout
+    assert explain_killed_worker(RuntimeError("out of memory")) is None
+
+
+def test_an_error_ends_the_program_and_its_workers(drawn):
+    """Its stack trace keeps the iterator alive, so that nothing but the program's end can end the workers."""
+    ran = run_with_workers(drawn, "raise MemoryError('too much')")
+    assert ran.returncode == 1 and "MemoryError: too much" in ran.stderr
+
+
+def test_memory_of_a_worker_that_is_gone_is_explained():
+    def parts():
+        raise ConnectionResetError(104, "Connection reset by peer")
+        yield
+
+    with pytest.raises(RuntimeError) as raised:
+        _receive(parts())
+    assert "a decoding process was killed" in explain_killed_worker(raised.value)
+
+
+def test_the_global_random_numbers_are_left_alone(drawn):
+    torch.manual_seed(0)
+    wanted = torch.rand(3)
+    torch.manual_seed(0)
+    next(make_loader(drawn.root, drawn.manifest, workers=1).batches(1))
+    assert torch.equal(torch.rand(3), wanted)
+
+
+@pytest.mark.parametrize("start", [0, 7, 15])
+def test_a_bounded_pool_gives_the_plans_images(drawn, start):
+    loader = make_loader(drawn.root, drawn.manifest, pool_images=8, images=2, identities=4, steps=16)
+    steps = [loader.plan.stream_steps(0, stream) for stream in range(4)]
+    assert all(part.rereads for part in steps) and any(part.passes.max() for part in steps)
+    for _, step, batch in loader.batches(1, (0, start)):
+        wanted = [
+            [int(row), int(image)]
+            for part in steps
+            for row, images in zip(part.identities[step], part.images[step], strict=True)
+            for image in images
+            if image >= 0
+        ]
+        assert batch.ids.tolist() == wanted
+
+
+def test_a_pool_holds_what_the_plan_says(drawn, monkeypatch):
+    """The most images held at once, counted in the pool itself."""
+    loader = make_loader(drawn.root, drawn.manifest, pool_images=8, images=2, identities=4, steps=16)
+    largest = 0
+
+    def release(self, step, original=Pool.release):
+        nonlocal largest
+        largest = max(largest, sum(len(identity.files) for identity in self.held.values()))
+        original(self, step)
+
+    monkeypatch.setattr(Pool, "release", release)
+    for stream in range(4):
+        largest = 0
+        for _ in loader.read_streams(0, [stream]):
+            pass
+        assert largest == loader.plan.peak_pool_images(loader.plan.stream_steps(0, stream))
 
 
 # Evaluation splits

@@ -2,13 +2,16 @@
 
 from collections import Counter
 from dataclasses import replace
+from itertools import chain
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reid.plan import Plan
+from reid import plan as plan_module
+from reid.plan import Plan, _take_distinct
 
 
 def make_plan(counts_of_shards, streams, per_stream, images, **knobs) -> Plan:
@@ -36,6 +39,7 @@ def plans(draw) -> Plan:
         seed=draw(st.integers(0, 5)),
         repeat_short=draw(st.booleans()),
         steps=draw(st.integers(0, 12)),
+        pool_images=draw(st.sampled_from([0, 15, 20, 40])),
     )
 
 
@@ -89,6 +93,14 @@ def check_stream(plan: Plan, epoch: int, stream: int) -> None:
     assert max(images_met.values()) == 1  # no image twice in one pass
     for (row, _), times in groups_met.items():
         assert times <= max(1, plan.image_counts[row] // plan.images)
+    if steps.rereads:
+        # A group that waits for its identity to be free keeps it a little longer: at most a step's worth each.
+        slack = (plan.groups_per_step + 1) * int(plan.image_counts.max())
+        assert plan.peak_pool_images(steps) <= plan.pool_images + slack
+    else:
+        assert (
+            plan.pool_images == 0 or plan.image_counts[np.isin(plan.shard_of, steps.shards)].sum() <= plan.pool_images
+        )
 
 
 @settings(max_examples=30, deadline=None)
@@ -154,6 +166,53 @@ def test_a_group_that_waits_for_a_later_step_is_not_lost():
     assert [passes[number] for number in range(8)] == [16] * 8
 
 
+def take_one_by_one(owners_of_passes, per_step: int, steps: int) -> list[list[int]]:
+    """The slow obvious version: one group after the other."""
+    source = ((at, owner) for at, owner in enumerate(owner for owners in owners_of_passes for owner in owners))
+    waiting: list[tuple[int, int]] = []
+    taken = []
+    for _ in range(steps):
+        step, rest = {}, []
+        queue = chain(waiting, source)
+        before, seen = len(waiting), 0
+        for at, owner in queue:
+            seen += 1
+            if owner in step:
+                rest.append((at, owner))
+            else:
+                step[owner] = at
+            if len(step) == per_step:
+                break
+        waiting = rest + waiting[seen:before]
+        taken.append(list(step.values()))
+    return taken
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    passes=st.lists(st.permutations([0, 0, 0, 1, 1, 2, 3, 3, 3, 3, 4]), min_size=40, max_size=40),
+    per_step=st.integers(1, 4),
+    steps=st.integers(1, 40),
+    window=st.sampled_from([1, 2, 512]),
+)
+def test_windows_of_steps_give_what_one_group_after_the_other_gives(passes, per_step, steps, window):
+    with mock.patch.object(plan_module, "WINDOW", window):
+        found = _take_distinct(lambda number: np.array(passes[number]), per_step, steps)
+    assert found.tolist() == take_one_by_one(passes, per_step, steps)
+
+
+def test_a_million_identities_are_planned_in_arrays():
+    """A slice of the full size, which tests/bench/loader.py times: 1/50 of the shards, every stream once."""
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(49, 20_000) + 1
+    plan = Plan(counts, np.arange(20_000) // 100, num_shards=200, identities=64, images=4, streams=16, pool_images=4096)
+    steps = [plan.stream_steps(0, stream) for stream in range(16)]
+    assert sum(part.identities.size for part in steps) == plan.steps_per_epoch * 64
+    assert max(plan.peak_pool_images(part) for part in steps) <= 4096 + 200
+    seen = np.unique(np.concatenate([part.identities.ravel() for part in steps]))
+    assert len(seen) > 0.99 * 20_000
+
+
 def test_coverage_and_mixing_with_the_numbers_of_market1501():
     rng = np.random.default_rng(0)
     plan = market_like(rng)
@@ -205,6 +264,23 @@ def test_errors_say_what_to_change():
         make_plan(counts, streams=4, per_stream=3, images=4)
     with pytest.raises(ValueError, match=r"batch\.streams = 4 does not divide among 3 ranks"):
         make_plan(counts, streams=4, per_stream=1, images=4).streams_of_rank(0, 3)
+
+
+def test_a_pool_too_small_for_a_step_is_refused():
+    with pytest.raises(ValueError, match=r"data\.pool_images = 7 is less than the 8 images .*; use 128 or more, or 0"):
+        make_plan([[4, 4], [4, 4]], streams=1, per_stream=2, images=4, pool_images=7)
+
+
+def test_a_bounded_pool_mixes_within_its_window():
+    """An identity's groups come from a window that begins where its images begin: never before, never far behind."""
+    plan = make_plan([[8] * 50, [8] * 50], streams=1, per_stream=1, images=4, pool_images=80)
+    steps = plan.stream_steps(0, 0)
+    rank_in_reading = np.argsort(plan._rows(steps.shards))[steps.identities[:, 0]]
+    position = np.arange(len(rank_in_reading)) * 4  # images given before
+    assert (position >= 8 * rank_in_reading - 80).all() and (position <= 8 * rank_in_reading + 80).all()
+    assert steps.rereads and not replace(plan, pool_images=800).stream_steps(0, 0).rereads
+    whole = replace(plan, pool_images=0).stream_steps(0, 0)
+    np.testing.assert_array_equal(whole.images, replace(plan, pool_images=800).stream_steps(0, 0).images)
 
 
 def test_the_poorest_deal_counts():

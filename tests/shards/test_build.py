@@ -17,12 +17,12 @@ import pytest
 import webdataset
 from PIL import Image, ImageChops, ImageStat
 
+from reid.lock import hold
 from reid.manifest import load_manifest
 from shards import csv_file, folder, market1501
 from shards.build import build
 from shards.dealing import deal, default_num_shards
 from shards.images import BrokenImage, Encoding, check_image, reencode
-from shards.lock import hold
 from shards.pack import Packed
 from shards.verify import verify
 

@@ -1,0 +1,90 @@
+"""reid/pixels.py against Pillow, and what must not be decoded."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from reid import pixels
+from reid.pixels import Pixels, find_jpeg_size
+
+
+def picture(mode: str = "RGB", height: int = 40, width: int = 24) -> Image.Image:
+    rng = np.random.default_rng(0)
+    small = Image.fromarray(rng.integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8))
+    return small.resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+
+
+def encode(image: Image.Image, form: str = "JPEG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def by_pillow(data: bytes, height: int, width: int) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)).astype(int)
+
+
+@pytest.mark.parametrize("operator", [True, False], ids=["torchvision", "pillow"])
+@pytest.mark.parametrize("size", [(40, 24), (32, 16), (64, 48)])
+@pytest.mark.parametrize(
+    ("mode", "form", "options"),
+    [
+        ("RGB", "JPEG", {}),
+        ("RGB", "JPEG", {"progressive": True}),
+        ("RGB", "JPEG", {"subsampling": 0}),
+        ("L", "JPEG", {}),
+        ("CMYK", "JPEG", {}),
+        ("P", "PNG", {}),
+        ("RGBA", "PNG", {}),
+        ("RGB", "BMP", {}),
+        ("RGB", "WEBP", {}),
+    ],
+)
+def test_agrees_with_pillow(monkeypatch, operator, size, mode, form, options):
+    monkeypatch.setattr(pixels, "_HAS_OPERATOR", operator and pixels._HAS_OPERATOR)
+    data = encode(picture(mode), form, **options)
+    found = Pixels(*size).decode(data, "x")
+    assert found.shape == (3, *size) and found.dtype == torch.uint8
+    assert np.abs(found.permute(1, 2, 0).numpy().astype(int) - by_pillow(data, *size)).max() <= 1
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_images_stand_upright_as_exif_says(form):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
+    image = picture(height=40, width=24)
+    found = Pixels(24, 40).decode(encode(image, form, exif=exif), "x").permute(1, 2, 0).numpy().astype(int)
+    wanted = np.asarray(Image.open(io.BytesIO(encode(image, form))).rotate(-90, expand=True)).astype(int)
+    assert np.abs(found - wanted).max() <= 1
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_an_image_with_too_many_pixels_is_refused_before_it_is_decoded(form):
+    with pytest.raises(ValueError, match=r"shard: x\.jpg: image cannot be decoded: has 24 x 40 pixels, more than 900"):
+        Pixels(8, 8, max_pixels=900).decode(encode(picture(), form), "shard: x.jpg")
+
+
+def test_a_header_that_claims_gigabytes_is_refused():
+    data = bytearray(encode(picture()))
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = b"\xff\xff\xff\xff"
+    assert find_jpeg_size(bytes(data)) == (65535, 65535, 3)
+    with pytest.raises(ValueError, match="has 65535 x 65535 pixels"):
+        Pixels(8, 8).decode(bytes(data), "x")
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", b"\xff\xd8", b"\xff\xd8\xff\xff\xff", b"\xff\xd8\xff\xe0\x00"])
+def test_what_is_no_image_is_named(data):
+    assert find_jpeg_size(data) is None
+    with pytest.raises(ValueError, match="place: image cannot be decoded"):
+        Pixels(8, 8).decode(data, "place")
+
+
+def test_a_jpeg_cut_short_is_named():
+    data = encode(picture(height=200, width=100))
+    with pytest.raises(ValueError, match=r"place: image cannot be decoded: .*[Tt]runcated"):
+        Pixels(8, 8).decode(data[: len(data) // 2], "place")
