@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,228 +13,311 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from reid import checkpoint, metrics
-from reid.config import Config, EvaluateConfig, load, parse, to_dict
-from reid.features import Extracted, evaluate_over_ranks, extract, read_images
-from reid.loader import Pixels
+from reid import checkpoint, program, rerank
+from reid.compare import compare, format_comparison, write_comparison
+from reid.config import Config, EvaluateConfig, check_evaluation, load, parse, to_dict
+from reid.distributed import rank
+from reid.domain import Domain, Evaluated, choose_folder, write_domain, write_json
+from reid.features import evaluate_over_ranks, extract, read_images
+from reid.foreign import Foreign, check_finite, read_features, read_pictures, write_features
+from reid.gallery import JUNK, Features
 from reid.manifest import Manifest, load_manifest
 from reid.metrics import Result
-from reid.model import ColourHistogram, ReIDModel
-from reid.report import Ranked, RankList, format_table, write_report
+from reid.pictures import Results
+from reid.pixels import Pixels
+from reid.report import list_pictures
+from reid.startup import model_knobs, start_accelerator
+from reid.tables import COST_COLUMNS, RERANKED, format_notes, format_results, list_cost
 from reid.tracking import Tracker
-from reid.train import CHECKPOINTS, start_accelerator
+from reid.trained import build_models, find_run
 
-TRAINED, UNTRAINED, HISTOGRAM = "trained", "untrained encoder", "colour histogram"
-SHOWN_RANKS, SHOWN_HEIGHT = 10, 128
+FOREIGN = "features"  # the row's name
+MAX_PIXELS = 50_000_000  # of a picture in a rank list; a guard against decompression bombs
+RAW = ("mAP", "mAP_trapezoid", "mINP", "gallery_size", "num_valid_queries")  # columns of W&B's table
+SHOWN_HEIGHT = 128  # people look at more pixels than a small encoder does
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """The program: parse, evaluate, print the table and where the report is; one line for what the user can mend."""
     options = parse(EvaluateConfig, args)
-    try:
-        evaluate(options)
-    except ValueError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """One row of the table: a model's features and its results by protocol."""
-
-    query: Extracted
-    gallery: Extracted
-    results: dict[str, Result]
+    program.call(lambda: evaluate(options))
 
 
 def evaluate(options: EvaluateConfig) -> Path:
-    """Evaluate a run and return the folder of its report. Raises ValueError on what the user can mend."""
+    """Evaluate as `options` say and return the report's folder, or of several datasets the folder that holds theirs.
+
+    Raises ValueError on what the user can mend.
+    """
+    check_evaluation(options)
+    if options.compare:
+        return compare_reports(options)
+    return evaluate_features(options) if options.features else evaluate_run(options)
+
+
+def compare_reports(options: EvaluateConfig) -> Path:
+    compared = compare(options.compare)
+    if os.environ.get("RANK", "0") == "0":
+        print(format_comparison(compared), flush=True)
+        if options.out:
+            print(f"\ncomparison: {write_comparison(Path(options.out), compared)}", flush=True)
+    return Path(options.out or options.compare[0])
+
+
+def evaluate_run(options: EvaluateConfig) -> Path:
+    """A run's checkpoint on one dataset or several: a report for each, and for several one table of them all."""
     started = time.perf_counter()
-    if not options.run:
-        raise ValueError("--run is missing; give the folder of a training run, e.g. --run runs/quickstart")
-    folder = Path(options.run)
+    folder, found = find_run(options.run, options.checkpoint)
     config = load(folder / "config.yaml")
-    found = find_checkpoint(folder, options.checkpoint)
-    root = Path(options.data or config.data.root)
-    manifest = load_manifest(root)
-    accelerator = start_accelerator(config.precision)
-    say = print if accelerator.is_main_process else _silent
+    manifests = load_manifests(options.data or [config.data.root])
+    models = build_models(found, model_knobs(config), options.baselines, config.seed)
+    trained_on = checkpoint.read_state(found)["describes"].get("data", "")
+    accelerator = start_accelerator("no")
 
-    rows: dict[str, Evaluated] = {}
-    for name, model in build_models(config, options, found).items():
-        rows[name] = evaluate_model(model.to(accelerator.device), root, manifest, config, options, accelerator)
-        for protocol, result in rows[name].results.items():
-            say(f"{name}, {protocol}: mAP {result.mAP:.4f}, rank-1 {result.cmc[0]:.4f}", flush=True)
-
-    out = folder / "eval" / manifest.dataset
-    if accelerator.is_main_process:
-        tables = {name: {p: r.to_json() for p, r in row.results.items()} for name, row in rows.items()}
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "metrics.json", tables[TRAINED])
-        write_json(out / "baselines.json", {name: table for name, table in tables.items() if name != TRAINED})
-        facts = {
-            "run": str(folder),
-            "checkpoint": found.name,
-            "data": f"{root} ({manifest.dataset}, fingerprint {manifest.fingerprint[:12]})",
-            "encoder": f"{config.model.encoder}, {config.data.height}x{config.data.width} pixels",
-            "processes": str(accelerator.num_processes),
-            "device": f"{accelerator.device}, torch {torch.__version__}",
-            "time": f"{time.perf_counter() - started:.1f} s",
-            "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    base = Path(options.out or folder / "eval")
+    tables: dict[Path, dict[str, Any]] = {}
+    for root, manifest in manifests.items():
+        rows = {
+            name: evaluate_model(model.to(accelerator.device), root, manifest, config, options, accelerator)
+            for name, model in models.items()
         }
-        lists = rank_lists(rows[TRAINED], root, manifest, config)
-        report = write_report(out, manifest.dataset, tables, lists, facts, find_warnings(rows[TRAINED], manifest))
-        track(options, config, folder, manifest.dataset, tables, out)
-        print(f"\n{format_table(tables)}\n\nreport: {report}", flush=True)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    return out
+        if accelerator.is_main_process:
+            out = choose_folder(base, manifest.dataset, manifest.fingerprint, list(tables))
+            facts = {
+                "run": str(folder),
+                "checkpoint": found.name,
+                "data": f"{root} ({manifest.dataset}, fingerprint {manifest.fingerprint[:12]})",
+                "encoder": f"{config.model.encoder}, {config.data.height}x{config.data.width} pixels",
+                **say_how(options, accelerator, started),
+            }
+            domain = domain_of_run(found, root, manifest, config, trained_on)
+            tables[out] = finish(out, domain, rows, facts, options)
+    if accelerator.is_main_process:
+        if len(tables) > 1:
+            write_domains(base, tables, options.ranks)
+        say_notes(tables)
+        track(options, {"train": to_dict(config)}, config.name, folder, tables)
+    end(accelerator)
+    return base if len(manifests) > 1 else next(iter(tables), base)
 
 
-def find_checkpoint(folder: Path, name: str) -> Path:
-    found = checkpoint.find(folder / CHECKPOINTS)
-    if not found:
-        raise ValueError(f"{folder / CHECKPOINTS} holds no checkpoint yet; train the run first")
-    if name == "newest":
-        return found[0]
-    named = [path for path in found if path.name == name]
-    if not named:
-        raise ValueError(f"--checkpoint={name}: {folder / CHECKPOINTS} holds {', '.join(p.name for p in found)}")
-    return named[0]
-
-
-def build_models(config: Config, options: EvaluateConfig, found: Path) -> dict[str, torch.nn.Module]:
-    """The trained model and the baselines asked for, by their row's name."""
-    classes = int(checkpoint.read_state(found)["describes"]["classes"])
-    knobs: dict[str, Any] = asdict(config.model)
-    trained = ReIDModel(classes, **{**knobs, "weights": "none"})
-    checkpoint.load_weights(found, trained)
-    models: dict[str, torch.nn.Module] = {TRAINED: trained}
-    if "untrained" in options.baselines:
-        torch.manual_seed(config.seed)
-        models[UNTRAINED] = ReIDModel(classes, **knobs)
-    if "histogram" in options.baselines:
-        models[HISTOGRAM] = ColourHistogram()
-    return models
+def load_manifests(roots: Sequence[str]) -> dict[str, Manifest]:
+    """ValueError on data without queries and gallery, and on data given twice."""
+    manifests: dict[str, Manifest] = {}
+    for root in roots:
+        manifest = load_manifest(root)
+        for split in ("query", "gallery"):
+            if not (manifest.split(split).pids != JUNK).any():
+                raise ValueError(f"{root}: the {split} split holds no image; there is nothing to evaluate")
+        same = [other for other, known in manifests.items() if known.fingerprint == manifest.fingerprint]
+        if root in manifests or same:
+            raise ValueError(f"--data: {root} holds the same data as {(same or [root])[0]}; give each dataset once")
+        manifests[root] = manifest
+    return manifests
 
 
 def evaluate_model(
     model: torch.nn.Module,
-    root: Path,
+    root: str,
     manifest: Manifest,
     config: Config,
     options: EvaluateConfig,
     accelerator: Accelerator,
 ) -> Evaluated:
+    """Features are extracted once, in float32 unless --precision says otherwise, and serve every protocol."""
     pixels = Pixels(config.data.height, config.data.width, config.data.max_pixels)
-    query, gallery = (
-        extract(
+    dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
+    splits = []
+    for split in ("query", "gallery"):
+        features = extract(
             model, root, manifest, split, pixels, batch_size=options.batch_size, workers=options.workers,
-            device=accelerator.device,
-        )
-        for split in ("query", "gallery")
-    )  # fmt: skip
-    results = evaluate_over_ranks(query.features, gallery.features, options.protocols, options.max_rank)
-    return Evaluated(query, gallery, results)
+            device=accelerator.device, dtype=dtype,
+        ).features  # fmt: skip
+        check_finite(features, f"{root}: {split}", lambda i, split=split: name_image(manifest, split, i))  # type: ignore[misc]
+        splits.append(features)
+    return rank_protocols(splits[0], splits[1], options)
 
 
-def rank_lists(row: Evaluated, root: Path, manifest: Manifest, config: Config) -> list[RankList]:
-    """The best, two middle and the worst queries of the image protocol with what was found for them."""
-    if "image" not in row.results:
-        return []
-    result = row.results["image"]
-    order = np.argsort(-result.ap, kind="stable")
-    chosen = {"best": order[0], "upper quarter": order[len(order) // 4], "median": order[len(order) // 2]}
-    chosen |= {"lower quarter": order[3 * len(order) // 4], "worst": order[-1]}
-    queries = np.flatnonzero(np.asarray(result.valid))[list(chosen.values())]
-    query, gallery = row.query.features, row.gallery.features
-    subset = metrics.Features(
-        query.embeddings[queries], query.pids[queries], query.camids[queries],
-        None if query.distractors is None else query.distractors[queries],
-    )  # fmt: skip
-    indices, scores = metrics.top_k(subset, gallery, SHOWN_RANKS, "image")
-    larger = max(1, round(SHOWN_HEIGHT / config.data.height))  # people look at more pixels than a small encoder does
+def rank_protocols(query: Features, gallery: Features, options: EvaluateConfig) -> Evaluated:
+    """Every protocol's result. One without a possible match is left out with a warning, unless all are."""
+    results: dict[str, Result] = {}
+    warnings: list[str] = []
+    first_error: ValueError | None = None
+    max_rank = max(options.max_rank, *options.ranks)
+    for protocol in options.protocols:
+        try:
+            results |= evaluate_over_ranks(query, gallery, [protocol], max_rank, options.metric)
+        except ValueError as error:
+            first_error = first_error or error
+            warnings.append(f"{protocol} is left out: {error}")
+    if first_error and not results:
+        raise first_error
+    if options.rerank and rank() == 0:  # neighbourhoods need all queries at once
+        results[RERANKED] = rerank.evaluate_reranked(
+            query, gallery, "image", options.metric, options.rerank_k1, options.rerank_k2, options.rerank_lambda,
+            max_rank,
+        )  # fmt: skip
+    return Evaluated(query, gallery, results, warnings)
+
+
+def name_image(manifest: Manifest, split: str, row: int) -> str:
+    """Where the image of a row of the features (junk left out) lies, for a person who looks for it."""
+    part = manifest.split(split)
+    place = int(kept_places(manifest, split)[row])
+    identity = int(np.searchsorted(np.cumsum(part.images), place, side="right"))
+    nth = place - int(part.images[:identity].sum()) + 1
+    return (
+        f"image {nth} of identity {part.names[identity]} (pid {part.pids[identity]}, row {row}) in "
+        f"{part.shards[part.shard[identity]].name}"
+    )
+
+
+def kept_places(manifest: Manifest, split: str) -> np.ndarray:
+    """(N,) places in storage order of the images that have features: all but junk."""
+    part = manifest.split(split)
+    return np.flatnonzero(np.repeat(part.pids != JUNK, part.images))
+
+
+def domain_of_run(found: Path, root: str, manifest: Manifest, config: Config, trained_on: str) -> Domain:
+    larger = max(1, round(SHOWN_HEIGHT / config.data.height))
     pixels = Pixels(larger * config.data.height, larger * config.data.width, config.data.max_pixels)
-    query_images = read_images(root, manifest, "query", row.query.index[queries].tolist(), pixels)
-    lists = []
-    for i, (title, best) in enumerate(chosen.items()):
-        shown = [int(j) for j in indices[i] if j >= 0]
-        images = read_images(root, manifest, "gallery", row.gallery.index[shown].tolist(), pixels)
-        pid, camid = int(subset.pids[i]), int(subset.camids[i])
-        found = [
-            Ranked(
-                image=image,
-                caption=f"{score:.2f} · {_who(gallery, j)} · camera {int(gallery.camids[j])}",
-                correct=int(gallery.pids[j]) == pid and not _is_distractor(gallery, j),
-            )
-            for j, image, score in zip(shown, images, scores[i].tolist(), strict=False)
-        ]
-        asked = Ranked(query_images[i], f"identity {pid} · camera {camid}", True)
-        lists.append(RankList(asked, found, float(result.ap[best]), title))
-    return lists
 
+    def read(split: str, rows: Sequence[int]) -> list[np.ndarray]:
+        return read_images(root, manifest, split, kept_places(manifest, split)[list(rows)].tolist(), pixels)
 
-def _is_distractor(features: metrics.Features, i: int) -> bool:
-    return features.distractors is not None and bool(features.distractors[i])
-
-
-def _who(features: metrics.Features, i: int) -> str:
-    return "distractor" if _is_distractor(features, i) else f"identity {int(features.pids[i])}"
-
-
-def find_warnings(row: Evaluated, manifest: Manifest) -> list[str]:
-    """What a reader of the figures must know."""
-    warnings = []
-    for protocol, result in row.results.items():
-        left_out = len(result.valid) - result.num_valid_queries
-        if left_out:
-            warnings.append(f"{protocol}: {left_out} of {len(result.valid)} queries have no possible match; left out")
-    if bool((row.query.features.camids < 0).any()) or bool((row.gallery.features.camids < 0).any()):
-        warnings.append("some images have no camera id; no same-camera rule was applied to them")
+    notes, warnings = [], []
+    if trained_on and trained_on != manifest.fingerprint:
+        notes.append(
+            f"Across domains: the checkpoint was trained on other data (fingerprint {trained_on[:12]}) than it is "
+            f"evaluated on ({manifest.fingerprint[:12]})."
+        )
     if manifest.skipped:
         warnings.append(f"{len(manifest.skipped)} broken images were left out when the shards were built")
-    return warnings
+    return Domain(manifest.dataset, str(found), manifest.fingerprint, read, "", notes, warnings)
 
 
-def track(
-    options: EvaluateConfig, config: Config, folder: Path, dataset: str, tables: dict[str, Any], out: Path
-) -> None:
-    """The same figures and pictures in W&B, as a run of its own beside the training run."""
+def evaluate_features(options: EvaluateConfig) -> Path:
+    """Another system's features: no model, and pictures only where the files name them."""
+    started = time.perf_counter()
+    query, gallery = map(read_features, options.features)
+    accelerator = start_accelerator("no")
+    out = Path(options.out)
+    row = rank_protocols(move(query.features, accelerator.device), move(gallery.features, accelerator.device), options)
+    if accelerator.is_main_process:
+        facts = {
+            "query": str(query.source),
+            "gallery": str(gallery.source),
+            "features": f"{row.query.embeddings.shape[1]} dimensions",
+            **say_how(options, accelerator, started),
+        }
+        domain = domain_of_features(out.name, query, gallery, options.images)
+        tables = {out: finish(out, domain, {FOREIGN: row}, facts, options)}
+        say_notes(tables)
+        track(options, {}, out.name, out, tables)
+    end(accelerator)
+    return out
+
+
+def move(features: Features, device: torch.device) -> Features:
+    """On a CPU nothing is copied: mapped files stay mapped."""
+    return Features(features.embeddings.to(device), features.pids, features.camids, features.distractors)
+
+
+def domain_of_features(dataset: str, query: Foreign, gallery: Foreign, images: str) -> Domain:
+    splits = {"query": query, "gallery": gallery}
+
+    def read(split: str, rows: Sequence[int]) -> list[np.ndarray | None]:
+        folder = Path(images) if images else splits[split].source.parent
+        return read_pictures(splits[split], rows, folder, MAX_PIXELS)
+
+    named = query.paths is not None and gallery.paths is not None
+    no_pictures = "" if named else "As text: the feature files name no images: they have no paths."
+    notes = []
+    if not (query.knows_cameras and gallery.knows_cameras):
+        notes.append(
+            "No camera ids: images of the query's identity by its own camera are not removed. Figures are then higher "
+            "than published ones, which remove them."
+        )
+    warnings = []
+    if gallery.features.distractors is None and bool((gallery.features.pids == 0).any()):
+        number = int((gallery.features.pids == 0).sum())
+        warnings.append(
+            f"{number:,} gallery images have pid 0 and the file has no distractors key: they count as one identity"
+        )
+    source = f"{query.source}, {gallery.source}"
+    return Domain(dataset, source, "", read if named else None, no_pictures, notes, warnings)
+
+
+def say_how(options: EvaluateConfig, accelerator: Accelerator, started: float) -> dict[str, str]:
+    """Facts that every report has."""
+    reranking = f"k1 {options.rerank_k1}, k2 {options.rerank_k2}, λ {options.rerank_lambda}"
+    return {
+        "similarity": options.metric,
+        **({"re-ranking": reranking} if options.rerank else {}),
+        "processes": str(accelerator.num_processes),
+        "device": f"{accelerator.device}, torch {torch.__version__}",
+        "precision": "float32" if options.precision == "no" else "bfloat16 autocast",
+        "time": f"{time.perf_counter() - started:.1f} s",
+        "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def finish(
+    out: Path, domain: Domain, rows: dict[str, Evaluated], facts: dict[str, str], options: EvaluateConfig
+) -> Results:
+    """Write one dataset's files, print its table, and return the figures by model and protocol."""
+    report = write_domain(out, domain, rows, facts, options.ranks, options.metric)
+    if options.save_features:
+        first = next(iter(rows.values()))
+        write_features(out / "query.npz", first.query)
+        write_features(out / "gallery.npz", first.gallery)
+    tables = {name: row.figures() for name, row in rows.items()}
+    print(f"\n{out.name}\n{format_results(tables, options.ranks)}\nreport: {report}", flush=True)
+    return tables
+
+
+def write_domains(base: Path, tables: dict[Path, Results], ranks: Sequence[int]) -> None:
+    """domains.json and domains.txt: the first model's figures by dataset (its report's folder) and protocol."""
+    domains = {out.name: next(iter(models.values())) for out, models in tables.items()}
+    text = format_results(domains, ranks, "dataset")
+    write_json(base / "domains.json", domains)
+    (base / "domains.txt").write_text(text + "\n")
+    print(f"\nall datasets\n{text}\ntable: {base / 'domains.txt'}", flush=True)
+
+
+def say_notes(tables: dict[Path, Results]) -> None:
+    """Once, under all tables."""
+    everything = {f"{out} {model}": figures for out, models in tables.items() for model, figures in models.items()}
+    print(f"\n{format_notes(everything)}", flush=True)
+
+
+def track(options: EvaluateConfig, more: dict[str, Any], name: str, folder: Path, tables: dict[Path, Results]) -> None:
+    """The same tables and pictures in W&B, as a run of its own beside the training run."""
+    config = {"evaluate": to_dict(options), "datasets": [out.name for out in tables], **more}
     tracker = Tracker(
-        folder,
-        active=True,
-        mode=options.wandb,
-        project=options.project,
-        name=config.name,
-        job_type="eval",
-        config={"evaluate": to_dict(options), "train": to_dict(config), "dataset": dataset},
+        folder, active=True, mode=options.wandb, project=options.project, name=name, job_type="eval", config=config
     )
-    scalars = {}
-    rows = []
-    ranks = [r for r in (1, 5, 10) if r <= options.max_rank]
-    for model, protocols in tables.items():
-        for protocol, figures in protocols.items():
-            rows.append([model, protocol, figures["mAP"], figures["mINP"], *(figures["cmc"][r - 1] for r in ranks)])
-            if model == TRAINED:
-                scalars[f"eval/{dataset}/{protocol}/mAP"] = figures["mAP"]
-                scalars[f"eval/{dataset}/{protocol}/mINP"] = figures["mINP"]
-                scalars[f"eval/{dataset}/{protocol}/rank1"] = figures["cmc"][0]
+    scalars: dict[str, float] = {}
+    for out, models in tables.items():
+        prefix = f"eval/{out.name}"
+        first = next(iter(models.values()))
+        for protocol, figures in first.items():
+            values = {"mAP": figures["mAP"], "mINP": figures["mINP"], "rank1": figures["cmc"][0]}
+            scalars |= {f"{prefix}/{protocol}/{key}": value for key, value in values.items()}
+        tracker.log_table(0, f"{prefix}/table", ["model", "protocol", *RAW, *map("rank-{}".format, options.ranks)], [
+            [model, protocol, *(figures[key] for key in RAW), *(figures["cmc"][rank - 1] for rank in options.ranks)]
+            for model, protocols in models.items()
+            for protocol, figures in protocols.items()
+        ])  # fmt: skip
+        tracker.log_table(0, f"{prefix}/cost", [*COST_COLUMNS], [list(row) for row in list_cost(first)])
+        tracker.log_pictures(0, {f"{prefix}/{key}": path for key, path in list_pictures(out).items()})
     tracker.log(0, scalars)
-    columns = ["model", "protocol", "mAP", "mINP", *(f"rank-{r}" for r in ranks)]
-    tracker.log_table(0, f"eval/{dataset}/table", columns, rows)
-    pictures = {f"eval/{dataset}/{name}": out / f"{name}.png" for name in ("cmc", "rank_lists")}
-    tracker.log_pictures(0, {name: path for name, path in pictures.items() if path.is_file()})
     tracker.summarize(scalars)
     tracker.finish()
 
 
-def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
-
-
-def _silent(*args: Any, **kwargs: Any) -> None:
-    pass
+def end(accelerator: Accelerator) -> None:
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

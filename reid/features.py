@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from reid import metrics
 from reid.augment import normalize
 from reid.distributed import gather_objects, gather_padded, gather_sizes, rank, world_size
-from reid.loader import EvalLoader, Pixels, read_shards
+from reid.loader import EvalLoader
 from reid.manifest import Manifest
 from reid.metrics import Features, Result
+from reid.pixels import Pixels
+from reid.precision import forward_pass
+from reid.samples import read_identities
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Extracted:
 @torch.no_grad()
 def extract(
     model: nn.Module,
-    root: Path,
+    root: str | Path,
     manifest: Manifest,
     split: str,
     pixels: Pixels,
@@ -38,19 +41,22 @@ def extract(
     workers: int,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
+    rows: np.ndarray | None = None,
 ) -> Extracted:
     """Features (after the neck, not normalised) of every image of a split but junk, each image exactly once.
+
+    rows: of these identities alone.
 
     `model` is the unwrapped module (a DDP wrapper would wait for the other ranks), set to eval mode for the duration.
     Ranks share the shards. `dtype` other than float32 autocasts the forward pass; features come back as float32.
     """
     part = manifest.split(split)
-    loader = EvalLoader(root, part, list(range(len(part.shards)))[rank() :: world_size()], pixels, batch_size)
+    loader = EvalLoader(root, part, list(range(len(part.shards)))[rank() :: world_size()], pixels, batch_size, rows)
     was_training = model.training
     model.eval()
     embeddings, pids, camids, index = [], [], [], []
     for batch in loader.batches(workers):
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        with forward_pass(device, dtype):
             embeddings.append(model(normalize(batch.images.to(device, non_blocking=True))).float())
         pids.append(batch.pids)
         camids.append(batch.camids)
@@ -64,11 +70,12 @@ def extract(
     all_keys, everyone = gather_padded(keys, sizes), gather_padded(local, sizes)
     order = torch.argsort(all_keys[:, 0])
     all_keys, everyone = all_keys[order], everyone[order]
-    expected = torch.from_numpy(np.flatnonzero(np.repeat(part.pids != -1, part.images)))
+    expected = torch.from_numpy(np.flatnonzero(np.repeat(loader.wanted, part.images)))
     if not torch.equal(all_keys[:, 0].cpu(), expected):
         raise ValueError(f"{root}: {len(all_keys)} {split} images were read, the manifest lists {len(expected)}")
-    distractors = None if manifest.distractor_pid is None else all_keys[:, 1] == manifest.distractor_pid
-    return Extracted(Features(everyone, all_keys[:, 1], all_keys[:, 2], distractors), all_keys[:, 0].cpu())
+    index, pid, camid = all_keys.T.contiguous()
+    distractors = None if manifest.distractor_pid is None else pid == manifest.distractor_pid
+    return Extracted(Features(everyone, pid, camid, distractors), index.cpu())
 
 
 def _concatenate(parts: list[Tensor]) -> Tensor:
@@ -79,13 +86,7 @@ def evaluate_over_ranks(
     query: Features, gallery: Features, protocols: Iterable[str], max_rank: int = 50, metric: str = "cosine"
 ) -> dict[str, Result]:
     """Every protocol's result, equal on every rank: each rank ranks its slice of the queries."""
-    mine = torch.arange(len(query.pids)).tensor_split(world_size())[rank()]
-    part = Features(
-        query.embeddings[mine],
-        query.pids[mine],
-        query.camids[mine],
-        None if query.distractors is None else query.distractors[mine],
-    )
+    part = query.take(torch.arange(len(query.pids)).tensor_split(world_size())[rank()])
     return {
         protocol: metrics.merge(
             gather_objects(metrics.evaluate(part, gallery, protocol, metric, max_rank, partial=True))
@@ -94,7 +95,9 @@ def evaluate_over_ranks(
     }
 
 
-def read_images(root: Path, manifest: Manifest, split: str, index: Sequence[int], pixels: Pixels) -> list[np.ndarray]:
+def read_images(
+    root: str | Path, manifest: Manifest, split: str, index: Sequence[int], pixels: Pixels
+) -> list[np.ndarray]:
     """The images (H, W, 3) uint8 at `index`, places in the split's storage order; opens the shards that hold them."""
     part = manifest.split(split)
     ends = np.cumsum(part.images)
@@ -103,8 +106,8 @@ def read_images(root: Path, manifest: Manifest, split: str, index: Sequence[int]
     for place, row in zip(index, rows, strict=True):
         wanted.setdefault(int(row), []).append(int(place))
     found: dict[int, np.ndarray] = {}
-    for identity in read_shards(root, part, sorted({int(part.shard[row]) for row in wanted})):
+    for identity in read_identities(root, part, sorted({int(part.shard[row]) for row in wanted})):
         for place in wanted.get(identity.row, []):
             i = place - int(ends[identity.row] - part.images[identity.row])
-            found[place] = pixels.decode(identity.data[i], f"{identity.where}.{identity.files[i]}")
+            found[place] = pixels.decode(identity.image(i), identity.place(i)).permute(1, 2, 0).numpy()
     return [found[int(place)] for place in index]

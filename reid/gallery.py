@@ -2,8 +2,11 @@
 
 `image` lists images; `centroid` and `centroid_all` list one mean feature per identity, and every distractor image
 stands alone. Junk (pid -1) is never listed. Entries keep the gallery's order (an identity stands where its first image
-stood), because ties are broken by it.
+stood), because ties are broken by it. `ctl_published` repeats two faults of the CTL authors' evaluator, to explain the
+figures that came from it.
 """
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -23,12 +26,14 @@ class Features:
     embeddings (N, D) as the model gives them, not normalised; kept as float32. pids (N,) int64, -1 = junk.
     camids (N,) int64, -1 = unknown. distractors (N,) bool or None: images that match nobody, whatever their pid; with
     None every pid but -1 is an identity, 0 too. Labels go to the embeddings' device. ValueError on wrong shapes.
+    whole: the split that these rows were taken from (`take`), None where they are all of it.
     """
 
     embeddings: Tensor
     pids: Tensor
     camids: Tensor
     distractors: Tensor | None = None
+    whole: Features | None = None
 
     def __post_init__(self) -> None:
         self.embeddings = torch.as_tensor(self.embeddings).detach().float()
@@ -50,6 +55,16 @@ class Features:
     def __len__(self) -> int:
         return len(self.embeddings)
 
+    def take(self, rows: Tensor | slice) -> Features:
+        """Some rows, which remember the whole split: under `ctl_published` a query's gallery depends on the others."""
+        return Features(
+            self.embeddings[rows],
+            self.pids[rows],
+            self.camids[rows],
+            None if self.distractors is None else self.distractors[rows],
+            whole=self if self.whole is None else self.whole,
+        )
+
     def is_distractor(self) -> Tensor:
         """(N,) bool, all False where no mask was given."""
         return torch.zeros_like(self.pids, dtype=torch.bool) if self.distractors is None else self.distractors
@@ -60,9 +75,10 @@ class Gallery:
     """The E entries of one protocol, and what a query sees instead of its own identity's entry.
 
     embeddings (E, D) float32, not normalised; pids, camids (E,), camid -1 where the camera rule does not apply;
-    distractors (E,) bool; first (E,): the row of the given features that the entry is, or its first image.
+    distractors (E,) bool; first (E,): the row of the given features that the entry is, or its identity's first image.
     own (V, D): centroids without one camera; own_of (Q,): for each query its row of `own`, or LISTED where its
     identity's entry serves as it is, or EMPTIED where all images of its identity come from the query's camera.
+    sole_of (Q,): where an identity has several entries, the only one that the query keeps, or -1 for all of them.
     """
 
     embeddings: Tensor
@@ -72,9 +88,19 @@ class Gallery:
     first: Tensor
     own: Tensor
     own_of: Tensor
+    sole_of: Tensor
 
     def __len__(self) -> int:
         return len(self.pids)
+
+    def removes(self, query: Tensor, camids: Tensor, entry: Tensor) -> Tensor:
+        """(N,) bool: does the query not see the entry, for N pairs of a query and an entry of its identity.
+
+        query (N,) rows of the queries, camids (N,) their cameras, entry (N,) rows of the gallery.
+        """
+        same_camera = (camids != UNKNOWN) & (self.camids[entry] == camids)
+        sole = self.sole_of[query]
+        return same_camera | (self.own_of[query] == EMPTIED) | ((sole >= 0) & (entry != sole))
 
 
 @dataclass(frozen=True)
@@ -113,6 +139,7 @@ def _list_images(query: Features, gallery: Features) -> Gallery:
         first=rows,
         own=embeddings[:0],
         own_of=torch.full_like(query.pids, LISTED),
+        sole_of=torch.full_like(query.pids, -1),
     )
 
 
@@ -124,11 +151,67 @@ def _list_centroids_all(query: Features, gallery: Features) -> Gallery:
 def _list_centroids(query: Features, gallery: Features) -> Gallery:
     """The standard filter, then the mean: a query's own identity is averaged without the query's camera."""
     identities = _sum_identities(gallery)
-    own, own_of = _means_without_camera(query, gallery, identities)
-    return _list_means(gallery, identities, own, own_of)
+    without = _leave_cameras_out(query, gallery, identities)
+    return _list_means(gallery, identities, without.means, without.own_of(query))
 
 
-PROTOCOLS = {"image": _list_images, "centroid": _list_centroids, "centroid_all": _list_centroids_all}
+def _list_published(query: Features, gallery: Features) -> Gallery:
+    """As the CTL authors' evaluator does it, faults included: kept to explain published figures, good for nothing else.
+
+    For each camera that an identity's queries come from, the mean of the identity's images by other cameras; a query
+    does not see means of its identity that hold images of its camera. Two faults: the cameras of gallery images are
+    read at the wrong place (`_misread_cameras`), so images by the query's own camera stay in the mean; and identities
+    without a query, distractors among them, are not listed at all. Everybody's variants stay as negatives.
+    """
+    everyone = query if query.whole is None else query.whole
+    askers = Features(everyone.embeddings, everyone.pids.masked_fill(everyone.is_distractor(), JUNK), everyone.camids)
+    gallery = Features(gallery.embeddings, gallery.pids, _misread_cameras(everyone, gallery), gallery.distractors)
+    identities = _sum_identities(gallery)
+    without = _leave_cameras_out(askers, gallery, identities)
+    variants = (without.serves >= 0).nonzero().squeeze(1)
+    # Cameras without an image of the identity leave nothing out; they share one mean.
+    asked = find(askers.pids, identities.pids)
+    complete = asked[(asked >= 0) & (without.own_of(askers) == LISTED)].unique()
+
+    identity, order = torch.cat([without.identity[variants], complete]).sort(stable=True)
+    means = (identities.sums[complete] / identities.counts[complete, None]).float()
+    entry_of = torch.full_like(without.serves, -1)
+    entry_of[variants] = order.argsort()[: len(variants)]
+    own_of = without.own_of(query)
+    sole_of = torch.full_like(own_of, -1)
+    sole_of[own_of >= 0] = entry_of[own_of[own_of >= 0]]
+    return Gallery(
+        torch.cat([without.means[variants], means])[order],
+        identities.pids[identity],
+        torch.full_like(identity, UNKNOWN),
+        torch.zeros_like(identity, dtype=torch.bool),
+        _first_rows(gallery, identities)[identity],
+        own=gallery.embeddings[:0],
+        own_of=own_of.clamp(max=LISTED),
+        sole_of=sole_of,
+    )
+
+
+def _misread_cameras(query: Features, gallery: Features) -> Tensor:
+    """(N,) for the i-th gallery image the camera of the i-th image of queries and gallery together, junk left out."""
+    rows = (gallery.pids != JUNK).nonzero().squeeze(1)
+    camids = torch.full_like(gallery.camids, UNKNOWN)
+    camids[rows] = torch.cat([query.camids[query.pids != JUNK], gallery.camids[rows]])[: len(rows)]
+    return camids
+
+
+PROTOCOLS = {
+    "image": _list_images,
+    "centroid": _list_centroids,
+    "centroid_all": _list_centroids_all,
+    "ctl_published": _list_published,
+}
+COMPARES_WITH = {
+    "image": "the image-level tables of BoT, AGW, fast-reid, TransReID and most of the field",
+    "centroid": "no published table; CTL's released weights with the camera look-up of its evaluator mended",
+    "centroid_all": "the protocol that the CTL and MCTL papers describe, but not their tables",
+    "ctl_published": "the centroid tables of the CTL and MCTL papers, and nothing else",
+}
 
 
 def _sum_identities(gallery: Features) -> _Identities:
@@ -148,10 +231,8 @@ def _sum_groups(embeddings: Tensor, rows: Tensor, group: Tensor, num_groups: int
 def _list_means(gallery: Features, identities: _Identities, own: Tensor, own_of: Tensor) -> Gallery:
     """One entry per identity and per distractor image, in the order of their first images in the gallery."""
     alone = ((gallery.pids != JUNK) & gallery.is_distractor()).nonzero().squeeze(1)
-    first_of_identity = torch.full_like(identities.pids, len(gallery))
-    first_of_identity.scatter_reduce_(0, identities.member, identities.rows, "amin")
     means = (identities.sums / identities.counts[:, None]).float()
-    first, order = torch.cat([first_of_identity, alone]).sort()
+    first, order = torch.cat([_first_rows(gallery, identities), alone]).sort()
     return Gallery(
         torch.cat([means, gallery.embeddings[alone]])[order],
         gallery.pids[first],
@@ -160,30 +241,65 @@ def _list_means(gallery: Features, identities: _Identities, own: Tensor, own_of:
         first,
         own,
         own_of,
+        sole_of=torch.full_like(own_of, -1),
     )
 
 
-def _means_without_camera(query: Features, gallery: Features, identities: _Identities) -> tuple[Tensor, Tensor]:
-    """Gallery.own and Gallery.own_of: one mean per (identity, camera) that the queries ask for, never one per query."""
-    cameras, query_camera = query.camids.unique(return_inverse=True)
-    identity = find(query.pids, identities.pids)
-    known = (identity >= 0) & (query.camids != UNKNOWN)
-    pairs, pair_of_query = (identity * len(cameras) + query_camera)[known].unique(return_inverse=True)
+def _first_rows(gallery: Features, identities: _Identities) -> Tensor:
+    """(I,) the row of each identity's first image."""
+    first = torch.full_like(identities.pids, len(gallery))
+    return first.scatter_reduce_(0, identities.member, identities.rows, "amin")
 
-    camera = find(gallery.camids[identities.rows], cameras)
-    pair = find(identities.member * len(cameras) + camera, pairs)
-    taken = (camera >= 0) & (pair >= 0)
+
+@dataclass(frozen=True)
+class _WithoutCamera:
+    """Means of identities without a camera: one per (identity, camera) that queries ask for, never one per query.
+
+    pids (I,) and cameras (C,) ascending; pairs (V,) ascending, the identity's place * C + the camera's; means (V, D);
+    serves (V,): its own row, LISTED where the camera took nothing away, or EMPTIED where it took everything.
+    """
+
+    pids: Tensor
+    cameras: Tensor
+    pairs: Tensor
+    means: Tensor
+    serves: Tensor
+
+    @property
+    def identity(self) -> Tensor:
+        """(V,) the place in `pids` that each pair is of."""
+        return self.pairs // max(len(self.cameras), 1)
+
+    def own_of(self, query: Features) -> Tensor:
+        """Gallery.own_of: LISTED also where the query's camera is unknown or the gallery lacks its identity."""
+        pair = find(_pair(find(query.pids, self.pids), query.camids, self.cameras), self.pairs)
+        own_of = torch.full_like(query.pids, LISTED)
+        own_of[pair >= 0] = self.serves[pair[pair >= 0]]
+        return own_of
+
+
+def _leave_cameras_out(query: Features, gallery: Features, identities: _Identities) -> _WithoutCamera:
+    """What the queries ask for: their identities without their cameras."""
+    cameras = query.camids[query.camids != UNKNOWN].unique()
+    asked = _pair(find(query.pids, identities.pids), query.camids, cameras)
+    pairs = asked[asked >= 0].unique()
+    pair = find(_pair(identities.member, gallery.camids[identities.rows], cameras), pairs)
+    taken = pair >= 0
     removed = torch.bincount(pair[taken], minlength=len(pairs))
     sums = _sum_groups(gallery.embeddings, identities.rows[taken], pair[taken], len(pairs))
 
     of = pairs // max(len(cameras), 1)
     left = identities.counts[of] - removed
-    own = ((identities.sums[of] - sums) / left.clamp(min=1)[:, None]).float()
+    means = ((identities.sums[of] - sums) / left.clamp(min=1)[:, None]).float()
     row = torch.arange(len(pairs), device=pairs.device)
-    row = row.masked_fill(left == 0, EMPTIED).masked_fill(removed == 0, LISTED)
-    own_of = torch.full_like(query.pids, LISTED)
-    own_of[known] = row[pair_of_query]
-    return own, own_of
+    serves = row.masked_fill(left == 0, EMPTIED).masked_fill(removed == 0, LISTED)
+    return _WithoutCamera(identities.pids, cameras, pairs, means, serves)
+
+
+def _pair(identity: Tensor, camids: Tensor, cameras: Tensor) -> Tensor:
+    """(N,) the identity's place * C + the camera's, -1 where either is absent. identity (N,) places, -1 = absent."""
+    camera = find(camids, cameras)
+    return torch.where((identity >= 0) & (camera >= 0), identity * len(cameras) + camera, -1)
 
 
 def find(values: Tensor, table: Tensor) -> Tensor:

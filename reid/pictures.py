@@ -8,20 +8,23 @@ import textwrap
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 MARKED = (1, 5, 10, 20, 30, 40, 50, 100)  # ranks with a tick and a dot
+ZOOMED = 10
+LEGEND_COLUMNS = 3
 STROKES = (("-", 2.0, "o"), ("--", 1.1, None), (":", 1.4, None), ("-.", 1.1, None))  # by model, the first stands out
 RIGHT, WRONG = "#1a9850", "#d73027"
 
 
 @dataclass
 class Ranked:
-    """One picture of a rank list: image (H, W, 3) uint8, its caption, and whether it matches the query."""
+    """One entry of a rank list: image (H, W, 3) uint8 if it is at hand, caption, and whether it matches the query."""
 
-    image: np.ndarray
+    image: np.ndarray | None
     caption: str
     correct: bool
 
@@ -43,42 +46,61 @@ Results = dict[str, dict[str, dict]]  # model -> protocol -> Result.to_json(); t
 class Theme:
     paper: str
     ink: str
+    soft: str
     grid: str
     lines: tuple[str, ...]
 
 
-LIGHT = Theme("#ffffff", "#1f2430", "#e4e7ec", ("#0072b2", "#d55e00", "#7b3fa0", "#009e73", "#8a6d00"))
-DARK = Theme("#171b22", "#dfe3ea", "#2c323c", ("#56b4e9", "#f0953f", "#c792ea", "#3fc9a0", "#e5c558"))
+LIGHT = Theme("#ffffff", "#1f2430", "#5d6675", "#e4e7ec", ("#0072b2", "#d55e00", "#7b3fa0", "#009e73", "#8a6d00"))
+DARK = Theme("#171b22", "#dfe3ea", "#98a2b3", "#2c323c", ("#56b4e9", "#f0953f", "#c792ea", "#3fc9a0", "#e5c558"))
+
+
+def draw_cmc_zoom(results: Results, dataset: str, theme: Theme = LIGHT) -> bytes:
+    """The first ranks of the first model alone, on a scale of their own: there the protocols lie close together."""
+    first = {
+        protocol: {**figures, "cmc": figures["cmc"][:ZOOMED]}
+        for protocol, figures in next(iter(results.values())).items()
+    }
+    return draw_cmc({next(iter(results)): first}, f"{dataset}, first ranks", theme)
 
 
 def draw_cmc(results: Results, dataset: str, theme: Theme = LIGHT) -> bytes:
     """PNG of the matching rate by rank: a colour per protocol, thick for the first model, thin for the others."""
-    figure = Figure(figsize=(5.6, 4.6), dpi=200, facecolor=theme.paper, layout="constrained")
+    figure = Figure(figsize=(5.6, 5.0), dpi=180, facecolor=theme.paper, layout="constrained")
     axes = figure.add_subplot(facecolor=theme.paper)
     colours = {protocol: theme.lines[i % len(theme.lines)] for i, protocol in enumerate(list_protocols(results))}
     for i, protocols in enumerate(results.values()):
         style, width, marker = _stroke(i)
         for j, (protocol, figures) in enumerate(protocols.items()):
             cmc = 100 * np.asarray(figures["cmc"])
+            dots = range(len(cmc)) if len(cmc) <= ZOOMED else [rank - 1 for rank in MARKED if rank <= len(cmc)]
             # Later protocols lie beneath and stand out at the sides, so that curves which coincide can be told apart.
             axes.plot(np.arange(1, len(cmc) + 1), cmc, style, color=colours[protocol], marker=marker,
-                      linewidth=width + (0 if i else 1.3 * j), markersize=5 + 1.3 * j, zorder=3 - 0.1 * j,
-                      markevery=[rank - 1 for rank in MARKED if rank <= len(cmc)])  # fmt: skip
+                      linewidth=width + (0 if i else 0.6 * j), markersize=5 + 0.8 * j, zorder=3 - 0.1 * j,
+                      markevery=list(dots))  # fmt: skip
     last = max(len(figures["cmc"]) for protocols in results.values() for figures in protocols.values())
     axes.set_xlim(min(0.5, last - 1), last + 0.5)
     axes.set_xticks([rank for rank in MARKED if rank <= last])
-    axes.set_ylim(top=102)  # room for the dots at 100
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -2), min(high, 102))  # room for the dots at 100
     axes.set_xlabel("rank", color=theme.ink, fontsize=11)
     axes.set_ylabel("matching rate (%)", color=theme.ink, fontsize=11)
     axes.set_title(f"CMC · {dataset}", color=theme.ink, fontsize=12, fontweight="bold", loc="left", parse_math=False)
+    if last <= ZOOMED:
+        axes.set_xticks(range(1, last + 1))
+    style_axes(axes, theme)
+    _draw_legend(figure, colours, list(results), theme)
+    return to_png(figure)
+
+
+def style_axes(axes: Axes, theme: Theme) -> None:
+    """The look that all charts share: a faint grid, no frame."""
     axes.grid(color=theme.grid, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=theme.ink, length=0, labelsize=10)
     for name, spine in axes.spines.items():
         spine.set_visible(name in ("left", "bottom"))
         spine.set_color(theme.grid)
-    _draw_legend(figure, colours, list(results), theme)
-    return _png(figure)
 
 
 def _stroke(model: int) -> tuple[str, float, str | None]:
@@ -86,17 +108,18 @@ def _stroke(model: int) -> tuple[str, float, str | None]:
 
 
 def _draw_legend(figure: Figure, colours: dict[str, str], models: list[str], theme: Theme) -> None:
-    """A row that tells protocols by colour and a row that tells models by stroke."""
+    """Rows that tell protocols by colour and rows that tell models by stroke."""
 
     def sample(model: int) -> Line2D:
         style, width, marker = _stroke(model)
         return figure.axes[0].plot([], [], style, color=theme.ink, linewidth=width, marker=marker, markersize=5)[0]
 
-    rows = [
+    kinds = [
         [(Line2D([], [], color=colour, linewidth=4), protocol) for protocol, colour in colours.items()],
         [(sample(i), model) for i, model in enumerate(models)],
     ]
-    columns = max(map(len, rows))
+    columns = min(LEGEND_COLUMNS, max(map(len, kinds)))
+    rows = [kind[i : i + columns] for kind in kinds for i in range(0, len(kind), columns)]
     blank = Line2D([], [], linestyle="none"), ""
     cells = [row[i] if i < len(row) else blank for i in range(columns) for row in rows]  # legends fill by column
     lines, names = zip(*cells, strict=True)
@@ -107,11 +130,19 @@ def _draw_legend(figure: Figure, colours: dict[str, str], models: list[str], the
 
 
 def draw_rank_lists(rank_lists: list[RankList], theme: Theme = LIGHT) -> bytes:
-    """PNG with a row per list: the query, then its gallery, framed green where it matches and red where it does not."""
+    """PNG with a row per list: the query, then its gallery, framed green where it matches and red where it does not.
+
+    An entry without a picture is an empty frame.
+    """
     columns = 1 + max(len(ranks.gallery) for ranks in rank_lists)
     lines = max(len(_wrap(p.caption)) for ranks in rank_lists for p in (ranks.query, *ranks.gallery))
     aspect = np.median(
-        [p.image.shape[0] / p.image.shape[1] for ranks in rank_lists for p in ranks.gallery or [ranks.query]]
+        [
+            p.image.shape[0] / p.image.shape[1]
+            for ranks in rank_lists
+            for p in (ranks.query, *ranks.gallery)
+            if p.image is not None
+        ]
     )
     width, head, foot = 1.1, 0.55, 0.2 + 0.14 * (lines + 1)
     height = min(max(width * aspect, 0.8), 2.4)
@@ -127,16 +158,17 @@ def draw_rank_lists(rank_lists: list[RankList], theme: Theme = LIGHT) -> bytes:
             box = (left / size[0], (top - head - height) / size[1], width / size[0], height / size[1])
             colour = theme.ink if j == 0 else RIGHT if picture.correct else WRONG
             _draw_picture(figure, box, picture, colour, f"{j} {mark(picture)}" if j else "query", theme)
-    return _png(figure)
+    return to_png(figure)
 
 
 def _draw_picture(
     figure: Figure, box: tuple[float, float, float, float], picture: Ranked, colour: str, head: str, theme: Theme
 ) -> None:
     axes = figure.add_axes(box)
-    axes.imshow(picture.image, interpolation="lanczos")
+    image = np.zeros((2, 1, 4), np.uint8) if picture.image is None else picture.image
+    axes.imshow(image, interpolation="lanczos")
     axes.set_axis_off()
-    height, width = picture.image.shape[:2]
+    height, width = image.shape[:2]
     frame = Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor=colour, linewidth=3.5, clip_on=False)
     axes.add_patch(frame)
     axes.annotate(head, (0.5, 0), xytext=(0, -7), xycoords="axes fraction", textcoords="offset points",
@@ -154,7 +186,7 @@ def mark(picture: Ranked) -> str:
     return "✓" if picture.correct else "✗"  # not by colour alone
 
 
-def _png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor=figure.get_facecolor())
     return buffer.getvalue()

@@ -3,86 +3,79 @@
 The rules, for every protocol: a gallery entry of the query's identity and the query's camera (camid -1 equals none)
 is removed; junk (pid -1) is dropped; distractors stay and match nobody. Equal scores rank in gallery order.
 
-A block of queries is scored against a block of the gallery; a match's rank is one more than the number of kept
-scores above it, and nothing outlives its block. Measured on one AVX-512 core for 256 x 15,913 scores and 20 matches a
-query, beside 130 ms for the matrix product: counting with `torch.searchsorted` 150 ms, comparing match by match 80 ms,
-sorting the block's bare values with numpy and looking the matches up 16 ms, however many matches. So it sorts values.
+A product scores PRODUCT_ROWS queries against a slice of the gallery; a match's rank is one more than the number of kept
+scores above it, and no score outlives its product. All products of QUERY_BLOCK queries with a slice come one after
+another, so a memory-mapped gallery is read once for its norms and then once per QUERY_BLOCK queries; beside it only
+labels and norms are held.
 """
 
-import contextlib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import itertools
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reid.gallery import EMPTIED, UNKNOWN, Features, build_gallery
+from reid.counting import NEVER, count_before
+from reid.gallery import Features, build_gallery
+from reid.precision import exact_products
+from reid.similarity import METRICS, squared_norms
 
-QUERY_BLOCK, GALLERY_BLOCK = 256, 65_536  # scores held at a time: 64 MiB, and as much again while they are sorted
-TIE_BLOCK = 1 << 24  # comparisons at a time while ties are settled
-NEVER = -torch.inf  # the score of what a rule removed
-LOW_BITS = 0xFFFF_FFFF
-
-
-@dataclass(frozen=True)
-class _Vectors:
-    """A metric's vectors (N, D) and, where dot products alone do not rank, a term per vector (N,)."""
-
-    rows: Tensor
-    bias: Tensor | None = None
-
-    def scores(self, queries: Tensor, entries: slice | Tensor) -> Tensor:
-        """(B, E) float32 of queries (B, D) against some entries; larger is nearer."""
-        if self.bias is None:
-            return queries @ self.rows[entries].T
-        return torch.addmm(self.bias[entries], queries, self.rows[entries].T)
-
-
-def _cosine(embeddings: Tensor) -> _Vectors:
-    return _Vectors(F.normalize(embeddings))
-
-
-def _euclidean(embeddings: Tensor) -> _Vectors:
-    """q.g - |g|^2 / 2 = (|q|^2 - d^2) / 2: ranks as the distance does, for a query."""
-    return _Vectors(embeddings, embeddings.square().sum(1) / -2)
-
-
-METRICS = {"cosine": _cosine, "euclidean": _euclidean}
+QUERY_BLOCK = 4096  # queries per reading of the gallery
+PRODUCT_ROWS, GALLERY_BLOCK = 256, 65_536  # at most 64 MiB of scores at a time
+MATCH_BLOCK = 1024  # entries scored together for their own sake
+TIE_BLOCK = 1 << 24  # scores at a time while ties are settled
 
 
 def _as_distance(scores: Tensor, embeddings: Tensor) -> Tensor:
     return -(embeddings.square().sum(1, keepdim=True) - 2 * scores).clamp(min=0).sqrt()
 
 
-@contextlib.contextmanager
-def exact_products(device: torch.device) -> Iterator[None]:
-    """Float32 products in full precision, whatever training switched on (TF32, bf16 products, autocast)."""
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+def cut(size: int) -> list[slice]:
+    """Slices of at most GALLERY_BLOCK entries, all about as long: a product of few columns may round differently."""
+    number = max(1, -(-size // GALLERY_BLOCK))
+    edges = [size * i // number for i in range(number + 1)]
+    return [slice(begin, end) for begin, end in itertools.pairwise(edges)]
+
+
+def spread(begin: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Lists (L,) that begin somewhere and have so many items, laid out: list (N,) and place (N,) of every item."""
+    of = torch.arange(len(count), device=count.device).repeat_interleave(count)
+    nth = torch.arange(len(of), device=count.device) - (count.cumsum(0) - count)[of]
+    return of, begin[of] + nth
+
+
+@dataclass(frozen=True)
+class Relatives:
+    """All pairs of a query in a product and an entry of its identity, by query, then in gallery order: row (N,) in the
+    product, entry (N,), removed (N,) whether a rule removes the pair."""
+
+    row: Tensor
+    entry: Tensor
+    removed: Tensor
+
+    def write(self, scores: Tensor, part: slice, chosen: Tensor, values: Tensor | float) -> None:
+        """Set the scores (B, E) of the slice `part` at the `chosen` (N,) of the pairs to `values`: (N,) or a number."""
+        at = chosen & (self.entry >= part.start) & (self.entry < part.stop)
+        values = values[at] if isinstance(values, Tensor) else scores.new_tensor(values)
+        scores[self.row[at], self.entry[at] - part.start] = values
 
 
 class Search:
-    """Scores and rules of one protocol, a block of queries at a time."""
+    """Scores and rules of one protocol, for the queries of a product at a time."""
 
     def __init__(self, query: Features, gallery: Features, protocol: str, metric: str, partial: bool = False) -> None:
-        _check(query, gallery, metric, partial)
-        vectors = METRICS[metric]
+        squares = _check(query, gallery, metric, partial)
+        self.protocol = protocol
         self.query, self.gallery = query, build_gallery(query, gallery, protocol)
-        self.queries, self.entries = vectors(query.embeddings).rows, vectors(self.gallery.embeddings)
-        self.own = vectors(self.gallery.own)
+        entries = self.gallery.embeddings
+        if entries is not gallery.embeddings:
+            squares = squared_norms(entries)
+        self.queries = F.normalize(query.embeddings) if metric == "cosine" else query.embeddings
+        self.entries = METRICS[metric](entries, squares)
+        self.own = METRICS[metric](self.gallery.own, squared_norms(self.gallery.own))
         self.device = self.queries.device
-        self.slices = [slice(i, i + GALLERY_BLOCK) for i in range(0, max(len(self.gallery), 1), GALLERY_BLOCK)]
+        self.slices = cut(len(self.gallery))
 
         identities = (~self.gallery.distractors).nonzero().squeeze(1)
         pids, order = self.gallery.pids[identities].sort(stable=True)
@@ -91,100 +84,106 @@ class Search:
         self._count = torch.searchsorted(pids, query.pids, right=True) - self._begin
         self._count[query.is_distractor()] = 0
 
-    def block(self, start: int) -> Tensor:
-        """Queries (QUERY_BLOCK, D) from `start` on, zeros behind the last.
+    def products(self, start: int) -> list[slice]:
+        """The queries of each product, for the QUERY_BLOCK queries from `start` on."""
+        stop = min(start + QUERY_BLOCK, len(self.query))
+        return [slice(i, min(i + PRODUCT_ROWS, stop)) for i in range(start, stop, PRODUCT_ROWS)]
 
-        A product's last bit depends on its shape, so one shape for all: a query then scores the same in any slice.
-        """
-        rows = self.queries[start : start + QUERY_BLOCK]
-        return F.pad(rows, (0, 0, 0, QUERY_BLOCK - len(rows)))
+    def scores(self, rows: slice, entries: slice | Tensor) -> Tensor:
+        """(B, E) of the queries of a product against some entries; larger is nearer. Writable."""
+        return self.entries.scores(self._pad(self.queries[rows]), entries)[: rows.stop - rows.start]
 
-    def relatives(self, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        """All pairs of a query in the block and an entry of its identity: row (N,) in the block, entry (N,), and
-        removed (N,): whether a rule removes the pair. By row, then in gallery order."""
-        rows = slice(start, start + QUERY_BLOCK)
-        begin, count = self._begin[rows], self._count[rows]
-        row = torch.arange(len(count), device=self.device).repeat_interleave(count)
-        nth = torch.arange(len(row), device=self.device) - (count.cumsum(0) - count)[row]
-        entry = self._by_pid[begin[row] + nth]
-        camera = self.query.camids[rows][row]
-        removed = (camera != UNKNOWN) & (self.gallery.camids[entry] == camera)
-        return row, entry, removed | (self.gallery.own_of[rows][row] == EMPTIED)
+    def relatives(self, rows: slice) -> Relatives:
+        row, place = spread(self._begin[rows], self._count[rows])
+        entry = self._by_pid[place]
+        query = row + rows.start
+        return Relatives(row, entry, self.gallery.removes(query, self.query.camids[query], entry))
 
-    def own_scores(self, queries: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """(B,) bool: which queries have a centroid of their own; (B,) its score."""
-        own_of = self.gallery.own_of[start : start + QUERY_BLOCK]
+    def own_scores(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """(B,) bool: which queries of a product have a centroid of their own; (B,) its score."""
+        own_of = self.gallery.own_of[rows]
         if not (own_of >= 0).any():
-            return own_of >= 0, torch.zeros_like(own_of, dtype=queries.dtype)
+            return own_of >= 0, torch.zeros_like(own_of, dtype=torch.float32)
         # The diagonal of a product, not a sum of products: the same arithmetic as the scores it competes with.
-        at = F.pad(own_of.clamp(min=0), (0, QUERY_BLOCK - len(own_of)))
-        return own_of >= 0, self.own.scores(queries, at).diagonal()[: len(own_of)]
+        at = self._pad(own_of.clamp(min=0)[:, None]).squeeze(1)
+        return own_of >= 0, self.own.scores(self._pad(self.queries[rows]), at).diagonal()[: len(own_of)]
+
+    @staticmethod
+    def _pad(rows: Tensor) -> Tensor:
+        """Zeros behind the last of the rows (B, D). A product's last bit depends on its shape, so one shape for all: a
+        query then scores the same in any slice of the queries."""
+        return F.pad(rows, (0, 0, 0, max(0, PRODUCT_ROWS - len(rows))))
+
+
+class _Matches:
+    """The matches of a product's queries as tables (B, P), best first, ties in gallery order, NEVER behind the last:
+    scores, entries and `ahead`, what ranks before each so far; count (B,)."""
+
+    def __init__(self, search: Search, rows: slice, relatives: Relatives, scores: Tensor) -> None:
+        """scores (N,) of the pairs."""
+        self.rows, self.relatives = rows, relatives
+        has_own, own_scores = search.own_scores(rows)
+        scores = torch.where(has_own[relatives.row], own_scores[relatives.row], scores)
+        kept = ~relatives.removed
+        row = relatives.row[kept]
+        self.count = torch.bincount(row, minlength=rows.stop - rows.start)
+        place = spread(torch.zeros_like(self.count), self.count)[1]
+        shape = len(self.count), int(self.count.max())
+        table, entries = scores.new_full(shape, NEVER), row.new_zeros(shape)
+        table[row, place], entries[row, place] = scores[kept], relatives.entry[kept]
+        self.scores, order = table.sort(dim=1, descending=True, stable=True)
+        self.entries = entries.gather(1, order)
+        self.ahead = torch.arange(shape[1], device=row.device).repeat(shape[0], 1)
+
+    def meet(self, scores: Tensor, part: slice) -> None:
+        """Count what ranks before each match among the entries `part` with these scores, which are spent after it."""
+        # A match among matches is already counted by its place in the table.
+        self.relatives.write(scores, part, torch.ones_like(self.relatives.removed), NEVER)
+        self.ahead += count_before(scores, self.scores, self.entries - part.start)
 
 
 def rank_matches(search: Search, start: int) -> tuple[Tensor, Tensor]:
-    """For a block of queries: 1-based ranks (B, P) of their matches, ascending, and how many of the P are real."""
-    queries = search.block(start)
-    row, entry, removed = search.relatives(start)
-    count = torch.bincount(row[~removed], minlength=min(QUERY_BLOCK, len(search.query) - start))
-    scores = search.entries.scores(queries, search.slices[0])[: len(count)]
-    match_scores = _score_matches(search, start, queries, row[~removed], entry[~removed], scores)
-    match_scores, match_entries = _tabulate(row[~removed], entry[~removed], match_scores, count)
+    """For the QUERY_BLOCK queries from `start` on: 1-based ranks (B, P) of their matches, ascending, and how many of
+    the P are real (B,)."""
+    with_scores = _match_at_once if len(search.slices) == 1 else _match_by_slices
+    tables = with_scores(search, search.products(start))
+    widest = max(table.ahead.shape[1] for table in tables)
+    ranks = [F.pad(table.ahead + 1, (0, widest - table.ahead.shape[1]), value=1) for table in tables]
+    return torch.cat(ranks), torch.cat([table.count for table in tables])
 
-    ahead = torch.arange(1, match_scores.shape[1] + 1, device=search.device).repeat(len(count), 1)
+
+def _match_at_once(search: Search, products: list[slice]) -> list[_Matches]:
+    """Where one product covers the gallery, it gives the scores of the matches too."""
+    tables = []
+    for rows in products:
+        scores, relatives = search.scores(rows, search.slices[0]), search.relatives(rows)
+        tables.append(_Matches(search, rows, relatives, scores[relatives.row, relatives.entry]))
+        tables[-1].meet(scores, search.slices[0])
+    return tables
+
+
+def _match_by_slices(search: Search, products: list[slice]) -> list[_Matches]:
+    """Slices outside, queries inside: the gallery is read once."""
+    tables = []
+    for rows in products:
+        relatives = search.relatives(rows)
+        tables.append(_Matches(search, rows, relatives, _score_pairs(search, rows, relatives)))
     for part in search.slices:
-        if part.start > 0:
-            scores = search.entries.scores(queries, part)[: len(count)]
-        inside = (entry >= part.start) & (entry < part.stop)
-        scores[row[inside], entry[inside] - part.start] = NEVER
-        ahead += _count_above(scores, match_scores, match_entries - part.start)
-    return ahead, count
+        for table in tables:
+            table.meet(search.scores(table.rows, part), part)
+    return tables
 
 
-def _score_matches(search: Search, start: int, queries: Tensor, row: Tensor, entry: Tensor, scores: Tensor) -> Tensor:
-    """Scores (N,) of the pairs: from `scores` if they cover the gallery, else a product over these entries alone."""
-    if len(search.slices) == 1:
-        found = scores[row, entry]
-    else:
-        entries, place = entry.unique(return_inverse=True)
-        found = search.entries.scores(queries, F.pad(entries, (0, -len(entries) % 1024)))[row, place]
-    has_own, own_scores = search.own_scores(queries, start)
-    return torch.where(has_own[row], own_scores[row], found)
-
-
-def _tabulate(row: Tensor, entry: Tensor, scores: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Pairs listed by row, as tables (B, P) of scores and entries, best first, ties in gallery order, NEVER behind."""
-    place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
-    shape = len(count), int(count.max())
-    table = scores.new_full(shape, NEVER)
-    entries = entry.new_zeros(shape)
-    table[row, place], entries[row, place] = scores, entry
-    table, order = table.sort(dim=1, descending=True, stable=True)
-    return table, entries.gather(1, order)
-
-
-def _count_above(scores: Tensor, matches: Tensor, match_entries: Tensor) -> Tensor:
-    """How many of `scores` (B, E) rank before each of `matches` (B, P): larger, or equal and of an earlier entry."""
-    ordered = _sort_rows(scores)
-    above = scores.shape[1] - torch.searchsorted(ordered, matches, right=True)
-    not_below = scores.shape[1] - torch.searchsorted(ordered, matches)
-    row, place = ((not_below > above) & (matches > NEVER)).nonzero(as_tuple=True)
-    place_in_gallery = torch.arange(scores.shape[1], device=scores.device)
-    step = max(1, TIE_BLOCK // max(1, scores.shape[1]))
-    for r, p in zip(row.split(step), place.split(step), strict=True):
-        equal = scores[r] == matches[r, p][:, None]
-        above[r, p] += (equal & (place_in_gallery < match_entries[r, p][:, None])).sum(1)
-    return above
-
-
-def _sort_rows(scores: Tensor) -> Tensor:
-    """Each row ascending. On a CPU by numpy: its SIMD sort of bare values is 20 times as fast as torch's."""
-    if scores.is_cuda:
-        return scores.sort(dim=1).values
-    rows = scores.numpy().copy()
-    threads = torch.get_num_threads()
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda part: part.sort(axis=1), np.array_split(rows, threads)))
-    return torch.from_numpy(rows)
+def _score_pairs(search: Search, rows: slice, pairs: Relatives) -> Tensor:
+    """Scores (N,) of the pairs, by products over these entries alone, of one shape for all."""
+    entries, place = pairs.entry.unique(return_inverse=True)
+    found = torch.zeros(len(place), device=search.device)
+    for i in range(0, len(entries), MATCH_BLOCK):
+        some = entries[i : i + MATCH_BLOCK]
+        scores = search.scores(rows, F.pad(some, (0, MATCH_BLOCK - len(some)), value=int(some[-1])))
+        inside = (place >= i) & (place < i + MATCH_BLOCK)
+        found[inside] = scores[pairs.row[inside], place[inside] - i]
+    return found
 
 
 def top_k(
@@ -195,56 +194,68 @@ def top_k(
     Indices count rows of the `gallery` given (`image`) or entries of `reid.gallery.build_gallery` (centroid protocols).
     Scores: cosine similarity, or minus the Euclidean distance. Where fewer than k entries are left: -1 and -inf.
     """
+    indices, scores = best_of_search(Search(query, gallery, protocol, metric), k)
+    return indices, _as_distance(scores, query.embeddings.cpu()) if metric == "euclidean" else scores
+
+
+@torch.no_grad()
+def best_of_search(search: Search, k: int) -> tuple[Tensor, Tensor]:
+    """`top_k` of any search: indices (Q, k), and scores (Q, k) as the search gives them."""
     if k < 1:
         raise ValueError(f"k is {k}; give at least 1")
-    search = Search(query, gallery, protocol, metric)
-    with torch.no_grad(), exact_products(search.device):
-        best = [_best_of_block(search, start, k) for start in range(0, len(query), QUERY_BLOCK)]
-    entries, scores = (torch.cat(column).cpu() for column in zip(*best, strict=True))
-    if protocol == "image":
-        entries[entries >= 0] = search.gallery.first.cpu()[entries[entries >= 0]]
-    return entries, _as_distance(scores, query.embeddings.cpu()) if metric == "euclidean" else scores
+    with exact_products(search.device):
+        best = [pair for i in range(0, len(search.query), QUERY_BLOCK) for pair in _best_of_pass(search, i, k)]
+    indices, scores = (torch.cat(column).cpu() for column in zip(*best, strict=True))
+    indices = search.gallery.first.cpu()[indices] if search.protocol == "image" else indices
+    missing = (0, k - indices.shape[1])
+    return F.pad(indices.masked_fill(scores == NEVER, -1), missing, value=-1), F.pad(scores, missing, value=NEVER)
 
 
-def _best_of_block(search: Search, start: int, k: int) -> tuple[Tensor, Tensor]:
-    """Entries and scores (B, k) of the best k, ties in gallery order; torch.topk alone promises no order among ties."""
-    queries = search.block(start)
-    row, entry, removed = search.relatives(start)
-    has_own, own_scores = search.own_scores(queries, start)
-    best = torch.empty((len(has_own), 0), dtype=torch.int64, device=search.device)
+def _best_of_pass(search: Search, start: int, k: int) -> list[tuple[Tensor, Tensor]]:
+    products = search.products(start)
+    relatives = [search.relatives(rows) for rows in products]
+    best: list[list[tuple[Tensor, Tensor]]] = [[] for _ in products]
     for part in search.slices:
-        scores = search.entries.scores(queries, part)[: len(has_own)]
-        inside = (entry >= part.start) & (entry < part.stop)
-        own, gone = inside & has_own[row], inside & removed
-        scores[row[own], entry[own] - part.start] = own_scores[row[own]]
-        scores[row[gone], entry[gone] - part.start] = NEVER
-        keys = torch.cat([best, _as_keys(scores, part.start)], dim=1)
-        best = keys.topk(min(k, keys.shape[1]), dim=1).values
-    entries, values = _from_keys(best)
-    entries = entries.masked_fill(values == NEVER, -1)
-    return F.pad(entries, (0, k - best.shape[1]), value=-1), F.pad(values, (0, k - best.shape[1]), value=NEVER)
+        for rows, pairs, found in zip(products, relatives, best, strict=True):
+            scores = search.scores(rows, part)
+            has_own, own_scores = search.own_scores(rows)
+            pairs.write(scores, part, has_own[pairs.row], own_scores[pairs.row])
+            pairs.write(scores, part, pairs.removed, NEVER)
+            found[:] = [join_best([*found, best_of_scores(scores, k, part.start)], k)]
+    return [found[0] for found in best]
 
 
-def _as_keys(scores: Tensor, first_entry: int) -> Tensor:
-    """int64 that order as (score, earlier entry) do: the float's bits made monotonic, then the entry counted down."""
-    bits = (scores + 0.0).view(torch.int32)  # + 0.0 makes -0.0 equal 0.0
-    bits = torch.where(bits < 0, bits ^ 0x7FFF_FFFF, bits).long()
-    entry = torch.arange(scores.shape[1], device=scores.device) + first_entry
-    return (bits << 32) | (LOW_BITS - entry)
+def best_of_scores(scores: Tensor, k: int, first: int = 0) -> tuple[Tensor, Tensor]:
+    """Entries, counted from `first`, and values of the k largest of each row, ties by the lower entry.
+
+    torch.topk promises no order among ties, so one more is taken, and rows with a tie among these are sorted.
+    """
+    values, entries = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    tied = (values[:, 1:] == values[:, :-1]).any(1).nonzero().squeeze(1)
+    for rows in tied.split(max(1, TIE_BLOCK // max(1, scores.shape[1]))):
+        # + 0.0 makes -0.0 equal 0.0 for any sort
+        found = (scores[rows] + 0.0).sort(dim=1, descending=True, stable=True)
+        values[rows], entries[rows] = (column[:, : values.shape[1]] for column in found)
+    return entries[:, :k] + first, values[:, :k]
 
 
-def _from_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
-    bits = (keys >> 32).int()
-    return LOW_BITS - (keys & LOW_BITS), torch.where(bits < 0, bits ^ 0x7FFF_FFFF, bits).view(torch.float32)
+def join_best(parts: list[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor]:
+    """The best k of several answers of best_of_scores, given in the order of their entries."""
+    entries, values = (torch.cat(column, dim=1) for column in zip(*parts, strict=True))
+    values, order = values.sort(dim=1, descending=True, stable=True)
+    return entries.gather(1, order)[:, :k], values[:, :k]
 
 
-def _check(query: Features, gallery: Features, metric: str, partial: bool) -> None:
+def _check(query: Features, gallery: Features, metric: str, partial: bool) -> Tensor:
+    """Raise ValueError on what cannot be ranked; else squared norms (N,) of the gallery, found on the way."""
     if metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
+    squares = torch.empty(0)
     for name, features in (("query", query), ("gallery", gallery)):
         if not len(features) and not (partial and features is query):
             raise ValueError(f"the {name} is empty; give at least one image")
-        bad = (~features.embeddings.square().sum(1).isfinite()).nonzero().squeeze(1)
+        squares = squared_norms(features.embeddings)
+        bad = (~squares.isfinite()).nonzero().squeeze(1)
         if len(bad):
             raise ValueError(
                 f"{name}: the embedding in row {int(bad[0])} is not finite or too large for float32 ({len(bad)} of "
@@ -260,3 +271,4 @@ def _check(query: Features, gallery: Features, metric: str, partial: bool) -> No
             f"query embeddings are on {query.embeddings.device}, gallery embeddings on {gallery.embeddings.device}; "
             "move them to one device"
         )
+    return squares

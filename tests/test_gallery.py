@@ -1,5 +1,6 @@
 """Which entries each protocol lists, against loops and against the CTL authors' camera-aware centroids."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,107 @@ def test_taking_a_camera_away_leaves_no_rounding_behind():
     gallery = Features(embeddings, torch.tensor([1, 1, 1]), torch.tensor([0, 1, 1]))
     listed = build_gallery(split([1], [0], dim=2), gallery, "centroid")
     torch.testing.assert_close(listed.own[listed.own_of[0]], embeddings[1:].mean(0), rtol=1e-6, atol=0)
+
+
+# --- ctl_published
+
+
+def held(listed, gallery, entry):
+    """Which images of its identity an entry is the mean of, found among all subsets."""
+    rows = [r for r in range(len(gallery)) if gallery.pids[r] == listed.pids[entry]]
+    for size in range(len(rows), 0, -1):
+        for subset in itertools.combinations(rows, size):
+            if torch.allclose(mean(gallery, list(subset)), listed.embeddings[entry], atol=1e-6):
+                return list(subset)
+    raise AssertionError("the mean of no images of its identity")
+
+
+def test_ctl_published_reads_cameras_at_the_wrong_place():
+    """Five gallery images, cameras 0 1 0 1 2, are taken for the queries' cameras 2 0 1 and then their own first 0 1."""
+    query = split([3, 3, 7], [2, 0, 1], seed=1)
+    gallery = split([3, 3, 3, 7, 5], [0, 1, 0, 1, 2])
+    listed = build_gallery(query, gallery, "ctl_published")
+    assert listed.pids.tolist() == [3, 3, 7]  # 5 has no query
+    # Rows 0 1 2 are taken for cameras 2 0 1: leaving out 0 takes row 1, leaving out 2 takes row 0. Row 3 is taken for
+    # camera 0, so the query of 7 by camera 1 has nothing to leave out, and keeps the image by its own camera.
+    assert [held(listed, gallery, entry) for entry in range(3)] == [[0, 2], [1, 2], [3]]
+    assert listed.sole_of.tolist() == [1, 0, -1] and listed.own_of.tolist() == [LISTED] * 3
+    pairs = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([2, 2, 0, 0, 1]), torch.tensor([0, 1, 0, 1, 2])
+    assert listed.removes(*pairs).tolist() == [True, False, False, True, False]
+
+
+def test_ctl_published_shares_the_complete_mean_among_cameras_that_leave_nothing_out():
+    """A query by camera 0 sees the mean without it alone; queries by 8 and 9 see that one and the complete mean."""
+    query = split([3, 3, 3, 3], [0, 8, 9, 0], seed=1)
+    gallery = split([3, 3], [5, 5])  # taken for cameras 0 and 8
+    query.camids[1] = 7
+    listed = build_gallery(query, gallery, "ctl_published")  # taken for cameras 0 and 7
+    assert [held(listed, gallery, entry) for entry in range(len(listed))] == [[1], [0], [0, 1]]
+    assert listed.sole_of.tolist() == [0, 1, -1, 0]
+
+
+def test_ctl_published_removes_all_where_nothing_is_left():
+    query, gallery = split([3, 3], [0, 1], seed=1), split([3], [5])  # its image is taken for camera 0
+    listed = build_gallery(query, gallery, "ctl_published")
+    assert listed.own_of.tolist() == [EMPTIED, LISTED] and listed.pids.tolist() == [3]
+    assert listed.removes(torch.tensor([0, 1]), query.camids, torch.tensor([0, 0])).tolist() == [True, False]
+
+
+def test_ctl_published_counts_no_junk_and_lists_no_distractors():
+    query = split([-1, 3, 3], [4, 0, 1], seed=1)
+    gallery = split([3, -1, 3, 0, 3], [5, 5, 5, 5, 5], [False, False, False, True, False])
+    listed = build_gallery(query, gallery, "ctl_published")
+    # The rows but junk, 0 2 3 4, are taken for cameras 0 1 of the queries but junk, then 5 5.
+    assert listed.pids.tolist() == [3, 3]
+    assert [held(listed, gallery, entry) for entry in range(2)] == [[2, 4], [0, 4]]
+
+
+def test_a_distractor_among_the_queries_lists_no_identity():
+    query, gallery = split([7, 3], [0, 1], [False, True], seed=1), split([3, 7], [5, 5])
+    assert build_gallery(query, gallery, "ctl_published").pids.tolist() == [7]
+    query.distractors = None
+    assert build_gallery(query, gallery, "ctl_published").pids.tolist() == [3, 7]
+
+
+def test_ctl_published_without_cameras_is_centroid_all_of_the_identities_asked_for():
+    query, gallery = split([3, 7, 3], [-1] * 3, seed=1), split([3, 5, 7, 3, 0], [-1] * 5)
+    listed, whole = (build_gallery(query, gallery, protocol) for protocol in ("ctl_published", "centroid_all"))
+    assert listed.pids.tolist() == [3, 7] and listed.sole_of.tolist() == [-1] * 3
+    assert torch.equal(listed.embeddings, whole.embeddings[[0, 2]])
+
+
+def test_ctl_published_of_a_slice_lists_what_the_whole_lists():
+    whole = build_gallery(QUERY, GALLERY, "ctl_published")
+    part = build_gallery(QUERY.take(slice(2, 5)), GALLERY, "ctl_published")
+    assert torch.equal(part.embeddings, whole.embeddings) and torch.equal(part.pids, whole.pids)
+    assert torch.equal(part.sole_of, whole.sole_of[2:5]) and torch.equal(part.own_of, whole.own_of[2:5])
+
+
+def test_ctl_published_lists_what_the_ctl_authors_code_lists():
+    data, published = (np.load(DATA / f"eval_small_{name}.npz") for name in ("ctl", "ctl_published"))
+    cut = int(data["num_query"])
+    query, gallery = (
+        Features(*(data[name][rows] for name in ("embeddings", "pids", "camids")))
+        for rows in (slice(cut), slice(cut, None))
+    )
+    listed = build_gallery(query, gallery, "ctl_published")
+    assert listed.pids.tolist() == published["labels"].tolist()
+    # Theirs stand in another order within an identity: pair them by the nearest, and look at which a query sees.
+    distances = torch.cdist(listed.embeddings, torch.as_tensor(published["embeddings"]))
+    theirs = distances.masked_fill(listed.pids[:, None] != torch.as_tensor(published["labels"]), torch.inf).argmin(1)
+    assert sorted(theirs.tolist()) == list(range(136))
+    np.testing.assert_allclose(listed.embeddings, published["embeddings"][theirs], atol=5e-7)
+    pairs = (query.pids[:, None] == listed.pids).nonzero()
+    removed = listed.removes(pairs[:, 0], query.camids[pairs[:, 0]], pairs[:, 1])
+    cameras = torch.as_tensor(published["cameras"])[theirs]
+    assert torch.equal(removed, (cameras[pairs[:, 1]] == query.camids[pairs[:, 0], None]).any(1))
+
+
+def test_rows_taken_remember_the_whole():
+    part = QUERY.take(torch.tensor([4, 0]))
+    assert part.pids.tolist() == [7, 3] and part.camids.tolist() == [-1, 0] and part.distractors is None
+    assert part.whole is QUERY and part.take(slice(1)).whole is QUERY and QUERY.whole is None
+    assert GALLERY.take(slice(2, 4)).distractors.tolist() == [True, False]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from reid import metrics, ranking
+from reid import bootstrap, metrics, ranking
 from reid.gallery import PROTOCOLS, build_gallery
 from reid.metrics import Features, evaluate, merge, top_k
 
@@ -19,7 +19,7 @@ DATA = Path(__file__).parent / "data"
 
 
 def small_blocks():
-    return mock.patch.multiple(ranking, QUERY_BLOCK=2, GALLERY_BLOCK=3, TIE_BLOCK=4)
+    return mock.patch.multiple(ranking, QUERY_BLOCK=4, PRODUCT_ROWS=2, GALLERY_BLOCK=3, TIE_BLOCK=4)
 
 
 def features(embeddings, pids, camids=None, distractors=None):
@@ -36,15 +36,21 @@ def random_split(size, dim, identities, cameras, seed, with_junk=True):
 # --- the slow obvious version: one query after another, plain lists, float64
 
 
-def rank_by_hand(query, gallery, q, protocol, metric):
-    """What one query sees, best first: (score, matches?, first row of the entry), and how many matches it has."""
+def entries_by_hand(query, gallery, q, protocol):
+    """What one query may see, in gallery order: (rows of the gallery, matches?)."""
     pid, camid = int(query.pids[q]), int(query.camids[q])
-    entries = []  # (rows of the gallery, matches?)
+    asks = not bool(query.is_distractor()[q])
+    if protocol == "ctl_published":
+        listed = published_by_hand(query, gallery)
+        return [
+            (rows, asks and own == pid) for rows, own, held in listed if not (asks and own == pid and camid in held)
+        ]
+    entries = []
     seen = set()
     for row in range(len(gallery)):
         other = int(gallery.pids[row])
         distractor = bool(gallery.is_distractor()[row])
-        matches = other == pid and not distractor and not bool(query.is_distractor()[q])
+        matches = other == pid and not distractor and asks
         same_camera = camid != -1 and int(gallery.camids[row]) == camid
         if other == -1:
             continue
@@ -58,8 +64,33 @@ def rank_by_hand(query, gallery, q, protocol, metric):
                 rows = [r for r in rows if camid == -1 or int(gallery.camids[r]) != camid]
             if rows:
                 entries.append((rows, matches))
+    return entries
+
+
+def published_by_hand(query, gallery):
+    """The CTL authors' entries: (rows, identity, cameras that they are taken for), the complete mean of each last."""
+    rows_left = [r for r in range(len(gallery)) if gallery.pids[r] != -1]
+    both = [(int(p), int(c)) for split in (query, gallery) for p, c in zip(split.pids, split.camids, strict=True)]
+    cameras = [camid for pid, camid in both if pid != -1]
+    camera_of = {row: cameras[i] for i, row in enumerate(rows_left)}  # the i-th of both, where the gallery's is meant
+    entries = []
+    for pid in sorted(set(gallery.pids[rows_left].tolist())):
+        rows = [r for r in rows_left if gallery.pids[r] == pid and not gallery.is_distractor()[r]]
+        asking = [q for q in range(len(query)) if query.pids[q] == pid and not query.is_distractor()[q]]
+        variants = {}
+        for camid in sorted({int(query.camids[q]) for q in asking}):
+            kept = [r for r in rows if camid == -1 or camera_of[r] != camid]
+            held = frozenset(camera_of[r] for r in kept) - {-1}
+            if kept:
+                variants.setdefault(held, (kept, pid, held))
+        entries += sorted(variants.values(), key=lambda entry: entry[0] == rows)
+    return entries
+
+
+def rank_by_hand(query, gallery, q, protocol, metric):
+    """What one query sees, best first: (score, matches?, first row of the entry), and how many matches it has."""
     ranked = []
-    for rows, matches in entries:
+    for rows, matches in entries_by_hand(query, gallery, q, protocol):
         vector = gallery.embeddings[rows].double().numpy().mean(0)
         mine = query.embeddings[q].double().numpy()
         if metric == "euclidean":
@@ -164,7 +195,7 @@ def check_top_k(query, gallery, protocol, metric, k):
             assert found == [row for _, _, row in expected]
 
 
-@settings(max_examples=90, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(splits(GRID), st.sampled_from(list(PROTOCOLS)), st.sampled_from([1, 5, 20]), st.sampled_from(["one", "small"]))
 def test_euclidean_agrees_with_a_loop(pair, protocol, max_rank, blocks):
     agree_on(*pair, protocol, "euclidean", max_rank, blocks)
@@ -221,6 +252,26 @@ def test_agrees_with_the_ctl_authors_evaluator(protocol, valid, entries):
     np.testing.assert_allclose(result.cmc, data[f"{protocol}_cmc"], atol=1e-7)  # theirs is float32
 
 
+def test_ctl_published_agrees_with_the_ctl_authors_evaluator():
+    """Their evaluator as it is, look-up and all. 21 of the queries find more than one centroid of their identity."""
+    _, query, gallery = ctl_data()
+    data = np.load(DATA / "eval_small_ctl_published.npz")
+    result = evaluate(query, gallery, "ctl_published")
+    assert (result.num_valid_queries, result.gallery_size) == (136, 136)
+    assert np.flatnonzero(result.valid).tolist() == data["queries"].tolist()
+    np.testing.assert_allclose(result.ap, data["ap"], atol=1e-12)
+    np.testing.assert_allclose(result.mAP, data["mAP"], atol=1e-12)
+    np.testing.assert_allclose(result.cmc, data["cmc"], atol=1e-7)  # theirs is float32
+
+
+def test_ctl_published_flatters():
+    """What its faults are worth where images of one camera look alike: more than the mended protocol, far more than the
+    image protocol on the same features."""
+    query, gallery = alike_by_camera()
+    image, mended, published = (evaluate(query, gallery, p) for p in ("image", "centroid", "ctl_published"))
+    assert published.mAP > mended.mAP + 0.1 > image.mAP + 0.1
+
+
 def test_centroid_agrees_with_the_ctl_authors_evaluator_given_its_negatives():
     """Their evaluator with the camera look-up mended lists a centroid per (identity, camera) of the queries. A query's
     own centroid is ours; as negatives it sees every camera-variant of the other identities, and identities without a
@@ -262,6 +313,50 @@ def test_agrees_on_features_of_a_real_model():
     np.testing.assert_allclose(result.ap, data["ap"], atol=1e-12)
     assert (round(result.mAP, 6), round(result.mINP, 6)) == (0.217137, 0.187561)
     np.testing.assert_allclose(result.cmc[[0, 4, 9]], [0.14, 0.36, 0.48])
+
+
+# --- each rule by itself, on a split where it matters
+
+
+def alike_by_camera(seed=21):
+    """1 query per identity and camera seen, 30 identities, 400 distractors, 300 junk images; an image is its identity,
+    plus its identity under its camera, plus noise, so images of one identity and camera look alike."""
+    rng = np.random.default_rng(seed)
+    identity, under_camera = rng.normal(size=(30, 24)), 1.5 * rng.normal(size=(30, 5, 24))
+
+    def images(pids, camids):
+        return identity[pids] + under_camera[pids, camids] + rng.normal(size=(len(pids), 24))
+
+    query_pids, query_camids = np.repeat(np.arange(30), 3), np.tile([0, 1, 2], 30)
+    pids, camids = rng.integers(0, 30, 500), rng.integers(0, 5, 500)
+    junk_pids, junk_camids = rng.integers(0, 30, 300), rng.integers(0, 5, 300)
+    others = 1.9 * rng.normal(size=(400, 24))
+    gallery = Features(
+        np.concatenate([images(pids, camids), images(junk_pids, junk_camids), others]).astype(np.float32),
+        np.concatenate([pids + 1, np.full(300, -1), np.zeros(400, int)]),
+        np.concatenate([camids, junk_camids, rng.integers(0, 5, 400)]),
+        np.arange(1200) >= 800,
+    )
+    query = Features(images(query_pids, query_camids).astype(np.float32), query_pids + 1, query_camids)
+    return query, gallery
+
+
+def altered(gallery, rows=None, pids=None, camids=None):
+    keep = torch.ones(len(gallery), dtype=torch.bool) if rows is None else rows
+    pids, camids = gallery.pids if pids is None else pids, gallery.camids if camids is None else camids
+    return Features(gallery.embeddings[keep], pids[keep], camids[keep], gallery.is_distractor()[keep])
+
+
+def test_each_rule_moves_the_value():
+    """Junk left in (as images of nobody) lowers mAP, distractors dropped and same-camera images kept raise it."""
+    query, gallery = alike_by_camera()
+    right = evaluate(query, gallery).mAP
+    junk = gallery.pids == -1
+    left_in = evaluate(query, altered(gallery, pids=torch.where(junk, 999, gallery.pids))).mAP
+    dropped = evaluate(query, altered(gallery, rows=~gallery.is_distractor())).mAP
+    same_camera = evaluate(query, altered(gallery, camids=torch.full_like(gallery.camids, -1))).mAP
+    assert left_in < 0.9 * right and dropped > 1.1 * right and same_camera > 1.5 * right
+    assert evaluate(query, altered(gallery, rows=~junk)).mAP == right
 
 
 # --- each rule by itself, made by hand: one query [1, 0] of identity 1 seen by camera 0, and scores from the angle
@@ -390,16 +485,23 @@ def test_euclidean_is_raw():
 @pytest.mark.parametrize("cuts", [[0, 70], [0, 1, 70], [0, 33, 33, 70]])
 def test_merged_slices_equal_the_whole_to_the_last_digit(protocol, cuts):
     query, gallery = random_split(70, 300, 40, 3, seed=7), random_split(400, 300, 40, 3, seed=8)
-    with mock.patch.multiple(ranking, QUERY_BLOCK=32):
+    with mock.patch.multiple(ranking, QUERY_BLOCK=64, PRODUCT_ROWS=32):
         whole = evaluate(query, gallery, protocol)
         parts = []
         for begin, end in zip(cuts, [*cuts[1:], 70], strict=True):
             rows = slice(begin, end)
-            share = Features(query.embeddings[rows], query.pids[rows], query.camids[rows], query.distractors[rows])
-            parts.append(evaluate(share, gallery, protocol, partial=True))
+            parts.append(evaluate(query.take(rows), gallery, protocol, partial=True))
     merged = merge(parts)
     assert merged.to_json() == whole.to_json()
     assert np.array_equal(merged.ap, whole.ap) and np.array_equal(merged.valid, whole.valid)
+    assert np.array_equal(merged.own, whole.own)
+
+
+def test_a_slice_that_forgot_the_other_queries_is_refused_where_they_matter():
+    query, gallery = random_split(9, 4, 5, 3, seed=7), random_split(40, 4, 5, 3, seed=8)
+    part = Features(query.embeddings[:3], query.pids[:3], query.camids[:3])
+    with pytest.raises(ValueError, match=r"every query; cut the slice with Features\.take"):
+        evaluate(part, gallery, "ctl_published", partial=True)
 
 
 def test_a_query_scores_the_same_alone_and_in_company():
@@ -459,6 +561,9 @@ def test_cuda_agrees_with_a_loop(protocol, metric):
     assert torch.equal(top_k(*on_device, 5, protocol, metric)[0], top_k(query, gallery, 5, protocol, metric)[0])
 
 
+# --- what a result says of itself
+
+
 def test_results_go_into_json():
     import json
 
@@ -468,10 +573,101 @@ def test_results_go_into_json():
         "mAP_trapezoid": 0.25,
         "mINP": 0.5,
         "cmc": [0, 1, 1],
+        "mAP_interval": [0.5, 0.5],  # of one query, every resample is the same
+        "rank1_interval": [0, 0],
+        "mINP_interval": [0.5, 0.5],
         "num_valid_queries": 1,
         "num_queries": 1,
         "gallery_size": 2,
+        "gallery_bytes": 2 * 2 * 4,
+        "comparisons": 2,
+        "dimension": 2,
     }
+
+
+def test_sizes_count_entries_and_own_centroids():
+    """Identity 1 under cameras 0, 1, 1 and identity 2 under 0; queries of 1 from both cameras, one of them twice."""
+    query = features(np.eye(3), [1, 1, 1], [0, 1, 1])
+    gallery = features(np.ones((4, 3)), [1, 1, 1, 2], [0, 1, 1, 0])
+    sizes = {p: evaluate(query, gallery, p) for p in PROTOCOLS}
+    assert {p: (r.gallery_size, len(r.own), r.comparisons) for p, r in sizes.items()} == {
+        "image": (4, 0, 12),
+        "centroid": (2, 2, 6),
+        "centroid_all": (2, 0, 6),
+        "ctl_published": (2, 0, 6),  # 1 without camera 0 and without camera 1; identity 2 has no query
+    }
+    assert sizes["centroid"].own.tolist() == [[1, 0], [1, 1]]
+    assert [r.gallery_bytes for r in sizes.values()] == [4 * 12, 4 * 12, 2 * 12, 2 * 12]
+
+
+def test_an_own_centroid_in_two_slices_is_counted_once():
+    query = features(np.eye(3), [1, 1, 1], [1, 1, 1])
+    gallery = features(np.ones((3, 3)), [1, 1, 2], [0, 1, 0])
+    parts = [evaluate(query.take(slice(i, i + 1)), gallery, "centroid", partial=True) for i in range(3)]
+    assert merge(parts).own.tolist() == [[1, 1]]
+
+
+def test_cmc_at_any_rank():
+    query, gallery = random_split(40, 4, 12, 3, seed=5), random_split(200, 4, 15, 3, seed=6)
+    result = evaluate(query, gallery, max_rank=20)
+    assert result.cmc_at(range(1, 21)) == dict(enumerate(result.cmc.tolist(), start=1))
+    assert result.cmc_at([50, 1]) == {50: evaluate(query, gallery, max_rank=50).cmc[49], 1: result.cmc[0]}
+    assert result.cmc_at([10_000]) == {10_000: 1.0} and result.cmc_at([]) == {}
+    with pytest.raises(ValueError, match=r"ranks are \[1, 0\]"):
+        result.cmc_at([1, 0])
+
+
+def test_intervals_are_the_bootstraps_of_each_figure():
+    query, gallery = random_split(60, 4, 12, 3, seed=5), random_split(200, 4, 15, 3, seed=6)
+    result = evaluate(query, gallery)
+    assert result.intervals == {
+        "mAP": bootstrap.interval(result.ap),
+        "rank1": bootstrap.interval(result.first_ranks == 1),
+        "mINP": bootstrap.interval(result.inp),
+    }
+    for name, figure in (("mAP", result.mAP), ("rank1", result.cmc[0]), ("mINP", result.mINP)):
+        low, high = result.intervals[name]
+        assert low < figure < high
+    nothing = evaluate(features([(1, 0)], [9]), features([(1, 0)], [1]), partial=True)
+    assert all(math.isnan(end) for ends in nothing.intervals.values() for end in ends)
+
+
+def test_results_come_back_from_a_file(tmp_path):
+    query, gallery = random_split(40, 4, 12, 3, seed=5), random_split(200, 4, 15, 3, seed=6)
+    results = {protocol: evaluate(query, gallery, protocol, max_rank=30) for protocol in PROTOCOLS}
+    metrics.save_results(tmp_path / "results.npz", results)
+    loaded = metrics.load_results(tmp_path / "results.npz")
+    assert list(loaded) == list(PROTOCOLS)
+    for protocol, result in results.items():
+        assert loaded[protocol].to_json() == result.to_json()
+        for name in ("valid", "ap", "ap_trapezoid", "inp", "first_ranks", "own", "cmc"):
+            ours, theirs = getattr(loaded[protocol], name), getattr(result, name)
+            assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("content", ["text", "array", "other arrays", "objects"])
+def test_a_file_without_results_is_named(tmp_path, content):
+    path = tmp_path / "x.npz"
+    with path.open("wb") as file:
+        if content == "text":
+            file.write(b"mAP 0.9")
+        elif content == "array":
+            np.save(file, np.zeros(3))
+        else:
+            np.savez(file, x=np.zeros(3) if content == "other arrays" else np.array([{}]))
+    with pytest.raises(ValueError, match=r"x\.npz does not hold results: .*evaluate the run again"):
+        metrics.load_results(path)
+
+
+def test_missing_identities_are_counted():
+    query = features(np.eye(8), [1, 2, 2, 3, 4, 5, -1, 0], distractors=[False] * 7 + [True])
+    gallery = features(np.eye(6), [1, 3, -1, 4, 5, 9], distractors=[False, False, False, True, True, False])
+    assert metrics.missing_identities(query, gallery) == 3  # 2 is absent, 4 and 5 are pids of distractors only
+    assert metrics.missing_identities(query, query) == 0
+
+
+def test_every_protocol_says_what_it_compares_with():
+    assert list(metrics.COMPARES_WITH) == list(PROTOCOLS)
 
 
 # --- bad input

@@ -3,22 +3,30 @@
 import base64
 import io
 import re
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from reid.pictures import RIGHT, WRONG, draw_cmc
-from reid.report import Ranked, RankList, format_table, write_report
+from reid.cameras import CameraPairs
+from reid.charts import draw_ap_histogram, draw_camera_pairs, draw_points
+from reid.embedding import Embedding
+from reid.gallery import PROTOCOLS
+from reid.pictures import DARK, LIGHT, RIGHT, WRONG, Ranked, RankList, draw_cmc, draw_cmc_zoom
+from reid.report import PICTURES, Report, list_pictures, write_report
+from reid.tables import RERANKED, format_notes, format_results, list_cost
 
 
 def figures(mean_ap, rank_1, gallery=15_913, max_rank=50):
     return {
         "mAP": mean_ap,
         "mAP_trapezoid": mean_ap - 0.0123,
+        "mAP_interval": [mean_ap - 0.01, mean_ap + 0.01],
         "mINP": mean_ap / 2,
         "cmc": [rank_1 + (1 - rank_1) * (1 - 0.9**i) for i in range(max_rank)],
         "num_valid_queries": 3367,
@@ -68,36 +76,87 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-def write(folder, results=RESULTS, rank_lists=(), facts=None, warnings=()):
-    page = write_report(folder, "market1501", results, list(rank_lists), facts or {}, list(warnings))
+def write(folder, results=RESULTS, rank_lists=(), **more):
+    page = write_report(folder, Report("market1501", results, rank_lists=list(rank_lists), **more))
     return Page(page.read_text(encoding="utf-8"))
 
 
+def camera_pairs():
+    mean_ap = np.array([[np.nan, 0.25, 0.75], [0.5, np.nan, 0.125]])
+    return CameraPairs(np.array([1, 2]), np.array([1, 2, 5]), mean_ap, np.array([[0, 8, 3], [4, 0, 9]]))
+
+
+def embedding(identities=12, total=12, tsne=True):
+    rng = np.random.default_rng(0)
+    mean_ap = np.where(np.arange(identities) % 4, np.linspace(0, 1, identities), np.nan)
+    points = rng.normal(size=(2, identities, 2))
+    no_tsne = "" if tsne else "t-SNE is left out: few"
+    return Embedding(
+        np.arange(identities), mean_ap, points[0], np.array([0.5, 0.25]), points[1] if tsne else None, no_tsne, total
+    )
+
+
+EVERYTHING = {
+    "rank_lists": [rank_list()],
+    "ap": np.linspace(0, 1, 30),
+    "cameras": camera_pairs(),
+    "embedding": embedding(),
+}
+
+
 def test_table_for_the_terminal():
-    lines = format_table(RESULTS).splitlines()
-    assert lines[0].split() == ["model", "protocol", "gallery", "queries", "mAP", "mINP", "R1", "R5", "R10"]
-    assert lines[2].split() == ["trained", "image", "15,913", "3,367", "85.4", "42.7", "93.9", "96.0", "97.6"]
+    lines = format_results(RESULTS).splitlines()
+    header = ["model", "protocol", "gallery", "queries", "mAP", "95%", "mINP", "R1", "R5", "R10", "trapezoid"]
+    assert lines[0].split() == header
+    cells = ["15,913", "3,367", "85.4", "84.4–86.4", "42.7", "93.9", "96.0", "97.6", "84.2"]
+    assert lines[2].split() == ["trained", "image", *cells]
     assert lines[3].split()[:4] == ["centroid", "3,544", "3,367", "96.7"]
     assert lines[4].split()[:2] == ["untrained", "image"]
-    assert len({len(line) for line in lines[:5]}) == 1
-    assert "mean reciprocal rank" in " ".join(lines[5:]) and "never compare" in " ".join(" ".join(lines[5:]).split())
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_any_ranks():
+    header, _, row, *_ = format_results(RESULTS, ranks=(1, 2, 50, 51)).splitlines()
+    assert header.split()[-5:] == ["R1", "R2", "R50", "R51", "trapezoid"]
+    cmc = RESULTS["trained"]["image"]["cmc"]
+    assert row.split()[-5:-1] == [f"{100 * cmc[0]:.1f}", f"{100 * cmc[1]:.1f}", f"{100 * cmc[49]:.1f}", "-"]
+
+
+def test_every_protocol_says_what_it_compares_with():
+    results = {"trained": {name: figures(0.5, 0.5) for name in (*PROTOCOLS, RERANKED)}}
+    said = format_notes(results)
+    assert "mean reciprocal rank" in said and "never compare" in " ".join(said.split())
+    lines = {line.split("  ")[1]: line for line in said.splitlines() if line.startswith("  ")}
+    assert set(lines) == {*PROTOCOLS, RERANKED}
+    assert "MCTL papers, and nothing else" in lines["ctl_published"] and "BoT" in lines["image"]
+
+
+def test_cost_beside_what_is_found():
+    image = figures(0.8, 0.9, gallery=1000) | {"gallery_bytes": 3 << 20, "comparisons": 40_000}
+    centroid = figures(0.9, 0.9, gallery=50) | {"gallery_bytes": 1 << 20, "comparisons": 2_000}
+    rows = list_cost({"image": image, "centroid": centroid, RERANKED: image})
+    assert rows == [
+        ("image", "1,000", "3.00", "40,000", "100.0%", "80.0", "90.0"),
+        ("centroid", "50", "1.00", "2,000", "5.0%", "90.0", "90.0"),
+    ]
 
 
 def test_page_has_the_tables_figures(tmp_path):
     text = write(tmp_path).text
-    assert "trained image 15,913 3,367 85.4 42.7 93.9 96.0 97.6 centroid 3,544 3,367 96.7" in text
+    assert "trained image 15,913 3,367 85.4 84.4–86.4 42.7 93.9 96.0 97.6 84.2 centroid" in text
     assert "never compare it with image mAP" in text and "mean reciprocal rank" in text
     assert "3,367 of 3,368 queries have a match" in text
-    assert "image 84.2, centroid 95.5" in text  # the trapezoid
+    assert "Compares with: the image-level tables of BoT" in text
     assert "No warnings." in text
 
 
 def test_page_stands_alone(tmp_path):
-    page = write(tmp_path, rank_lists=[rank_list()], facts={"command": "evaluate.py"}, warnings=["one"])
+    page = write(tmp_path, facts={"command": "evaluate.py"}, warnings=["one"], notes=["two"], **EVERYTHING)
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"https?:|<script|@import|url\(", html)
     assert "prefers-color-scheme: dark" in html and 'name="viewport"' in html
-    assert len(set(page.sources[:2])) == 2 and len(page.sources) == 2 + 6  # CMC dark and light; a query and its five
+    assert len(page.sources) == 2 * 6 + 6  # six charts, dark and light; a query and its five
+    assert len(set(page.sources[: 2 * 2])) == 4
     for source in page.sources:
         Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1]))).verify()
 
@@ -106,11 +165,12 @@ def test_everything_from_outside_is_escaped(tmp_path):
     evil = '<img src=x onerror="alert(1)">&\'$x^2$ $'
     results = {evil: {evil: figures(0.5, 0.5), "image": figures(0.4, 0.4)}}
     ranks = RankList(picture(evil), [picture(evil, False)], 0.5, evil)
-    path = write_report(tmp_path, evil, results, [ranks], {evil: evil}, [evil])
+    report = Report(evil, results, {evil: evil}, [evil], [evil], [ranks], evil, cameras=evil, embedding=evil)
+    path = write_report(tmp_path, report)
     html = path.read_text(encoding="utf-8")
     assert "onerror=&quot;alert(1)&quot;" in html and "<img src=x" not in html
     page = Page(html)
-    assert page.text.count(evil) >= 9
+    assert page.text.count(evil) >= 13
     assert all(source.startswith("data:image/") for source in page.sources)
 
 
@@ -121,12 +181,14 @@ def test_facts_and_warnings_are_listed(tmp_path):
 
 
 def test_pictures_lie_beside_the_page(tmp_path):
-    write(tmp_path / "new" / "folder", rank_lists=[rank_list(), rank_list(0, 1)])
-    for name in ("cmc.png", "rank_lists.png"):
-        image = Image.open(tmp_path / "new" / "folder" / name)
-        assert image.width > 800 and image.height > 500
-    write(tmp_path / "without")
-    assert not (tmp_path / "without" / "rank_lists.png").exists()
+    folder = tmp_path / "new" / "folder"
+    write(folder, **EVERYTHING)
+    assert {path.name for path in folder.glob("*.png")} == {f"{name}.png" for name in PICTURES}
+    for name in PICTURES:
+        image = Image.open(folder / f"{name}.png")
+        assert image.width > 800 and image.height > 200, name
+    write(folder)  # what the second report has not is gone
+    assert {path.stem for path in folder.glob("*.png")} == {"cmc", "cmc_zoom"} == set(list_pictures(folder))
 
 
 @pytest.mark.parametrize(("right", "wrong"), [(4, 0), (0, 4), (2, 2)])
@@ -151,7 +213,7 @@ def test_any_picture_size(tmp_path, shape):
 def test_any_length_of_curve(tmp_path, max_rank):
     results = {str(i): {f"p{j}": figures(0.3, 0.2, max_rank=max_rank) for j in range(6)} for i in range(5)}
     write(tmp_path, results)
-    assert ("-" in format_table(results).splitlines()[2].split()) == (max_rank < 10)
+    assert ("-" in format_results(results).splitlines()[2].split()) == (max_rank < 10)
 
 
 def test_curves_differ_by_theme_and_data():
@@ -175,3 +237,98 @@ def test_pictures_must_be_rgb_bytes(tmp_path):
     grey = RankList(picture(), [Ranked(np.zeros((8, 8), np.uint8), "grey one", True)], 1.0, "best")
     with pytest.raises(ValueError, match=r"picture 'grey one' is uint8 \(8, 8\); give uint8 \(height, width, 3\)"):
         write(tmp_path, rank_lists=[grey])
+
+
+def test_what_is_missing_is_said(tmp_path):
+    without = {"cameras": "one camera", "embedding": "2 identities", "no_lists": "As text: no paths."}
+    text = write(
+        tmp_path, rank_lists=[RankList(bare("asked"), [bare("a"), bare("b", False)], 0.5, "best")], **without
+    ).text
+    assert "Left out: one camera." in text and "Left out: 2 identities." in text
+    assert "As text: no paths. best AP 50.0% asked ✓ a ✗ b" in text
+    assert not (tmp_path / "rank_lists.png").exists()
+
+
+def bare(caption, correct=True):
+    return Ranked(None, caption, correct)
+
+
+def test_a_list_may_lack_some_pictures(tmp_path):
+    text = write(tmp_path, rank_lists=[RankList(picture(), [picture(), bare("lost")], 0.5, "best")]).text
+    assert "no image 2 ✓ lost" in text
+    assert (tmp_path / "rank_lists.png").is_file()
+
+
+def test_every_picture_has_words(tmp_path):
+    html = (write(tmp_path, **EVERYTHING), (tmp_path / "report.html").read_text(encoding="utf-8"))[1]
+    words = re.findall(r'<img src="[^"]*" alt="([^"]*)"', html)
+    assert len(words) == html.count("<img ") and all(len(word) > 5 for word in words)
+    assert any("lowest 2 → 5 with 12.5% (9 queries), highest 1 → 5 with 75.0% (3 queries)" in word for word in words)
+    assert any("quartiles 25.0%, 50.0%, 75.0%" in word for word in words)
+    assert any("12 identities" in word and "50.0% and 25.0% of the variance" in word for word in words)
+
+
+def test_a_sample_of_identities_is_said(tmp_path):
+    text = write(tmp_path, embedding=embedding(total=3000, tsne=False)).text
+    assert "12 identities of the gallery, a fixed random sample of 3,000" in text and "t-SNE is left out: few" in text
+
+
+def test_the_zoom_shows_the_first_model_and_ranks_alone():
+    def changed(model, rank):
+        cmc = [*RESULTS[model]["image"]["cmc"]]
+        cmc[rank - 1] -= 0.03
+        return RESULTS | {model: RESULTS[model] | {"image": RESULTS[model]["image"] | {"cmc": cmc}}}
+
+    plain = draw_cmc_zoom(RESULTS, "a")
+    assert draw_cmc_zoom(changed("trained", 9), "a") != plain
+    assert draw_cmc_zoom(changed("trained", 11), "a") == plain == draw_cmc_zoom(changed("untrained", 3), "a")
+
+
+def test_charts_differ_by_theme_and_data():
+    points = np.random.default_rng(0).normal(size=(9, 2))
+    ap = np.linspace(0, 1, 9)
+    pairs = camera_pairs()
+    for draw, one, other in (
+        (draw_ap_histogram, (ap, "t"), (ap / 2, "t")),
+        (draw_camera_pairs, (pairs, "t"), (replace(pairs, mean_ap=pairs.mean_ap / 2), "t")),
+        (draw_points, (points, ap, "t", ("x", "y")), (points, ap[::-1], "t", ("x", "y"))),
+    ):
+        assert len({draw(*one, LIGHT), draw(*one, DARK), draw(*other, LIGHT)}) == 3
+        assert draw(*one, LIGHT) == draw(*one, LIGHT)
+
+
+@pytest.mark.parametrize("count", [1, 17, 40])
+def test_any_number_of_cameras(count):
+    pairs = CameraPairs(
+        np.arange(count), np.arange(count), np.full((count, count), np.nan), np.zeros((count, count), int)
+    )
+    assert Image.open(io.BytesIO(draw_camera_pairs(pairs, "t"))).width > 800
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here to open the page in")
+@pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True), (1100, False)])
+def test_in_a_browser(tmp_path, width, dark):
+    """A probe in a copy of the page, in a frame of the given width, tells how the page came out."""
+    write(tmp_path, facts={"run": "runs/a"}, warnings=["one"], notes=["n" * 300], **EVERYTHING)
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    probe = """<script>addEventListener('load', () => parent.document.title = [
+        document.documentElement.scrollWidth, [...document.images].every(image => image.naturalWidth > 0),
+        getComputedStyle(document.body).backgroundColor].join(' '))</script></body>"""
+    policy = re.search(r"<meta http-equiv=[^>]*>", html)[0]
+    (tmp_path / "probe.html").write_text(html.replace(policy, "").replace("</body>", probe), encoding="utf-8")
+    frame = f'<iframe src="probe.html" style="border:0;width:{width}px;height:800px"></iframe>'
+    (tmp_path / "frame.html").write_text(f"<title>none</title><body>{frame}</body>")
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
+        f"--user-data-dir={tmp_path / 'profile'}", f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+        "--virtual-time-budget=5000", "--dump-dom", (tmp_path / "frame.html").as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    found = re.search(r"<title>(\d+) (\w+) (.*?)</title>", done.stdout)
+    assert found, done.stderr[-2000:]
+    assert int(found[1]) <= width  # nothing to scroll sideways but the tables in their frames
+    assert found[2] == "true"
+    assert found[3] == ("rgb(15, 18, 23)" if dark else "rgb(246, 247, 249)")

@@ -1,0 +1,153 @@
+"""One dataset's evaluation as files: figures, per-query values, pictures and the page, in a folder of its own."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from reid import metrics
+from reid.about import NAME, describe, load_about
+from reid.cameras import CameraPairs, measure_camera_pairs
+from reid.compare import PER_QUERY
+from reid.embedding import embed_centroids
+from reid.gallery import UNKNOWN, Features
+from reid.metrics import Result
+from reid.pictures import RankList
+from reid.rank_lists import Read, choose_rank_lists
+from reid.report import Report, write_report
+from reid.tables import RANKS
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One model on one dataset: its features, its results by protocol, and what went wrong with one of them."""
+
+    query: Features
+    gallery: Features
+    results: dict[str, Result]
+    warnings: list[str] = field(default_factory=list)
+
+    def figures(self) -> dict[str, dict[str, Any]]:
+        return {protocol: result.to_json() for protocol, result in self.results.items()}
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Where the images come from. source: what gave the features; data_fingerprint: the shards', "" without shards.
+
+    read: pictures for the rank lists, None where there are none; no_pictures says why, in a sentence.
+    """
+
+    dataset: str
+    source: str
+    data_fingerprint: str = ""
+    read: Read | None = None
+    no_pictures: str = ""
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def choose_folder(base: Path, dataset: str, fingerprint: str, taken: Sequence[Path]) -> Path:
+    """`base`/<dataset>; with the fingerprint's first digits behind it where that folder is of other data.
+
+    taken: folders that this evaluation writes already.
+    """
+    name = re.sub(r"[^\w.-]+", "-", dataset).strip(".-") or "data"  # a manifest may come from anywhere
+    folder = base / name
+    if folder in taken or _holds_other_data(folder, fingerprint):
+        return base / f"{name}-{fingerprint[:8]}"
+    return folder
+
+
+def _holds_other_data(folder: Path, fingerprint: str) -> bool:
+    if not (folder / NAME).is_file():
+        return False
+    try:
+        return load_about(folder).data_fingerprint != fingerprint
+    except ValueError:  # damaged: it is about to be written anew
+        return False
+
+
+def write_domain(
+    folder: Path,
+    domain: Domain,
+    rows: Mapping[str, Evaluated],
+    facts: dict[str, str],
+    ranks: Sequence[int] = RANKS,
+    metric: str = "cosine",
+) -> Path:
+    """Everything that one dataset's evaluation leaves in `folder`; returns the page. The first row is reported on.
+
+    metrics.json has the first row's figures by protocol, baselines.json the others'.
+    """
+    first, *others = rows
+    row = rows[first]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "metrics.json", row.figures())
+    write_json(folder / "baselines.json", {name: rows[name].figures() for name in others})
+    metrics.save_results(folder / PER_QUERY, row.results)
+    origin = describe(domain.dataset, domain.source, domain.data_fingerprint, row.query, row.gallery)
+    origin.save(folder)
+    shown = "image" if "image" in row.results else next(iter(row.results))
+    result = row.results[shown]
+    lists = _list_ranks(row, domain, metric)
+    report = Report(
+        domain.dataset,
+        {name: evaluated.figures() for name, evaluated in rows.items()},
+        {**facts, "images": f"{origin.num_queries:,} queries, {origin.num_gallery:,} gallery images"},
+        domain.notes,
+        [*row.warnings, *find_warnings(row), *domain.warnings, *_count_lost(lists, domain)],
+        lists,
+        domain.no_pictures if "image" in row.results else "Left out: they show the image protocol.",
+        result.ap,
+        shown,
+        measure_camera_pairs(row.query, row.gallery, metric),
+        embed_centroids(row.query, row.gallery, result.ap, result.valid),
+        ranks,
+    )
+    if isinstance(report.cameras, CameraPairs):
+        write_json(folder / "cameras.json", report.cameras.to_json())
+    return write_report(folder, report)
+
+
+def _list_ranks(row: Evaluated, domain: Domain, metric: str) -> list[RankList]:
+    if "image" not in row.results:
+        return []
+    return choose_rank_lists(row.query, row.gallery, row.results["image"], domain.read or _no_images, metric)
+
+
+def _no_images(split: str, rows: Sequence[int]) -> list[None]:
+    return [None for _ in rows]
+
+
+def _count_lost(lists: Sequence[RankList], domain: Domain) -> list[str]:
+    entries = [entry for ranks in lists for entry in (ranks.query, *ranks.gallery)]
+    lost = sum(entry.image is None for entry in entries)
+    if domain.read is None or not lost:
+        return []
+    return [f"{lost} of {len(entries)} pictures of the rank lists are absent or cannot be read"]
+
+
+def find_warnings(row: Evaluated) -> list[str]:
+    """What a reader of the figures must know about the labels, counted."""
+    warnings = []
+    for protocol, result in row.results.items():
+        left_out = len(result.valid) - result.num_valid_queries
+        if left_out:
+            warnings.append(f"{protocol}: {left_out} of {len(result.valid)} queries have no possible match; left out")
+    missing = metrics.missing_identities(row.query, row.gallery)
+    if missing:
+        warnings.append(f"{missing} identities of the queries have no image in the gallery")
+    for name, split in (("query", row.query), ("gallery", row.gallery)):
+        unknown = int((split.camids == UNKNOWN).sum())
+        if unknown:
+            which = "no" if unknown == len(split) else f"{unknown:,} of {len(split):,}"
+            has = "image has" if unknown == len(split) else "images have no"
+            warnings.append(f"{name}: {which} {has} a camera id; no same-camera rule was applied to them")
+    return warnings
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,249 @@
+"""k-reciprocal re-ranking (Zhong et al., CVPR 2017), in memory that grows as (Q + G) k and never as a matrix.
+
+Queries and gallery entries are nodes of one graph. A node's k-reciprocal set holds those of its k1 + 1 nearest nodes
+(itself among them) that have it among theirs, joined by the set of a member (with k1 / 2 in place of k1) if more than
+two thirds of that lie inside. d is the squared Euclidean distance divided by the node's largest. The set's weights
+exp(-d) are scaled to sum to one, then averaged over the node's k2 nearest: a sparse row V[i]. With
+m = sum_c min(V[i, c], V[j, c]) the Jaccard distance of i and j is 1 - m / (2 - m), and a query ranks by
+(1 - lambda) Jaccard + lambda d.
+
+Entries without a common neighbour have m = 0 and still a distance, so every gallery entry has its exact place. The
+rules (same camera, distractors) apply when entries are ranked; neighbourhoods know no labels. Weights are whole numbers
+of 2**-30, whose sums are the same in any order, on any device.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reid import metrics, ranking
+from reid.gallery import Features, find
+from reid.precision import exact_products
+from reid.ranking import Search, spread
+from reid.similarity import Vectors, squared_norms
+
+PROTOCOLS = ("image", "centroid_all")
+ITEMS = 1 << 22  # items at a time where lists are laid out, about 100 MiB
+FLOATS = 1 << 20  # feature values at a time, 4 MiB: what caches hold
+ONE = 1 << 30  # the weight 1
+
+
+class Reranked(Search):
+    """A search whose scores are minus the re-ranked distances: `reid.ranking` ranks it as any other.
+
+    Distances are those of raw features (metric `euclidean`) or of normalised ones (`cosine`). Holds one copy of all
+    features. ValueError on the protocol `centroid`: there, each query sees another centroid of its identity, so it
+    would need a graph of its own; the graph of the listed centroids would let it match through its own camera's images.
+    """
+
+    def __init__(
+        self,
+        query: Features,
+        gallery: Features,
+        protocol: str = "image",
+        metric: str = "cosine",
+        k1: int = 20,
+        k2: int = 6,
+        lambda_: float = 0.3,
+    ) -> None:
+        _check(protocol, k1, k2, lambda_)
+        super().__init__(query, gallery, protocol, metric)
+        nodes = torch.cat([query.embeddings, self.gallery.embeddings])
+        if metric == "cosine":
+            nodes = F.normalize(nodes)
+        self._squares = squared_norms(nodes)
+        vectors = Vectors(nodes, bias=self._squares / -2)
+        self.queries = nodes[: len(query)]
+        self.entries = Vectors(nodes[len(query) :], bias=self._squares[len(query) :] / -2)
+        self._lambda = lambda_
+        with torch.no_grad(), exact_products(self.device):
+            nearest, self._farthest = find_neighbours(vectors, self._squares, max(k1 + 1, k2))
+            row, member = find_reciprocal(nearest[:, : k1 + 1], k1)
+            number = min(k2, len(nodes))
+            sets = weigh(nodes, row, member, self._farthest, ONE / number)
+            self._sets = average(sets, nearest[:, :number]) if number > 1 else sets
+        self._inverted = self._sets.inverted(len(query))
+
+    def scores(self, rows: slice, entries: slice | Tensor) -> Tensor:
+        overlap = self._overlap(rows, entries).float() / ONE
+        jaccard = 1 - overlap / (2 - overlap)
+        distances = self._squares[rows, None] - 2 * super().scores(rows, entries)
+        farthest = self._farthest[rows, None]
+        return -((1 - self._lambda) * jaccard + self._lambda * distances.clamp(min=0) / farthest)
+
+    def _overlap(self, rows: slice, entries: slice | Tensor) -> Tensor:
+        """(B, E) int32 sums of the smaller weights, from what shares a column with the rows. entries ascend."""
+        width = entries.stop - entries.start if isinstance(entries, slice) else len(entries)
+        sums = torch.zeros((rows.stop - rows.start) * width, dtype=torch.int32, device=self.device)
+        row, mine = spread(self._sets.begin[rows], self._sets.count[rows])
+        column = self._sets.column[mine]
+        for some in split_items(self._inverted.count[column]):
+            of, other = spread(self._inverted.begin[column[some]], self._inverted.count[column[some]])
+            entry = self._inverted.column[other]
+            if isinstance(entries, slice):
+                place = torch.where((entry >= entries.start) & (entry < entries.stop), entry - entries.start, -1)
+            else:
+                place = find(entry, entries)
+            smaller = torch.minimum(self._sets.value[mine[some]][of], self._inverted.value[other])
+            inside = place >= 0
+            sums.scatter_add_(0, (row[some][of] * width + place)[inside], smaller[inside])
+        return sums.view(-1, width)
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Rows of a sparse matrix: of row i, columns and values (M,) int32 in units of 1 / ONE, from begin[i], count[i]."""
+
+    begin: Tensor
+    count: Tensor
+    column: Tensor
+    value: Tensor
+
+    @classmethod
+    def of(cls, row: Tensor, column: Tensor, value: Tensor, size: int) -> "Sparse":
+        """From triples (M,) with ascending rows."""
+        count = torch.bincount(row, minlength=size)
+        return cls(count.cumsum(0) - count, count, column, value.int())
+
+    def inverted(self, first: int) -> "Sparse":
+        """By column: the rows, counted from `first` on (earlier ones are left out), and their values."""
+        row, place = spread(self.begin[first:], self.count[first:])
+        column, order = self.column[place].sort(stable=True)
+        return Sparse.of(column, row[order], self.value[place][order], len(self.count))
+
+
+def find_neighbours(vectors: Vectors, squares: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """nearest (N, min(k, N)): the nodes nearest to each, itself among them, ties by number; farthest (N,): the squared
+    distance to the node farthest away, 1 where all are equal."""
+    nearest, farthest = [], []
+    for i in range(0, len(squares), ranking.PRODUCT_ROWS):
+        queries = vectors.rows[i : i + ranking.PRODUCT_ROWS]
+        size = len(queries)
+        queries = F.pad(queries, (0, 0, 0, ranking.PRODUCT_ROWS - size))
+        best, lowest = [], []
+        for part in ranking.cut(len(squares)):
+            scores = vectors.scores(queries, part)[:size]
+            lowest.append(scores.amin(1))
+            best.append(ranking.best_of_scores(scores, k, part.start))
+        nearest.append(ranking.join_best(best, k)[0])
+        farthest.append(squares[i : i + size] - 2 * torch.stack(lowest).amin(0))
+    all_farthest = torch.cat(farthest)
+    return torch.cat(nearest), all_farthest.where(all_farthest > 0, 1)
+
+
+def find_reciprocal(nearest: Tensor, k1: int) -> tuple[Tensor, Tensor]:
+    """Row and member (M,) of the expanded k-reciprocal sets, by row and member, from nearest (N, k1 + 1 or N)."""
+    half = nearest[:, : round(k1 / 2) + 1]
+    mutual, half_mutual = _is_mutual(nearest), _is_mutual(half)
+    size = len(nearest)
+    keys = []
+    for rows in _split_rows(size, nearest.shape[1] ** 2 * half.shape[1]):
+        near, kept = nearest[rows], mutual[rows]
+        others, theirs = half[near], half_mutual[near] & kept[..., None]
+        inside = (others[..., None] == near.masked_fill(~kept, -1)[:, None, None]).any(3)
+        joins = 3 * (inside & theirs).sum(2) > 2 * theirs.sum(2)
+        members = torch.cat([near, others.flatten(1)], dim=1)
+        chosen = torch.cat([kept, (theirs & joins[..., None]).flatten(1)], dim=1)
+        keys.append((rows[:, None].to(near.device) * size + members)[chosen].unique())
+    key = torch.cat(keys)
+    return key // size, key % size
+
+
+def _is_mutual(nearest: Tensor) -> Tensor:
+    """(N, K) bool: is the row among its neighbour's nearest as well."""
+    own = torch.arange(len(nearest), device=nearest.device)[:, None, None]
+    parts = _split_rows(len(nearest), nearest.shape[1] ** 2)
+    return torch.cat([(nearest[nearest[rows]] == own[rows]).any(2) for rows in parts])
+
+
+def _split_rows(size: int, items_per_row: int) -> tuple[Tensor, ...]:
+    return torch.arange(size).split(max(1, ITEMS // items_per_row))
+
+
+def split_items(count: Tensor) -> list[slice]:
+    """Slices of lists with `count` (L,) items each, of about ITEMS items together."""
+    if not len(count):
+        return []
+    ends = torch.bincount(count.cumsum(0) // ITEMS).cumsum(0).tolist()
+    return [slice(begin, end) for begin, end in itertools.pairwise([0, *ends]) if end > begin]
+
+
+def weigh(nodes: Tensor, row: Tensor, member: Tensor, farthest: Tensor, one: float) -> Sparse:
+    """Weights exp(-d) of the members of each set, scaled to a sum of `one`."""
+    # Pairs need not be neighbours, so their distances are not at hand. Written into one array: a list of small results
+    # would keep the large ones freed between them from being used again.
+    weights = torch.empty(len(row), dtype=torch.float64, device=nodes.device)
+    step = max(1, FLOATS // nodes.shape[1])
+    for i in range(0, len(row), step):
+        r, m = row[i : i + step], member[i : i + step]
+        distances = nodes[r].sub_(nodes[m]).square_().sum(1)
+        weights[i : i + step] = (-distances / farthest[r]).exp()
+    totals = weights.new_zeros(len(nodes)).index_add_(0, row, weights)
+    return Sparse.of(row, member, (weights / totals[row] * one).round(), len(nodes))
+
+
+def average(sets: Sparse, nearest: Tensor) -> Sparse:
+    """The sum of the rows of each node's nearest (N, k2), whose weights are parts of a k2-th already."""
+    size = len(nearest)
+    keys, values = [], []
+    for rows in split_items(sets.count[nearest].sum(1)):
+        near = nearest[rows].flatten()
+        of, place = spread(sets.begin[near], sets.count[near])
+        key, group = ((of // nearest.shape[1] + rows.start) * size + sets.column[place]).unique(return_inverse=True)
+        keys.append(key)
+        values.append(torch.zeros_like(key).scatter_add_(0, group, sets.value[place].long()))
+    key = torch.cat(keys)
+    return Sparse.of(key // size, key % size, torch.cat(values), size)
+
+
+@torch.no_grad()
+def evaluate_reranked(
+    query: Features,
+    gallery: Features,
+    protocol: str = "image",
+    metric: str = "cosine",
+    k1: int = 20,
+    k2: int = 6,
+    lambda_: float = 0.3,
+    max_rank: int = 50,
+) -> metrics.Result:
+    """`reid.metrics.evaluate` of the re-ranked lists. Neighbourhoods need every query: give them all, not a slice.
+
+    Cost: a product of all nodes with all nodes. ValueError on bad input and on the protocol `centroid`.
+    """
+    if max_rank < 1:
+        raise ValueError(f"max_rank is {max_rank}; give at least 1")
+    return metrics.require_valid(
+        metrics.evaluate_search(Reranked(query, gallery, protocol, metric, k1, k2, lambda_), max_rank)
+    )
+
+
+def top_k_reranked(
+    query: Features,
+    gallery: Features,
+    k: int,
+    protocol: str = "image",
+    metric: str = "cosine",
+    k1: int = 20,
+    k2: int = 6,
+    lambda_: float = 0.3,
+) -> tuple[Tensor, Tensor]:
+    """`reid.ranking.top_k` of the re-ranked lists: indices (Q, k) and distances (Q, k), inf where none is left."""
+    search = Reranked(query, gallery, protocol, metric, k1, k2, lambda_)
+    indices, scores = ranking.best_of_search(search, k)
+    return indices, -scores
+
+
+def _check(protocol: str, k1: int, k2: int, lambda_: float) -> None:
+    if protocol not in PROTOCOLS:
+        raise ValueError(
+            f"re-ranking knows no protocol {protocol!r}; give {' or '.join(PROTOCOLS)} (`centroid` shows each query "
+            "another centroid of its identity, so there is no one graph of neighbours)"
+        )
+    if k1 < 1 or k2 < 1:
+        raise ValueError(f"k1 is {k1} and k2 is {k2}; give at least 1")
+    if not 0 <= lambda_ <= 1:
+        raise ValueError(f"lambda_ is {lambda_}; give a share between 0 (Jaccard alone) and 1 (no re-ranking)")

@@ -1,0 +1,71 @@
+"""Features and figures of 1, 2 and 3 ranks, with any number of workers: equal to the last digit, each image once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from reid.features import evaluate_over_ranks, extract
+from reid.manifest import load_manifest
+from reid.metrics import Result
+from reid.pixels import Pixels
+from tests.distributed.pool import Pool
+from tests.drawn import HEIGHT, WIDTH, Drawn
+
+PROTOCOLS = ["image", "centroid", "centroid_all", "ctl_published"]
+
+
+class Small(nn.Sequential):
+    """Convolutions and a BatchNorm in evaluation mode: their last digits depend on the batch an image is in."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__(
+            nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 24),
+        )  # fmt: skip
+
+
+def extract_and_rank(root: Path, workers: int) -> tuple[list[torch.Tensor], dict[str, Result]]:
+    manifest = load_manifest(root)
+    query, gallery = (
+        extract(
+            Small(), root, manifest, split, Pixels(HEIGHT, WIDTH), batch_size=7, workers=workers,
+            device=torch.device("cpu"),
+        )
+        for split in ("query", "gallery")
+    )  # fmt: skip
+    results = evaluate_over_ranks(query.features, gallery.features, PROTOCOLS)
+    return [query.features.embeddings, query.index, gallery.features.embeddings, gallery.index], results
+
+
+@pytest.fixture(scope="module")
+def alone(pool: Pool, drawn: Drawn) -> tuple[list[torch.Tensor], dict[str, Result]]:
+    return pool.run(1, extract_and_rank, drawn.root, 0)[0]
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (2, 0), (3, 0)])
+def test_ranks_give_the_figures_of_one_process(
+    pool: Pool, drawn: Drawn, alone: tuple[list[torch.Tensor], dict[str, Result]], world_size: int, workers: int
+) -> None:
+    part = drawn.manifest.split("gallery")
+    listed = int(part.images[part.pids != -1].sum())
+    for tensors, results in pool.run(world_size, extract_and_rank, drawn.root, workers):
+        assert len(set(tensors[3].tolist())) == len(tensors[3]) == listed
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(tensors, alone[0], strict=True))
+        for protocol in PROTOCOLS:
+            ours, theirs = results[protocol], alone[1][protocol]
+            assert ours.to_json() == theirs.to_json()
+            assert (ours.ap == theirs.ap).all() and (ours.first_ranks == theirs.first_ranks).all()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_give_the_features_of_none(
+    drawn: Drawn, alone: tuple[list[torch.Tensor], dict[str, Result]], workers: int
+) -> None:
+    tensors, results = extract_and_rank(drawn.root, workers)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(tensors, alone[0], strict=True))
+    assert all(results[protocol].to_json() == alone[1][protocol].to_json() for protocol in PROTOCOLS)

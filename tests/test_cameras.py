@@ -1,0 +1,62 @@
+"""reid/cameras.py: every cell against an evaluation of the images that the cell is about."""
+
+import numpy as np
+import pytest
+import torch
+
+from reid import metrics
+from reid.cameras import MAX_CAMERAS, CameraPairs, measure_camera_pairs
+from reid.gallery import Features
+
+
+def draw(number, cameras, seed, pids=12):
+    rng = np.random.default_rng(seed)
+    pid = rng.integers(0, pids, number)
+    centre = np.random.default_rng(0).normal(size=(pids, 8))
+    embeddings = torch.from_numpy(centre[pid] + rng.normal(size=(number, 8)))
+    return Features(embeddings, pid, rng.integers(0, cameras, number), pid == 0)
+
+
+def test_cells_are_evaluations_of_their_own():
+    query, gallery = draw(60, 3, 1), draw(200, 4, 2)
+    pairs = measure_camera_pairs(query, gallery)
+    assert pairs.query_cameras.tolist() == [0, 1, 2] and pairs.gallery_cameras.tolist() == [0, 1, 2, 3]
+    for i in range(3):
+        for j in range(4):
+            if i == j:
+                assert np.isnan(pairs.mean_ap[i, j]) and pairs.num_queries[i, j] == 0
+                continue
+            asked, listed = query.camids == i, gallery.camids == j
+            result = metrics.evaluate(
+                Features(query.embeddings[asked], query.pids[asked], query.camids[asked], query.distractors[asked]),
+                Features(
+                    gallery.embeddings[listed],
+                    gallery.pids[listed],
+                    gallery.camids[listed],
+                    gallery.distractors[listed],
+                ),
+            )
+            assert pairs.mean_ap[i, j] == pytest.approx(result.mAP, abs=1e-12)
+            assert pairs.num_queries[i, j] == result.num_valid_queries
+
+
+def test_unknown_cameras_and_junk_are_no_camera():
+    query, gallery = draw(40, 2, 1), draw(80, 2, 2)
+    gallery.camids[:5] = -1
+    gallery.camids[5], gallery.pids[5] = 9, -1
+    pairs = measure_camera_pairs(query, gallery)
+    assert isinstance(pairs, CameraPairs) and pairs.gallery_cameras.tolist() == [0, 1]
+
+
+def test_nothing_to_show():
+    assert measure_camera_pairs(draw(9, 1, 1), draw(9, 1, 2)) == "fewer than two known cameras"
+    many = draw(2000, MAX_CAMERAS + 1, 1)
+    assert "cannot be read" in measure_camera_pairs(many, draw(20, 2, 2))
+    unknown = draw(9, 2, 1)
+    unknown.camids[:] = -1
+    assert measure_camera_pairs(unknown, draw(9, 2, 2)) == "fewer than two known cameras"
+
+
+def test_json_has_no_nan():
+    cells = measure_camera_pairs(draw(60, 3, 1), draw(200, 4, 2)).to_json()["mAP"]
+    assert cells[0][0] is None and isinstance(cells[0][1], float)

@@ -1,0 +1,428 @@
+"""reid/evaluate.py: what a user types and what then lies on disk; bad input ends with one line and status 2."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from reid import checkpoint, evaluate, metrics
+from reid.checkpoint import Progress
+from reid.compare import PER_QUERY
+from reid.config import Config, EvaluateConfig, parse, save
+from reid.features import extract
+from reid.foreign import read_features
+from reid.gallery import PROTOCOLS
+from reid.manifest import load_manifest
+from reid.model import ReIDModel
+from reid.pixels import Pixels
+from reid.report import PICTURES
+from reid.rerank import evaluate_reranked
+from reid.startup import describe
+from reid.tables import RERANKED
+from tests.drawn import HEIGHT, WIDTH, Drawn, draw_dataset
+
+FEW = 6
+
+
+def make_run(folder: Path, drawn: Drawn, seed: int = 0, encoder: str = "resnet10", damage: float | None = None) -> Path:
+    """A run as training leaves it, of an encoder that has learned nothing and shows few features: with all of them it
+    tells the drawn identities apart so well that all figures would be 1."""
+    config = Config(name=folder.name, runs=str(folder.parent))
+    config.data.root, config.data.height, config.data.width = str(drawn.root), HEIGHT, WIDTH
+    config.model.encoder, config.model.weights = encoder, "none"
+    torch.manual_seed(seed)
+    model = ReIDModel(drawn.manifest.split("train").num_pids, **asdict(config.model))
+    model.neck.weight.data[FEW:] = 0.0 if damage is None else damage
+    rest = torch.nn.Linear(1, 1)
+    folder.mkdir(parents=True)
+    save(config, folder / "config.yaml")
+    for epoch in (1, 2):
+        checkpoint.save(
+            folder / "checkpoints", model, rest, torch.optim.SGD(rest.parameters()), Progress(epoch, 0, {}),
+            describe(config, drawn.manifest, drawn.manifest.split("train").num_pids), keep=2,
+        )  # fmt: skip
+    return folder
+
+
+@dataclass(frozen=True)
+class Done:
+    """A run, other data of the same name and of another, and what a full evaluation on all three said."""
+
+    run: Path
+    drawn: Drawn
+    same_name: Drawn
+    stdout: str
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
+    return draw_dataset(tmp_path_factory.mktemp("other"), num_test=12, num_shards=2, seed=5)
+
+
+def call(*args: str) -> None:
+    evaluate.main([*args, "--workers=0", *([] if "--wandb" in " ".join(args) else ["--wandb=off"])])
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, drawn: Drawn, other: Drawn) -> Done:
+    run = make_run(tmp_path_factory.mktemp("runs") / "full", drawn)
+    with pytest.MonkeyPatch.context() as patch:
+        said: list[str] = []
+        patch.setattr("builtins.print", lambda *words, **_: said.append(" ".join(map(str, words))))
+        call(
+            "--run", str(run), "--data", str(drawn.root), str(other.root), "--rerank", "--save_features",
+            "--baselines", "histogram", "--ranks", "1", "3", "60",
+        )  # fmt: skip
+    return Done(run, drawn, other, "\n".join(said))
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def folders(done: Done) -> tuple[Path, Path]:
+    return done.run / "eval" / "drawn", done.run / "eval" / f"drawn-{done.same_name.manifest.fingerprint[:8]}"
+
+
+def test_every_dataset_has_its_folder_and_all_files(done: Done) -> None:
+    files = {"metrics.json", "baselines.json", "about.json", "cameras.json", PER_QUERY, "query.npz", "gallery.npz"}
+    for folder in folders(done):
+        names = {path.name for path in folder.iterdir()}
+        assert names >= files | {"report.html"} | {f"{name}.png" for name in PICTURES if name != "tsne"}
+    assert not (folders(done)[0] / "tsne.png").exists()  # six identities
+    assert (folders(done)[1] / "tsne.png").exists()  # twelve
+
+
+def test_the_figures_are_those_of_the_features(done: Done) -> None:
+    """Extracted here by hand: the same model, one forward pass, every protocol."""
+    config = Config()
+    config.model.encoder, config.model.weights = "resnet10", "none"
+    model = ReIDModel(16, **asdict(config.model))
+    checkpoint.load_weights(done.run / "checkpoints" / "epoch-0002-step-000000", model)
+    query, gallery = (
+        extract(
+            model, done.drawn.root, done.drawn.manifest, split, Pixels(HEIGHT, WIDTH), batch_size=128, workers=0,
+            device=torch.device("cpu"),
+        ).features
+        for split in ("query", "gallery")
+    )  # fmt: skip
+    figures = read(folders(done)[0] / "metrics.json")
+    assert list(figures) == [*PROTOCOLS, RERANKED]
+    for protocol in PROTOCOLS:
+        assert figures[protocol] == metrics.evaluate(query, gallery, protocol, max_rank=60).to_json()
+    assert figures[RERANKED] == evaluate_reranked(query, gallery, max_rank=60).to_json()
+    saved = read_features(folders(done)[0] / "gallery.npz").features
+    assert torch.equal(saved.embeddings, gallery.embeddings) and torch.equal(saved.distractors, gallery.distractors)
+    assert len(figures["image"]["cmc"]) == 60  # as far as --ranks looks
+    per_query = metrics.load_results(folders(done)[0] / PER_QUERY)
+    assert per_query["image"].to_json() == figures["image"]
+
+
+def test_tables_of_all_datasets(done: Done) -> None:
+    domains = read(done.run / "eval" / "domains.json")
+    assert list(domains) == [folder.name for folder in folders(done)]
+    for folder in folders(done):
+        assert domains[folder.name] == read(folder / "metrics.json")
+        assert f"report: {folder / 'report.html'}" in done.stdout
+    text = (done.run / "eval" / "domains.txt").read_text()
+    assert text.strip() in done.stdout
+    assert text.splitlines()[0].split()[:2] == ["dataset", "protocol"] and "R60" in text
+    assert "Compares with" in done.stdout and "colour histogram" in done.stdout
+
+
+def test_other_data_is_noted_and_is_no_warning(done: Done) -> None:
+    home, abroad = ((folder / "report.html").read_text() for folder in folders(done))
+    assert "Across domains" not in home and "No warnings." in home
+    assert "Across domains: the checkpoint was trained on other data" in abroad and "No warnings." in abroad
+
+
+def test_a_report_of_other_data_is_never_overwritten(done: Done) -> None:
+    """The second dataset alone, later: still not into the first one's folder."""
+    before = {path: path.stat().st_mtime_ns for path in folders(done)[0].iterdir()}
+    call("--run", str(done.run), "--data", str(done.same_name.root), "--protocols=[image]")
+    assert before == {path: path.stat().st_mtime_ns for path in folders(done)[0].iterdir()}
+    assert list(read(folders(done)[1] / "metrics.json")) == ["image"]
+
+
+def test_features_alone_give_the_same_figures(done: Done, tmp_path: Path) -> None:
+    out = tmp_path / "foreign"
+    files = [str(folders(done)[0] / f"{split}.npz") for split in ("query", "gallery")]
+    call("--features", *files, "--out", str(out), "--rerank", "--ranks", "60")
+    assert read(out / "metrics.json") == read(folders(done)[0] / "metrics.json")
+    page = (out / "report.html").read_text()
+    assert "As text: the feature files name no images" in page and "✓</b> " in page
+    assert not (out / "rank_lists.png").exists()
+
+
+def test_features_without_cameras_with_paths(drawn: Drawn, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for split in ("query", "gallery"):
+        files = [str(path.relative_to(drawn.raw)) for paths in drawn.sources(split) for path in paths]
+        pids = np.array([int(Path(file).name.split("_")[0]) for file in files])
+        files[0] = "lost.jpg"
+        np.savez(tmp_path / f"{split}.npz", embeddings=rng.normal(size=(len(pids), 4)), pids=pids, paths=files)
+    out = tmp_path / "report"
+    call("--features", str(tmp_path / "query.npz"), str(tmp_path / "gallery.npz"), "--out", str(out),
+         "--images", str(drawn.raw))  # fmt: skip
+    page = (out / "report.html").read_text()
+    assert "No camera ids: images of the query&#x27;s identity by its own camera are not removed" in page
+    assert "query: no image has a camera id" in page and "Left out: fewer than two known cameras." in page
+    assert "18 gallery images have pid 0 and the file has no distractors key" in page
+    assert (out / "rank_lists.png").is_file() and page.count("data:image/jpeg") > 10
+    (out / "report.html").unlink()
+    call("--features", str(tmp_path / "query.npz"), str(tmp_path / "gallery.npz"), "--out", str(out))
+    page = (out / "report.html").read_text()  # paths now count from where no images are
+    assert "pictures of the rank lists are absent or cannot be read" in page
+    assert not (out / "rank_lists.png").exists()
+
+
+def test_queries_that_cannot_match_are_counted(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "q.npz", features=rng.normal(size=(6, 4)), pids=[1, 2, 3, 4, 5, 5], camids=[1] * 6)
+    np.savez(tmp_path / "g.npz", features=rng.normal(size=(5, 4)), pids=[1, 2, 3, 9, 9], camids=[2, 2, 1, 1, 2])
+    call("--features", str(tmp_path / "q.npz"), str(tmp_path / "g.npz"), "--out", str(tmp_path / "out"))
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "image: 4 of 6 queries have no possible match; left out" in page
+    assert "2 identities of the queries have no image in the gallery" in page
+    assert read(tmp_path / "out" / "metrics.json")["image"]["num_valid_queries"] == 2
+
+
+def test_checkpoints_by_path_and_by_name(drawn: Drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "a", drawn)
+    for arguments in (
+        ["--checkpoint", str(run / "checkpoints" / "epoch-0001-step-000000")],
+        ["--run", str(run), "--checkpoint=epoch-0001-step-000000"],
+    ):
+        call(*arguments, "--protocols=[image]")
+        page = (run / "eval" / "drawn" / "report.html").read_text()
+        assert "<dt>checkpoint</dt><dd>epoch-0001-step-000000</dd>" in page
+    call("--run", str(run), "--protocols=[image]", "--out", str(tmp_path / "elsewhere"))
+    assert "epoch-0002" in (tmp_path / "elsewhere" / "drawn" / "report.html").read_text()
+
+
+def test_runs_are_compared(done: Done, drawn: Drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    second = make_run(tmp_path / "second", drawn, seed=1)
+    call("--run", str(second))
+    capsys.readouterr()
+    call("--compare", str(done.run), str(second), "--out", str(tmp_path / "out"))
+    table = capsys.readouterr().out
+    rows = read(tmp_path / "out" / "comparison.json")["drawn"]["image"]
+    assert rows[0]["mAP"] == read(folders(done)[0] / "metrics.json")["image"]["mAP"]
+    assert rows[1]["against"]["mean"] == pytest.approx(rows[1]["mAP"] - rows[0]["mAP"])
+    assert str(second) in table and f"{100 * rows[1]['against']['mean']:+.1f}" in table
+
+
+def test_precision_and_metric_change_the_figures(drawn: Drawn, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", drawn)
+    features = []
+    for i, knob in enumerate(["--precision=no", "--precision=bf16", "--metric=euclidean"]):
+        call("--run", str(run), "--out", str(tmp_path / str(i)), "--save_features", "--protocols=[image]", knob)
+        features.append(read_features(tmp_path / str(i) / "drawn" / "query.npz").features.embeddings)
+    assert not torch.equal(features[0], features[1]) and torch.allclose(features[0], features[1], atol=0.2)
+    assert torch.equal(features[0], features[2])
+    per_query = [metrics.load_results(tmp_path / str(i) / "drawn" / PER_QUERY)["image"].ap for i in (0, 2)]
+    assert not np.array_equal(*per_query)
+
+
+def test_wandb_gets_the_same_tables_and_pictures(drawn: Drawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, object] = {}
+
+    class Recorder:
+        def __init__(self, folder: Path, **knobs: object) -> None:
+            seen.update(folder=folder, **knobs)
+
+        def log_table(self, step: int, name: str, columns: list[str], rows: list[list[object]]) -> None:
+            assert all(len(row) == len(columns) for row in rows)
+            seen[name] = [dict(zip(columns, row, strict=True)) for row in rows]
+
+        def log_pictures(self, step: int, pictures: dict[str, Path]) -> None:
+            seen["pictures"] = pictures
+
+        def log(self, step: int, values: dict[str, float]) -> None:
+            seen["scalars"] = values
+
+        def summarize(self, values: dict[str, float]) -> None:
+            seen["summary"] = values
+
+        def finish(self) -> None:
+            seen["finished"] = True
+
+    monkeypatch.setattr(evaluate, "Tracker", Recorder)
+    run = make_run(tmp_path / "a", drawn)
+    call("--run", str(run), "--ranks", "1", "7", "--wandb=offline")
+    figures = read(run / "eval" / "drawn" / "metrics.json")
+    assert seen["mode"] == "offline" and seen["job_type"] == "eval" and seen["finished"]
+    rows = {row["protocol"]: row for row in seen["eval/drawn/table"]}
+    assert set(rows) == set(PROTOCOLS)
+    assert rows["centroid"]["mAP"] == figures["centroid"]["mAP"] == seen["scalars"]["eval/drawn/centroid/mAP"]
+    assert rows["image"]["rank-7"] == figures["image"]["cmc"][6]
+    assert [row["protocol"] for row in seen["eval/drawn/cost"]] == list(PROTOCOLS)
+    assert {path.name for path in seen["pictures"].values()} == {p.name for p in (run / "eval" / "drawn").glob("*.png")}
+
+
+def test_images_are_named_where_they_lie(drawn: Drawn) -> None:
+    sources = [file for files in drawn.sources("gallery") for file in files if not file.name.startswith("-1")]
+    identities = drawn.manifest.split("gallery")
+    for row in (0, 7, len(sources) - 1):
+        named = evaluate.name_image(drawn.manifest, "gallery", row)
+        pid = int(sources[row].name.split("_")[0])
+        nth = 1 + [file for file in sources if file.name[:4] == sources[row].name[:4]].index(sources[row])
+        assert f"(pid {pid}, row {row})" in named and any(shard.name in named for shard in identities.shards)
+        assert pid == 0 or named.startswith(f"image {nth} of identity ")
+
+
+def edited(drawn: Drawn, folder: Path, edit: Callable[[dict], object]) -> str:
+    """A copy of the shards with another manifest."""
+    shutil.copytree(drawn.root, folder)
+    manifest = read(folder / "manifest.json")
+    edit(manifest["splits"])
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    load_manifest(folder)
+    return str(folder)
+
+
+def without_query(drawn: Drawn, tmp_path: Path) -> list[str]:
+    return [
+        "--run",
+        str(make_run(tmp_path / "a", drawn)),
+        "--data",
+        edited(drawn, tmp_path / "d", lambda s: s.pop("query")),
+    ]
+
+
+def junk_alone(drawn: Drawn, tmp_path: Path) -> list[str]:
+    def edit(splits: dict) -> None:
+        identities = splits["query"]["identities"]
+        identities["pid"] = [-1] * len(identities["pid"])
+
+    return ["--run", str(make_run(tmp_path / "a", drawn)), "--data", edited(drawn, tmp_path / "d", edit)]
+
+
+def twice(drawn: Drawn, tmp_path: Path) -> list[str]:
+    return ["--run", str(make_run(tmp_path / "a", drawn)), "--data", str(drawn.root), f"{drawn.root}/"]
+
+
+def not_finite(drawn: Drawn, tmp_path: Path) -> list[str]:
+    return ["--run", str(make_run(tmp_path / "a", drawn, damage=float("nan")))]
+
+
+def no_checkpoint(drawn: Drawn, tmp_path: Path) -> list[str]:
+    run = make_run(tmp_path / "a", drawn)
+    shutil.rmtree(run / "checkpoints")
+    return ["--run", str(run)]
+
+
+def another_model(drawn: Drawn, tmp_path: Path) -> list[str]:
+    wide = make_run(tmp_path / "wide", drawn, encoder="resnet18")
+    return [
+        "--run",
+        str(make_run(tmp_path / "a", drawn)),
+        "--checkpoint",
+        str(checkpoint.find(wide / "checkpoints")[0]),
+    ]
+
+
+def another_shape(drawn: Drawn, tmp_path: Path) -> list[str]:
+    """The checkpoint's description fits, its tensors do not."""
+    run, wide = make_run(tmp_path / "a", drawn), make_run(tmp_path / "wide", drawn, encoder="resnet18")
+    for path in checkpoint.find(run / "checkpoints"):
+        shutil.copy(wide / "checkpoints" / path.name / "model.safetensors", path)
+    return ["--run", str(run)]
+
+
+def unknown_checkpoint(drawn: Drawn, tmp_path: Path) -> list[str]:
+    return ["--run", str(make_run(tmp_path / "a", drawn)), "--checkpoint=best"]
+
+
+def mismatched(drawn: Drawn, tmp_path: Path) -> list[str]:
+    for name, dimensions in (("q", 4), ("g", 5)):
+        np.savez(tmp_path / f"{name}.npz", features=np.ones((3, dimensions)), pids=[1, 2, 3], camids=[1, 2, 3])
+    return ["--features", str(tmp_path / "q.npz"), str(tmp_path / "g.npz"), "--out", str(tmp_path / "out")]
+
+
+def no_match(drawn: Drawn, tmp_path: Path) -> list[str]:
+    for name, pid in (("q", 1), ("g", 2)):
+        np.savez(tmp_path / f"{name}.npz", features=np.ones((3, 4)), pids=[pid] * 3, camids=[1, 2, 3])
+    return ["--features", str(tmp_path / "q.npz"), str(tmp_path / "g.npz"), "--out", str(tmp_path / "out")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (without_query, "no split 'query' in these shards"),
+        (junk_alone, "the query split holds no image; there is nothing to evaluate"),
+        (twice, "holds the same data as"),
+        (
+            not_finite,
+            "query: the features of image 1 of identity 1001 (pid 1001, row 0) in query-0000.tar are not finite",
+        ),
+        (no_checkpoint, "holds no checkpoint yet; train the run first"),
+        (another_model, "holds another model: its encoder is 'resnet18', the run's config.yaml says 'resnet10'"),
+        (another_shape, "holds another model: it has"),
+        (unknown_checkpoint, "holds epoch-0002-step-000000, epoch-0001-step-000000"),
+        (mismatched, "query embeddings have 4 dimensions, gallery embeddings 5"),
+        (no_match, "none of the 3 queries has a possible match"),
+        (lambda *_: ["--run=none/such"], "--run=none/such: no such folder"),
+        (lambda *_: ["--checkpoint=none"], "give --run with its name, or its path"),
+        (lambda *_: [], "say what to evaluate"),
+        (lambda *_: ["--run=a", "--compare", "a", "b"], "say what to evaluate"),
+        (lambda *_: ["--compare", "a"], "give two runs or reports"),
+        (lambda *_: ["--compare", "a", "b"], "a holds no report"),
+        (lambda *_: ["--features", "a", "b"], "--out is missing"),
+        (lambda *_: ["--features", "a", "--out=b"], "give two, the query's and the gallery's"),
+        (lambda *_: ["--features", "a", "b", "--out=c", "--data", "d"], "--data goes with --run alone"),
+        (lambda *_: ["--run=a", "--ranks", "0", "5"], "--ranks [0, 5]: the first rank is 1"),
+        (lambda *_: ["--run=a", "--ranks"], "give at least one rank"),
+        (lambda *_: ["--run=a", "--protocols=[]"], "--protocols is empty"),
+        (lambda *_: ["--run=a", "--max_rank=0"], "--max_rank=0 must be at least 1"),
+        (lambda *_: ["--run=a", "--rerank", "--rerank_lambda=2"], "--rerank_lambda=2.0 lies outside"),
+    ],
+)
+def test_bad_input_is_one_line(
+    drawn: Drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    arguments: Callable[[Drawn, Path], list[str]], message: str,
+) -> None:  # fmt: skip
+    given = arguments(drawn, tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        call(*given)
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert said.startswith("error: ") and said.count("\n") == 1 and message in said
+    assert not list(tmp_path.glob("**/report.html"))
+
+
+@pytest.mark.parametrize("ranks", [["one"], ["1.5"]])
+def test_ranks_are_numbers(ranks: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        call("--run=a", "--ranks", *ranks)
+    assert stopped.value.code == 2 and 'key "ranks"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        (["--data", "a", "b c", "--run", "r"], {"data": ["a", "b c"], "run": "r"}),
+        (["--data=a"], {"data": ["a"]}),
+        (["--data=[a, b]"], {"data": ["a", "b"]}),
+        (["--baselines=[untrained,histogram]", "--rerank"], {"baselines": ["untrained", "histogram"], "rerank": True}),
+        (["--rerank", "false", "--ranks", "3", "9"], {"rerank": False, "ranks": [3, 9]}),
+        (["--rerank=true", "--save_features", "--ranks=2"], {"rerank": True, "save_features": True, "ranks": [2]}),
+        (["--compare", "a", "b", "c"], {"compare": ["a", "b", "c"]}),
+    ],
+)
+def test_lists_and_switches_as_people_type_them(typed: list[str], expected: dict[str, object]) -> None:
+    options = parse(EvaluateConfig, typed)
+    assert {name: getattr(options, name) for name in expected} == expected
+
+
+def test_lists_in_yaml(tmp_path: Path) -> None:
+    (tmp_path / "e.yaml").write_text("run: r\ndata: [a, b]\nranks:\n- 2\nrerank: true\n")
+    options = parse(EvaluateConfig, ["--config", str(tmp_path / "e.yaml"), "--ranks", "4"])
+    assert (options.run, options.data, options.ranks, options.rerank) == ("r", ["a", "b"], [4], True)

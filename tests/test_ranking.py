@@ -1,0 +1,212 @@
+"""Blocks, ties and memory of a ranking: whatever the block sizes, the answer is that of one dense matrix."""
+
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.profiler import ProfilerActivity, profile
+
+from reid import counting, ranking, similarity
+from reid.counting import NEVER
+from reid.gallery import Features
+from reid.metrics import evaluate, merge, top_k
+
+
+def blocks(**sizes):
+    small = dict(QUERY_BLOCK=7, PRODUCT_ROWS=3, GALLERY_BLOCK=5, MATCH_BLOCK=2, TIE_BLOCK=4)
+    return mock.patch.multiple(ranking, **{**small, **sizes})
+
+
+def random_split(size, dim, identities, seed, copies=0):
+    """Normal features, of which `copies` rows repeat others."""
+    rng = np.random.default_rng(seed)
+    embeddings = rng.normal(size=(size, dim)).astype(np.float32)
+    embeddings[rng.permutation(size)[:copies]] = embeddings[rng.integers(0, size, copies)]
+    return Features(embeddings, rng.integers(0, identities, size), rng.integers(0, 3, size))
+
+
+def whole_split(size, identities, seed):
+    """Whole numbers and norms of 1, 2 and 4: exact in any arithmetic, and so mostly ties."""
+    rng = np.random.default_rng(seed)
+    vectors = np.array([(1, 0, 0, 0), (0, -2, 0, 0), (0, 0, 4, 0), (1, 1, 1, 1), (2, -2, 2, 2), (0, 0, 0, 0)])
+    embeddings = vectors[rng.integers(0, len(vectors), size)].astype(np.float32)
+    return Features(embeddings, rng.integers(0, identities, size), rng.integers(0, 3, size))
+
+
+# --- counting
+
+
+def count_by_hand(scores, matches, entries):
+    counts = np.zeros(matches.shape, int)
+    for r, p in np.ndindex(*matches.shape):
+        for e, score in enumerate(scores[r]):
+            counts[r, p] += score > matches[r, p] or (score == matches[r, p] and e < entries[r, p])
+    return counts
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 40), st.integers(0, 90), st.booleans())
+def test_counts_agree_with_a_loop(seed, rows, width, matches, many_ties):
+    rng = np.random.default_rng(seed)
+    values = np.round(rng.normal(size=(rows, width + matches)), 0 if many_ties else 9).astype(np.float32)
+    values[rng.random(values.shape) < 0.1] = NEVER
+    scores, sought = values[:, :width], -np.sort(-values[:, width:], axis=1)
+    entries = rng.integers(-5, width + 5, size=sought.shape)  # also outside this slice of the gallery
+    expected = count_by_hand(scores, sought, entries)
+    expected[sought == NEVER] = 0
+    arguments = [torch.from_numpy(np.ascontiguousarray(x)) for x in (scores, sought, entries)]
+    for count in (counting._count_by_comparing, counting._count_by_sorting):
+        found = count(*arguments).numpy()
+        found[sought == NEVER] = 0
+        np.testing.assert_array_equal(found, expected, err_msg=count.__name__)
+
+
+# --- top_k
+
+
+def top_k_by_hand(query, gallery, k, metric):
+    """Every score of one dense matrix, sorted by (score, gallery order)."""
+    if metric == "cosine":
+        norms = [np.maximum(np.linalg.norm(x.embeddings, axis=1), 1e-12) for x in (query, gallery)]
+        scores = (query.embeddings @ gallery.embeddings.T).numpy() / norms[0][:, None] / norms[1]
+        scores = scores.round(6)
+    else:
+        scores = -torch.cdist(query.embeddings.double(), gallery.embeddings.double()).numpy()
+    same = query.pids[:, None] == gallery.pids
+    scores[(same & (query.camids[:, None] == gallery.camids)).numpy()] = NEVER
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    found = np.take_along_axis(scores, order, axis=1)
+    missing = ((0, 0), (0, k - order.shape[1]))
+    return np.pad(np.where(found == NEVER, -1, order), missing, constant_values=-1), np.pad(
+        found, missing, constant_values=NEVER
+    )
+
+
+@pytest.mark.parametrize("k", [1, 4, 19, 60])
+@pytest.mark.parametrize("metric", similarity.METRICS)
+@pytest.mark.parametrize("sizes", [{}, {"GALLERY_BLOCK": 100}, {"GALLERY_BLOCK": 20, "PRODUCT_ROWS": 256}])
+def test_top_k_with_ties_agrees_with_a_sort(k, metric, sizes):
+    query, gallery = whole_split(20, 5, seed=1), whole_split(50, 5, seed=2)
+    indices, scores = top_k_by_hand(query, gallery, k, metric)
+    with blocks(**sizes):
+        found_indices, found_scores = top_k(query, gallery, k, metric=metric)
+    np.testing.assert_array_equal(found_indices, indices)
+    np.testing.assert_allclose(found_scores, scores, atol=1e-5)
+
+
+def test_top_k_of_random_features_agrees_with_a_sort():
+    query, gallery = random_split(40, 16, 9, seed=3), random_split(300, 16, 9, seed=4)
+    for sizes in ({"GALLERY_BLOCK": 1000}, {"GALLERY_BLOCK": 70, "PRODUCT_ROWS": 16, "QUERY_BLOCK": 32}):
+        with blocks(**sizes):
+            indices, _ = top_k(query, gallery, 20)
+        np.testing.assert_array_equal(indices, top_k_by_hand(query, gallery, 20, "cosine")[0])
+
+
+def test_a_collapsed_model_lists_the_gallery_in_order():
+    query, gallery = (Features(np.ones((size, 4)), np.arange(size) + size, [0] * size) for size in (5, 300))
+    assert top_k(query, gallery, 50)[0].tolist() == [list(range(50))] * 5
+
+
+# --- blocks
+
+
+@pytest.mark.parametrize("metric", similarity.METRICS)
+@pytest.mark.parametrize("protocol", ["image", "centroid", "centroid_all"])
+@pytest.mark.parametrize("make", [random_split, whole_split])
+def test_block_sizes_change_nothing(protocol, metric, make):
+    arguments = [8] if make is random_split else []
+    query, gallery = make(30, *arguments, 6, seed=5), make(90, *arguments, 6, seed=6)
+    whole = evaluate(query, gallery, protocol, metric)
+    for sizes in ({}, {"PRODUCT_ROWS": 256}, {"GALLERY_BLOCK": 1000}, {"QUERY_BLOCK": 100, "MATCH_BLOCK": 16}):
+        with blocks(**sizes):
+            part = evaluate(query, gallery, protocol, metric)
+        assert np.array_equal(part.ap, whole.ap) and np.array_equal(part.first_ranks, whole.first_ranks)
+
+
+def test_copies_in_another_slice_tie_in_gallery_order():
+    """A match's score comes from another product than its rivals': equal features must give equal bits in both."""
+    query, gallery = random_split(40, 300, 5, seed=7), random_split(900, 300, 5, seed=8, copies=500)
+    whole = evaluate(query, gallery)
+    with blocks(QUERY_BLOCK=24, PRODUCT_ROWS=16, GALLERY_BLOCK=200, MATCH_BLOCK=256):
+        assert np.array_equal(evaluate(query, gallery).ap, whole.ap)
+
+
+@pytest.mark.parametrize("cuts", [[0, 1, 70], [0, 33, 33, 70]])
+def test_merged_slices_equal_the_whole_where_the_gallery_is_sliced(cuts):
+    query, gallery = random_split(70, 300, 40, seed=9), random_split(500, 300, 40, seed=10, copies=50)
+    with blocks(QUERY_BLOCK=48, PRODUCT_ROWS=16, GALLERY_BLOCK=200, MATCH_BLOCK=128):
+        whole = evaluate(query, gallery)
+        parts = [
+            evaluate(Features(query.embeddings[i:j], query.pids[i:j], query.camids[i:j]), gallery, partial=True)
+            for i, j in zip(cuts, [*cuts[1:], 70], strict=True)
+        ]
+    merged = merge(parts)
+    assert np.array_equal(merged.ap, whole.ap) and merged.to_json() == whole.to_json()
+
+
+@pytest.mark.parametrize(("size", "lengths"), [(0, [0]), (5, [5]), (6, [3, 3]), (11, [3, 4, 4])])
+def test_no_slice_is_a_remnant(size, lengths):
+    with blocks():
+        parts = ranking.cut(size)
+    assert [part.stop - part.start for part in parts] == lengths
+    assert parts[0].start == 0 and parts[-1].stop == size
+
+
+# --- galleries on disk
+
+
+def test_a_gallery_on_disk_ranks_as_one_in_memory(tmp_path):
+    query, gallery = random_split(30, 32, 12, seed=11), random_split(400, 32, 12, seed=12)
+    np.save(tmp_path / "gallery.npy", gallery.embeddings.numpy())
+    on_disk = Features(np.load(tmp_path / "gallery.npy", mmap_mode="c"), gallery.pids, gallery.camids)
+    for metric in similarity.METRICS:
+        with blocks(QUERY_BLOCK=16, PRODUCT_ROWS=8, GALLERY_BLOCK=150, MATCH_BLOCK=128):
+            assert np.array_equal(
+                evaluate(query, on_disk, metric=metric).ap, evaluate(query, gallery, metric=metric).ap
+            )
+            found = [top_k(query, features, 9, metric=metric) for features in (on_disk, gallery)]
+        assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("metric", similarity.METRICS)
+def test_nothing_as_large_as_the_gallery_is_made(metric):
+    query, gallery = random_split(64, 128, 40, seed=13), random_split(20_000, 128, 4000, seed=14)
+    sizes = dict(QUERY_BLOCK=64, PRODUCT_ROWS=32, GALLERY_BLOCK=1000, MATCH_BLOCK=128)
+    with (
+        blocks(**sizes),
+        mock.patch.object(similarity, "NORM_ROWS", 500),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured,
+    ):
+        evaluate(query, gallery, metric=metric)
+        top_k(query, gallery, 10, metric=metric)
+    largest = max(event.self_cpu_memory_usage for event in measured.events())
+    assert 0 < largest < gallery.embeddings.nbytes / 8
+
+
+def test_a_pass_reads_each_slice_once():
+    """Ten queries in passes of four, products of two, three slices: 3 passes x 3 slices, not 5 products x 3 slices."""
+    query, gallery = random_split(10, 8, 4, seed=15), random_split(15, 8, 4, seed=16)
+    read = []
+    scores = similarity.Vectors.scores
+
+    def recording(vectors, queries, entries):
+        if isinstance(entries, slice):
+            read.append(entries.start)
+        return scores(vectors, queries, entries)
+
+    for rank in (evaluate, lambda *features: top_k(*features, 3)):
+        read.clear()
+        with blocks(QUERY_BLOCK=4, PRODUCT_ROWS=2), mock.patch.object(similarity.Vectors, "scores", recording):
+            rank(query, gallery)
+        assert [start for i, start in enumerate(read) if read[i - 1] != start] == [0, 5, 10] * 3
+        assert len(read) == 15
+
+
+def test_a_zero_feature_scores_zero():
+    query, gallery = Features(np.eye(2), [1, 2], [0, 0]), Features([(0.0, 0.0), (3.0, 4.0)], [5, 6], [1, 1])
+    indices, scores = top_k(query, gallery, 2)
+    assert indices.tolist() == [[1, 0], [1, 0]]
+    np.testing.assert_allclose(scores, [[0.6, 0], [0.8, 0]], atol=1e-7)
