@@ -1,33 +1,55 @@
-"""Checkpoints of a run: written aside and renamed, newest first on resume, no pickled code."""
+"""Checkpoints of a run: written aside and renamed, checked by their hashes, newest sound one first; no pickled code."""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-FORMAT = 1
+FORMAT = 2  # 2: hashes of the files, the best checkpoint by name, identities dropped in this epoch, fp16 scaler
 NAME = re.compile(r"epoch-(\d+)-step-(\d+)")
+
+
+class Scaler(Protocol):
+    """The loss scaler of fp16 (torch.amp.GradScaler): a few numbers."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: the next step to make is (epoch, step); `best` holds the best evaluation so far."""
+    """Where a run stands: the next step to make is (epoch, step).
+
+    best: the figures of the best evaluation so far; best_name: the checkpoint that has them, which is kept. dropped:
+    rows of damaged identities that were left out earlier in this epoch.
+    """
 
     epoch: int
     step: int
-    best: Mapping[str, float]
+    best: Mapping[str, float] = field(default_factory=dict)
+    best_name: str = ""
+    dropped: Sequence[int] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of its checkpoint."""
+        return f"epoch-{self.epoch:04d}-step-{self.step:06d}"
 
 
 def save(
@@ -38,33 +60,67 @@ def save(
     progress: Progress,
     describes: Mapping[str, Any],
     keep: int,
+    scaler: Scaler | None = None,
 ) -> Path:
-    """Write checkpoints/epoch-<eeee>-step-<ssssss> and drop all but the newest `keep`.
+    """Write checkpoints/epoch-<eeee>-step-<ssssss> and drop all but the newest `keep` and the best.
 
     `describes` (JSON) says what the checkpoint belongs to (model knobs, number of classes, data); `load` compares it.
-    The name appears only once every file is on disk, so a kill at any moment leaves the earlier ones whole.
+    The name appears only once every file is on disk, so a kill at any moment leaves the earlier ones whole. OSError,
+    for example on a full disk, leaves them whole, too.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"epoch-{progress.epoch:04d}-step-{progress.step:06d}"
+    final = folder / progress.name
     building = folder / f".{final.name}.writing"
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir()
-    save_file(_tensors(model), building / "model.safetensors")
-    save_file(_tensors(objective), building / "objective.safetensors")
-    torch.save(optimizer.state_dict(), building / "optimizer.pt")
-    state = {"format": FORMAT, "epoch": progress.epoch, "step": progress.step, "best": dict(progress.best)}
-    (building / "state.json").write_text(json.dumps({**state, "describes": describes}, indent=2))
-    for file in building.iterdir():
-        _sync(file)
-    _sync(building)
+    for left in folder.glob(".*"):  # by a run that was killed while it wrote
+        shutil.rmtree(left)
+    try:
+        _write(building, model, objective, optimizer, progress, describes, scaler)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
     if final.exists():  # of the same step, by a run that goes on from an earlier one: set aside until ours is in place
         final.rename(folder / f".{final.name}.replaced")
     building.rename(final)
     _sync(folder)
     shutil.rmtree(folder / f".{final.name}.replaced", ignore_errors=True)
     for old in find(folder)[keep:]:
-        shutil.rmtree(old)
+        if old.name != progress.best_name:
+            shutil.rmtree(old)
     return final
+
+
+def _write(
+    building: Path,
+    model: nn.Module,
+    objective: nn.Module,
+    optimizer: Optimizer,
+    progress: Progress,
+    describes: Mapping[str, Any],
+    scaler: Scaler | None,
+) -> None:
+    building.mkdir()
+    optimizer_state = io.BytesIO()
+    torch.save(optimizer.state_dict(), optimizer_state)
+    # Written as bytes: the libraries' own writers turn a full disk into errors of their own.
+    (building / "model.safetensors").write_bytes(save_tensors(_tensors(model)))
+    (building / "objective.safetensors").write_bytes(save_tensors(_tensors(objective)))
+    (building / "optimizer.pt").write_bytes(optimizer_state.getbuffer())
+    state = {
+        "format": FORMAT,
+        **asdict(progress),
+        "scaler": scaler.state_dict() if scaler is not None else None,
+        "describes": describes,
+        "files": {path.name: _hash(path) for path in sorted(building.iterdir())},
+    }
+    (building / "state.json").write_text(json.dumps(state, indent=2))
+    for path in building.iterdir():
+        _sync(path)
+    _sync(building)
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def find(folder: Path) -> list[Path]:
@@ -75,12 +131,37 @@ def find(folder: Path) -> list[Path]:
     return [path for _, path in sorted(((int(m[1]), int(m[2])), path) for m, path in named if m)][::-1]
 
 
+def find_sound(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest sound checkpoint, and what is wrong with newer ones. ValueError if there are only damaged ones."""
+    damaged = []
+    for path in find(folder):
+        try:
+            check(path)
+        except ValueError as error:
+            damaged.append(str(error))
+        else:
+            return path, damaged
+    if damaged:
+        raise ValueError(f"{folder} holds no sound checkpoint: {'; '.join(damaged)}")
+    return None, []
+
+
+def check(path: Path) -> None:
+    """ValueError if a file of the checkpoint is missing or has other bytes than were written."""
+    for name, digest in read_state(path)["files"].items():
+        with _naming(path):
+            found = _hash(path / name)
+        if found != digest:
+            raise ValueError(f"{path}: damaged checkpoint: {name} has other bytes than were written")
+
+
 def load(
     path: Path,
     model: nn.Module,
     describes: Mapping[str, Any],
     objective: nn.Module | None = None,
     optimizer: Optimizer | None = None,
+    scaler: Scaler | None = None,
 ) -> Progress:
     """Restore what is given and return where the run stands. Errors name the checkpoint and what does not fit."""
     state = read_state(path)
@@ -96,7 +177,9 @@ def load(
     if optimizer is not None:
         with _naming(path):
             optimizer.load_state_dict(torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True))
-    return Progress(state["epoch"], state["step"], state["best"])
+    if scaler is not None and state["scaler"]:
+        scaler.load_state_dict(state["scaler"])
+    return Progress(state["epoch"], state["step"], state["best"], state["best_name"], tuple(state["dropped"]))
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -105,7 +188,16 @@ def read_state(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a checkpoint: it has no state.json")
     with _naming(path):
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
-        if state["format"] == FORMAT and {"epoch", "step", "best", "describes"} <= set(state):
+        if state["format"] == FORMAT and {
+            "epoch",
+            "step",
+            "best",
+            "best_name",
+            "dropped",
+            "scaler",
+            "describes",
+            "files",
+        } <= set(state):
             return state
     raise ValueError(f"{path} has checkpoint format {state.get('format')}; this version reads format {FORMAT}")
 
@@ -124,6 +216,9 @@ def _load_tensors(file: Path, module: nn.Module) -> None:
         if name not in state or state[name].shape != value.shape:
             found = tuple(state[name].shape) if name in state else "absent"
             raise ValueError(f"{file} holds another model: {name} is {found}, expected {tuple(value.shape)}")
+    more = sorted(set(state) - set(module.state_dict()))
+    if more:
+        raise ValueError(f"{file} holds another model: it has {more[0]}, which this one lacks")
     module.load_state_dict(state)
 
 

@@ -5,13 +5,15 @@ Every function works without a process group too; it then sees a world of one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
+
+Decision = TypeVar("Decision")
 
 
 def is_distributed() -> bool:
@@ -118,3 +120,22 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def from_rank_0(decide: Callable[[], Decision]) -> Decision:
+    """What `decide` returns on rank 0, on every rank; a ValueError there is raised on every rank.
+
+    For what one process must do, or see, alone: files that it writes, a choice that all must share.
+    """
+    answer: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            answer[0] = decide()
+        except ValueError as error:
+            answer[1] = str(error)
+    if is_distributed():
+        dist.broadcast_object_list(answer, src=0)
+    if answer[1] is not None:
+        raise ValueError(answer[1])
+    decision: Decision = answer[0]
+    return decision

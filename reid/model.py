@@ -1,50 +1,21 @@
-"""The network: encoder, pooling, neck (BNNeck) and classifier."""
+"""The network: encoder, neck (BNNeck) and classifier; and `python -m reid.model`, which fetches weights of encoders."""
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import math
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+import sys
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-import torchvision
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.models import ResNet
-from torchvision.models.resnet import BasicBlock
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from reid.augment import denormalize
-
-
-def resnet10(weights: Any = None) -> ResNet:
-    """A ResNet with one basic block per stage, for work on CPUs. Nobody publishes weights for it."""
-    if weights is not None:
-        raise ValueError(
-            "model.weights = imagenet: there are no ImageNet weights for resnet10; use model.weights = none"
-        )
-    return ResNet(BasicBlock, [1, 1, 1, 1])
-
-
-ENCODERS: dict[str, Callable[..., ResNet]] = {
-    "resnet10": resnet10,
-    "resnet18": torchvision.models.resnet18,
-    "resnet34": torchvision.models.resnet34,
-    "resnet50": torchvision.models.resnet50,
-}
-
-
-class GeneralizedMean(nn.Module):
-    """GeM pooling (Radenović et al., 2018): (mean of x^p)^(1/p) with a learned p, starting at 3."""
-
-    def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.p = nn.Parameter(torch.tensor(p))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.float().clamp(min=self.eps).pow(self.p).mean(dim=(2, 3), keepdim=True).pow(1.0 / self.p)
+from reid.encoders import ENCODERS, TIMM, build_encoder
+from reid.weights import cached_file, fetch
 
 
 class Classifier(nn.Module):
@@ -75,10 +46,14 @@ class Classifier(nn.Module):
 
 
 class ReIDModel(nn.Module):
-    """Encoder -> pooled feature f -> BNNeck -> classifier (Luo et al., "Bag of Tricks", 2019).
+    """Encoder -> feature f -> BNNeck -> classifier (Luo et al., "Bag of Tricks", 2019).
 
     In training `forward(images)` gives (f, logits): f (B, D) before the neck feeds the metric losses, logits (B, C)
     the cross-entropy. In evaluation it gives the feature after the neck (B, D), not normalised.
+
+    norm = frozen: the encoder's BatchNorm normalises by its running statistics and leaves them as they are, in training
+    too; its weight and bias still learn. frozen_epochs: see `begin_epoch`. sync_batchnorm only says what is wanted;
+    `normalization.convert_sync` does it, once the model is on its device.
     """
 
     def __init__(
@@ -91,15 +66,23 @@ class ReIDModel(nn.Module):
         pool: str = "gap",
         head: str = "linear",
         head_temperature: float = 1.0,
+        norm: str = "batch",
+        sync_batchnorm: bool = False,
+        frozen_epochs: int = 0,
+        image_size: tuple[int, int] = (256, 128),
     ) -> None:
         super().__init__()
-        self.encoder = build_encoder(encoder, weights, last_stride, stem_stride)
-        self.dim = int(self.encoder.fc.in_features)
-        self.encoder.fc = nn.Identity()
-        self.encoder.avgpool = GeneralizedMean() if pool == "gem" else nn.AdaptiveAvgPool2d(1)
+        self.encoder, self.dim = build_encoder(
+            encoder, weights, last_stride=last_stride, stem_stride=stem_stride, pool=pool, image_size=image_size
+        )
+        if norm == "frozen" and not any(isinstance(module, _BatchNorm) for module in self.encoder.modules()):
+            raise ValueError(f"model.norm = frozen: {encoder} has no BatchNorm; use model.norm = batch")
+        self.norm, self.sync_batchnorm, self.frozen_epochs = norm, sync_batchnorm, frozen_epochs
+        self.encoder_frozen = False
         self.neck = nn.BatchNorm1d(self.dim)
         self.neck.bias.requires_grad_(False)
         self.classifier = Classifier(self.dim, num_classes, head, head_temperature)
+        self.train()
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         feature = self.encoder(images)
@@ -108,69 +91,39 @@ class ReIDModel(nn.Module):
             return after_neck
         return feature, self.classifier(after_neck)
 
+    def train(self, mode: bool = True) -> ReIDModel:
+        """As of any module, but what is frozen stays in evaluation mode."""
+        super().train(mode)
+        for module in self.encoder.modules():
+            if self.encoder_frozen or (self.norm == "frozen" and isinstance(module, _BatchNorm)):
+                module.training = False
+        return self
 
-def build_encoder(name: str, weights: str, last_stride: int, stem_stride: int) -> ResNet:
-    """A torchvision ResNet with its strides changed; weights: imagenet, none or a local file."""
-    if name not in ENCODERS:
-        raise ValueError(f"model.encoder = {name!r}; choose one of {', '.join(ENCODERS)}")
-    encoder = ENCODERS[name](weights=None) if weights != "imagenet" else _with_imagenet_weights(name)
-    if weights not in ("imagenet", "none"):
-        load_encoder_weights(encoder, Path(weights))
-    if last_stride == 1:
-        _remove_stride(encoder.layer4[0])
-    if stem_stride < 4:
-        encoder.maxpool = nn.Identity()
-    if stem_stride < 2:
-        encoder.conv1.stride = (1, 1)
-    return encoder
+    def begin_epoch(self, epoch: int) -> None:
+        """Freeze the encoder in the first `frozen_epochs` epochs (from 0), free it after; cheap at each step."""
+        freeze_encoder(self, epoch < self.frozen_epochs)
 
 
-def _remove_stride(block: nn.Module) -> None:
-    for module in block.modules():
-        if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
-            module.stride = (1, 1)
+def freeze_encoder(model: ReIDModel, on: bool) -> None:
+    """Freeze or free the encoder: its layers in evaluation mode, its gradients dropped by `drop_frozen_gradients`.
+
+    requires_grad stays as it is. DDP fixes the parameters that it averages when it wraps the model: one that is frozen
+    later leaves it waiting for a gradient (an error), one that is freed later is never averaged, and ranks drift apart
+    without a word. The price is a backward pass through the encoder in the frozen epochs.
+    """
+    if on != model.encoder_frozen:
+        model.encoder_frozen = on
+        model.train(model.training)
 
 
-def _with_imagenet_weights(name: str) -> ResNet:
-    if name == "resnet10":
-        return resnet10(weights="imagenet")
-    try:
-        return ENCODERS[name](weights="IMAGENET1K_V1")
-    except OSError as error:  # urllib's errors are OSErrors
-        raise ValueError(
-            f"model.weights = imagenet: the weights of {name} are neither in torch's cache nor can they be downloaded "
-            f"({error}); on a machine with internet run `python -c 'import torchvision; "
-            f'torchvision.models.{name}(weights="IMAGENET1K_V1")\'` and copy '
-            f"{torch.hub.get_dir()}/checkpoints here, or give model.weights a local file, or none"
-        ) from error
+def drop_frozen_gradients(model: ReIDModel) -> None:
+    """After backward, before clipping and the step: forget the gradients of a frozen encoder.
 
-
-def load_encoder_weights(encoder: ResNet, path: Path) -> None:
-    """Load a .safetensors or .pth state dict; a classifier (fc.*) in it is ignored. Errors name what does not fit."""
-    state = {name.removeprefix("encoder."): value for name, value in read_weights(path).items()}
-    own = {name: value for name, value in encoder.state_dict().items() if not name.startswith("fc.")}
-    wrong = [name for name, value in own.items() if name not in state or state[name].shape != value.shape]
-    if wrong:
-        raise ValueError(
-            f"model.weights = {path}: {len(wrong)} of {len(own)} tensors are absent or of another shape, the first "
-            f"{wrong[0]}; is the file of another encoder?"
-        )
-    encoder.load_state_dict({name: state[name] for name in own}, strict=False)
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file or a .pth file (also nested under "state_dict"); no code in it is run."""
-    if not path.is_file():
-        raise ValueError(f"model.weights = {path}: no such file; give imagenet, none or a local file")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state)
-        return {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    except Exception as error:  # torch and safetensors raise many kinds; each means that this file is of no use
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"model.weights = {path}: not a file of tensors: {reason}") from error
+    Without a gradient an optimizer leaves a parameter alone: no update, no weight decay, no moments of Adam.
+    """
+    if model.encoder_frozen:
+        for parameter in model.encoder.parameters():
+            parameter.grad = None
 
 
 class ColourHistogram(nn.Module):
@@ -196,3 +149,53 @@ class ColourHistogram(nn.Module):
             for part in parts
         ]
         return torch.cat([(count / count.sum(dim=1, keepdim=True)).sqrt() for count in counts], dim=1)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m reid.model list` and `fetch NAME ...`; returns the exit status, 1 on what the user can mend."""
+    parser = argparse.ArgumentParser(prog="python -m reid.model", description="ImageNet weights of encoders.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="the encoders, their parameters, and whether their weights are in the cache")
+    fetching = commands.add_parser("fetch", help="download weights into the cache, for machines without internet")
+    fetching.add_argument("names", nargs="+", metavar="NAME", help=f"e.g. resnet50, or {TIMM}<a model of timm>")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "list":
+            _list()
+        for name in options.names if options.command == "fetch" else []:
+            _fetch(name)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _list() -> None:
+    print(f"{'encoder':<18}{'dim':>5}{'parameters':>13}  ImageNet weights")
+    for name in ENCODERS:
+        with torch.device("meta"):
+            encoder, dim = build_encoder(name)
+        size = sum(parameter.numel() for parameter in encoder.parameters())
+        if name == "resnet10":
+            where = "none are published"
+        else:
+            where = f"{cached_file(name)}{'' if cached_file(name).is_file() else ' (not fetched)'}"
+        print(f"{name:<18}{dim:>5}{size:>13,}  {where}")
+    print(f"{TIMM + '<name>':<18}  any model of timm (pip install timm)")
+
+
+def _fetch(name: str) -> None:
+    """Download, and print what a copy on another machine can be compared with."""
+    if name.startswith(TIMM):
+        build_encoder(name, "imagenet")
+        print(f"{name}: in the Hugging Face cache")
+        return
+    if name not in ENCODERS:
+        raise ValueError(f"{name} is no encoder; choose from {', '.join(ENCODERS)}, or timm/<a model of timm>")
+    path = fetch(name)
+    with open(path, "rb") as file:
+        print(f"{path} sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from reid.distributed import gather_objects, rank, sum_over_ranks, world_size
+from reid.samples import Dropped
 
 Item = TypeVar("Item")
 
@@ -21,14 +23,15 @@ def mean_over_ranks(shares: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 class Meter:
-    """Images a second of all ranks together, and the share of time spent waiting for data, since the last reading."""
+    """Speed of all ranks together, and the share of time spent waiting for data, since the last reading; memory."""
 
-    def __init__(self, num_processes: int) -> None:
+    def __init__(self, num_processes: int, device: torch.device | None = None) -> None:
         self.num_processes = num_processes
+        self.device = device or torch.device("cpu")
         self._reset()
 
     def _reset(self) -> None:
-        self.images, self.waited, self.since = 0, 0.0, time.perf_counter()
+        self.images, self.steps, self.waited, self.since = 0, 0, 0.0, time.perf_counter()
 
     def timed(self, items: Iterable[Item]) -> Iterator[Item]:
         iterator = iter(items)
@@ -42,16 +45,26 @@ class Meter:
             yield item
 
     def count(self, images: int) -> None:
+        """One step of so many images."""
         self.images += images
+        self.steps += 1
 
     def read(self) -> dict[str, float]:
         elapsed = max(time.perf_counter() - self.since, 1e-9)
         values = {
             "images_per_s": self.images * self.num_processes / elapsed,
+            "steps_per_s": self.steps / elapsed,
             "data_wait_share": self.waited / elapsed,
+            "memory_gib": self._memory() / 2**30,
         }
         self._reset()
         return values
+
+    def _memory(self) -> int:
+        """Bytes: on a GPU what was allocated at most, otherwise this process's peak of resident memory."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class FiniteWatch:
@@ -64,6 +77,7 @@ class FiniteWatch:
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
         self.steps: list[tuple[int, Tensor, Tensor]] = []
+        self.good = -1  # the last step of which all was seen to be finite
 
     def see(self, step: int, ids: Tensor, features: Tensor) -> None:
         """ids (B, 2): row of the identity and index of its image; features (B, D)."""
@@ -77,7 +91,10 @@ class FiniteWatch:
             step = min((step for step, _ in found), default=None)
             images = "; ".join(text for at, text in found if at == step)
             where = f"first at step {step + 1}: {images}" if step is not None else "all features are finite"
-            raise ValueError(f"not finite: {', '.join(bad)}; {where}; {mend}")
+            terms = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            good = f"last good step {self.good + 1}" if self.good >= 0 else "no step before it was checked"
+            raise ValueError(f"not finite: {', '.join(bad)}; {where}; {mend}; {good}; all terms: {terms}")
+        self.good = max((step for step, _, _ in self.steps), default=self.good)
         self.steps.clear()
 
     def _first(self) -> tuple[int, str] | None:
@@ -88,6 +105,33 @@ class FiniteWatch:
                 shown = ", ".join(f"identity {self.names[row]} image {image}" for row, image in bad[:3])
                 return step, f"rank {rank()}, {len(bad)} of {len(ids)} features ({shown}{', ...' if bad[3:] else ''})"
         return None
+
+
+class DamageWatch:
+    """Counts the identities that were left out because their data is damaged."""
+
+    def __init__(self, rows: Sequence[int] = ()) -> None:
+        """rows: dropped earlier in this epoch, before a resume."""
+        self.dropped = [Dropped(tuple(rows), "found before this run was resumed")] if rows else []
+
+    def see(self, dropped: Sequence[Dropped]) -> None:
+        self.dropped += dropped
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Rows that this rank has dropped in this epoch."""
+        return tuple(sorted({row for dropped in self.dropped for row in dropped.rows}))
+
+    def end_epoch(self) -> tuple[int, str | None]:
+        """Identities left out in this epoch by all ranks together, and a warning; equal on every rank."""
+        everywhere = [dropped for part in gather_objects(self.dropped) for dropped in part]
+        self.dropped = []
+        if not everywhere:
+            return 0, None
+        count = len({row for dropped in everywhere for row in dropped.rows})
+        reasons = list(dict.fromkeys(dropped.reason for dropped in everywhere))
+        shown = "".join(f"\n  {reason}" for reason in reasons[:5]) + ("\n  ..." if reasons[5:] else "")
+        return count, f"warning: {count} identities were left out of this epoch, their data is damaged:{shown}"
 
 
 class HingeWatch:

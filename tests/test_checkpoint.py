@@ -162,7 +162,7 @@ def test_another_format(tmp_path, run):
     path = run.save(tmp_path, 1)
     state = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(json.dumps({**state, "format": 99}))
-    with pytest.raises(ValueError, match=rf"{path} has checkpoint format 99; this version reads format 1"):
+    with pytest.raises(ValueError, match=rf"{path} has checkpoint format 99; this version reads format 2"):
         run.load(path)
 
 

@@ -21,6 +21,57 @@ def test_shipped_configs_load_and_pass_the_checks(path):
     check(parse(Config, [f"--config={path}"]), world_size=1)
 
 
+# Every number of the published recipe (Luo et al., 2019; Wieczorek et al., 2021), and below where a config differs.
+RECIPE = {
+    "data.height": 256, "data.width": 128, "batch.identities": 16, "batch.images": 4, "batch.streams": 8,
+    "batch.short": "keep", "augment.flip": 0.5, "augment.pad": 10, "augment.erase": 0.5,
+    "augment.erase_area": (0.02, 0.4), "augment.rotate_degrees": 0.0, "augment.scale": 0.0,
+    "model.encoder": "resnet50", "model.weights": "imagenet", "model.last_stride": 1, "model.stem_stride": 4,
+    "model.pool": "gap", "model.head": "linear", "model.norm": "batch", "model.sync_batchnorm": False,
+    "model.frozen_epochs": 0, "loss.cross_entropy": 1.0, "loss.smoothing": 0.1, "loss.triplet": 1.0,
+    "loss.triplet_margin": 0.5, "loss.triplet_scope": "local", "loss.quadruplet": 0.0, "loss.mctl": 1.0,
+    "loss.ctl": 0.0, "loss.w1": 0.1, "loss.w2": None, "loss.margin": 5.0, "loss.reading": "paper",
+    "loss.normalize": False,
+    "loss.relative": False, "loss.center": 5e-4, "loss.center_lr": 0.5, "optim.algorithm": "adam", "optim.lr": 3.5e-4,
+    "optim.lr_rule": "none", "optim.head_lr_factor": 1.0, "optim.bias_lr_factor": 1.0, "optim.weight_decay": 5e-4,
+    "optim.decay_norm": True, "optim.epochs": 120, "optim.schedule": "milestones", "optim.milestones": [40, 70],
+    "optim.gamma": 0.1, "optim.warmup_epochs": 10, "optim.warmup_factor": 0.01, "optim.clip_norm": 0.0,
+}  # fmt: skip
+RECIPES = {
+    "market1501": {"data.root": "data/market1501"},
+    "dukemtmc": {"data.root": "data/dukemtmc"},
+    "msmt17": {"data.root": "data/msmt17"},
+    "cuhk03": {"data.root": "data/cuhk03"},
+    "veri776": {"data.root": "data/veri776", "data.width": 256},
+    "baselines/bot": {
+        "data.root": "data/market1501", "loss.mctl": 0.0, "loss.triplet_margin": 0.3, "batch.short": "repeat",
+        "loss.margin": 0.5,
+    },
+    "baselines/ctl": {
+        "data.root": "data/market1501", "loss.mctl": 0.0, "loss.ctl": 1.0, "loss.reading": "rounds", "loss.margin": 0.5,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_hold_the_published_numbers(recipe):
+    config = parse(Config, [f"--config={ROOT / 'configs' / recipe}.yaml"])
+    found = {
+        name: getattr(getattr(config, name.split(".")[0]), name.split(".")[1]) for name in RECIPE | RECIPES[recipe]
+    }
+    assert found == RECIPE | RECIPES[recipe]
+    assert config.name == Path(recipe).name
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_say_how_to_run_them_and_what_to_expect(recipe):
+    text = (ROOT / "configs" / f"{recipe}.yaml").read_text()
+    assert f"train.py --config configs/{recipe}.yaml" in text
+    assert f"evaluate.py --run runs/{Path(recipe).name}\n" in text
+    assert "# Hardware: " in text and "not yet measured" in text and "published" in text
+    assert f"--out {RECIPES[recipe]['data.root']}\n" in text
+
+
 def write(path: Path, **values) -> Path:
     path.write_text(yaml.safe_dump(values))
     return path
@@ -136,6 +187,18 @@ def changed(**knobs) -> Config:
         ({"loss__margin": 0.0}, 1, r"loss\.margin = 0\.0 must be greater than 0"),
         ({"loss__triplet_margin": -1.0}, 1, r"loss\.triplet_margin = -1\.0"),
         ({"optim__lr": float("nan")}, 1, r"optim\.lr = nan"),
+        ({"optim__reference_identities": 0}, 1, r"optim\.reference_identities = 0 must be at least 1"),
+        ({"optim__head_lr_factor": 0.0}, 1, r"optim\.head_lr_factor = 0\.0 must be greater than 0"),
+        ({"optim__bias_lr_factor": -1.0}, 1, r"optim\.bias_lr_factor = -1\.0"),
+        ({"optim__momentum": 1.5}, 1, r"optim\.momentum = 1\.5 lies outside"),
+        ({"model__head_temperature": 0.0}, 1, r"model\.head_temperature = 0\.0 must be greater than 0"),
+        ({"model__frozen_epochs": -1}, 1, r"model\.frozen_epochs = -1 must be a finite number, 0 or more"),
+        (
+            {"model__frozen_epochs": 3, "model__weights": "none"},
+            1,
+            r"frozen_epochs = 3 .*give weights or leave it at 0",
+        ),
+        ({"model__norm": "frozen", "model__weights": "none"}, 1, r"norm = frozen .*give weights or leave it at batch"),
         (
             {f"loss__{name}": 0.0 for name in ("cross_entropy", "triplet", "mctl", "ctl", "center")},
             1,
@@ -152,6 +215,7 @@ def test_check_names_the_knob_the_value_and_the_mend(knobs, world_size, words):
 def test_check_lets_good_configs_pass(world_size):
     check(Config(), world_size)
     check(changed(loss__triplet_margin=None, loss__mctl=0.0, loss__center=0.0), world_size)
+    check(changed(model__norm="frozen", model__frozen_epochs=5), world_size)
 
 
 def test_what_is_saved_is_loaded(tmp_path):

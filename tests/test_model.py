@@ -1,25 +1,23 @@
-"""reid/model.py: shapes, strides, the neck, weights files, pooling and the colour histogram against slow versions."""
+"""reid/model.py: the neck, heads, what stands still, the command line and the colour histogram, by slow versions."""
 
-from pathlib import Path
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
-from reid import model as model_module
 from reid.augment import normalize
+from reid.config import ModelConfig
+from reid.encoders import ENCODERS
 from reid.model import (
     Classifier,
     ColourHistogram,
-    GeneralizedMean,
     ReIDModel,
-    build_encoder,
-    load_encoder_weights,
-    resnet10,
+    drop_frozen_gradients,
+    freeze_encoder,
+    main,
 )
-from tests.drawn import Bomb
 
 
 @pytest.fixture(scope="module")
@@ -57,48 +55,6 @@ def test_classifier_starts_small(small):
     assert abs(small.classifier.weight.mean().item()) < 3e-5
 
 
-@pytest.mark.parametrize(
-    ("last_stride", "stem_stride", "reduction"), [(2, 4, 32), (1, 4, 16), (1, 2, 8), (2, 2, 16), (1, 1, 4), (2, 1, 8)]
-)
-def test_strides_set_the_size_of_the_feature_map(last_stride, stem_stride, reduction):
-    assert map_size(build_encoder("resnet10", "none", last_stride, stem_stride)) == (64 // reduction, 32 // reduction)
-
-
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_strides_of_published_encoders(name):
-    """Basic blocks carry the stride in their first convolution, bottlenecks in their second."""
-    assert map_size(build_encoder(name, "none", 1, 4)) == (4, 2)
-
-
-def map_size(encoder: nn.Module) -> tuple[int, ...]:
-    sizes = []
-    encoder.layer4.register_forward_hook(lambda module, inputs, output: sizes.append(tuple(output.shape[2:])))
-    with torch.no_grad():
-        encoder.eval()(torch.randn(1, 3, 64, 32))
-    return sizes[0]
-
-
-def test_resnet10_has_one_block_per_stage():
-    encoder = resnet10()
-    assert [len(stage) for stage in (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4)] == [1, 1, 1, 1]
-
-
-def test_unknown_encoder():
-    with pytest.raises(ValueError, match=r"model\.encoder = 'resnet51'; choose one of resnet10, resnet18"):
-        build_encoder("resnet51", "none", 1, 4)
-
-
-@pytest.mark.parametrize("p", [1.0, 3.0, 6.5])
-def test_generalized_mean_against_loops(p):
-    x = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
-    wanted = np.zeros((2, 3, 1, 1))
-    for image in range(2):
-        for channel in range(3):
-            values = [max(float(value), 1e-6) ** p for value in x[image, channel].flatten()]
-            wanted[image, channel] = (sum(values) / len(values)) ** (1 / p)
-    np.testing.assert_allclose(GeneralizedMean(p)(x).detach(), wanted, rtol=1e-5)
-
-
 def test_generalized_mean_learns_its_exponent():
     model = ReIDModel(2, encoder="resnet10", pool="gem")
     feature, _ = model.train()(torch.randn(2, 3, 32, 16))
@@ -107,85 +63,139 @@ def test_generalized_mean_learns_its_exponent():
     assert model.encoder.avgpool.p.item() == 3.0
 
 
-# Weights files
+# What stands still
 
 
-def write_weights(path: Path, state: dict[str, torch.Tensor]) -> Path:
-    if path.suffix == ".safetensors":
-        save_file({name: value.contiguous() for name, value in state.items()}, path)
-    else:
-        torch.save(state, path)
-    return path
+def running_statistics(module: nn.Module) -> list[torch.Tensor]:
+    return [buffer.clone() for name, buffer in module.named_buffers() if "running" in name]
 
 
-@pytest.fixture(scope="module")
-def state() -> dict[str, torch.Tensor]:
-    torch.manual_seed(1)
-    return resnet10().state_dict()
+def test_frozen_norm_keeps_its_statistics_and_learns_its_weights():
+    """Each image alone gives what the batch gives; affine weights, and the neck's statistics, still move."""
+    torch.manual_seed(0)
+    model = ReIDModel(5, encoder="resnet10", norm="frozen")
+    images = torch.randn(4, 3, 32, 16)
+    before, neck = running_statistics(model.encoder), model.neck.running_mean.clone()
+    feature, logits = model(images)
+    logits.square().sum().backward()
+    assert all(map(torch.equal, running_statistics(model.encoder), before))
+    assert not torch.equal(model.neck.running_mean, neck)
+    torch.testing.assert_close(feature[:1], model.encoder(images[:1]))
+    assert model.encoder.bn1.weight.grad.abs().sum() > 0
+    model.eval().train()
+    assert not model.encoder.bn1.training and model.encoder.layer1.training and model.neck.training
+    assert ReIDModel(5, encoder="resnet10").encoder.bn1.training
 
 
-def assert_encoder_holds(encoder: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    own = encoder.state_dict()
-    for name, value in state.items():
-        if not name.startswith("fc."):
-            assert torch.equal(own[name], value), name
+def test_frozen_norm_without_batchnorm():
+    with pytest.raises(ValueError, match=r"model\.norm = frozen: vit_b_16 has no BatchNorm; use model\.norm = batch"):
+        ReIDModel(5, encoder="vit_b_16", norm="frozen", image_size=(32, 32))
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_weights_from_a_file(tmp_path, state, suffix):
-    """A classifier of another size in the file does not matter."""
-    path = write_weights(tmp_path / f"weights{suffix}", {**state, "fc.weight": torch.zeros(7, 512)})
-    assert_encoder_holds(build_encoder("resnet10", str(path), 1, 4), state)
-    assert_encoder_holds(ReIDModel(5, encoder="resnet10", weights=str(path)).encoder, state)
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_in_the_frozen_epochs_only_the_heads_learn(decay):
+    torch.manual_seed(0)
+    model = ReIDModel(5, encoder="resnet10", frozen_epochs=2)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.01, weight_decay=decay)
+    for epoch in range(4):
+        model.begin_epoch(epoch)
+        encoder, heads = copy_of(model.encoder), copy_of(model.classifier) | copy_of(model.neck)
+        _, logits = model(torch.randn(4, 3, 32, 16))
+        logits.square().sum().backward()
+        drop_frozen_gradients(model)
+        optimizer.step()
+        optimizer.zero_grad()
+        same = [torch.equal(value, encoder[name]) for name, value in model.encoder.state_dict().items()]
+        assert all(same) if epoch < 2 else not any(same), epoch
+        assert not torch.equal(model.classifier.weight, heads["weight"])
+        assert not torch.equal(model.neck.running_mean, heads["running_mean"])
+        assert (model.encoder.conv1.weight in optimizer.state) == (epoch >= 2)
+        assert model.encoder.training == (epoch >= 2)
 
 
-def test_weights_from_a_whole_model(tmp_path, small):
-    """A checkpoint's model.safetensors will do: its encoder's tensors are called encoder.*."""
-    path = write_weights(tmp_path / "model.safetensors", small.state_dict())
-    encoder = resnet10()
-    load_encoder_weights(encoder, path)
-    assert_encoder_holds(encoder, {name[8:]: v for name, v in small.state_dict().items() if name[:8] == "encoder."})
+def copy_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-def test_weights_of_another_encoder(tmp_path, state):
-    path = write_weights(tmp_path / "resnet10.pth", state)
-    with pytest.raises(ValueError, match=r"resnet10\.pth: 48 of 120 tensors .*first layer1\.1\.conv1\.weight"):
-        build_encoder("resnet18", str(path), 1, 4)
+def test_freezing_survives_an_evaluation():
+    model = ReIDModel(5, encoder="resnet10")
+    freeze_encoder(model, True)
+    model.eval().train()
+    assert model.training and not model.encoder.training and not model.encoder.bn1.training and model.neck.training
+    freeze_encoder(model, False)
+    assert model.encoder.bn1.training
+    freeze_encoder(model.eval(), True)
+    freeze_encoder(model, False)
+    assert not model.encoder.bn1.training, "freezing is no way into training"
 
 
-def test_weights_with_a_tensor_of_another_shape(tmp_path, state):
-    path = write_weights(tmp_path / "odd.safetensors", {**state, "conv1.weight": torch.zeros(64, 1, 7, 7)})
-    with pytest.raises(ValueError, match=r"odd\.safetensors: 1 of \d+ tensors .*first conv1\.weight"):
-        load_encoder_weights(resnet10(), path)
+# Names
 
 
-def test_weights_file_that_is_not_there(tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere\.pth: no such file; give imagenet, none or a local file"):
-        build_encoder("resnet10", str(tmp_path / "nowhere.pth"), 1, 4)
+def test_names_of_tensors():
+    """Checkpoints hold these names; whoever changes them cuts users off from theirs."""
+    names = list(ReIDModel(5, encoder="resnet18", pool="gem", sync_batchnorm=True, norm="frozen").state_dict())
+    assert names[:3] == ["encoder.conv1.weight", "encoder.bn1.weight", "encoder.bn1.bias"]
+    assert names[-7:] == [
+        "encoder.avgpool.p", "neck.weight", "neck.bias", "neck.running_mean", "neck.running_var",
+        "neck.num_batches_tracked", "classifier.weight",
+    ]  # fmt: skip
+    assert len(names) == 120 + 7
 
 
-def test_code_in_a_weights_file_does_not_run(tmp_path):
-    torch.save({"conv1.weight": Bomb(tmp_path / "ran")}, tmp_path / "evil.pth")
-    with pytest.raises(Exception, match=r"[Ww]eights"):
-        build_encoder("resnet10", str(tmp_path / "evil.pth"), 1, 4)
-    assert not (tmp_path / "ran").exists()
+@pytest.mark.parametrize("encoder", ["convnext_tiny", "swin_t", "vit_b_16"])
+def test_other_encoders_train(encoder):
+    model = ReIDModel(5, encoder=encoder, image_size=(64, 32))
+    feature, logits = model(torch.randn(2, 3, 64, 32))
+    assert feature.shape == (2, 768) and logits.shape == (2, 5)
+    logits.square().sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == ["neck.bias"]
 
 
-def test_no_imagenet_weights_for_resnet10():
-    with pytest.raises(ValueError, match=r"no ImageNet weights for resnet10; use model\.weights = none"):
-        build_encoder("resnet10", "imagenet", 1, 4)
+def test_every_model_knob_is_taken():
+    knobs = {
+        **asdict(ModelConfig()),
+        "encoder": "resnet10",
+        "weights": "none",
+        "frozen_epochs": 2,
+        "sync_batchnorm": True,
+    }
+    model = ReIDModel(5, **knobs)
+    assert model.frozen_epochs == 2 and model.sync_batchnorm
 
 
-def test_imagenet_weights_without_internet(monkeypatch, tmp_path):
-    """What urllib raises there is an OSError; the error says how to bring the weights."""
+# The command line
 
-    def download(weights):
-        raise ConnectionRefusedError("no route")
 
-    monkeypatch.setitem(model_module.ENCODERS, "resnet18", download)
+def test_list_names_every_encoder_and_what_is_in_the_cache(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(ValueError, match=rf"weights of resnet18.*no route.*on a machine with internet.*{tmp_path}"):
-        build_encoder("resnet18", "imagenet", 1, 4)
+    file = tmp_path / "hub" / "checkpoints" / "resnet50-0676ba61.pth"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:-1]] == list(ENCODERS)
+    assert f" 2048   23,508,032  {file}" in "".join(line for line in lines if line.startswith("resnet50"))
+    assert sum("not fetched" in line for line in lines) == len(ENCODERS) - 2  # resnet10 has none
+
+
+def test_fetch_prints_path_and_hash(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"abc")
+    assert main(["fetch", "resnet18"]) == 0
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of abc, as FIPS 180 prints it
+    assert capsys.readouterr().out == f"{file} sha256 {digest}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("resnet51", "resnet51 is no encoder; choose"), ("resnet10", "no ImageNet")]
+)
+def test_fetch_of_what_there_is_not(capsys, name, words):
+    assert main(["fetch", name]) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("error: ") and words in said.err
 
 
 # The baseline without learning

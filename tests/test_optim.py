@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from reid.optim import Schedule, build_optimizer
+from reid.model import ReIDModel
+from reid.optim import Schedule, build_optimizer, scale_lr
 
 
 @pytest.mark.parametrize(
@@ -65,3 +66,122 @@ def test_frozen_parameters_are_left_out():
     model.bias.requires_grad_(False)
     (group,) = build_optimizer(model, 1.0, 0.0).param_groups
     assert group["params"] == [model.weight]
+
+
+# The other schedule, and rules for the rate
+
+
+def test_cosine_after_the_warmup():
+    """10 epochs of 2 steps, 2 of warm-up: 16 steps of cosine; a quarter, half and three quarters of the way."""
+    schedule = Schedule(2.0, 2, warmup_epochs=2, warmup_factor=0.0, shape="cosine", epochs=10)
+    assert [schedule.at(step) for step in (0, 2, 4)] == pytest.approx([0, 1, 2])
+    assert [schedule.at(step) for step in (8, 12, 16)] == pytest.approx([1 + 0.5**0.5, 1, 1 - 0.5**0.5])
+    assert 0 < schedule.at(19) < 0.03
+    assert schedule.at(20) == schedule.at(99) == pytest.approx(0)
+
+
+def test_cosine_against_torch():
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.3)
+    wanted, theirs = Schedule(0.3, 4, warmup_epochs=0, shape="cosine", epochs=5), []
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)
+    for _ in range(20):
+        theirs.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert [wanted.at(step) for step in range(20)] == pytest.approx(theirs)
+
+
+def test_cosine_of_a_run_that_only_warms_up():
+    schedule = Schedule(1.0, 5, warmup_epochs=4, warmup_factor=0.0, shape="cosine", epochs=2)
+    assert schedule.at(9) == pytest.approx(9 / 20)
+
+
+@pytest.mark.parametrize(("rule", "rate"), [("none", 0.5), ("linear", 2.0), ("sqrt", 1.0)])
+def test_rate_for_a_batch_four_times_as_large(rule, rate):
+    assert scale_lr(0.5, 64, 16, rule) == pytest.approx(rate)
+    assert scale_lr(0.5, 16, 16, rule) == 0.5
+
+
+# Groups
+
+
+def rates_and_decays(model: nn.Module, **knobs) -> dict[str, tuple[float, float]]:
+    """(learning rate, decay) of each trainable parameter by name, after the schedule has set a rate of 1."""
+    optimizer = build_optimizer(model, 9.0, 0.1, **knobs)
+    Schedule(1.0, 1, warmup_epochs=0).apply(optimizer, 0)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        names[parameter]: (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+
+
+@pytest.fixture(scope="module")
+def model() -> ReIDModel:
+    return ReIDModel(5, encoder="resnet10", pool="gem")
+
+
+def test_one_group_by_default_in_the_order_of_the_model(model):
+    (group,) = build_optimizer(model, 1.0, 0.1).param_groups
+    assert all(a is b for a, b in zip(group["params"], [p for p in model.parameters() if p.requires_grad], strict=True))
+
+
+def test_factors_of_heads_and_biases(model):
+    found = rates_and_decays(model, head_lr_factor=10.0, bias_lr_factor=2.0)
+    assert len(found) == len(list(model.parameters())) - 1
+    assert found["encoder.conv1.weight"] == found["encoder.bn1.weight"] == found["encoder.avgpool.p"] == (1, 0.1)
+    assert found["encoder.bn1.bias"] == (2, 0.1)
+    assert found["neck.weight"] == found["classifier.weight"] == (10, 0.1)
+    heads = nn.ModuleDict({"encoder": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    assert rates_and_decays(heads, head_lr_factor=10.0, bias_lr_factor=2.0)["head.bias"] == (20, 0.1)
+
+
+def test_no_decay_on_norms_and_biases(model):
+    found = rates_and_decays(model, decay_norm=False)
+    spared = {name for name, (_, decay) in found.items() if decay == 0}
+    wanted = {"neck.weight", "encoder.avgpool.p", "encoder.bn1.weight", "encoder.bn1.bias"}
+    assert wanted < spared and {decay for _, decay in found.values()} == {0, 0.1}
+    assert all(".bn" in name or ".downsample.1." in name for name in spared - wanted)
+
+
+def test_groups_saved_without_factors_are_read():
+    """Checkpoints of one group, from before there were factors."""
+    optimizer = build_optimizer(nn.Linear(2, 2), 1.0, 0.0)
+    old = torch.optim.Adam(nn.Linear(2, 2).parameters(), lr=3.0)
+    optimizer.load_state_dict(old.state_dict())
+    Schedule(1.0, 1, warmup_epochs=0).apply(optimizer, 0)
+    assert optimizer.param_groups[0]["lr"] == 1.0
+
+
+@pytest.mark.parametrize("algorithm", ["adamw", "sgd"])
+def test_other_algorithms_step_by_step(algorithm):
+    model = nn.Linear(3, 2, bias=False).double()
+    weight = model.weight.detach().numpy().copy()
+    optimizer = build_optimizer(model, 0.01, 0.1, algorithm=algorithm, momentum=0.8)
+    first, second, rng = np.zeros_like(weight), np.zeros_like(weight), np.random.default_rng(0)
+    for t in range(1, 4):
+        gradient = rng.normal(size=weight.shape)
+        model.weight.grad = torch.from_numpy(gradient.copy())
+        optimizer.step()
+        if algorithm == "adamw":
+            first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+            update = (first / (1 - 0.9**t)) / (np.sqrt(second / (1 - 0.999**t)) + 1e-8)
+            weight = weight - 0.01 * 0.1 * weight - 0.01 * update
+        else:
+            first = 0.8 * first + gradient + 0.1 * weight
+            weight = weight - 0.01 * first
+    np.testing.assert_allclose(model.weight.detach().numpy(), weight, rtol=1e-10)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("algorithm", ["adam", "adamw", "sgd"])
+def test_one_fused_kernel_on_cuda(algorithm):
+    optimizer = build_optimizer(nn.Linear(2, 2).cuda(), 1.0, 0.0, algorithm=algorithm)
+    assert optimizer.defaults["fused"] is True
+
+
+@pytest.mark.parametrize("algorithm", ["adam", "adamw", "sgd"])
+def test_torchs_own_choice_elsewhere(algorithm):
+    assert build_optimizer(nn.Linear(2, 2), 1.0, 0.0, algorithm=algorithm).defaults["fused"] is None

@@ -13,6 +13,8 @@ def meet_a_nan() -> str:
     features = torch.ones(2, 4)
     if rank == 1:
         features[1, 0] = float("nan")
+    watch.see(6, torch.zeros(2, 2, dtype=torch.int64), torch.ones(2, 4))
+    watch.check({"loss": 1.0}, "lower it")
     watch.see(7, torch.tensor([[rank, 3], [rank + 2, 4]]), features)
     try:
         watch.check(mean_over_ranks({"loss": features.sum()}), "lower it")
@@ -24,7 +26,12 @@ def meet_a_nan() -> str:
 def test_every_rank_stops_and_names_the_image(pool: Pool) -> None:
     said = pool.run(3, meet_a_nan)
     assert (
-        said == ["not finite: loss; first at step 8: rank 1, 1 of 2 features (identity person 3 image 4); lower it"] * 3
+        said
+        == [
+            "not finite: loss; first at step 8: rank 1, 1 of 2 features (identity person 3 image 4); lower it; "
+            "last good step 7; all terms: loss nan"
+        ]
+        * 3
     )
 
 

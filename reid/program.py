@@ -1,0 +1,34 @@
+"""How a program ends: with one line instead of a stack trace where the user can mend what went wrong."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+from reid.loader import explain_killed_worker
+from reid.samples import DamagedData
+
+Answer = TypeVar("Answer")
+MENDABLE = 2  # exit status
+
+
+def call(action: Callable[[], Answer]) -> Answer:
+    """What `action` returns. A ValueError, or a decoding process that was killed, ends the program with MENDABLE.
+
+    An error that all ranks have alike is told by rank 0 alone.
+    """
+    rank = os.environ.get("RANK", "0")
+    try:
+        return action()
+    except ValueError as error:
+        reason, everywhere = str(error), not isinstance(error, DamagedData)
+    except RuntimeError as error:
+        killed = explain_killed_worker(error)
+        if killed is None:
+            raise
+        reason, everywhere = killed, False
+    if rank == "0" or not everywhere:
+        print(f"error: {f'rank {rank}: ' if rank != '0' else ''}{reason}", file=sys.stderr, flush=True)
+    sys.exit(MENDABLE)

@@ -1,0 +1,255 @@
+"""reid/encoders.py: every encoder against torchvision's (or timm's) own model with the same weights."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torchvision.models import VisionTransformer
+
+from reid.encoders import ENCODERS, GeneralizedMean, ImageTransformer, build_encoder, resnet10
+from reid.weights import load_weights
+
+HAS_TIMM_REASON = "timm, an optional dependency, is not installed"
+
+
+def classifier_input(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """What the last linear layer of an ImageNet model receives: the feature of each image."""
+    seen = []
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    handle = last.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        model.eval()(images)
+    handle.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d", "convnext_tiny", "swin_t"])
+def test_features_are_those_of_torchvision(name):
+    torch.manual_seed(0)
+    reference = torchvision.models.get_model(name, weights=None)
+    with torch.device("meta"):
+        knobs = {"last_stride": 2} if name.startswith("res") else {}
+        encoder, dim = build_encoder(name, **knobs)
+    own = {key: value for key, value in reference.state_dict().items() if key in encoder.state_dict()}
+    assert len(own) == len(encoder.state_dict()) == len(reference.state_dict()) - 2  # the classifier's two
+    encoder.load_state_dict(own, assign=True)
+    images = torch.randn(2, 3, 64, 32)
+    with torch.no_grad():
+        found = encoder.eval()(images)
+    assert found.shape == (2, dim)
+    assert found.abs().max() > 0
+    torch.testing.assert_close(found, classifier_input(reference, images), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in ENCODERS if name != "resnet10"])
+def test_parameters_are_those_that_torchvision_publishes_less_the_classifier(name):
+    with torch.device("meta"):
+        encoder, dim = build_encoder(name, image_size=(224, 224))
+    published = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].meta["num_params"]
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == published - 1000 * dim - 1000
+
+
+def test_names_are_those_of_torchvision():
+    encoder, _ = build_encoder("resnet18")
+    wanted = [name for name in torchvision.models.resnet18().state_dict() if not name.startswith("fc.")]
+    assert list(encoder.state_dict()) == wanted
+    assert set(build_encoder("resnet18", pool="gem")[0].state_dict()) == {*wanted, "avgpool.p"}
+
+
+def test_unknown_encoder():
+    with pytest.raises(ValueError, match=r"model\.encoder = 'resnet51'; choose one of resnet10, resnet18.* or timm/<"):
+        build_encoder("resnet51")
+
+
+@pytest.mark.parametrize("name", ["resnet10", "convnext_tiny", "swin_t", "vit_b_16"])
+@pytest.mark.parametrize("pool", ["gap", "gem"])
+def test_bfloat16_autocast(name, pool):
+    if pool == "gem" and name == "vit_b_16":
+        return
+    encoder, dim = build_encoder(name, pool=pool, image_size=(32, 32))
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        found = encoder.eval()(torch.randn(2, 3, 32, 32))
+    assert found.shape == (2, dim) and found.isfinite().all()
+
+
+# Strides
+
+
+@pytest.mark.parametrize(
+    ("last_stride", "stem_stride", "reduction"), [(2, 4, 32), (1, 4, 16), (1, 2, 8), (2, 2, 16), (1, 1, 4), (2, 1, 8)]
+)
+def test_strides_set_the_size_of_the_feature_map(last_stride, stem_stride, reduction):
+    encoder, _ = build_encoder("resnet10", last_stride=last_stride, stem_stride=stem_stride)
+    assert map_size(encoder) == (64 // reduction, 32 // reduction)
+
+
+@pytest.mark.parametrize("name", [name for name in ENCODERS if name.startswith("res")])
+def test_last_stride_1_doubles_the_map(name):
+    """Basic blocks carry the stride in their first convolution, bottlenecks in their second, both in the shortcut."""
+    with torch.device("meta"):
+        sizes = [map_size(build_encoder(name, last_stride=stride)[0]) for stride in (2, 1)]
+    assert sizes == [(2, 1), (4, 2)]
+
+
+def map_size(encoder: nn.Module) -> tuple[int, ...]:
+    sizes = []
+    encoder.layer4.register_forward_hook(lambda module, inputs, output: sizes.append(tuple(output.shape[2:])))
+    with torch.no_grad():
+        encoder.eval()(torch.randn(1, 3, 64, 32))
+    return sizes[0]
+
+
+@pytest.mark.parametrize("name", ["convnext_tiny", "swin_t", "vit_b_16", "timm/resnet18"])
+@pytest.mark.parametrize(("knob", "value"), [("last_stride", 2), ("stem_stride", 2)])
+def test_strides_of_other_encoders_are_refused(name, knob, value):
+    with pytest.raises(ValueError, match=rf"model\.{knob} = 2: only ResNets have it, not {name}; leave it at"):
+        build_encoder(name, **{knob: value})
+
+
+def test_resnet10_has_one_block_per_stage():
+    encoder = resnet10()
+    assert [len(stage) for stage in (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4)] == [1, 1, 1, 1]
+
+
+# Pooling
+
+
+@pytest.mark.parametrize("p", [1.0, 3.0, 6.5])
+def test_generalized_mean_against_loops(p):
+    x = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    wanted = np.zeros((2, 3, 1, 1))
+    for image in range(2):
+        for channel in range(3):
+            values = [max(float(value), 1e-6) ** p for value in x[image, channel].flatten()]
+            wanted[image, channel] = (sum(values) / len(values)) ** (1 / p)
+    np.testing.assert_allclose(GeneralizedMean(p)(x).detach(), wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "map_module"), [("resnet10", "layer4"), ("convnext_tiny", "features"), ("swin_t", "permute")]
+)
+def test_gem_pools_the_map(name, map_module):
+    """The mean of cubes of what the map module gives; ConvNeXt normalises after pooling."""
+    encoder, dim = build_encoder(name, pool="gem")
+    maps = []
+    encoder.get_submodule(map_module).register_forward_hook(lambda module, inputs, output: maps.append(output))
+    with torch.no_grad():
+        found = encoder.eval()(torch.randn(2, 3, 64, 64))
+        wanted = maps[0].clamp(min=1e-6).pow(3).mean(dim=(2, 3)).pow(1 / 3)
+        if name == "convnext_tiny":
+            wanted = nn.functional.layer_norm(wanted, (dim,), eps=1e-6)
+    assert maps[0].shape[1] == dim and maps[0][0, 0].numel() > 1
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(("name", "why"), [("vit_b_16", "class token"), ("timm/resnet18", "pool by themselves")])
+def test_gem_is_refused_where_nothing_is_pooled(name, why):
+    with pytest.raises(ValueError, match=rf"model\.pool = gem: .*{why}.*pool = gap with {name}"):
+        build_encoder(name, pool="gem")
+
+
+# ViT
+
+
+def small_vit(image_size: int = 32) -> VisionTransformer:
+    torch.manual_seed(0)
+    vit = VisionTransformer(image_size, patch_size=8, num_layers=2, num_heads=2, hidden_dim=12, mlp_dim=20)
+    nn.init.normal_(vit.class_token)
+    nn.init.normal_(vit.conv_proj.bias)
+    nn.init.normal_(vit.encoder.pos_embedding)
+    return vit
+
+
+def test_vit_at_224_is_torchvisions():
+    vit = torchvision.models.vit_b_16(weights=None)
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        found = ImageTransformer(vit, 224, 224).eval()(images)
+    torch.testing.assert_close(found, classifier_input(vit, images), rtol=0, atol=0)
+
+
+def test_vit_of_images_that_are_not_square_patch_by_patch():
+    vit = small_vit()
+    encoder = ImageTransformer(vit, 48, 16).eval()
+    assert encoder.grid == (6, 2) and encoder.encoder.pos_embedding.shape == (1, 13, 12)
+    assert 0.01 < encoder.encoder.pos_embedding.std() < 0.03
+    images = torch.randn(2, 3, 48, 16)
+    with torch.no_grad():
+        tokens = [encoder.class_token.expand(2, -1, -1)[:, 0]]
+        for row in range(6):
+            for column in range(2):
+                patch = images[:, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
+                weight, bias = encoder.conv_proj.weight, encoder.conv_proj.bias
+                tokens.append(patch.flatten(1) @ weight.flatten(1).T + bias)
+        tokens = torch.stack(tokens, dim=1) + encoder.encoder.pos_embedding
+        wanted = encoder.encoder.ln(encoder.encoder.layers(tokens))[:, 0]
+        torch.testing.assert_close(encoder(images), wanted)
+
+
+def test_vit_of_sizes_that_are_not_multiples_of_a_patch():
+    with pytest.raises(ValueError, match=r"16 x 16 pixels; data\.height = 250 and data\.width = 128 must be multiples"):
+        build_encoder("vit_b_16", image_size=(250, 128))
+
+
+def test_vit_of_another_size_than_it_was_built_for():
+    with pytest.raises(AssertionError, match=r"\(16, 48\) pixels, built for \(6, 2\) patches"):
+        ImageTransformer(small_vit(), 48, 16)(torch.randn(1, 3, 16, 48))
+
+
+# timm
+
+
+def test_without_timm_the_error_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)  # as Python marks a module that cannot be imported
+    with pytest.raises(ValueError, match=r"timm is not installed; run `pip install timm`"):
+        build_encoder("timm/resnet18")
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224", "repvgg_a0"])
+def test_timm_features(name):
+    """The model of timm with the same seed; a ViT is built for the images' size."""
+    timm = pytest.importorskip("timm", reason=HAS_TIMM_REASON)
+    torch.manual_seed(0)
+    encoder, dim = build_encoder(f"timm/{name}", image_size=(64, 32))
+    torch.manual_seed(0)
+    size = {"img_size": (64, 32)} if name.startswith("vit") else {}
+    reference = timm.create_model(name, num_classes=0, **size)
+    images = torch.randn(2, 3, 64, 32)
+    with torch.no_grad():
+        found = encoder.eval()(images)
+        torch.testing.assert_close(found, reference.eval()(images), rtol=0, atol=0)
+    assert found.shape == (2, dim)
+
+
+def test_timm_position_embeddings_from_a_file_of_another_size(tmp_path):
+    timm = pytest.importorskip("timm", reason=HAS_TIMM_REASON)
+    square = timm.create_model("vit_tiny_patch16_224")
+    torch.save(square.state_dict(), tmp_path / "vit.pth")
+    encoder, _ = build_encoder("timm/vit_tiny_patch16_224", str(tmp_path / "vit.pth"), image_size=(256, 128))
+    wanted = timm.layers.resample_abs_pos_embed(square.pos_embed, new_size=[16, 8], num_prefix_tokens=1)
+    torch.testing.assert_close(encoder.pos_embed, wanted)
+    assert torch.equal(encoder.blocks[3].attn.qkv.weight, square.blocks[3].attn.qkv.weight)
+
+
+def test_timm_errors(monkeypatch):
+    pytest.importorskip("timm", reason=HAS_TIMM_REASON)
+    with pytest.raises(ValueError, match=r"model\.encoder = timm/resnet51.* no such model; near: "):
+        build_encoder("timm/resnet51")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"timm/resnet10t: .*run `python -m reid\.model fetch timm/resnet10t`"):
+        build_encoder("timm/resnet10t", "imagenet")
+
+
+def test_a_vit_learns_positions_from_a_file_of_another_size(tmp_path):
+    """End to end for torchvision's names; the resizing itself is in test_weights.py."""
+    vit = small_vit()
+    torch.save(vit.state_dict(), tmp_path / "vit.pth")
+    encoder = ImageTransformer(small_vit(), 48, 16)
+    load_weights(encoder, tmp_path / "vit.pth")
+    positions = encoder.encoder.pos_embedding
+    assert positions.shape == (1, 13, 12)
+    assert torch.equal(positions[:, :1], vit.encoder.pos_embedding[:, :1])
+    torch.testing.assert_close(positions[:, 1:].mean(), vit.encoder.pos_embedding[:, 1:].mean(), rtol=0, atol=0.1)

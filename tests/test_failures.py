@@ -1,0 +1,253 @@
+"""What may befall a training run, with real processes: signals, kills, full disks, damage. Nothing hangs or is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from reid.checkpoint import find
+from reid.lock import hold
+from reid.stopping import STOPPED
+from reid.trained import find_run
+from shards.__main__ import main as shards_main
+
+ROOT = Path(__file__).parent.parent
+LAUNCH = [str(Path(sys.executable).parent / "accelerate"), "launch", "--config_file", str(ROOT / "launch/cpu.yaml")]
+SMALL = [
+    "--config=configs/quickstart.yaml", "--data.height=32", "--data.width=16", "--batch.identities=4",
+    "--batch.streams=2", "--optim.milestones=[]", "--track.every_steps=1", "--track.wandb=off", "--data.workers=1",
+]  # fmt: skip
+TIMEOUT_S = 120
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("failures")
+    sizes = ["--identities-train=16", "--identities-test=4", "--images-per-identity=6", "--distractors=2", "--junk=1"]
+    drawn = ["--out", str(folder / "drawn"), *sizes, "--cameras=3", "--height=64", "--width=32"]
+    assert shards_main(["synth", *drawn]) == 0
+    built = ["--root", str(folder / "drawn"), "--out", str(folder / "shards"), "--shards=4"]
+    assert shards_main(["build", "market1501", *built]) == 0
+    return folder / "shards"
+
+
+class Started:
+    """A training that runs: one process, or two through the launcher."""
+
+    ports = 0
+
+    def __init__(self, data: Path, runs: Path, *flags: str, processes: int = 1, **options) -> None:
+        Started.ports += 1
+        port = str(21000 + (os.getpid() * 13 + Started.ports) % 19000)
+        start = [sys.executable] if processes == 1 else [*LAUNCH, "--main_process_port", port]
+        self.folder = runs / "run"
+        self.process = subprocess.Popen(
+            [*start, "train.py", *SMALL, f"--data.root={data}", f"--runs={runs}", "--name=run", *flags],
+            cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, start_new_session=True, **options,
+        )  # fmt: skip
+
+    def wait_for(self, ready: Callable[[], object]) -> None:
+        begun = time.monotonic()
+        while not ready():
+            assert self.process.poll() is None, self.end()
+            assert time.monotonic() - begun < TIMEOUT_S, "nothing happened"
+            time.sleep(0.01)
+
+    def steps(self) -> int:
+        log = self.folder / "metrics.jsonl"
+        return log.read_text().count("train/loss") if log.exists() else 0
+
+    def ranks(self) -> dict[int, int]:
+        """Process ids by rank."""
+        found = {}
+        for status in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                environment = dict(item.split("=", 1) for item in status.read_text().split("\0") if "=" in item)
+                command = (status.parent / "cmdline").read_text()
+            except OSError:
+                continue
+            if str(self.folder.parent) in command and "RANK" in environment and "accelerate" not in command:
+                pid = int(status.parent.name)
+                parent = int((status.parent / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                if parent == self.process.pid:  # not the decoding processes of a rank
+                    found[int(environment["RANK"])] = pid
+        return found
+
+    def end(self) -> tuple[int, str]:
+        """Exit status and all that was said."""
+        try:
+            said, errors = self.process.communicate(timeout=TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            raise
+        return self.process.returncode, said + errors
+
+
+def train(data: Path, runs: Path, *flags: str, **options) -> tuple[int, str]:
+    return Started(data, runs, *flags, **options).end()
+
+
+def weights(runs: Path) -> dict:
+    newest = find(runs / "run" / "checkpoints")[0]
+    return {**load_file(newest / "model.safetensors"), **load_file(newest / "objective.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two processes, never disturbed."""
+    runs = tmp_path_factory.mktemp("straight")
+    status, said = train(data, runs, "--optim.epochs=4", processes=2)
+    assert status == 0, said
+    return runs
+
+
+@pytest.mark.parametrize("whom", ["rank 1", "launcher"])
+def test_a_signal_stops_all_ranks_and_the_rest_is_the_same_to_the_last_bit(
+    data: Path, straight: Path, tmp_path: Path, whom: str
+) -> None:
+    run = Started(data, tmp_path, "--optim.epochs=4", processes=2)
+    run.wait_for(lambda: run.steps() >= 2)
+    if whom == "launcher":
+        run.process.send_signal(signal.SIGTERM)
+    else:
+        os.kill(run.ranks()[1], signal.SIGUSR1)
+    status, said = run.end()
+    assert status != 0
+    assert (run.folder / "stopped.json").exists(), said
+    stopped = json.loads((run.folder / "stopped.json").read_text())
+    assert stopped["checkpoint"] == find(run.folder / "checkpoints")[0].name
+    assert (stopped["epoch"], stopped["step"]) < (4, 0) and "go on with --resume=auto" in said
+    status, said = train(data, tmp_path, "--optim.epochs=4", "--resume=auto", processes=2)
+    assert status == 0 and f"from epoch {stopped['epoch'] + 1} step {stopped['step'] + 1}" in said, said
+    assert not (run.folder / "stopped.json").exists()
+    ours, theirs = weights(tmp_path), weights(straight)
+    assert ours.keys() == theirs.keys() and all(bool((ours[name] == theirs[name]).all()) for name in theirs)
+    logs = [[line for line in read_log(runs) if "train/loss" in line] for runs in (tmp_path, straight)]
+    assert [(line["step"], line["train/loss"]) for line in logs[0]] == [
+        (line["step"], line["train/loss"]) for line in logs[1]
+    ]
+
+
+def read_log(runs: Path) -> list[dict]:
+    return [json.loads(line) for line in (runs / "run" / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_stop_file_stops_a_run_and_one_process_goes_on_with_what_two_began(data: Path, tmp_path: Path) -> None:
+    stop = tmp_path / "stop"
+    run = Started(data, tmp_path, "--optim.epochs=500", f"--stop_file={stop}", processes=2)
+    run.wait_for(lambda: run.steps() >= 1)
+    stop.touch()
+    status, said = run.end()
+    assert status != 0 and f"stopped ({stop} exists)" in said
+    steps = run.steps()
+    status, said = train(data, tmp_path, f"--stop_file={stop}", "--resume=auto", "--optim.epochs=500")
+    assert status == STOPPED and run.steps() == steps + 1  # the file is still there: one more step
+
+
+def test_a_killed_rank_ends_the_others(data: Path, tmp_path: Path) -> None:
+    run = Started(data, tmp_path, "--optim.epochs=500", "--timeout_s=30", processes=2)
+    run.wait_for(lambda: run.steps() >= 1)
+    begun = time.monotonic()
+    os.kill(run.ranks()[1], signal.SIGKILL)
+    status, said = run.end()
+    assert status != 0 and time.monotonic() - begun < 60
+    assert "SIGKILL" in said or "Signal 9" in said
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(data: Path, tmp_path: Path) -> None:
+    run = Started(data, tmp_path, "--optim.epochs=500", "--track.checkpoint_steps=1")
+    checkpoints = run.folder / "checkpoints"
+    run.wait_for(lambda: len(find(checkpoints)) >= 2 and list(checkpoints.glob(".*.writing")))
+    os.killpg(run.process.pid, signal.SIGKILL)
+    run.end()
+    stop = tmp_path / "stop"
+    stop.touch()
+    status, said = train(data, tmp_path, "--optim.epochs=500", "--resume=auto", f"--stop_file={stop}")
+    assert status == STOPPED, said
+    assert not list(checkpoints.glob(".*"))
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "state.json"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    data: Path, straight: Path, tmp_path: Path, file: str
+) -> None:
+    shutil.copytree(straight / "run", tmp_path / "run")
+    newest, before = find(tmp_path / "run" / "checkpoints")
+    damaged = bytearray((newest / file).read_bytes())
+    damaged[len(damaged) // 2] ^= 255
+    (newest / file).write_bytes(damaged)
+    status, said = train(data, tmp_path, "--optim.epochs=4", "--resume=auto")
+    assert status == 0, said
+    assert f"warning: {newest}: damaged checkpoint" in said and f"going on from {before}" in said
+    assert "from epoch 4 step 1" in said
+
+
+def test_a_loss_that_is_not_finite_stops_all_ranks_with_the_images(data: Path, tmp_path: Path) -> None:
+    flags = ["--optim.lr=1e30", "--optim.warmup_epochs=0", "--track.checkpoint_steps=1"]
+    status, said = train(data, tmp_path, *flags, processes=2)
+    assert status != 0
+    (line,) = (line for line in said.splitlines() if line.startswith("error: "))
+    for text in ("not finite: ", "first at step", "identity", "image", "lower optim.lr", "checkpoints"):
+        assert text in line
+    kept = find(tmp_path / "run" / "checkpoints")
+    assert kept and all(bool(value.isfinite().all()) for value in load_file(kept[-1] / "model.safetensors").values())
+
+
+def test_a_full_disk_is_a_warning_and_at_the_end_an_error(data: Path, tmp_path: Path) -> None:
+    def few_bytes() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+
+    status, said = train(data, tmp_path, "--optim.epochs=2", preexec_fn=few_bytes)
+    assert status == 2, said
+    assert "warning: " in said and "no checkpoint could be written: File too large; training goes on" in said
+    assert "error: " in said and "earlier ones are whole" in said
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_said_first(data: Path) -> None:
+    status, said = train(data, Path("/proc/nowhere"))
+    assert status == 2 and "error: /proc/nowhere/run cannot be written" in said and "give another --runs" in said
+
+
+def test_a_second_run_in_the_same_folder_is_refused(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with hold(tmp_path / "run" / ".lock"):
+        status, said = train(data, tmp_path)
+    assert status == 2 and f"process {os.getpid()} on" in said and "is training in this folder" in said
+
+
+def test_a_dry_run_makes_two_steps_and_writes_nothing(data: Path, tmp_path: Path) -> None:
+    status, said = train(data, tmp_path, "--dry_run=true", processes=2)
+    assert status == 0, said
+    assert "dry run: 2 steps with 2 process(es), nothing written" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_held_out_identities_choose_the_best_checkpoint(data: Path, tmp_path: Path) -> None:
+    flags = ["--data.val_identities=4", "--optim.epochs=3", "--eval.every_epochs=1", "--track.keep_checkpoints=1"]
+    status, said = train(data, tmp_path, *flags)
+    assert status == 0, said
+    assert "12 identities, 72 images" in said and "4 identities held out" in said
+    scores = [line for line in read_log(tmp_path) if "eval/val/mAP" in line]
+    assert len(scores) == 3 and ["eval/image/mAP" in line for line in scores] == [False, False, True]
+    best = max(line["eval/val/mAP"] for line in scores)
+    assert scores[-1]["eval/best_mAP"] == best
+    kept = find(tmp_path / "run" / "checkpoints")
+    state = json.loads((kept[0] / "state.json").read_text())
+    assert state["best"]["val/mAP"] == best and state["best_name"] in [path.name for path in kept]
+    assert find_run(str(tmp_path / "run"), "best")[1].name == state["best_name"]
+    assert find_run(str(tmp_path / "run"), "newest")[1] == kept[0]

@@ -1,0 +1,262 @@
+"""reid/weights.py: files of tensors and what does not fit, torch's cache, downloads, resized position embeddings."""
+
+import hashlib
+import threading
+import time
+import urllib.error
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+from reid import weights as weights_module
+from reid.encoders import ImageTransformer, build_encoder, resnet10
+from reid.model import ReIDModel
+from reid.weights import cached_file, fetch, load_weights, resize_positions, url_of
+from tests.drawn import Bomb
+from tests.test_encoders import small_vit
+
+
+def write_weights(path: Path, state: dict[str, torch.Tensor]) -> Path:
+    if path.suffix == ".safetensors":
+        save_file({name: value.contiguous() for name, value in state.items()}, path)
+    else:
+        torch.save(state, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    return resnet10().state_dict()
+
+
+def assert_encoder_holds(encoder: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_from_a_file(tmp_path, state, suffix):
+    """A classifier of another size in the file does not matter."""
+    path = write_weights(tmp_path / f"weights{suffix}", {**state, "fc.weight": torch.zeros(7, 512)})
+    assert_encoder_holds(build_encoder("resnet10", str(path))[0], state)
+    assert_encoder_holds(ReIDModel(5, encoder="resnet10", weights=str(path)).encoder, state)
+
+
+def test_weights_from_a_whole_model(tmp_path):
+    """A checkpoint's model.safetensors will do: its encoder's tensors are called encoder.*."""
+    model = ReIDModel(5, encoder="resnet10", pool="gem")
+    path = write_weights(tmp_path / "model.safetensors", model.state_dict())
+    encoder, _ = build_encoder("resnet10", str(path))
+    assert_encoder_holds(encoder, model.encoder.state_dict())
+
+
+@pytest.mark.parametrize("prefix", ["module.", "backbone.base.", "module.encoder_q."])
+@pytest.mark.parametrize("nested", ["state_dict", "model", None])
+def test_weights_from_files_of_others(tmp_path, state, prefix, nested):
+    """Prefixes as DDP, CTL's and MoCo's code write them, beside tensors that are not the encoder's."""
+    file = {f"{prefix}{name}": value for name, value in state.items()} | {"queue": torch.zeros(3)}
+    torch.save({nested: file, "epoch": 3} if nested else file, tmp_path / "others.pth")
+    assert_encoder_holds(build_encoder("resnet10", str(tmp_path / "others.pth"))[0], state)
+
+
+def test_a_whole_vit_model_has_the_name_encoder_twice(tmp_path):
+    """encoder.encoder.layers...: only the outer one is a prefix."""
+    encoder = ImageTransformer(small_vit(), 32, 32)
+    whole = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
+    path = write_weights(tmp_path / "model.safetensors", {**whole, "neck.weight": torch.ones(12)})
+    other = ImageTransformer(small_vit(), 32, 32)
+    nn.init.zeros_(other.class_token)
+    load_weights(other, path)
+    assert_encoder_holds(other, encoder.state_dict())
+
+
+def test_old_files_of_torchvision(tmp_path, state):
+    """Its ViT's file calls layers of the MLP linear_1 and linear_2; old ResNet files have no counters of BatchNorm."""
+    vit = ImageTransformer(small_vit(), 32, 32)
+    old = {
+        n.replace(".mlp.0.", ".mlp.linear_1.").replace(".mlp.3.", ".mlp.linear_2."): v
+        for n, v in vit.state_dict().items()
+    }
+    assert old.keys() != vit.state_dict().keys()
+    other = ImageTransformer(small_vit(), 32, 32)
+    for parameter in other.parameters():
+        nn.init.zeros_(parameter)
+    load_weights(other, write_weights(tmp_path / "vit.pth", old))
+    assert_encoder_holds(other, vit.state_dict())
+    path = write_weights(tmp_path / "r.pth", {n: v for n, v in state.items() if "num_batches" not in n})
+    assert_encoder_holds(build_encoder("resnet10", str(path))[0], state)
+
+
+# What does not fit
+
+
+def test_weights_of_a_smaller_encoder(tmp_path, state):
+    path = write_weights(tmp_path / "resnet10.pth", state)
+    with pytest.raises(
+        ValueError, match=r"pth: 80 of the encoder's 120 tensors fit; .* is layer1\.1\.conv1\.weight \(ab"
+    ):
+        build_encoder("resnet18", str(path))
+
+
+def test_weights_of_a_larger_encoder(tmp_path):
+    """All tensors of a ResNet-18 are in the file of a ResNet-34, with the same shapes."""
+    path = write_weights(tmp_path / "resnet34.pth", torchvision.models.resnet34().state_dict())
+    with pytest.raises(
+        ValueError, match=r"all 120 .* fit, but the file has 80 more, the first layer1\.2\..*model\.encoder"
+    ):
+        build_encoder("resnet18", str(path))
+
+
+def test_weights_with_a_tensor_of_another_shape(tmp_path, state):
+    path = write_weights(tmp_path / "odd.safetensors", {**state, "conv1.weight": torch.zeros(64, 1, 7, 7)})
+    with pytest.raises(
+        ValueError, match=r"odd\.safetensors: 71 of .*is conv1\.weight \(of another shape\); give a file"
+    ):
+        build_encoder("resnet10", str(path))
+
+
+def test_weights_of_a_wider_vit_with_old_names(tmp_path):
+    path = write_weights(
+        tmp_path / "vit.pth",
+        {
+            "class_token": torch.zeros(1, 1, 12),
+            "encoder.layers.encoder_layer_0.mlp.linear_1.weight": torch.zeros(99, 12),
+        },
+    )
+    with pytest.raises(
+        ValueError, match=r"vit\.pth: size mismatch for encoder\.layers\.encoder_layer_0\.mlp\.0\.weight.*model\.enc"
+    ):
+        load_weights(ImageTransformer(small_vit(), 32, 32), path)
+
+
+def test_weights_file_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere\.pth: no such file; give imagenet, none or a local file"):
+        build_encoder("resnet10", str(tmp_path / "nowhere.pth"))
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights", torch.zeros(3)])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_files_that_hold_no_weights(tmp_path, content, suffix):
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(ValueError, match=rf"model\.weights = .*x{suffix}: not a file of tensors: [^\n]*$"):
+        build_encoder("resnet10", str(path))
+
+
+def test_code_in_a_weights_file_does_not_run(tmp_path):
+    torch.save({"conv1.weight": Bomb(tmp_path / "ran")}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match=r"[Ww]eights"):
+        build_encoder("resnet10", str(tmp_path / "evil.pth"))
+    assert not (tmp_path / "ran").exists()
+
+
+# ImageNet
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path) -> Path:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    return tmp_path / "hub" / "checkpoints"
+
+
+def test_imagenet_weights_of_the_cache(cache):
+    """The first published file of ResNet-18, in the old format that torchvision's are in."""
+    torch.manual_seed(2)
+    published = torchvision.models.resnet18().state_dict()
+    cache.mkdir(parents=True)
+    torch.save(published, cache / "resnet18-f37072fd.pth", _use_new_zipfile_serialization=False)
+    assert_encoder_holds(build_encoder("resnet18", "imagenet")[0], published)
+
+
+def test_the_first_published_weights_are_meant():
+    assert url_of("resnet50") == "https://download.pytorch.org/models/resnet50-0676ba61.pth"
+    assert url_of("vit_b_16").endswith("vit_b_16-c867db91.pth")
+
+
+def test_no_imagenet_weights_for_resnet10():
+    with pytest.raises(ValueError, match=r"no ImageNet weights for resnet10; use model\.weights = none"):
+        build_encoder("resnet10", "imagenet")
+
+
+def test_imagenet_weights_without_internet(monkeypatch, cache):
+    def download(*args, **knobs):
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    with pytest.raises(ValueError, match="resnet18") as error:
+        build_encoder("resnet18", "imagenet")
+    assert str(error.value) == (
+        f"model.weights = imagenet: resnet18-f37072fd.pth is not in {cache} and cannot be fetched (<urlopen error no "
+        "route>); on a machine with internet run `python -m reid.model fetch resnet18` and copy the file into that "
+        "folder, or give model.weights a local file, or none"
+    )
+    assert list(cache.iterdir()) == []
+
+
+def test_a_download_is_checked_by_the_hash_in_its_name(monkeypatch, cache, tmp_path):
+    digest = hashlib.sha256(b"weights").hexdigest()[:8]
+    for name, content in (("good", b"weights"), ("bad", b"cut off")):
+        source = tmp_path / name / f"net-{digest}.pth"
+        source.parent.mkdir()
+        source.write_bytes(content)
+        monkeypatch.setattr(weights_module, "url_of", lambda name, source=source: source.as_uri())
+        if name == "good":
+            assert fetch("net").read_bytes() == b"weights"
+            fetch("net").unlink()
+        else:
+            with pytest.raises(ValueError, match=r"cannot be fetched \(invalid hash value"):
+                fetch("net")
+    assert list(cache.iterdir()) == []
+
+
+def test_one_of_many_downloads(monkeypatch, cache, capfd):
+    """Locks of two open files exclude each other within a process, too, so threads stand for ranks here."""
+    downloads, found = [], []
+
+    def download(url, path, **knobs):
+        downloads.append(url)
+        time.sleep(0.2)
+        Path(path).write_bytes(b"weights")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    ranks = [threading.Thread(target=lambda: found.append(fetch("resnet18"))) for _ in range(4)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    assert downloads == [url_of("resnet18")]
+    assert found == [cached_file("resnet18")] * 4
+    assert [path.name for path in cache.iterdir()] == ["resnet18-f37072fd.pth"]
+    assert capfd.readouterr().out == ""
+
+
+# Position embeddings
+
+
+@pytest.mark.parametrize(("stored", "grid"), [((14, 14), (16, 8)), ((14, 14), (24, 24)), ((16, 8), (24, 12))])
+def test_resized_positions_against_pillow(stored, grid):
+    positions = torch.randn(1, 2 + stored[0] * stored[1], 3, generator=torch.Generator().manual_seed(0))
+    found = resize_positions(positions, grid, num_prefix=2)
+    assert torch.equal(found[:, :2], positions[:, :2])
+    for channel in range(3):
+        image = Image.fromarray(positions[0, 2:, channel].reshape(stored).numpy())
+        wanted = np.asarray(image.resize((grid[1], grid[0]), Image.Resampling.BICUBIC))
+        np.testing.assert_allclose(found[0, 2:, channel].reshape(grid), wanted, atol=1e-5)
+
+
+def test_positions_of_the_same_number_stay():
+    positions = torch.randn(1, 129, 3)
+    assert resize_positions(positions, (16, 8)) is positions
+
+
+@pytest.mark.parametrize("count", [15, 120, 7])
+def test_positions_of_no_known_grid(count):
+    with pytest.raises(ValueError, match=rf"{count} position embeddings form neither a square nor .* 16 x 8; train at"):
+        resize_positions(torch.randn(1, 1 + count, 3), (16, 8))
