@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from reid.environment import describe_environment
+
+RUN_ID = "wandb_run_id.txt"
+START_TIMEOUT_S = 60.0  # for the server's answer; the other ranks wait for it at the first step
+FINISH_TIMEOUT_S = 300.0  # for the last uploads; what is left lies in the run's folder for `wandb sync`
 
 
 class Tracker:
@@ -28,7 +35,11 @@ class Tracker:
         config: Mapping[str, Any],
         resume_step: int | None = None,
     ) -> None:
-        """`resume_step`: global step at which a resumed run goes on; later lines of metrics.jsonl are dropped."""
+        """`resume_step`: global step at which a resumed run goes on; later lines of metrics.jsonl are dropped.
+
+        A resumed training goes on with its W&B run. Another job_type makes a run of its own beside it, in the same
+        group, whose config names it (`train_run`).
+        """
         self.active = active
         self.lines = folder / "metrics.jsonl" if job_type == "train" else None
         self.run: Any = None
@@ -37,27 +48,43 @@ class Tracker:
         if self.lines is not None:
             keep_steps_before(self.lines, resume_step or 0)
         if mode != "off":
-            self._start(folder, mode, project, name, job_type, dict(config))
+            about: dict[str, Any] = {"environment": describe_environment(), **config}
+            knobs: dict[str, Any] = {
+                "project": project,
+                "name": name if job_type == "train" else f"{name}-{job_type}",
+                "group": name,
+                "job_type": job_type,
+                "dir": str(folder),
+                "config": about,
+            }
+            train_run = _read_id(folder)
+            if job_type != "train":
+                about["train_run"] = train_run
+            elif resume_step:
+                # Below an agent WANDB_RUN_ID names the run, the same one again after it was preempted.
+                knobs |= {"resume": "allow"} | ({} if os.environ.get("WANDB_RUN_ID") else {"id": train_run or None})
+            self._start(knobs, online=mode != "offline")
+            if self.run is not None and job_type == "train":
+                self._send(lambda run: (folder / RUN_ID).write_text(f"{run.id}\n"))
 
-    def _start(self, folder: Path, mode: str, project: str, name: str, job_type: str, config: dict[str, Any]) -> None:
+    def _start(self, knobs: dict[str, Any], online: bool) -> None:
         try:
             import wandb
 
-            self.run = wandb.init(
-                project=project,
-                name=name if job_type == "train" else f"{name}-{job_type}",
-                group=name,
-                job_type=job_type,
-                mode="offline" if mode == "offline" else "online",
-                dir=str(folder),
-                config=config,
-                settings=wandb.Settings(silent=True, console="off"),
-            )
+            settings = wandb.Settings(
+                silent=True, console="off", init_timeout=START_TIMEOUT_S, login_timeout=START_TIMEOUT_S,
+                finish_timeout=FINISH_TIMEOUT_S,
+            )  # fmt: skip
+            self.run = wandb.init(**knobs, mode="online" if online else "offline", settings=settings)
             self.run.define_metric("train/step")
-            for prefix in ("train/*", "eval/*"):
+            for prefix in ("train/*", "eval/*", "data/*"):
                 self.run.define_metric(prefix, step_metric="train/step")
         except Exception as error:  # W&B is a convenience: any failure of it must leave the training alone
-            self._give_up(error)
+            if not online:
+                self._give_up(error)
+                return
+            _warn(f"W&B cannot be reached, so this run is kept offline, for `wandb sync`: {_describe(error)}")
+            self._start(knobs, online=False)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """One log step: a line of metrics.jsonl and the same values in W&B."""
@@ -84,12 +111,28 @@ class Tracker:
 
         self._send(send)
 
+    def log_artifact(self, path: Path, name: str, kind: str) -> None:
+        """A file, or a folder with all in it, as a version of the artifact `name`; kind: `model`, `manifest`, ..."""
+
+        def send(run: Any) -> None:
+            import wandb
+
+            artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name), type=kind)
+            (artifact.add_dir if path.is_dir() else artifact.add_file)(str(path))
+            run.log_artifact(artifact)
+
+        self._send(send)
+
     def summarize(self, values: Mapping[str, float]) -> None:
         """Final scalars, which W&B's tables and sweeps read."""
         self._send(lambda run: run.summary.update(dict(values)))
 
-    def finish(self, exit_code: int = 0) -> None:
-        self._send(lambda run: run.finish(exit_code=exit_code))
+    def finish(self, stopped: bool = False) -> None:
+        """`stopped`: the run was asked to stop and wants to go on; a sweep's server then gives it to another agent."""
+        preempted = stopped and bool(os.environ.get("WANDB_SWEEP_ID"))
+        if preempted:
+            self._send(lambda run: run.mark_preempting())
+        self._send(lambda run: run.finish(exit_code=int(preempted)))
         self.run = None
 
     def _send(self, action: Any) -> None:
@@ -102,7 +145,24 @@ class Tracker:
 
     def _give_up(self, error: Exception) -> None:
         self.run = None
-        print(f"warning: W&B logging is off from here on: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        _warn(f"W&B logging is off from here on: {_describe(error)}")
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def _describe(error: Exception) -> str:
+    """Its first line, without the key: servers and proxies repeat what they were sent."""
+    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    key = os.environ.get("WANDB_API_KEY", "")
+    text = text.replace(key, "***") if key else text
+    return f"{text} Or set WANDB_API_KEY." if "No API key" in text else text
+
+
+def _read_id(folder: Path) -> str:
+    path = folder / RUN_ID
+    return path.read_text().strip() if path.is_file() else ""
 
 
 def name_in_sweep(name: str) -> str:

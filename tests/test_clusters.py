@@ -1,69 +1,133 @@
-"""Job files and sweeps: well-formed, and made of knobs that exist."""
+"""Job files and launch configs: well-formed, and each launched or, where that takes GPUs, its plan looked at."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import yaml
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 
-from reid.config import Config, make_parser
 from reid.tracking import name_in_sweep
+from tests.slurm_cluster import free_ports
 
 ROOT = Path(__file__).parent.parent
-SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
+BIN = Path(sys.executable).parent
 JOBS = sorted((ROOT / "slurm").glob("*.sbatch"))
+MEET = """
+import os
+from reid.distributed import gather_objects
+from reid.startup import start_accelerator
+accelerator = start_accelerator("no", timeout_s=60)
+ranks = gather_objects(int(os.environ["RANK"]) if "RANK" in os.environ else 0)
+os.write(1, f"met {ranks}\\n".encode())  # at once: two processes share the pipe
+accelerator.end_training()
+"""
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="ShellCheck is not installed (Debian: shellcheck)")
 def test_job_files_are_shellcheck_clean() -> None:
-    files = [*JOBS, ROOT / "slurm" / "launch.sh", ROOT / ".ci" / "run"]
+    files = [*JOBS, *(ROOT / "slurm").glob("*.sh"), ROOT / ".ci" / "run"]
     checked = subprocess.run(["shellcheck", "-x", *files], cwd=ROOT, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout
 
 
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_what_stops_and_goes_on_says_so_to_slurm(path: Path) -> None:
+    """A signal with B: goes to the job's shell alone; without, it would end the launcher before the checkpoint."""
+    lines = path.read_text().splitlines()
+    again = {"#SBATCH --signal=B:USR1@120", "#SBATCH --requeue"}
+    expected = again if path.stem in ("train", "sweep") else set()
+    assert again & set(lines) == expected
+    assert "#SBATCH --open-mode=append" in lines
+    logs = "%A_%a" if path.stem == "sweep" else "%j"
+    assert f"#SBATCH --output=slurm-%x-{logs}.log" in lines
+
+
 @pytest.mark.parametrize(
-    ("job", "gpus", "expected"),
+    ("node", "gpus", "expected"),
     [
-        ("train", "4", "--num_processes 4 --multi_gpu train.py --resume=auto --name a b"),
-        ("train", "", "--num_processes 1 train.py --resume=auto --name a b"),
-        ("evaluate", "2", "--num_processes 2 --multi_gpu evaluate.py --name a b"),
+        (0, "4", "--num_machines 2 --machine_rank 0 --num_processes 8 --main_process_ip n1 --main_process_port 20007"),
+        (1, "4", "--num_machines 2 --machine_rank 1 --num_processes 8 --main_process_ip n1 --main_process_port 20007"),
+        (1, "", "--num_machines 2 --machine_rank 1 --num_processes 2 --main_process_ip n1 --main_process_port 20007"),
     ],
 )
-def test_a_job_starts_one_process_a_gpu(tmp_path: Path, job: str, gpus: str, expected: str) -> None:
-    """The job file run by bash, with a stand-in for srun that prints what it was given."""
-    stand_in = tmp_path / "srun"
-    stand_in.write_text('#!/bin/sh\nshift 2\necho "$@"\n')
+def test_a_node_starts_one_process_a_gpu(tmp_path: Path, node: int, gpus: str, expected: str) -> None:
+    """slurm/node.sh with a stand-in for accelerate that prints what it was given."""
+    stand_in = tmp_path / "accelerate"
+    stand_in.write_text('#!/bin/sh\necho "$@"\n')
     stand_in.chmod(0o755)
-    accelerate = tmp_path / "repo" / ".venv" / "bin" / "accelerate"
-    accelerate.parent.mkdir(parents=True)
-    accelerate.touch(mode=0o755)
-    (tmp_path / "repo" / "slurm").symlink_to(ROOT / "slurm")
-    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_SUBMIT_DIR": str(tmp_path / "repo"), "SLURM_JOB_ID": "7"}
-    if gpus:
-        environment["SLURM_GPUS_ON_NODE"] = gpus
-    done = subprocess.run(
-        ["bash", ROOT / "slurm" / f"{job}.sbatch", "--name", "a b"], env=environment, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
+    environment = {
+        **os.environ, "BIN": str(tmp_path), "SLURM_NNODES": "2", "SLURM_NODEID": str(node), "HEAD_ADDRESS": "n1",
+        "HEAD_PORT": "20007", "STOP_FILE": str(tmp_path / "stop"), "SLURM_GPUS_ON_NODE": gpus,
+    }  # fmt: skip
+    done = subprocess.run(["bash", "slurm/node.sh", "train.py", "--name", "a b"], cwd=ROOT, env=environment,
+                          capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith(expected)
-    assert "--main_process_port 20007" in done.stdout
+    assert expected in done.stdout and done.stdout.strip().endswith("--multi_gpu train.py --name a b")
 
 
-@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.name)
-def test_a_sweep_varies_knobs_that_exist(path: Path) -> None:
-    sweep = yaml.safe_load(path.read_text())
-    assert sweep["method"] in ("grid", "random", "bayes")
-    assert sweep["metric"] == {"name": "eval/best_mAP", "goal": "maximize"}
-    flags = [f"--{name}={values['values'][-1]}" for name, values in sweep["parameters"].items()]
-    command = sweep["command"]
-    fixed = [word for word in command[command.index("train.py") + 1 :] if word != "${args}"]
-    assert "${args}" in command and (ROOT / command[command.index("--config_file") + 1]).is_file()
-    parsed = make_parser(Config).parse_args([*fixed, *flags])
-    assert parsed.loss.w1 == sweep["parameters"]["loss.w1"]["values"][-1]
+def plan(*words: str):
+    """What accelerate makes of a config file and flags: the arguments that it would start processes with."""
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args([*words, "train.py"]))
+    return arguments
+
+
+def test_the_plan_of_one_gpu_and_of_one_node() -> None:
+    one = plan("--config_file", str(ROOT / "launch" / "gpu.yaml"))
+    assert (one.multi_gpu, one.num_processes, one.cpu) == (False, 1, False)
+    node = plan("--config_file", str(ROOT / "launch" / "node.yaml"))
+    assert (node.multi_gpu, node.num_processes, node.num_machines, node.mixed_precision) == (True, 8, 1, "no")
+    prepare_multi_gpu_env(node)
+    assert node.nproc_per_node == "8" and int(node.master_port) > 0
+    assert plan("--config_file", str(ROOT / "launch" / "node.yaml"), "--num_processes", "4").num_processes == 4
+
+
+@pytest.mark.parametrize("machine", [0, 1])
+def test_the_plan_of_two_nodes(machine: int) -> None:
+    port = str(free_ports(1)[0])
+    words = ["--machine_rank", str(machine), "--main_process_ip", "10.0.0.1", "--main_process_port", port]
+    nodes = plan("--config_file", str(ROOT / "launch" / "multinode.yaml"), *words)
+    prepare_multi_gpu_env(nodes)
+    assert (nodes.nnodes, nodes.nproc_per_node, nodes.node_rank) == ("2", "8", machine)
+    assert (nodes.rdzv_endpoint, nodes.rdzv_backend) == (f"10.0.0.1:{port}", "static")
+
+
+def start(tmp_path: Path, *words: str) -> subprocess.Popen[str]:
+    script = tmp_path / "meet.py"
+    script.write_text(MEET)
+    return subprocess.Popen([BIN / "accelerate", "launch", *words, script], cwd=ROOT, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("file", "words", "ranks"),
+    [
+        ("cpu.yaml", ["--main_process_port", "0"], "[0, 1]"),
+        ("gpu.yaml", [], "[0]"),
+        ("node.yaml", ["--num_processes", "2"], "[0, 1]"),
+    ],
+)
+def test_configs_of_one_machine_launch(tmp_path: Path, file: str, words: list[str], ranks: str) -> None:
+    """On the CPU where there is no GPU, as the programs do."""
+    said = start(tmp_path, "--config_file", str(ROOT / "launch" / file), *words).communicate(timeout=100)[0]
+    assert said.count(f"met {ranks}") == ranks.count(",") + 1, said
+
+
+@pytest.mark.timeout(120)
+def test_the_config_of_two_nodes_launches(tmp_path: Path) -> None:
+    """Two launchers on one machine, each in the place of a node."""
+    words = ["--config_file", str(ROOT / "launch" / "multinode.yaml"), "--num_processes", "2", "--main_process_ip",
+             "127.0.0.1", "--main_process_port", str(free_ports(1)[0])]  # fmt: skip
+    nodes = [start(tmp_path, *words, "--machine_rank", str(machine)) for machine in (0, 1)]
+    for node in nodes:
+        said = node.communicate(timeout=100)[0]
+        assert "met [0, 1]" in said, said
 
 
 def test_runs_of_a_sweep_do_not_share_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:

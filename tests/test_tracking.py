@@ -3,19 +3,35 @@
 import json
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import wandb
 from PIL import Image
 
+from reid import tracking
+from reid.environment import code_version
 from reid.tracking import Tracker, keep_steps_before
 
 
 @pytest.fixture(autouse=True)
 def _no_wandb_of_the_user(monkeypatch, tmp_path):
-    for name in ("WANDB_MODE", "WANDB_DISABLED", "WANDB_PROJECT", "WANDB_RUN_ID", "WANDB_DIR", "WANDB_NAME"):
+    for name in (
+        "WANDB_MODE",
+        "WANDB_DISABLED",
+        "WANDB_PROJECT",
+        "WANDB_RUN_ID",
+        "WANDB_DIR",
+        "WANDB_NAME",
+        "WANDB_SWEEP_ID",
+        "WANDB_API_KEY",
+        "WANDB_BASE_URL",
+    ):
         monkeypatch.delenv(name, raising=False)
     for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "wandb_home"))
@@ -105,6 +121,21 @@ def test_no_lines_yet(tmp_path):
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
+def read_back(folder: Path) -> list[list[dict]]:
+    """The records of each offline run under `folder`, in the order in which they were started."""
+    program = Path(sys.executable).with_name("wandb")
+    runs = []
+    for file in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime):
+        command = [str(program), "leet", "inspect", "--json", str(file)]
+        output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        runs.append([json.loads(line) for line in output.splitlines()])
+    return runs
+
+
+def run_of(records: list[dict]) -> dict:
+    return next(record["run"] for record in records if record["type"] == "run")
+
+
 @pytest.mark.timeout(120)
 def test_an_offline_run_is_read_back(tmp_path, capfd):
     tracker = make_tracker(tmp_path, mode="offline")
@@ -116,11 +147,7 @@ def test_an_offline_run_is_read_back(tmp_path, capfd):
     tracker.summarize({"eval/best_mAP": 0.75})
     tracker.finish()
     assert "warning" not in capfd.readouterr().err
-    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
-    program = Path(sys.executable).with_name("wandb")
-    command = [str(program), "leet", "inspect", "--json", str(file)]
-    output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    records = [json.loads(line) for line in output.splitlines()]
+    (records,) = read_back(tmp_path)
     (run,) = [record["run"] for record in records if record["type"] == "run"]
     assert (run["project"], run["display_name"], run["run_group"], run["job_type"]) == (
         "tests",
@@ -129,6 +156,9 @@ def test_an_offline_run_is_read_back(tmp_path, capfd):
         "train",
     )
     assert run["config"]["update"]["loss"] == {"w1": 0.1}
+    environment = run["config"]["update"]["environment"]
+    assert torch.__version__.startswith(environment["torch"]) and environment["accelerate"][0].isdecimal()
+    assert environment["code"] == code_version() and len(environment["commit"].rstrip("+")) in (0, 40)
     history = [record["history"]["item"] for record in records if record["type"] == "history"]
     assert [(item["train/step"], item["train/loss"]) for item in history if "train/loss" in item] == [
         (0, 2.5),
@@ -154,14 +184,59 @@ def test_the_evaluation_is_a_run_of_its_own_in_the_same_group(tmp_path, monkeypa
         raise RuntimeError("seen enough")
 
     monkeypatch.setattr(wandb, "init", init)
-    make_tracker(tmp_path, mode="online", job_type="evaluate")
+    make_tracker(tmp_path, mode="offline", job_type="evaluate")
     assert (started["name"], started["group"], started["job_type"]) == ("mine-evaluate", "mine", "evaluate")
-    assert (started["mode"], started["dir"]) == ("online", str(tmp_path))
+    assert (started["mode"], started["dir"]) == ("offline", str(tmp_path))
 
 
-def test_wandb_that_cannot_start_warns_and_goes_on(tmp_path, monkeypatch, capsys):
+@pytest.mark.timeout(120)
+def test_a_resumed_training_goes_on_with_its_run_and_its_evaluation_names_it(tmp_path):
+    first = make_tracker(tmp_path, mode="offline", resume_step=0)
+    first.log(0, {"train/loss": 2.0})
+    first.finish(stopped=True)
+    second = make_tracker(tmp_path, mode="offline", resume_step=10)
+    second.log(10, {"train/loss": 1.0})
+    second.finish()
+    make_tracker(tmp_path, mode="offline", job_type="eval").finish()
+    make_tracker(tmp_path, mode="offline", resume_step=0).finish()  # from the start again: another run
+    one, two, evaluation, fresh = map(run_of, read_back(tmp_path))
+    assert one["run_id"] == two["run_id"] == evaluation["config"]["update"]["train_run"] != fresh["run_id"]
+    assert evaluation["run_id"] != one["run_id"]
+    assert (evaluation["run_group"], evaluation["job_type"]) == (one["run_group"], "eval") == ("mine", "eval")
+    assert "train_run" not in one["config"]["update"]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("in_sweep", [True, False])
+def test_a_stopped_run_of_a_sweep_is_given_to_another_agent(tmp_path, monkeypatch, in_sweep):
+    if in_sweep:
+        monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
+    tracker = make_tracker(tmp_path, mode="offline")
+    tracker.finish(stopped=True)
+    (records,) = read_back(tmp_path)
+    assert any(record["type"] == "preempting" for record in records) == in_sweep
+    (exited,) = [record["exit"] for record in records if record["type"] == "exit"]
+    assert int(exited.get("exit_code", 0)) == int(in_sweep)
+
+
+@pytest.mark.timeout(120)
+def test_artifacts(tmp_path):
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "model.bin").write_bytes(b"12345")
+    (tmp_path / "manifest.json").write_text("{}")
+    tracker = make_tracker(tmp_path, mode="offline")
+    tracker.log_artifact(tmp_path / "checkpoint", "mine/best", "model")
+    tracker.log_artifact(tmp_path / "manifest.json", "manifest", "dataset")
+    tracker.finish()
+    (records,) = read_back(tmp_path)
+    artifacts = json.dumps([record for record in records if "artifact" in record["type"]])
+    for words in ("mine-best", '"model"', "model.bin", '"manifest"', '"dataset"', "manifest.json"):
+        assert words in artifacts
+
+
+def test_wandb_that_cannot_start_at_all_warns_and_goes_on(tmp_path, monkeypatch, capsys):
     def init(**knobs):
-        raise wandb.errors.CommError("no route to host")
+        raise wandb.errors.CommError("no room for files")
 
     monkeypatch.setattr(wandb, "init", init)
     tracker = make_tracker(tmp_path, mode="online")
@@ -169,11 +244,73 @@ def test_wandb_that_cannot_start_warns_and_goes_on(tmp_path, monkeypatch, capsys
     tracker.summarize({"eval/best_mAP": 1.0})
     tracker.finish()
     assert lines_of(tmp_path) == [{"step": 0, "train/loss": 1.0}]
-    (warning,) = capsys.readouterr().err.splitlines()
-    assert warning == "warning: W&B logging is off from here on: CommError: no route to host"
+    *_, warning = capsys.readouterr().err.splitlines()
+    assert warning == "warning: W&B logging is off from here on: CommError: no room for files"
+
+
+SILENT = "a" * 40  # a key that no server has been asked about
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("", "No API key configured. Use `wandb login` to log in. Or set WANDB_API_KEY."),
+        ("short", "WANDB_API_KEY invalid: API key must have 40+ characters"),
+        (SILENT, "CommError: "),
+        ("refused" * 6, "Error"),
+    ],
+    ids=["no key", "no such key", "server that never answers", "refused key"],
+)
+def test_online_without_a_server_is_kept_offline(tmp_path, monkeypatch, capsys, key, reason):
+    monkeypatch.setattr(tracking, "START_TIMEOUT_S", 3.0)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # no key of the user's
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    if key:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+    with serve(refuses=key.startswith("refused")) as url:
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        tracker = make_tracker(tmp_path, mode="online")
+        tracker.log(0, {"train/loss": 1.0})
+        tracker.finish()
+    said = capsys.readouterr().err
+    assert "warning: W&B cannot be reached, so this run is kept offline, for `wandb sync`: " in said and reason in said
+    assert "logging is off" not in said and (not key or key == "short" or key not in said)
+    assert lines_of(tmp_path) == [{"step": 0, "train/loss": 1.0}]
+    (records,) = read_back(tmp_path)
+    assert any(record["type"] == "history" for record in records)
+
+
+@contextmanager
+def serve(refuses: bool):
+    """A server that takes every request and answers none, or refuses each."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            if not refuses:
+                ended.wait(20)
+                return
+            self.send_response(401)
+            self.end_headers()
+
+        do_GET = do_POST
+
+        def log_message(self, *args):
+            pass
+
+    ended = threading.Event()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    ended.set()
+    server.shutdown()
+    server.server_close()
 
 
 class _BreakingRun:
+    id = "r1"
+
     def __init__(self, logs: int) -> None:
         self.logs, self.calls = logs, 0
 

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# What a job's step runs on each of its nodes, once: stage the shards, then start a process for each GPU of the node.
+set -euo pipefail
+# shellcheck source=slurm/site.sh
+source slurm/site.sh
+
+[ "${#CONTAINER[@]}" -gt 0 ] || [ -x "$BIN/accelerate" ] || {
+    echo "error: $BIN/accelerate is missing on $(hostname); run 'make .venv/installed' on a login node" >&2
+    exit 2
+}
+program=("$@")
+
+if [ -n "${STAGE:-}" ]; then
+    staged=$SCRATCH/$(id -un)-shards/$(basename "$STAGE")
+    "${CONTAINER[@]}" "$BIN/python" -m shards stage "$STAGE" "$staged"
+    case $1 in
+    train.py) program+=("--data.root=$staged") ;;
+    evaluate.py) program+=("--data=$staged") ;;
+    esac
+fi
+
+gpus=${SLURM_GPUS_ON_NODE:-0}
+processes=$((${PROCESSES:-$((gpus > 0 ? gpus : 1))} * SLURM_NNODES))
+options=(--num_machines "$SLURM_NNODES" --machine_rank "$SLURM_NODEID" --num_processes "$processes"
+    --main_process_ip "$HEAD_ADDRESS" --main_process_port "$HEAD_PORT" --rdzv_backend static
+    --mixed_precision no --dynamo_backend no)
+# accelerate's --cpu starts one process whatever --num_processes says; --multi_gpu starts all of them, and the programs
+# join them on the CPU where there is no GPU. Precision is the programs' own knob.
+if [ "$processes" -gt 1 ]; then
+    options+=(--multi_gpu)
+fi
+"${CONTAINER[@]}" "$BIN/accelerate" launch "${options[@]}" "${program[@]}" || status=$?
+
+# A launcher ends with 1 after a stop, too. The first node that did would have Slurm kill the others, one of which still
+# writes what the job script looks for.
+if [ "${status:-0}" -ne 0 ] && [ -e "$STOP_FILE" ]; then
+    echo "$(hostname): $status" >>"$STOP_FILE"
+    exit 0
+fi
+exit "${status:-0}"

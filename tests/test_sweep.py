@@ -1,0 +1,292 @@
+"""Sweeps without a server: files checked, runs proposed, made, stopped, resumed, and what they found drawn."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+import yaml
+
+from reid.config import Config, parse
+from reid.sweep import METRICS, Run, Sweep, check_knobs, corners, falls_behind, propose, read_history, read_sweep
+from reid.sweep_table import choose_axes, draw_heat_map, format_csv, format_settings, group_seeds
+from tests.drawn import draw_dataset
+
+ROOT = Path(__file__).parent.parent
+PROGRAM = ROOT / "launch" / "sweep.py"
+TINY = [
+    "--data.height=32", "--data.width=16", "--batch.identities=4", "--batch.streams=2", "--optim.milestones=[1]",
+    "--optim.warmup_epochs=1", "--batch.steps_per_epoch=2", "--track.every_steps=1", "--track.wandb=off",
+    "--data.workers=0",
+]  # fmt: skip
+
+
+def load_program() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("sweep_program", PROGRAM)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+program = load_program()
+
+
+def write_sweep(folder: Path, **changes: Any) -> Path:
+    document = {
+        "method": "grid",
+        "metric": {"name": "eval/best_mAP", "goal": "maximize"},
+        "parameters": {"loss.w1": {"values": [0.1, 0.3]}, "seed": {"values": [0, 1]}},
+        "command": ["${env}", sys.executable, "train.py", "--config=configs/quickstart.yaml", "${args}"],
+        **changes,
+    }
+    path = folder / "sweep.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in document.items() if value is not None}))
+    return path
+
+
+def main_says(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    status = program.main([str(word) for word in words])
+    said = capsys.readouterr()
+    return status, said.out + said.err
+
+
+def make_run(number: int, knobs: dict[str, Any], *history: float, state: str = "finished") -> Run:
+    return Run(number, knobs, state, history)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "sweeps").glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_sweeps_are_sound(path: Path) -> None:
+    sweep = read_sweep(path)
+    program.check_sweep(sweep, [])
+    assert {"loss.w1", "loss.margin", "seed"} == set(sweep.parameters)
+    assert sweep.metric == "eval/best_mAP" and sweep.maximizes
+    assert sweep.launcher[1:4] == ("launch", "--config_file", "launch/cpu.yaml")
+    assert not any("$" in word for word in (*sweep.launcher, *sweep.flags))
+
+
+def test_a_grid_comes_seed_by_seed() -> None:
+    sweep = read_sweep(ROOT / "configs" / "sweeps" / "w1_margin.yaml")
+    first = propose(sweep, [], 16)
+    assert {knobs["seed"] for knobs in first} == {0}
+    assert len({(knobs["loss.w1"], knobs["loss.margin"]) for knobs in first}) == 16
+    rest = propose(sweep, [make_run(i, knobs) for i, knobs in enumerate(first)], 100)
+    assert len(rest) == 32 and [knobs["seed"] for knobs in rest] == [1] * 16 + [2] * 16
+    assert not any(knobs in first for knobs in rest)
+
+
+def test_bayes_listens_to_results() -> None:
+    """Twelve results that grow with w1 alone: the search goes where w1 is large."""
+    sweep = read_sweep(ROOT / "configs" / "sweeps" / "w1_margin_bayes.yaml")
+    rng = np.random.default_rng(0)
+    points = [{"loss.w1": w, "loss.margin": 0.3 * (20 / 0.3) ** m, "seed": i % 3}
+              for i, (w, m) in enumerate(zip(rng.uniform(0, 0.6, 12), rng.uniform(0, 1, 12), strict=True))]  # fmt: skip
+
+    def mean_of_proposals(sign: int) -> float:
+        np.random.seed(0)  # the engine draws from the global generator
+        runs = [make_run(i, knobs, 0.5 + sign * 0.8 * (knobs["loss.w1"] - 0.3)) for i, knobs in enumerate(points)]
+        proposed = [propose(sweep, runs, 1)[0] for _ in range(4)]
+        assert all(0 <= knobs["loss.w1"] <= 0.6 and 0.3 <= knobs["loss.margin"] <= 20 for knobs in proposed)
+        assert all(knobs["seed"] in (0, 1, 2) for knobs in proposed)
+        assert all(type(value) in (float, int) for knobs in proposed for value in knobs.values())
+        return float(np.mean([knobs["loss.w1"] for knobs in proposed]))
+
+    assert mean_of_proposals(1) > 0.45 and mean_of_proposals(-1) < 0.15
+
+
+def test_hyperband_ends_a_run_that_falls_behind() -> None:
+    sweep = read_sweep(ROOT / "configs" / "sweeps" / "w1_margin_bayes.yaml")
+    good = [make_run(i, {"loss.w1": 0.1}, 0.5, 0.6, 0.7, 0.8) for i in range(3)]
+    assert falls_behind(sweep, [*good, make_run(3, {}, 0.1, 0.1, 0.2, 0.2, state="running")], 3)
+    assert not falls_behind(sweep, [*good, make_run(3, {}, 0.6, 0.7, 0.9, 0.9, state="running")], 3)
+    assert not falls_behind(sweep, [*good, make_run(3, {}, 0.1, 0.1, state="running")], 3)  # too early to tell
+    grid = read_sweep(ROOT / "configs" / "sweeps" / "w1_margin.yaml")
+    assert not falls_behind(grid, [*good, make_run(3, {}, 0.1, 0.1, 0.1, 0.1, state="running")], 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"parameters": {"loss.marign": {"values": [1.0]}}}, "no knob 'loss.marign'; the nearest is 'loss.margin'"),
+        ({"parameters": {"loss": {"parameters": {"w1": {"values": [0.1]}}}}}, "write each with a dot"),
+        ({"parameters": {"loss.margin": {"values": [1.0, 0.0]}}}, "loss.margin = 0.0 must be greater than 0"),
+        ({"parameters": {"loss.w1": {"min": 0.0, "max": 1.5}}}, "loss.w1 = 1.5 lies outside [0, 1]"),
+        ({"parameters": {"loss.w1": {"values": ["much"]}}}, "loss.w1"),
+        ({"metric": {"name": "eval/mAP", "goal": "maximize"}}, "'eval/mAP' is never logged; the nearest that is:"),
+        ({"metric": {"name": "eval/val/mAP", "goal": "maximize"}}, "--data.val_identities"),
+        ({"metric": None}, "metric.name = '' is never logged"),
+        ({"method": "gird"}, "'gird' is not one of"),
+        ({"parameters": {"loss.w1": {"valuess": [1]}}}, "loss.w1"),
+        ({"command": None}, "`command` must name train.py and ${args}"),
+        ({"early_terminate": {"type": "hyperband", "min_iter": 2}}, "--eval.every_epochs=1"),
+    ],
+)  # fmt: skip
+def test_bad_files_are_refused_before_any_run(tmp_path, capsys, changes, message) -> None:
+    status, said = main_says(capsys, write_sweep(tmp_path, **changes), "--out", tmp_path / "out")
+    assert status == 2 and message in said and said.startswith("error: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_errors_name_their_mend(tmp_path, capsys, monkeypatch) -> None:
+    out = tmp_path / "out"
+    assert main_says(capsys, tmp_path / "none.yaml", "--out", out)[0] == 2
+    bayes = write_sweep(tmp_path, method="bayes")
+    assert "give --runs N" in main_says(capsys, bayes, "--out", tmp_path / "b")[1]
+    said = main_says(capsys, bayes, "--out", tmp_path / "b", "--slurm", "--runs=2")[1]
+    assert "with method bayes a run waits" in said
+    grid = write_sweep(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "there is no sbatch here" in main_says(capsys, grid, "--out", out, "--slurm")[1]
+    assert "holds another sweep" in main_says(capsys, grid, "--out", out, "--slurm", "--", "--loss.margin=2")[1]
+    assert "no sweep.yaml" in main_says(capsys, "--collect", tmp_path / "nowhere")[1]
+
+
+def test_corners_hold_every_value() -> None:
+    document = {"parameters": {"a": {"values": [1, 2, 3]}, "b": {"min": 0.5, "max": 4.0}, "c": {"value": 7},
+                               "d": {"distribution": "log_uniform", "min": 0, "max": 1}}}  # fmt: skip
+    found = corners(Sweep(Path("x"), document, (), ()))
+    assert found[0] == {"a": 1, "b": 0.5, "c": 7, "d": 1.0}
+    assert {knobs["a"] for knobs in found} == {1, 2, 3} and {knobs["b"] for knobs in found} == {0.5, 4.0}
+    assert {knobs["d"] for knobs in found} == {1.0, math.e}
+
+
+def test_every_knob_of_the_trainer_is_known() -> None:
+    known = list(program.list_knobs(program.to_dict(Config())))
+    assert {"seed", "loss.w1", "loss.w2", "optim.milestones", "augment.erase_area"} <= set(known)
+    assert parse(Config, [f"--{name}={default_of(name)}" for name in known]) == Config()
+    check_knobs(Sweep(Path("x"), {"parameters": {name: {} for name in known}}, (), ()), known)
+
+
+def default_of(name: str) -> str:
+    value: Any = program.to_dict(Config())
+    for part in name.split("."):
+        value = value[part]
+    return json.dumps(value) if not isinstance(value, str) else value
+
+
+def test_a_half_written_line_is_left_for_later(tmp_path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "m": 0.5}\n{"step": 2}\n{"step": 3, "m": 0.25}\n{"step": 4, "m"'
+    )
+    assert read_history(tmp_path, "m") == (0.5, 0.25)
+    assert read_history(tmp_path / "none", "m") == ()
+
+
+RUNS = [
+    make_run(0, {"loss.w1": 0.1, "loss.margin": 2.0, "seed": 0}, 0.1, 0.5),
+    make_run(1, {"loss.w1": 0.1, "loss.margin": 2.0, "seed": 1}, 0.7),
+    make_run(2, {"loss.w1": 0.3, "loss.margin": 2.0, "seed": 0}, 0.9),
+    make_run(3, {"loss.w1": 0.3, "loss.margin": 5.0, "seed": 0}, 0.2),
+    make_run(4, {"loss.w1": 0.3, "loss.margin": 5.0, "seed": 1}, 0.99, state="failed"),
+]
+
+
+def test_settings_are_means_over_seeds() -> None:
+    best, middle, worst = group_seeds(RUNS, maximizes=True)
+    assert (best.knobs, best.mean, best.std, best.runs) == ({"loss.w1": 0.3, "loss.margin": 2.0}, 0.9, None, 1)
+    assert middle.mean == pytest.approx(0.6) and middle.std == pytest.approx(math.sqrt(0.02)) and middle.runs == 2
+    assert worst.mean == 0.2 and group_seeds(RUNS, maximizes=False)[0] == worst
+    text = format_settings([best, middle, worst], "eval/best_mAP").splitlines()
+    assert text[0].split() == ["loss.w1", "loss.margin", "eval/best_mAP", "std", "runs"]
+    assert text[2].split() == ["0.1", "2.0", "0.6000", "0.1414", "2"]
+    rows = list(csv.DictReader(format_csv(RUNS, "m").splitlines()))
+    assert rows[1] == {"run": "1", "loss.w1": "0.1", "loss.margin": "2.0", "seed": "1", "state": "finished", "m": "0.7"}
+
+
+def test_the_heat_map_is_bright_where_the_metric_is_high() -> None:
+    runs = [make_run(0, {"a": x, "b": y, "seed": 0}, value)
+            for (x, y), value in {(0, 0): 0.1, (1, 0): 0.2, (0, 1): 0.3, (1, 1): 0.9}.items()]  # fmt: skip
+    settings = group_seeds(runs, maximizes=True)
+    assert choose_axes(settings) == ("a", "b") and choose_axes(settings[:1]) is None
+    picture = matplotlib.image.imread(io.BytesIO(draw_heat_map(settings, ("a", "b"), "m")), format="png")
+    height, width = picture.shape[:2]
+    corner = picture[int(0.22 * height), int(0.62 * width)]  # (1, 1): top right; viridis ends in yellow
+    other = picture[int(0.8 * height), int(0.22 * width)]
+    assert corner[:3].sum() > 1.7 and other[:3].sum() < 1.2
+    search = [make_run(i, {"a": i + 1.0, "b": 2.0**i}, 0.1 * i) for i in range(9)]
+    assert draw_heat_map(group_seeds(search, maximizes=True), ("a", "b"), "m").startswith(b"\x89PNG")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_dataset(tmp_path_factory.mktemp("drawn"), num_shards=4).root
+
+
+def call(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, PROGRAM, *map(str, words)], cwd=ROOT, capture_output=True, text=True,
+                          timeout=200, check=False)  # fmt: skip
+
+
+@pytest.mark.timeout(240)
+def test_a_sweep_is_made_interrupted_and_finished(tmp_path: Path, shards: Path) -> None:
+    """Two runs: one, then a stop in the second, then its rest."""
+    grid = {"loss.w1": {"values": [0.1, 0.3]}, "seed": {"values": [0]}}
+    out, sweep = tmp_path / "out", write_sweep(tmp_path, parameters=grid)
+    extra = ["--", *TINY, f"--data.root={shards}", "--optim.epochs=2"]
+    first = call(sweep, "--runs=1", "--out", out, *extra)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "1 runs: 1 finished" in first.stdout
+    before = (out / "run-0000" / "metrics.jsonl").read_bytes()
+
+    words = [sys.executable, str(PROGRAM), str(sweep), "--out", str(out), *extra]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        end = time.monotonic() + 60
+        while not (out / "run-0001").exists():
+            assert time.monotonic() < end and process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=60)[0]
+    assert process.returncode == 75 and "the same command goes on" in said
+    assert (out / "state" / "1").read_text() in ("running\n", "finished\n")
+
+    last = call(sweep, "--out", out, *extra)
+    assert last.returncode == 0, last.stdout + last.stderr
+    assert "2 runs: 2 finished" in last.stdout
+    assert (out / "run-0000" / "metrics.jsonl").read_bytes() == before  # a finished run is left alone
+    rows = list(csv.DictReader((out / "runs.csv").read_text().splitlines()))
+    assert [(row["loss.w1"], row["seed"]) for row in rows] == [("0.1", "0"), ("0.3", "0")]
+    for row in rows:
+        lines = [json.loads(line) for line in (out / f"run-{int(row['run']):04d}" / "metrics.jsonl").open()]
+        assert float(row["eval/best_mAP"]) == lines[-1]["eval/best_mAP"]
+        logged = {name for line in lines for name in line}
+        assert {metric for metric in METRICS if not metric.startswith("eval/val/")} <= logged
+        config = yaml.safe_load((out / f"run-{int(row['run']):04d}" / "config.yaml").read_text())
+        assert (str(config["loss"]["w1"]), str(config["seed"])) == (row["loss.w1"], row["seed"])
+
+
+@pytest.mark.timeout(120)
+def test_a_run_that_falls_behind_ends_with_a_checkpoint(tmp_path: Path, shards: Path, capsys, monkeypatch) -> None:
+    """The engine's verdict is set to "behind" once two evaluations are there; the rest is real."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(program, "falls_behind", lambda sweep, runs, number: len(runs[number].history) >= 2)
+    before = {number: signal.getsignal(number) for number in program.SIGNALS}
+    sweep = write_sweep(tmp_path, early_terminate={"type": "hyperband", "min_iter": 2})
+    extra = ["--", *TINY, f"--data.root={shards}", "--optim.epochs=500", "--eval.every_epochs=1"]
+    status, said = main_says(capsys, sweep, "--runs=1", "--out", tmp_path / "out", *extra)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert status == 0 and "1 runs: 1 stopped" in said and "run 0: stopped, eval/best_mAP" in said
+    stopped = json.loads((tmp_path / "out" / "run-0000" / "stopped.json").read_text())
+    assert 2 <= stopped["epoch"] < 500
+    assert not list((tmp_path / "out").glob(".stop-*"))
+
+
+@pytest.mark.timeout(120)
+def test_a_sweep_whose_first_run_fails_ends(tmp_path: Path) -> None:
+    failed = call(write_sweep(tmp_path), "--out", tmp_path / "out", "--", *TINY, "--data.root=nowhere")
+    assert failed.returncode == 2 and "run 0 failed and none has succeeded yet" in failed.stderr
+    assert "nowhere: no such folder" in (tmp_path / "out" / "run-0000.log").read_text()
+    assert not (tmp_path / "out" / "run-0001").exists()
