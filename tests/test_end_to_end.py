@@ -86,7 +86,7 @@ def test_evaluation_writes_what_others_read(trained: Path) -> None:
     assert evaluated.returncode == 0, evaluated.stderr
     folder = trained / "eval" / "pedestrians"
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert list(metrics) == ["image", "centroid", "centroid_all"]
+    assert list(metrics) == ["image", "centroid", "centroid_all", "ctl_published"]
     for figures in metrics.values():
         assert len(figures["cmc"]) == 50
         assert 0 <= figures["mINP"] <= figures["mAP"] <= 1

@@ -1,0 +1,226 @@
+"""A trained model as a function, images in and features out: what search, export and other programs use.
+
+from reid import Embedder
+features = Embedder.load("runs/market1501").embed(["a.jpg", "b.png"])  # (2, 2048) float32
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from reid import config
+from reid.augment import IMAGENET_MEAN, IMAGENET_STD, normalize
+from reid.pixels import Pixels
+from reid.precision import forward_pass
+from reid.trained import TRAINED, build_models, find_run
+
+Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+"""A file, an encoded image, a PIL image, or (height, width, 3) uint8 RGB."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Knobs of `model` that change how a model learns, not what its features are.
+LEARNING = {"weights", "head", "head_temperature", "norm", "sync_batchnorm", "frozen_epochs"}
+ORIENTATION = 0x0112  # the EXIF tag
+THREADS = 8  # at most, to decode images while the model works
+
+
+class Embedder:
+    """Features after the neck, as the evaluator uses them: not normalised. Compare them by their cosine.
+
+    source: the checkpoint's folder. data: the shards that it was trained on. knobs: the run's `model` config. size:
+    (height, width) that images are resized to. dim: D, the length of a feature. fingerprint: equal for two embedders
+    only if they give the same features.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        pixels: Pixels,
+        knobs: dict[str, Any],
+        source: Path,
+        device: str = "auto",
+        dtype: str = "float32",
+        batch_size: int = 64,
+        data: str = "",
+    ) -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype = {dtype!r}: choose {', '.join(DTYPES)}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size = {batch_size} must be at least 1")
+        self.device = choose_device(device)
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        self.pixels, self.knobs, self.source, self.data = pixels, knobs, source, data
+        self.dtype, self.batch_size = DTYPES[dtype], batch_size
+        self.size = (pixels.height, pixels.width)
+        self.dim: int = model.dim  # type: ignore[assignment]
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], device: str = "auto", dtype: str = "float32", batch_size: int = 64
+    ) -> Embedder:
+        """The model of a run's folder (its newest checkpoint), or of one checkpoint's folder inside a run.
+
+        device: auto (CUDA where it is there), or any of torch's names. dtype: float32, or bfloat16 or float16, which
+        autocast the forward pass. batch_size: images per forward pass. ValueError says what cannot be loaded.
+        """
+        name = os.fspath(path)
+        is_checkpoint = (Path(name) / "state.json").is_file()
+        folder, found = find_run("", name) if is_checkpoint else find_run(name, "newest")
+        run = config.load(folder / "config.yaml")
+        pixels = Pixels(run.data.height, run.data.width, run.data.max_pixels)
+        knobs = {**asdict(run.model), "image_size": (pixels.height, pixels.width)}
+        model = build_models(found, knobs, [], run.seed)[TRAINED]
+        return cls(model, pixels, asdict(run.model), found, device, dtype, batch_size, run.data.root)
+
+    def embed(self, images: Iterable[Picture]) -> np.ndarray:
+        """(N, D) float32 of N images, any mix of kinds, in their order; (0, D) of none.
+
+        Images are turned upright as EXIF says and made RGB. They are decoded while the model works on those before
+        them, and only a few batches are held in memory. ValueError names the first image that cannot be used.
+        """
+        if isinstance(images, (str, bytes, os.PathLike, Image.Image)):
+            raise ValueError("embed takes several images: give a list, with one image in it for one image")
+        readers = (partial(self.read, image, f"image {i}") for i, image in enumerate(images))
+        parts = [features for _, features in self.stream(readers)]
+        return np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)
+
+    def read(self, image: Picture, where: str = "image") -> Tensor:
+        """One image as the model sees it before normalisation: (3, height, width) uint8. Errors name it.
+
+        where: what to call an image that is no file.
+        """
+        if isinstance(image, (str, os.PathLike)):
+            where = os.fspath(image)
+        return self.pixels.decode(_encode(image, where), where)
+
+    def stream(
+        self, readers: Iterable[Callable[[], Tensor]], on_damage: Callable[[int, str], object] | None = None
+    ) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Features batch by batch: the places (B,) of their readers, and (B, D) float32.
+
+        Each reader gives what `read` gives. on_damage is called with the place and the reason of each that raises
+        ValueError, and the others go on; without it the error is raised.
+        """
+        places, pixels = [], []
+        for place, reading in self._read_ahead(readers):
+            try:
+                pixels.append(reading.result())
+            except ValueError as error:
+                if on_damage is None:
+                    raise
+                on_damage(place, str(error))
+                continue
+            places.append(place)
+            if len(places) == self.batch_size:
+                yield places, self.embed_pixels(torch.stack(pixels))
+                places, pixels = [], []
+        if places:
+            yield places, self.embed_pixels(torch.stack(pixels))
+
+    def _read_ahead(self, readers: Iterable[Callable[[], Tensor]]) -> Iterator[tuple[int, Future[Tensor]]]:
+        """Each reader at work in a thread, in their order, two batches ahead."""
+        waiting: deque[tuple[int, Future[Tensor]]] = deque()
+        with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+            for place, reader in enumerate(readers):
+                waiting.append((place, pool.submit(reader)))
+                if len(waiting) > 2 * self.batch_size:
+                    yield waiting.popleft()
+            while waiting:
+                yield waiting.popleft()
+
+    @torch.inference_mode()
+    def embed_pixels(self, images: Tensor) -> np.ndarray:
+        """(B, D) float32 of (B, 3, height, width) uint8, in one forward pass."""
+        with forward_pass(self.device, self.dtype):
+            features: Tensor = self.model(normalize(images.to(self.device, non_blocking=True)))
+        return features.float().cpu().numpy()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex sha256 of everything that a feature depends on beside its image: preprocessing, encoder and neck.
+
+        The classifier is left out, and so are device and dtype, which change digits only.
+        """
+        digest = hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode())
+        for name, value in sorted(self.model.state_dict().items()):
+            if not name.startswith("classifier."):
+                digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+                digest.update(value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """What has to be known to get the same features elsewhere, beside the weights; JSON."""
+        return {
+            "model": {name: value for name, value in self.knobs.items() if name not in LEARNING},
+            "dim": self.dim,
+            "height": self.size[0],
+            "width": self.size[1],
+            "colours": "RGB",
+            "resize": "bilinear with antialiasing, to height x width whatever the shape was",
+            "mean": IMAGENET_MEAN,
+            "std": IMAGENET_STD,
+            "feature": "after the neck, not normalised; compare by cosine",
+        }
+
+
+def choose_device(name: str) -> torch.device:
+    """ValueError on a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device = {name!r}: {str(error).splitlines()[0]}; use auto, cpu or cuda") from error
+    return device
+
+
+def _encode(image: Picture, where: str) -> bytes:
+    """The bytes of a file; images in memory become an uncompressed TIFF, so that one reader sees them all."""
+    if isinstance(image, bytes):
+        data = image
+    elif isinstance(image, (str, os.PathLike)):
+        try:
+            data = Path(image).read_bytes()
+        except OSError as error:
+            raise ValueError(f"{where}: {error.strerror or error}") from error
+    else:
+        data = _to_tiff(image, where)
+    if not data:
+        raise ValueError(f"{where}: an empty file (0 bytes); it holds no image")
+    return data
+
+
+def _to_tiff(image: Image.Image | np.ndarray, where: str) -> bytes:
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"{where}: an array {image.dtype} {image.shape}; give uint8 (height, width, 3), RGB")
+        if not image.size:
+            raise ValueError(f"{where}: an array of {image.shape[0]} x {image.shape[1]} pixels; it holds no image")
+        image = Image.fromarray(image)
+    elif not isinstance(image, Image.Image):
+        raise ValueError(f"{where}: a {type(image).__name__}; give a path, bytes, a PIL image or a uint8 array")
+    if not image.width or not image.height:
+        raise ValueError(f"{where}: a picture of {image.width} x {image.height} pixels; it holds no image")
+    buffer, exif = io.BytesIO(), Image.Exif()
+    try:
+        image.load()  # first: a TIFF turns itself upright here, and forgets that it had to be turned
+        exif[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
+        image.save(buffer, "TIFF", exif=exif)
+    except Exception as error:  # of a lazily opened file that is damaged: Pillow raises many kinds
+        raise ValueError(f"{where}: image cannot be decoded: {error}") from error
+    return buffer.getvalue()

@@ -1,0 +1,266 @@
+"""The export program: `python -m reid.export --checkpoint runs/x --format onnx --out x.onnx`.
+
+onnx and torch_export hold a graph: float32 images (batch, 3, height, width), RGB, 0 to 1, in batches of any size,
+become features (batch, dim) after the neck; normalisation is inside, resizing is not. safetensors holds the weights of
+encoder and neck. What a program must know to use them is inside each file and, but for ONNX, in a .json beside it.
+A file whose features differ from those of the model it was made of is not left behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from reid import __version__
+from reid.augment import IMAGENET_MEAN, IMAGENET_STD, normalize
+from reid.embedder import Embedder
+from reid.manifest import load_manifest
+from reid.model import ReIDModel
+from reid.sources import Found, is_shards, list_folder, list_shards
+
+CHECKED = 8  # images that the file is compared on
+TOLERANCE = 1e-4  # of the largest feature; float32 runners differ by about a hundredth of it
+INPUT = "images float32 (batch, 3, height, width), RGB, 0 to 1; normalisation with mean and std is inside"
+WEIGHTS_INPUT = "images float32 (batch, 3, height, width), RGB, 0 to 1, then (images - mean) / std, which is not inside"
+OUTPUT = "features float32 (batch, dim)"
+
+Runner = Callable[[Tensor], np.ndarray]  # (B, 3, height, width) uint8 -> (B, D)
+
+
+class Graph(nn.Module):
+    """What is exported: images (B, 3, H, W) float32 in 0..1 -> features (B, D)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.model((images - self.mean) / self.std)
+        return features
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a file is written (model, metadata, path), and how it is run by somebody who has that file alone."""
+
+    write: Callable[[Embedder, dict[str, Any], Path], None]
+    load: Callable[[Path], Runner]
+    json_beside: bool
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Export; returns the exit status: 2, with one line on stderr, on what the user can mend."""
+    parser = argparse.ArgumentParser(prog="python -m reid.export", description="A trained model for other programs.")
+    parser.add_argument("--checkpoint", required=True, metavar="PATH", help="a run's folder, or one of its checkpoints")
+    parser.add_argument("--format", required=True, choices=FORMATS)
+    parser.add_argument("--out", required=True, metavar="FILE", help="an earlier file is replaced")
+    parser.add_argument(
+        "--images",
+        default="",
+        metavar="DIR",
+        help="pictures or shards to compare on; default: the run's data, or noise",
+    )
+    share = "largest difference, as a share of the largest feature; default: %(default)s"
+    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help=share)
+    options = parser.parse_args(arguments)
+    try:
+        export(options.checkpoint, options.format, Path(options.out), options.images, options.tolerance)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def export(checkpoint: str, name: str, out: Path, images: str = "", tolerance: float = TOLERANCE) -> float:
+    """Write `out`, check it and return the largest absolute difference of features. ValueError leaves no new file."""
+    embedder = Embedder.load(checkpoint, device="cpu")
+    seen, which = choose_images(embedder, images)
+    format, metadata = FORMATS[name], describe(embedder, name)
+    part = out.with_name(f".part-{out.name}")
+    try:
+        format.write(embedder, metadata, part)
+        difference, largest = compare(embedder, format.load(part), seen)
+        told = f"on {which}: largest absolute difference {difference:.2e}, largest feature {largest:.2e}"
+        if not difference <= tolerance * largest:
+            raise ValueError(f"{out}: not written: its features are not those of the model, {told}")
+        os.replace(part, out)
+    finally:
+        part.unlink(missing_ok=True)
+    if format.json_beside:
+        out.with_name(f"{out.name}.json").write_text(json.dumps(metadata, indent=2) + "\n")
+    print(f"{out}: {name}, {out.stat().st_size / 2**20:.1f} MiB, fingerprint {embedder.fingerprint[:12]}")
+    print(f"compared {told}")
+    return difference
+
+
+def describe(embedder: Embedder, name: str) -> dict[str, Any]:
+    """The metadata; JSON."""
+    return {
+        "made_by": f"mctl-reid {__version__}",
+        "checkpoint": embedder.source.name,
+        "fingerprint": embedder.fingerprint,
+        "input": WEIGHTS_INPUT if name == "safetensors" else INPUT,
+        "output": OUTPUT,
+        **embedder.describe(),
+    }
+
+
+def choose_images(embedder: Embedder, images: str) -> tuple[Tensor, str]:
+    """(N, 3, H, W) uint8 to compare on, and what they are: `images`, or the data of the run, or noise."""
+    root = images or embedder.data
+    try:
+        found = _read_some(embedder, root)
+    except ValueError:
+        if images:
+            raise
+        noise = torch.randint(0, 256, (CHECKED, 3, *embedder.size), generator=torch.Generator().manual_seed(0))
+        return noise.to(torch.uint8), f"{CHECKED} images of noise ({root} cannot be read; --images gives others)"
+    return found, f"{len(found)} images of {root}"
+
+
+def _read_some(embedder: Embedder, root: str) -> Tensor:
+    """The first images that can be read."""
+    splits = load_manifest(root).splits if is_shards(root) else ()
+    listed: Iterable[Found] = list_shards(root, min(splits)) if splits else list_folder(root)  # gallery before others
+    read: list[Tensor] = []
+    reason = f"{root} holds no image"
+    for found in listed:
+        try:
+            read.append(embedder.read(found.image(), found.where))
+        except ValueError as error:
+            reason = str(error)
+        if len(read) == CHECKED:
+            break
+    if not read:
+        raise ValueError(f"no image to compare on: {reason}")
+    return torch.stack(read)
+
+
+def compare(embedder: Embedder, run: Runner, images: Tensor) -> tuple[float, float]:
+    """Largest absolute difference between the features of both, in batches of several sizes, and largest feature."""
+    wanted = embedder.embed_pixels(images)
+    sizes = {len(images), 1, min(3, len(images))}
+    differences = [
+        np.abs(run(images[i : i + size]) - wanted[i : i + size]).max()
+        for size in sizes
+        for i in range(0, len(images), size)
+    ]
+    return float(np.max(differences)), float(np.abs(wanted).max())  # NaN stays NaN, and is refused
+
+
+def _to_text(metadata: dict[str, Any]) -> dict[str, str]:
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+
+
+def _trace(embedder: Embedder) -> torch.export.ExportedProgram:
+    example = torch.rand(2, 3, *embedder.size)
+    shapes = {"images": {0: torch.export.Dim("batch", min=1)}}
+    try:
+        return torch.export.export(Graph(embedder.model).eval(), (example,), dynamic_shapes=shapes)
+    except Exception as error:  # torch has many kinds for a model whose forward pass it cannot follow
+        reason = str(error).strip().splitlines()[0]
+        encoder = embedder.knobs["encoder"]
+        raise ValueError(f"the encoder {encoder} has no graph ({reason}); --format safetensors needs none") from error
+
+
+def _unit(images: Tensor) -> Tensor:
+    return images.float() / 255
+
+
+def _write_onnx(embedder: Embedder, metadata: dict[str, Any], path: Path) -> None:
+    for name in ("onnxscript", "onnxruntime"):  # the second checks what the first makes: better missed now than then
+        _import(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            _trace(embedder), input_names=["images"], output_names=["features"], dynamo=True, verbose=False
+        )
+    assert program is not None  # it is with dynamo
+    program.model.metadata_props.update(_to_text(metadata))
+    program.save(path, external_data=False)
+
+
+def _load_onnx(path: Path) -> Runner:
+    session = _import("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> np.ndarray:
+        features: np.ndarray = session.run(["features"], {"images": _unit(images).numpy()})[0]
+        return features
+
+    return run
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(
+            f"--format onnx needs {name}, which is not installed: pip install 'mctl-reid[export]'"
+        ) from error
+
+
+def _write_program(embedder: Embedder, metadata: dict[str, Any], path: Path) -> None:
+    with open(path, "wb") as file:
+        torch.export.save(_trace(embedder), file, extra_files={"metadata.json": json.dumps(metadata)})
+
+
+def _load_program(path: Path) -> Runner:
+    with open(path, "rb") as file:
+        module = torch.export.load(file).module()
+    return lambda images: module(_unit(images)).detach().numpy()
+
+
+def _write_weights(embedder: Embedder, metadata: dict[str, Any], path: Path) -> None:
+    state = embedder.model.state_dict()
+    kept = {name: value.contiguous() for name, value in state.items() if not name.startswith("classifier.")}
+    path.write_bytes(save_tensors(kept, metadata=_to_text(metadata)))
+
+
+def _load_weights(path: Path) -> Runner:
+    """A model built from the file alone."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    size = int(metadata["height"]), int(metadata["width"])
+    model = ReIDModel(1, **json.loads(metadata["model"]), weights="none", image_size=size).eval()
+    missing = model.load_state_dict(load_file(path), strict=False).missing_keys
+    assert missing == ["classifier.weight"], missing
+
+    @torch.inference_mode()
+    def run(images: Tensor) -> np.ndarray:
+        features: np.ndarray = model(normalize(images)).numpy()
+        return features
+
+    return run
+
+
+FORMATS = {
+    "onnx": Format(_write_onnx, _load_onnx, json_beside=False),
+    "torch_export": Format(_write_program, _load_program, json_beside=True),
+    "safetensors": Format(_write_weights, _load_weights, json_beside=True),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

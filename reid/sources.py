@@ -1,0 +1,146 @@
+"""Images to search, found: in a folder with a sub-folder per identity, in what a CSV lists, or in shards."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from reid.features import read_images
+from reid.index import Entry, Source
+from reid.manifest import JUNK_PID, MANIFEST_NAME, load_manifest
+from reid.pixels import Pixels
+from reid.samples import Dropped, Identity, read_sound_identities
+from reid.storage import is_remote, place_of
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
+COLUMNS = ("path", "identity", "camera", "time")
+
+
+@dataclass(frozen=True)
+class Found:
+    """An image: its entry, what to call it, and how to get at it: a file, or the bytes of one (or ValueError)."""
+
+    entry: Entry
+    where: str
+    image: Callable[[], Path | bytes]
+
+
+def is_shards(root: str) -> bool:
+    return is_remote(root) or Path(root, MANIFEST_NAME).is_file()
+
+
+def list_folder(root: str, table: str = "") -> list[Found]:
+    """All images under `root`, in the order of their paths; the first sub-folder on the way is the identity.
+
+    table: a CSV with the column path (from `root` on), and identity, camera and time where they are known; then the
+    images that it lists, in its order, and none else. ValueError where there is nothing, or names the CSV's line.
+    """
+    folder = Path(root)
+    if not folder.is_dir():
+        raise ValueError(f"{root}: no such folder; give --images a folder of pictures, or of shards")
+    source = Source(str(folder.resolve()))
+    entries = list(_read_table(Path(table), source)) if table else list(_walk(folder, source))
+    if not entries:
+        where = f"{table}: no line below the header" if table else f"{root}: no image in this folder"
+        raise ValueError(f"{where}; images end with {', '.join(sorted(SUFFIXES))}")
+    return [Found(entry, str(folder / entry.path), partial(Path, folder, entry.path)) for entry in entries]
+
+
+def _walk(folder: Path, source: Source) -> Iterator[Entry]:
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in parts) and path.is_file():
+            yield Entry("/".join(parts), identity=parts[0] if len(parts) > 1 else "", source=source)
+
+
+def _read_table(table: Path, source: Source) -> Iterator[Entry]:
+    try:
+        with open(table, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            header = reader.fieldnames or []
+            if "path" not in header or not set(header) <= set(COLUMNS) or len(set(header)) != len(header):
+                raise ValueError(
+                    f"{table}: the first line is {','.join(header)!r}; it must name path, and may name "
+                    f"{', '.join(COLUMNS[1:])}, each once"
+                )
+            seen: dict[str, int] = {}
+            for fields in reader:
+                if None in fields or None in fields.values():
+                    raise ValueError(f"{table}, line {reader.line_num}: more or fewer fields than the header")
+                path, identity, camera, time = (fields.get(name, "").strip() for name in COLUMNS)
+                entry = Entry(path, identity, camera, time, source=source)
+                _check_line(table, reader.line_num, entry, seen)
+                yield entry
+    except OSError as error:
+        raise ValueError(f"{table}: {error.strerror or error}; give --csv a table with the columns path, …") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{table}: not a CSV table in UTF-8 ({error})") from error
+
+
+def _check_line(table: Path, line: int, entry: Entry, seen: dict[str, int]) -> None:
+    path = Path(entry.path)
+    if not entry.path or path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{table}, line {line}: path {entry.path!r}; give one inside the folder of --images")
+    first = seen.setdefault(os.path.normpath(entry.path), line)
+    if first != line:
+        raise ValueError(f"{table}, lines {first} and {line}: {entry.path} twice; keep one")
+
+
+def list_shards(root: str, split: str) -> Iterator[Found]:
+    """Every image of a split but junk, as the manifest names identities; distractors are images of nobody known.
+
+    Train identities become train/<name>: some datasets number them anew. Damage gives images that cannot be read.
+    """
+    manifest = load_manifest(root)
+    part = manifest.split(split)
+    first = np.cumsum(part.images) - part.images
+    source = Source(root if is_remote(root) else str(Path(root).resolve()), split)
+    for identity in read_sound_identities(root, part, range(len(part.shards))):
+        if isinstance(identity, Dropped):
+            yield Found(Entry("", source=source), "", partial(_refuse, identity.reason))
+            continue
+        if identity.pid == JUNK_PID:
+            continue
+        name = part.names[identity.row] if identity.pid != manifest.distractor_pid else ""
+        name = f"train/{name}" if name and split == "train" else name
+        for i, camid in enumerate(identity.camids):
+            path = f"{identity.shard}/{identity.key}.{identity.files[i]}"
+            camera = "" if camid < 0 else str(camid)
+            entry = Entry(path, name, camera, place=int(first[identity.row]) + i, source=source)
+            yield Found(entry, place_of(root, path), partial(_read_image, identity, i))
+
+
+def _read_image(identity: Identity, i: int) -> bytes:
+    return bytes(identity.image(i))
+
+
+def _refuse(reason: str) -> bytes:
+    raise ValueError(reason)
+
+
+def read_pictures(entries: Sequence[Entry], pixels: Pixels) -> list[np.ndarray | None]:
+    """The images (H, W, 3) uint8 of the entries; None for one that is no longer there or cannot be read."""
+    found: list[np.ndarray | None] = [None] * len(entries)
+    by_source: dict[Source, list[int]] = {}
+    for i, entry in enumerate(entries):
+        by_source.setdefault(entry.source, []).append(i)
+    for source, places in by_source.items():
+        if not source.split:
+            for i in places:
+                with contextlib.suppress(OSError, ValueError):
+                    data = Path(source.root, entries[i].path).read_bytes()
+                    found[i] = pixels.decode(data, "").permute(1, 2, 0).numpy()
+            continue
+        with contextlib.suppress(OSError, ValueError):  # of shards all or none: they may have been built anew
+            manifest = load_manifest(source.root)
+            images = read_images(source.root, manifest, source.split, [entries[i].place for i in places], pixels)
+            for i, image in zip(places, images, strict=True):
+                found[i] = image
+    return found

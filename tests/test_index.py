@@ -1,0 +1,328 @@
+"""reid/index.py, index_writer.py and nearest.py against loops in float64; kills, damage, versions."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reid import nearest, ranking
+from reid.index import Entry, Index, Meta, Source
+from reid.index_writer import append, create, remove
+from reid.nearest import Hit, search
+
+DIM, SOURCE = 8, Source("/photos")
+META = Meta("f" * 64, DIM, (32, 16), "runs/x")
+ROOT = Path(__file__).parents[1]
+
+
+class Stop(Exception):
+    pass
+
+
+def draw(count: int, seed: int = 0, identities: int = 5) -> tuple[np.ndarray, list[Entry]]:
+    """Features far from normalised; every fourth image is of nobody known, every fifth by no known camera."""
+    rng = np.random.default_rng([seed, count])
+    features = (rng.standard_normal((count, DIM)) * rng.uniform(0.1, 30, (count, 1)) + 1).astype(np.float32)
+    entries = [
+        Entry(
+            f"{seed}/{i}.jpg",
+            "" if i % 4 == 3 else f"person {seed * 2 + rng.integers(identities)}",
+            "" if i % 5 == 4 else f"cam {rng.integers(3)}",
+            f"2024-01-{i % 28 + 1:02d}",
+            source=SOURCE,
+        )
+        for i in range(count)
+    ]
+    return features, entries
+
+
+def make(path: Path, *parts: tuple[np.ndarray, list[Entry]]) -> Index:
+    """The first part when it is made, the others appended one after another."""
+    with create(path, META) as appender:
+        appender.add(*parts[0])
+    for part in parts[1:]:
+        with append(path) as appender:
+            appender.add(*part)
+    return Index(path)
+
+
+def snapshot(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def content(path: Path) -> tuple:
+    index = Index(path)
+    sums, counts = index.sums()
+    return index.meta.count, index.features.tobytes(), list(index.entries()), sums.tobytes(), counts.tobytes()
+
+
+def test_what_goes_in_comes_out(tmp_path: Path) -> None:
+    features, entries = draw(20)
+    index = make(tmp_path / "i", (features[:13], entries[:13]), (features[13:], entries[13:]))
+    assert len(index) == 20 and np.array_equal(index.features, features)
+    assert list(index.entries()) == entries == [index.entry(row) for row in range(20)]
+    assert np.allclose(index.squares, (features.astype(float) ** 2).sum(1), rtol=1e-6)
+    assert [index.identity(pid) for pid in index.pids] == [entry.identity for entry in entries]
+    assert [index.camera(camid) for camid in index.camids] == [entry.camera for entry in entries]
+
+
+def test_columns_are_ordinary_npy_files_and_mapped(tmp_path: Path) -> None:
+    features, entries = draw(20)
+    index = make(tmp_path / "i", (features[:1], entries[:1]), (features[1:], entries[1:]))
+    assert np.array_equal(np.load(tmp_path / "i" / "features.npy"), features)
+    assert np.array_equal(np.load(tmp_path / "i" / "pids.npy"), index.pids)
+    assert isinstance(index.features, np.memmap)
+    assert not list((tmp_path / "i").glob(".*"))
+
+
+def test_names_from_anywhere_survive(tmp_path: Path) -> None:
+    entries = [Entry('Ä/"quoted"\n.jpg', "名前", "x,y", "", 7, SOURCE), Entry("bad-\udcff.jpg", source=SOURCE)]
+    assert list(make(tmp_path / "i", (np.ones((2, DIM), np.float32), entries)).entries()) == entries
+
+
+def test_centroids_added_up_in_parts_equal_a_rebuild_and_loops(tmp_path: Path) -> None:
+    parts = [draw(count, seed) for seed, count in enumerate([30, 1, 50, 7])]
+    features = np.concatenate([part[0] for part in parts])
+    entries = [entry for part in parts for entry in part[1]]
+    grown = make(tmp_path / "grown", *parts)
+    rebuilt = make(tmp_path / "rebuilt", (features, entries))
+    for index in (grown, rebuilt):
+        sums, counts = index.sums()
+        assert len(sums) == len({entry.identity for entry in entries} - {""})
+        for pid, name in enumerate(index.meta.identities):
+            own = [
+                row.astype(np.float64) for row, entry in zip(features, entries, strict=True) if entry.identity == name
+            ]
+            assert counts[pid] == len(own)
+            assert np.abs(sums[pid] / counts[pid] - sum(own) / len(own)).max() < 1e-6
+    assert np.abs(grown.sums()[0] - rebuilt.sums()[0]).max() < 1e-6
+    assert grown.meta.identities == rebuilt.meta.identities
+
+
+def slow_search(features, entries, queries, k, gallery="images", without="") -> list[list[tuple[float, int, int]]]:
+    """(score, row, images) in float64, by loops over everything."""
+    kept = [i for i, entry in enumerate(entries) if not without or entry.camera != without]
+    groups: dict[str, list[int]] = {}
+    for i in kept:
+        name = entries[i].identity if gallery == "centroids" and entries[i].identity else f"alone {i}"
+        groups.setdefault(name, []).append(i)
+    found = []
+    for query in queries.astype(np.float64):
+        scored = []
+        for rows in groups.values():
+            mean = features[rows].astype(np.float64).mean(axis=0)
+            scored.append((query @ mean / np.linalg.norm(query) / np.linalg.norm(mean), rows[0], len(rows)))
+        found.append(sorted(scored, key=lambda hit: (-hit[0], hit[1]))[:k])
+    return found
+
+
+@pytest.mark.parametrize("block", [65_536, 7], ids=["one slice", "many slices"])
+@pytest.mark.parametrize("without", ["", "cam 1"])
+@pytest.mark.parametrize("gallery", ["images", "centroids"])
+@pytest.mark.parametrize("k", [1, 10, 200])
+def test_search_equals_loops(tmp_path: Path, monkeypatch, block: int, without: str, gallery: str, k: int) -> None:
+    monkeypatch.setattr(ranking, "GALLERY_BLOCK", block)
+    monkeypatch.setattr(nearest, "QUERIES", 2)
+    features, entries = draw(60, identities=9)
+    index = make(tmp_path / "i", (features[:20], entries[:20]), (features[20:], entries[20:]))
+    queries = np.random.default_rng(1).standard_normal((5, DIM)).astype(np.float32)
+    found = search(index, queries, k, gallery, without)
+    wanted = slow_search(features, entries, queries, k, gallery, without)
+    assert [[(hit.row, hit.images) for hit in hits] for hits in found] == [[hit[1:] for hit in hits] for hits in wanted]
+    scores = [[hit.score for hit in hits] for hits in found]
+    assert np.allclose(scores, [[hit[0] for hit in hits] for hits in wanted], atol=1e-6)
+
+
+def test_equal_scores_in_the_order_of_the_index(tmp_path: Path) -> None:
+    _, entries = draw(12)
+    index = make(tmp_path / "i", (np.ones((12, DIM), np.float32), entries))
+    (hits,) = search(index, np.ones((1, DIM)), 5)
+    assert [hit.row for hit in hits] == [0, 1, 2, 3, 4]
+
+
+def test_search_changes_no_file(tmp_path: Path) -> None:
+    index = make(tmp_path / "i", draw(20))
+    before = snapshot(tmp_path / "i")
+    for gallery in nearest.GALLERIES:
+        search(index, np.ones((1, DIM)), 3, gallery, "cam 0")
+    index.features[0] = 7  # in memory alone
+    assert snapshot(tmp_path / "i") == before
+
+
+def test_an_identity_that_only_the_camera_left_out_saw_is_not_found(tmp_path: Path) -> None:
+    entries = [Entry("a", "anna", "door"), Entry("b", "ben", "door"), Entry("c", "ben", "hall")]
+    index = make(tmp_path / "i", (np.eye(3, DIM, dtype=np.float32), entries))
+    (hits,) = search(index, np.eye(1, DIM), 5, "centroids", "door")
+    assert hits == [Hit(2, 0.0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"k": 0}, "k is 0"),
+        ({"k": 1, "gallery": "faces"}, "unknown gallery 'faces'; known: images, centroids"),
+        ({"k": 1, "without": "roof"}, "no camera 'roof'; it has: cam"),
+    ],
+)
+def test_searches_that_make_no_sense(tmp_path: Path, asked: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        search(make(tmp_path / "i", draw(20)), np.ones((1, DIM)), **asked)
+
+
+def test_an_error_while_appending_leaves_the_index_as_it_was(tmp_path: Path) -> None:
+    make(tmp_path / "i", draw(20))
+    before = content(tmp_path / "i")
+    with contextlib.suppress(Stop), append(tmp_path / "i") as appender:
+        appender.add(*draw(9, seed=1))
+        raise Stop
+    assert content(tmp_path / "i") == before
+    features = np.full((2, DIM), np.nan, np.float32)
+    with pytest.raises(ValueError, match=r"1/0\.jpg: its feature is not finite"), append(tmp_path / "i") as appender:
+        appender.add(features, draw(2, seed=1)[1])
+    assert content(tmp_path / "i") == before
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from reid import index_writer
+from tests.test_index import draw
+stop, path = sys.argv[1:]
+def die(*_): os.kill(os.getpid(), signal.SIGKILL)
+if stop != "add":
+    setattr(index_writer, stop, die)
+with index_writer.append(path) as appender:
+    appender.add(*draw(9, seed=1))
+    for file in appender._files.values():
+        file.flush()
+    if stop == "add":
+        die()
+"""
+
+
+@pytest.mark.parametrize("stop", ["add", "_save_centroids", "_write_meta"])
+def test_a_killed_append_leaves_the_index_as_it_was_and_the_next_one_is_whole(tmp_path: Path, stop: str) -> None:
+    path = tmp_path / "i"
+    make(path, draw(20))
+    before, sizes = content(path), (path / "features.npy").stat().st_size
+    done = subprocess.run([sys.executable, "-c", KILLED, stop, str(path)], cwd=ROOT, timeout=100)
+    assert done.returncode == -signal.SIGKILL
+    assert (path / "features.npy").stat().st_size > sizes  # something was written
+    assert content(path) == before
+    with append(path) as appender:
+        appender.add(*draw(5, seed=2))
+    whole = make(tmp_path / "whole", draw(20), draw(5, seed=2))
+    assert content(path) == content(whole.folder)
+    for name in ("features.npy", "pids.npy", "entries.jsonl"):  # nothing of the killed one is left at their ends
+        assert (path / name).read_bytes() == (whole.folder / name).read_bytes()
+
+
+def test_a_killed_or_failed_making_leaves_nothing(tmp_path: Path) -> None:
+    with contextlib.suppress(Stop), create(tmp_path / "i", META) as appender:
+        appender.add(*draw(5))
+        raise Stop
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / ".i.building").mkdir()  # of a killed one
+    assert len(make(tmp_path / "i", draw(5))) == 5
+
+
+def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
+    make(tmp_path / "i", draw(5))
+    with pytest.raises(ValueError, match="is an index; `add`"), create(tmp_path / "i", META):
+        pass
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    with pytest.raises(ValueError, match="is no empty folder"), create(tmp_path / "photos", META):
+        pass
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    make(tmp_path / "i", draw(5))
+    with append(tmp_path / "i"):
+        with (
+            pytest.raises(ValueError, match=f"process {os.getpid()} .* is changing this index"),
+            append(tmp_path / "i"),
+        ):
+            pass
+        with pytest.raises(ValueError, match="is changing this index"):
+            remove(tmp_path / "i", lambda _: True)
+
+
+def test_who_reads_while_another_appends_keeps_what_it_opened(tmp_path: Path) -> None:
+    features, entries = draw(20)
+    index = make(tmp_path / "i", (features, entries))
+    with append(tmp_path / "i") as appender:
+        appender.add(*draw(9, seed=1))
+    assert len(index) == 20 and np.array_equal(index.features, features) and list(index.entries()) == entries
+    assert int(index.sums()[1].sum()) == sum(bool(entry.identity) for entry in entries)
+
+
+def test_removed_images_are_gone_from_every_file(tmp_path: Path) -> None:
+    features, entries = draw(20)
+    entries[7] = Entry("secret.jpg", "somebody", "hidden camera", "noon", source=Source("/nowhere else"))
+    make(tmp_path / "i", (features, entries))
+    assert remove(tmp_path / "i", lambda entry: entry.identity == "somebody") == 1
+    rest = [row for row in range(20) if row != 7]
+    wanted = make(tmp_path / "wanted", (features[rest], [entries[row] for row in rest]))
+    assert content(tmp_path / "i") == content(wanted.folder)
+    for data in snapshot(tmp_path / "i").values():
+        assert not any(word in data for word in (b"secret", b"somebody", b"hidden", b"nowhere", features[7].tobytes()))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["i", "wanted"]
+    before = snapshot(tmp_path / "i")
+    assert remove(tmp_path / "i", lambda entry: entry.identity == "somebody") == 0
+    assert snapshot(tmp_path / "i") == before
+
+
+def test_removing_everything_leaves_an_index_to_add_to(tmp_path: Path) -> None:
+    make(tmp_path / "i", draw(5))
+    assert remove(tmp_path / "i", lambda _: True) == 5
+    assert len(Index(tmp_path / "i")) == 0
+    with append(tmp_path / "i") as appender:
+        appender.add(*draw(6))
+    assert len(Index(tmp_path / "i")) == 6
+
+
+def edit(path: Path, **changes: object) -> None:
+    document = json.loads((path / "index.json").read_text())
+    document.update(changes)
+    (path / "index.json").write_text(json.dumps({k: v for k, v in document.items() if v is not None}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda p: edit(p, format=2), "index version 2, this program reads version 1; index again"),
+        (lambda p: edit(p, format=None), "is damaged"),
+        (lambda p: edit(p, dim=None), "is damaged"),
+        (lambda p: edit(p, sources=7), "is damaged"),
+        (lambda p: (p / "index.json").write_text("{"), r"index\.json is damaged"),
+        (lambda p: (p / "index.json").unlink(), r"is no index: it has no index\.json"),
+        (lambda p: (p / "pids.npy").unlink(), r"pids\.npy is missing or cut short"),
+        (lambda p: os.truncate(p / "features.npy", 300), r"features\.npy is missing or cut short"),
+        (lambda p: os.truncate(p / "entries.jsonl", 300), "entry .* is damaged"),
+        (lambda p: next(p.glob("sums-*1.npy")).unlink(), "its centroids cannot be read"),
+    ],
+)
+def test_damage_and_other_versions_are_named(tmp_path: Path, damage, message: str) -> None:
+    make(tmp_path / "i", draw(20))
+    damage(tmp_path / "i")
+    with pytest.raises(ValueError, match=message) as error:
+        content(tmp_path / "i")
+    assert "\n" not in str(error.value)
+
+
+def test_another_model_is_refused(tmp_path: Path) -> None:
+    index = make(tmp_path / "i", draw(5))
+    index.check_model("f" * 64, "runs/x")
+    with pytest.raises(
+        ValueError, match=r"features of another model .fingerprint ffff.* than runs/y .fingerprint eeee"
+    ):
+        index.check_model("e" * 64, "runs/y")

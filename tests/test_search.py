@@ -1,0 +1,422 @@
+"""reid/search.py: what a user types, what is printed and written; bad input ends with one line and status 2."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import importlib.util
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reid import Embedder, search
+from reid.gallery import JUNK
+from reid.index import Index
+from reid.pixels import Pixels
+from reid.sources import list_folder, read_pictures
+from tests.drawn import HEIGHT, WIDTH, Drawn
+from tests.test_evaluate import make_run
+
+ROOT = Path(__file__).parents[1]
+
+
+def photo(path: Path, person: int, shot: int = 0, size: tuple[int, int] = (HEIGHT, WIDTH)) -> Path:
+    """A person is a palette; shots of a person differ a little."""
+    palette = np.random.default_rng(person).integers(0, 256, (4, 2, 3))
+    noise = np.random.default_rng([person, shot]).normal(0, 8, (4, 2, 3))
+    image = Image.fromarray((palette + noise).clip(0, 255).astype(np.uint8))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.resize(size[::-1], Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+PEOPLE = {"anna": 3, "ben": 2, "çelik": 1}
+
+
+@dataclass(frozen=True)
+class Album:
+    """Photos of three people in a folder each and two of strangers, an index of them, and what making it said."""
+
+    run: Path
+    other_run: Path
+    photos: Path
+    index: Path
+    said: str
+
+
+@pytest.fixture(scope="module")
+def album(tmp_path_factory: pytest.TempPathFactory, drawn: Drawn) -> Album:
+    base = tmp_path_factory.mktemp("album")
+    for person, (name, shots) in enumerate(PEOPLE.items()):
+        for shot in range(shots):
+            photo(base / "photos" / name / f"{shot}.png", person, shot)
+    for stranger in (10, 11):
+        photo(base / "photos" / f"stranger {stranger}.png", stranger)
+    (base / "photos" / "notes.txt").write_text("no image")
+    run, other = make_run(base / "runs" / "one", drawn), make_run(base / "runs" / "two", drawn, seed=1)
+    with pytest.MonkeyPatch.context() as patch:
+        said: list[str] = []
+        patch.setattr("builtins.print", lambda *words, **_: said.append(" ".join(map(str, words))))
+        assert call("index", "--checkpoint", run, "--images", base / "photos", "--out", base / "index") == 0
+    return Album(run, other, base / "photos", base / "index", "\n".join(said))
+
+
+def call(*words: object) -> int:
+    return search.main([*map(str, words), *(["--device", "cpu"] if words[0] in ("index", "add", "query") else [])])
+
+
+@pytest.fixture
+def copy(album: Album, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(album.index, tmp_path / "index"))
+
+
+def test_the_index_holds_the_features_of_the_embedder(album: Album) -> None:
+    index = Index(album.index)
+    paths = [*(f"{name}/{shot}.png" for name in sorted(PEOPLE) for shot in range(PEOPLE[name]))]
+    paths += [f"stranger {stranger}.png" for stranger in (10, 11)]
+    assert [entry.path for entry in index.entries()] == sorted(paths)
+    known = [entry.identity for entry in index.entries()]
+    assert known == [path.partition("/")[0] if "/" in path else "" for path in sorted(paths)]
+    wanted = Embedder.load(album.run, device="cpu").embed([album.photos / path for path in sorted(paths)])
+    assert np.array_equal(index.features, wanted)
+    assert "8 images added in" in album.said and "now 8 images of 3 identities" in album.said
+
+
+def test_a_query_finds_its_person(album: Album, tmp_path: Path, capsys) -> None:
+    asked = [photo(tmp_path / "anna.jpg", 0, 9), photo(tmp_path / "ben.png", 1, 9, size=(80, 50))]
+    outputs = {name: tmp_path / f"result.{name}" for name in ("html", "csv", "json")}
+    assert call("query", album.index, *asked, "--top", 4, "--out", outputs["html"], "--csv", outputs["csv"],
+                "--json", outputs["json"]) == 0  # fmt: skip
+    document = json.loads(outputs["json"].read_text())
+    assert [part["query"] for part in document] == [str(path) for path in asked]
+    assert {result["identity"] for result in document[0]["results"][:3]} == {"anna"}
+    assert {result["identity"] for result in document[1]["results"][:2]} == {"ben"}
+
+    embedder, index = Embedder.load(album.run, device="cpu"), Index(album.index)
+    query, rows = embedder.embed(asked[:1])[0].astype(float), index.features.astype(float)
+    scores = rows @ query / np.linalg.norm(rows, axis=1) / np.linalg.norm(query)
+    order = np.argsort(-scores)[:4]
+    for rank, (row, result) in enumerate(zip(order, document[0]["results"], strict=True), start=1):
+        entry = index.entry(int(row))
+        assert result["score"] == pytest.approx(scores[row], abs=1e-6)
+        assert (result["rank"], result["path"], result["identity"]) == (rank, entry.path, entry.identity)
+        assert result["images"] == 1 and result["root"] == str(album.photos)
+
+    lines = list(csv.DictReader(io.StringIO(outputs["csv"].read_text())))
+    flat = [{"query": part["query"], **result} for part in document for result in part["results"]]
+    assert lines == [{key: str(value) for key, value in line.items()} for line in flat]
+    printed = capsys.readouterr().out
+    assert all(f"{result['rank']:>5}  {result['score']:6.3f}  identity" in printed for result in document[0]["results"])
+    page = outputs["html"].read_text()
+    assert page.count("<article>") == 2 and page.count("data:image/jpeg;base64,") == 2 + 8 and "no image" not in page
+
+
+def test_centroids_are_means_and_strangers_stand_alone(album: Album, tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    assert call("query", album.index, photo(tmp_path / "x.png", 0, 5), "--gallery", "centroids", "--json", out) == 0
+    results = json.loads(out.read_text())[0]["results"]
+    assert (results[0]["identity"], results[0]["images"], results[0]["path"]) == ("anna", 3, "anna/0.png")
+    assert sorted(result["images"] for result in results) == [1, 1, 1, 2, 3]
+    assert sum(result["identity"] == "" for result in results) == 2
+
+
+def test_the_page_needs_nothing_and_escapes_everything(album: Album, tmp_path: Path) -> None:
+    nasty = '<img src=x onerror=alert(1)> & "q"'
+    photo(tmp_path / "photos" / nasty / "<b>.png", 3)
+    assert call("index", "--checkpoint", album.run, "--images", tmp_path / "photos", "--out", tmp_path / "i") == 0
+    asked = photo(tmp_path / "<script>.png", 3)
+    assert call("query", tmp_path / "i", asked, "--out", tmp_path / "r.html") == 0
+    page = (tmp_path / "r.html").read_text()
+    assert "<script" not in page and "<img src=x" not in page and "<b>.png" not in page
+    assert "&lt;img src=x onerror=alert(1)&gt; &amp; &quot;q&quot;" in page
+    assert not re.search(r'(src|href)="(?!data:)', page)
+
+
+def test_pictures_that_are_gone_are_blanks(album: Album, tmp_path: Path) -> None:
+    photos = Path(shutil.copytree(album.photos, tmp_path / "photos"))
+    assert call("index", "--checkpoint", album.run, "--images", photos, "--out", tmp_path / "i") == 0
+    (photos / "anna" / "1.png").unlink()
+    assert call("query", tmp_path / "i", photos / "anna" / "0.png", "--top", 3, "--out", tmp_path / "r.html") == 0
+    assert (tmp_path / "r.html").read_text().count("no image") == 1
+
+
+def test_a_table_gives_identity_camera_and_time(album: Album, tmp_path: Path, capsys) -> None:
+    (tmp_path / "t.csv").write_text(
+        "\ufeffpath,camera,time,identity\n"
+        "anna/0.png,door,2024-05-01T10:00,Anna\n"
+        "anna/1.png,hall,,Anna\n"
+        "ben/0.png,door,12.5,\n"
+        "gone.png,door,,Ben\n",
+        encoding="utf-8",
+    )  # fmt: skip
+    assert call("index", "--checkpoint", album.run, "--images", album.photos, "--csv", tmp_path / "t.csv",
+                "--out", tmp_path / "i") == 0  # fmt: skip
+    said = capsys.readouterr()
+    assert "3 images added, 1 unreadable and skipped" in said.out and "gone.png: No such file" in said.err
+    found = [(entry.identity, entry.camera, entry.time) for entry in Index(tmp_path / "i").entries()]
+    assert found == [("Anna", "door", "2024-05-01T10:00"), ("Anna", "hall", ""), ("", "door", "12.5")]
+    query = ("query", tmp_path / "i", album.photos / "anna" / "0.png", "--json", tmp_path / "r.json")
+    assert call(*query, "--camera", "door") == 0
+    (result,) = json.loads((tmp_path / "r.json").read_text())[0]["results"]
+    assert (result["path"], result["camera"]) == ("anna/1.png", "hall")
+    assert call(*query) == 0
+    assert json.loads((tmp_path / "r.json").read_text())[0]["results"][0]["time"] == "2024-05-01T10:00"
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("path,name\na.png,x\n", "the first line is 'path,name'; it must name path"),
+        ("identity,camera\nx,1\n", "must name path"),
+        ("path,path\na,b\n", "each once"),
+        ("path\n", "no line below the header"),
+        ("path,identity\na.png\n", "line 2: more or fewer fields"),
+        ("path\n../a.png\n", r"line 2: path '../a.png'; give one inside"),
+        ("path\n/etc/a.png\n", "line 2: path '/etc/a.png'"),
+        ("path\na.png\n./a.png\n", "lines 2 and 3: ./a.png twice"),
+    ],
+)
+def test_tables_that_make_no_sense(album: Album, tmp_path: Path, table: str, message: str) -> None:
+    (tmp_path / "t.csv").write_text(table)
+    with pytest.raises(ValueError, match=message):
+        list_folder(str(album.photos), str(tmp_path / "t.csv"))
+
+
+def test_shards_with_their_identities_and_cameras(album: Album, drawn: Drawn, tmp_path: Path) -> None:
+    out = tmp_path / "i"
+    assert call("index", "--checkpoint", album.run, "--images", drawn.root, "--split", "gallery", "query", "train",
+                "--out", out) == 0  # fmt: skip
+    index, row = Index(out), 0
+    embedder = Embedder.load(album.run, device="cpu", batch_size=1)
+    entries = list(index.entries())
+    for split in ("gallery", "query", "train"):
+        part = drawn.manifest.split(split)
+        for pid, name, files in zip(part.pids, part.names, drawn.sources(split), strict=True):
+            for file in files if pid != JUNK else []:
+                camera = re.search(r"_c(\d)", file.name)[1]
+                named = "" if pid == drawn.manifest.distractor_pid else f"train/{name}" if split == "train" else name
+                assert (entries[row].identity, entries[row].camera) == (named, camera)
+                if row % 7 == 0:
+                    wanted = embedder.embed([file])
+                    assert np.abs(index.features[row] - wanted).max() <= 1e-5 * np.abs(wanted).max()
+                row += 1
+    assert row == len(index)
+    rows = [0, 30, len(index) - 1]
+    shown = read_pictures([entries[i] for i in rows], Pixels(HEIGHT, WIDTH))
+    files = [f for s in ("gallery", "query", "train") for p, fs in
+             zip(drawn.manifest.split(s).pids, drawn.sources(s), strict=True) if p != JUNK for f in fs]  # fmt: skip
+    for i, image in zip(rows, shown, strict=True):
+        assert np.abs(image.astype(int) - np.asarray(Image.open(files[i])).astype(int)).max() <= 1
+
+
+def test_damaged_shards_are_passed_over_and_named(album: Album, drawn: Drawn, tmp_path: Path, capsys) -> None:
+    root = Path(shutil.copytree(drawn.root, tmp_path / "shards"))
+    shards = drawn.manifest.split("query").shards
+    (root / shards[0].name).unlink()
+    assert call("index", "--checkpoint", album.run, "--images", root, "--split", "query", "--out", tmp_path / "i") == 0
+    said = capsys.readouterr()
+    assert f"skipped: {root / shards[0].name}" in said.err and "1 unreadable and skipped" in said.out
+    assert len(Index(tmp_path / "i")) == drawn.manifest.split("query").num_images - shards[0].images
+
+
+def test_adding_appends_what_is_new(album: Album, copy: Path, tmp_path: Path, capsys) -> None:
+    more = Path(shutil.copytree(album.photos, tmp_path / "more"))
+    photo(more / "anna" / "7.png", 0, 7)
+    assert call("add", copy, "--images", more) == 0  # another folder: other images, the same people
+    assert "9 images added" in capsys.readouterr().out
+    index = Index(copy)
+    assert dict(zip(index.meta.identities, index.sums()[1].tolist(), strict=True)) == {"anna": 7, "ben": 4, "çelik": 2}
+    photo(more / "dora" / "0.png", 4)
+    (more / "dora" / "1.png").write_bytes(b"")
+    assert call("add", copy, "--images", more) == 0
+    said = capsys.readouterr()
+    assert "1 images added, 9 were there, 1 unreadable and skipped" in said.out and "an empty file" in said.err
+    assert call("add", copy, "--images", more, "--prefix", "x/") == 0
+    assert "0 images added, 10 were there" in capsys.readouterr().out
+    photo(more / "dora" / "2.png", 4)
+    assert call("add", copy, "--images", more, "--prefix", "x/") == 0
+    assert Index(copy).meta.identities == ("anna", "ben", "çelik", "dora", "x/dora")
+
+
+def test_removing(album: Album, copy: Path, capsys) -> None:
+    assert call("remove", copy, "--identity", "anna", "--path", "ben/1.png") == 0
+    assert "4 images removed; now 4 images of 2 identities" in capsys.readouterr().out
+    assert "anna" not in (copy / "index.json").read_text() + (copy / "entries.jsonl").read_text()
+    assert call("remove", copy, "--identity", "anna") == 2
+    assert "holds nothing of anna" in capsys.readouterr().err
+    assert call("remove", copy) == 2
+
+
+def test_info(album: Album, capsys) -> None:
+    assert call("info", album.index) == 0
+    said = capsys.readouterr().out
+    assert "images  8" in said and "3, and 2 images of nobody known" in said and str(album.photos) in said
+
+
+def test_unreadable_images_are_skipped_counted_and_named_or_stop_it(album: Album, tmp_path: Path, capsys) -> None:
+    photo(tmp_path / "photos" / "a.png", 0)
+    (tmp_path / "photos" / "empty.jpg").touch()
+    (tmp_path / "photos" / "text.jpg").write_text("no image")
+    make = ("index", "--checkpoint", album.run, "--images", tmp_path / "photos", "--out", tmp_path / "i")
+    assert call(*make, "--on_damage", "stop") == 2
+    assert "empty.jpg: an empty file" in capsys.readouterr().err
+    assert not (tmp_path / "i").exists() and not list(tmp_path.glob(".*"))
+    assert call(*make) == 0
+    said = capsys.readouterr()
+    assert "1 images added, 2 unreadable and skipped" in said.out
+    assert [line.split(": ")[:2] for line in said.err.splitlines()] == [
+        ["skipped", str(tmp_path / "photos" / name)] for name in ("empty.jpg", "text.jpg")
+    ]
+
+
+def add_nothing(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def all_broken(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "a.jpg").write_text("no image")
+    return folder
+
+
+def edited(index: Path, **changes: object) -> Path:
+    document = json.loads((index / "index.json").read_text())
+    (index / "index.json").write_text(json.dumps({**document, **changes}))
+    return index
+
+
+# What is typed, and what the one line says.
+BAD: dict[str, tuple[Callable[[Album, Path, Path], list], str]] = {
+    "empty folder": (
+        lambda a, c, t: ["index", "--checkpoint", a.run, "--images", add_nothing(t / "e"), "--out", t / "i"],
+        "no image in this folder",
+    ),
+    "no folder": (
+        lambda a, c, t: ["index", "--checkpoint", a.run, "--images", t / "e", "--out", t / "i"],
+        "e: no such folder",
+    ),
+    "all broken": (
+        lambda a, c, t: ["index", "--checkpoint", a.run, "--images", all_broken(t / "e"), "--out", t / "i"],
+        "none of 1 images can be read",
+    ),
+    "no run": (
+        lambda a, c, t: ["index", "--checkpoint", t / "run", "--images", a.photos, "--out", t / "i"],
+        "run: no such folder",
+    ),
+    "index twice": (
+        lambda a, c, t: ["index", "--checkpoint", a.run, "--images", a.photos, "--out", c],
+        "is an index; `add` appends to it",
+    ),
+    "split of a folder": (lambda a, c, t: ["add", c, "--images", a.photos, "--split", "gallery"], "--split goes with"),
+    "no table": (lambda a, c, t: ["add", c, "--images", a.photos, "--csv", t / "x.csv"], "x.csv: No such file"),
+    "another model": (
+        lambda a, c, t: ["query", c, a.photos / "anna" / "0.png", "--checkpoint", a.other_run],
+        "holds features of another model",
+    ),
+    "another model adds": (
+        lambda a, c, t: ["add", c, "--images", a.photos, "--checkpoint", a.other_run],
+        "holds features of another model",
+    ),
+    "checkpoint moved": (
+        lambda a, c, t: ["query", edited(c, checkpoint="/gone"), a.photos / "anna" / "0.png"],
+        "checkpoint /gone is not there; say where it is: --checkpoint",
+    ),
+    "another version": (
+        lambda a, c, t: ["query", edited(c, format=99), a.photos / "anna" / "0.png"],
+        "index version 99, this program reads version 1",
+    ),
+    "no index": (lambda a, c, t: ["query", t, a.photos / "anna" / "0.png"], "is no index"),
+    "no photo": (lambda a, c, t: ["query", c, t / "none.jpg"], "none.jpg: No such file"),
+    "unreadable photo": (lambda a, c, t: ["query", c, a.photos / "notes.txt"], "notes.txt: image cannot be decoded"),
+    "no top": (lambda a, c, t: ["query", c, a.photos / "anna" / "0.png", "--top", "0"], "k is 0"),
+    "no camera": (lambda a, c, t: ["query", c, a.photos / "anna" / "0.png", "--camera", "x"], "has no camera 'x'"),
+    "no place": (
+        lambda a, c, t: ["query", c, a.photos / "anna" / "0.png", "--out", t / "x" / "y.html"],
+        "No such file",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_ends_with_one_line_and_status_2(album: Album, copy: Path, tmp_path: Path, capsys, name: str) -> None:
+    words, message = BAD[name]
+    typed = words(album, copy, tmp_path)
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    assert call(*typed) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1 and message in said[0]
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+    assert not (tmp_path / "i").exists()
+
+
+def test_odd_kinds_of_images(album: Album, tmp_path: Path) -> None:
+    """CMYK, palette, grey, alpha, and turned by EXIF: all found as what they show."""
+    upright = Image.open(photo(tmp_path / "x.png", 5)).convert("RGB")
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright.convert("CMYK").save(folder / "cmyk.tif")
+    upright.quantize(256).save(folder / "palette.png")
+    upright.convert("RGBA").save(folder / "alpha.png")
+    upright.rotate(90, expand=True).save(folder / "turned.png", exif=exif)
+    photo(folder / "zz another.png", 6)
+    assert call("index", "--checkpoint", album.run, "--images", folder, "--out", tmp_path / "i") == 0
+    assert call("query", tmp_path / "i", tmp_path / "x.png", "--json", tmp_path / "r.json") == 0
+    results = json.loads((tmp_path / "r.json").read_text())[0]["results"]
+    assert len(results) == 5 and results[-1]["path"] == "zz another.png"
+    least = {"palette.png": 0.99}  # 256 colours are fewer than there were
+    assert all(result["score"] > least.get(result["path"], 0.9999) for result in results[:4])
+    assert results[-1]["score"] < 0.9
+
+
+def test_the_commands_and_the_code_of_the_documentation_run(
+    album: Album, drawn: Drawn, tmp_path: Path, monkeypatch
+) -> None:
+    """docs/search.md from top to bottom, in a folder where a reader's things lie."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(album.run, "runs/market1501")
+    for name in ("photos", "more-photos"):
+        shutil.copytree(album.photos, name)
+    photo(tmp_path / "more-photos" / "emil" / "0.jpg", 8)
+    for name in ("someone.jpg", "a.jpg", "b.png"):
+        photo(tmp_path / name, 0)
+    text = (ROOT / "docs" / "search.md").read_text()
+    commands = re.findall(r"^python -m (reid\.\w+) (.*)$", text, re.MULTILINE)
+    assert len(commands) == 6
+    for module, words in commands:
+        if module == "reid.export" and importlib.util.find_spec("onnxruntime") is None:
+            continue
+        assert importlib.import_module(module).main(shlex.split(words)) == 0, words
+    assert {"result.html", "people.index"} <= {path.name for path in tmp_path.iterdir()}
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = {"pil_image": Image.open("b.png"), "array": np.asarray(Image.open("b.png"))}
+    exec(code, names)
+    assert names["features"].shape == (4, names["embedder"].dim)
+
+
+def test_the_example_runs(album: Album, tmp_path: Path) -> None:
+    for person in range(3):
+        for shot in range(4):
+            photo(tmp_path / "pictures" / f"person {person}" / f"{shot}.jpg", person, shot)
+    done = subprocess.run(
+        [sys.executable, "examples/embed_and_search.py", str(album.run), str(tmp_path / "pictures")],
+        cwd=ROOT, capture_output=True, text=True, timeout=100, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "person 2 looks most like person 2" in done.stdout
+    assert "best match is the same person: 3 of 3" in done.stdout
