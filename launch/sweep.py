@@ -18,8 +18,10 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 from reid.config import Config, check, parse, to_dict
+from reid.lock import Held, hold
 from reid.stopping import SIGNALS, STOPPED
 from reid.sweep import PROGRAM, Knobs, Sweep, check_knobs, corners, falls_behind, propose, read_sweep
 from reid.sweep_folder import DONE, SweepFolder, to_flags
@@ -39,10 +41,17 @@ def main(args: Sequence[str] | None = None) -> int:
         sweep = read_sweep(options.sweep)
         folder = SweepFolder(options.out or Path("runs", "sweeps", options.sweep.stem))
         check_sweep(sweep, extra)
+        if options.check:
+            print(f"{options.sweep}: knobs, values and metric are known")
+            return 0
         folder.claim(sweep, extra)
-        if options.slurm is None:
-            return run_here(sweep, folder, options.runs)
-        return submit(sweep, folder, options.runs, options.slurm)
+        with hold(folder.path / ".lock"):
+            if options.slurm is None:
+                return run_here(sweep, folder, options.runs)
+            return submit(sweep, folder, options.runs, options.slurm)
+    except Held as error:
+        print(f"error: {folder.path}: {error} is at work on this sweep; wait for it", file=sys.stderr)
+        return 2
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -62,6 +71,9 @@ def parse_arguments(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
         "--slurm", nargs="?", const="", metavar="FLAGS",
         help='submit a job array; its value goes to sbatch: --slurm="--gpus-per-node=4 --nodes=2"',
     )  # fmt: skip
+    parser.add_argument(
+        "--check", action="store_true", help="check the file and start nothing, as before `wandb sweep`"
+    )
     parser.add_argument("--collect", type=Path, metavar="FOLDER", help="tables and heat map of an earlier --out, only")
     options = parser.parse_args(words[:at])
     if (options.sweep is None) == (options.collect is None):
@@ -138,6 +150,12 @@ def run_here(sweep: Sweep, folder: SweepFolder, total: int | None) -> int:
             break
         if folder.state(number) not in DONE:
             make_run(sweep, folder, number, stop)
+        now = folder.read()[number]
+        if now.state == "finished" and now.metric is None:
+            raise ValueError(
+                f"run {number} finished without logging {sweep.metric}; does its data have query and gallery? Its log: "
+                f"{folder.run_folder(number)}.log"
+            )
         if stop.asked:
             print(f"stopped: {describe_states(folder.read())}; the same command goes on", flush=True)
             return STOPPED
@@ -172,7 +190,7 @@ def make_run(sweep: Sweep, folder: SweepFolder, number: int, stop: Stop) -> None
     knobs = folder.read()[number].knobs
     print(f"run {number}: {' '.join(to_flags(knobs))}; its log: {run}.log", flush=True)
     started, behind, evaluations = time.monotonic(), False, 0
-    with open(f"{run}.log", "a") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+    with open(f"{run}.log", "a") as log, start(command, log) as process:
         while process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(POLL_S)
@@ -192,6 +210,13 @@ def make_run(sweep: Sweep, folder: SweepFolder, number: int, stop: Stop) -> None
         folder.note(number, "failed")
     now = folder.read()[number]
     print(f"run {number}: {now.state}, {sweep.metric} {now.metric}, {time.monotonic() - started:.0f} s", flush=True)
+
+
+def start(command: list[str], log: IO[str]) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(command, stdout=log, stderr=log)
+    except OSError as error:
+        raise ValueError(f"{command[0]}: {error.strerror}; it stands first in the sweep file's `command`") from error
 
 
 def submit(sweep: Sweep, folder: SweepFolder, total: int | None, words: str) -> int:

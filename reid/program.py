@@ -17,9 +17,9 @@ MENDABLE = 2  # exit status
 def call(action: Callable[[], Answer]) -> Answer:
     """What `action` returns. A ValueError, or a decoding process that was killed, ends the program with MENDABLE.
 
-    An error that all ranks have alike is told by rank 0 alone.
+    An error that all ranks have alike is told by one process of each machine: it may be the machine's.
     """
-    rank = os.environ.get("RANK", "0")
+    rank, local_rank = os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK", "0")
     try:
         return action()
     except ValueError as error:
@@ -29,6 +29,6 @@ def call(action: Callable[[], Answer]) -> Answer:
         if killed is None:
             raise
         reason, everywhere = killed, False
-    if rank == "0" or not everywhere:
+    if local_rank == "0" or not everywhere:
         print(f"error: {f'rank {rank}: ' if rank != '0' else ''}{reason}", file=sys.stderr, flush=True)
     sys.exit(MENDABLE)

@@ -6,6 +6,9 @@ import difflib
 import importlib
 import json
 import math
+import os
+import re
+import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +18,7 @@ from typing import Any
 
 import yaml
 
-PROGRAM, ARGS = "train.py", "${args}"
+PROGRAM, ARGS, STOP_FILE = "train.py", "${args}", "${envvar:STOP_FILE}"
 FIGURES = ("mAP", "mINP", "rank1")
 METRICS = ("eval/best_mAP", *(f"eval/{kind}/{figure}" for kind in ("image", "centroid", "val") for figure in FIGURES),
            "train/loss")  # fmt: skip
@@ -79,12 +82,32 @@ def read_sweep(path: Path) -> Sweep:
     if metric not in METRICS:
         nearest = difflib.get_close_matches(str(metric), METRICS, n=1, cutoff=0.0)[0]
         raise ValueError(f"{path}: metric.name = {metric!r} is never logged; the nearest that is: {nearest}")
-    command = [str(word) for word in document.get("command", [])]
-    if PROGRAM not in command or ARGS not in command:
+    words = [str(word) for word in document.get("command", [])]
+    command = [word for word in (_fill_in(path, word, document.get("program", "")) for word in words) if word]
+    if PROGRAM not in command or ARGS not in words:
         raise ValueError(f"{path}: `command` must name {PROGRAM} and {ARGS}; see configs/sweeps/w1_margin.yaml")
     at = command.index(PROGRAM)
-    launcher, flags = (tuple(word for word in words if "${" not in word) for words in (command[:at], command[at + 1 :]))
-    return Sweep(path, document, launcher, flags)
+    return Sweep(path, document, tuple(command[:at]), tuple(command[at + 1 :]))
+
+
+def _fill_in(path: Path, word: str, program: str) -> str:
+    """A word of `command` as W&B's agent would fill it in; empty for one that has no meaning without the agent."""
+    known = {"env": "", "args": "", "interpreter": sys.executable, "program": program}
+
+    def fill(found: re.Match[str]) -> str:
+        name = found[1]
+        variable = name.removeprefix("envvar:")
+        if name in known:
+            return known[name]
+        if variable == name or variable not in os.environ:
+            raise ValueError(
+                f"{path}: `command` has {found[0]}, which is not filled in here: known are {', '.join(known)} and "
+                "envvar:NAME of variables that are set"
+            )
+        return os.environ[variable]
+
+    # The place of a stop file is given by whoever starts the run.
+    return "" if STOP_FILE in word else re.sub(r"\$\{([^}]*)\}", fill, word)
 
 
 def check_knobs(sweep: Sweep, known: Iterable[str]) -> None:

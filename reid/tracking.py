@@ -127,9 +127,9 @@ class Tracker:
         """Final scalars, which W&B's tables and sweeps read."""
         self._send(lambda run: run.summary.update(dict(values)))
 
-    def finish(self, stopped: bool = False) -> None:
-        """`stopped`: the run was asked to stop and wants to go on; a sweep's server then gives it to another agent."""
-        preempted = stopped and bool(os.environ.get("WANDB_SWEEP_ID"))
+    def finish(self, wants_to_go_on: bool = False) -> None:
+        """`wants_to_go_on`: the run was stopped before its end; a sweep's server then gives it to another agent."""
+        preempted = wants_to_go_on and bool(os.environ.get("WANDB_SWEEP_ID"))
         if preempted:
             self._send(lambda run: run.mark_preempting())
         self._send(lambda run: run.finish(exit_code=int(preempted)))

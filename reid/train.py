@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -77,6 +78,7 @@ def train(config: Config) -> bool:
     hosts = check_same_everywhere(code_version(), manifest.fingerprint)
     with contextlib.nullcontext() if config.dry_run else own_folder(config):
         stopped = run(config, manifest, accelerator, hosts)
+        accelerator.wait_for_everyone()  # a launcher ends all processes when the first ends with STOPPED
     accelerator.end_training()
     return stopped
 
@@ -250,7 +252,10 @@ def run(config: Config, manifest: Manifest, accelerator: Accelerator, hosts: Seq
                     bar.write(warning)
             progress = replace(progress, epoch=epoch + 1, step=0, dropped=())
             evaluates = config.eval.every_epochs and (epoch + 1) % config.eval.every_epochs == 0
-            scores = evaluate(last=global_step == last_step) if evaluates or global_step == last_step else {}
+            scores = {}
+            if evaluates or global_step == last_step:
+                keep(progress, must=False)  # an evaluation takes time, in which much can happen
+                scores = evaluate(last=global_step == last_step)
             if best_metric in scores:
                 if scores[best_metric] >= progress.best.get(best_metric, 0.0):
                     progress = replace(progress, best=scores, best_name=progress.name)
@@ -277,7 +282,7 @@ def run(config: Config, manifest: Manifest, accelerator: Accelerator, hosts: Seq
         tracker.log_artifact(kept, f"{config.name}-checkpoint", "model")
         if not is_remote(config.data.root):
             tracker.log_artifact(Path(config.data.root) / MANIFEST_NAME, f"{manifest.dataset}-manifest", "dataset")
-    tracker.finish(stopped=stopped)
+    tracker.finish(wants_to_go_on=stopped and stop.reason != signal.SIGTERM.name)  # W&B's agent ends runs with it
     return stopped
 
 

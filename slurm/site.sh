@@ -1,4 +1,4 @@
-# What jobs need to know about this cluster. Edit it once; every value can also be given in the environment.
+# What jobs need to know about this cluster. Edit it once; every value but CONTAINER can also be given in the environment.
 # shellcheck shell=bash
 # Read by sbatch and by every node of a job: say `source slurm/site.sh` before the first sbatch of a shell.
 
@@ -17,13 +17,17 @@ export TORCH_HOME=${TORCH_HOME:-$HOME/.cache/torch}
 export HF_HOME=${HF_HOME:-$HOME/.cache/huggingface}
 
 # Disk of the node itself, for staged shards (STAGE).
-SCRATCH=${SCRATCH:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}}
+LOCAL_SCRATCH=${LOCAL_SCRATCH:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}}
 
 # The network between nodes; leave it out where there is only one.
 #export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0
 
 # How often a job may start again after it was asked to stop.
 MAX_REQUEUES=${MAX_REQUEUES:-20}
+
+# Seconds that a job waits for a run to stop before it goes back into the queue without; less than the time between the
+# signal and the end, #SBATCH --signal=B:USR1@120.
+STOP_WAIT=${STOP_WAIT:-100}
 
 # Threads of a process; more than 1 where a node has more cores than decoding processes.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -62,8 +62,8 @@ def test_a_node_starts_one_process_a_gpu(tmp_path: Path, node: int, gpus: str, e
     stand_in.write_text('#!/bin/sh\necho "$@"\n')
     stand_in.chmod(0o755)
     environment = {
-        **os.environ, "BIN": str(tmp_path), "SLURM_NNODES": "2", "SLURM_NODEID": str(node), "HEAD_ADDRESS": "n1",
-        "HEAD_PORT": "20007", "STOP_FILE": str(tmp_path / "stop"), "SLURM_GPUS_ON_NODE": gpus,
+        **os.environ, "BIN": str(tmp_path), "SLURM_NNODES": "2", "SLURM_NODEID": str(node), "MEETING_ADDRESS": "n1",
+        "MEETING_PORT": "20007", "STOP_FILE": str(tmp_path / "stop"), "SLURM_GPUS_ON_NODE": gpus,
     }  # fmt: skip
     done = subprocess.run(["bash", "slurm/node.sh", "train.py", "--name", "a b"], cwd=ROOT, env=environment,
                           capture_output=True, text=True, check=False)  # fmt: skip

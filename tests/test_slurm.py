@@ -47,7 +47,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def submit(cluster: Cluster, site: Path, *words: str, **extra: str) -> str:
-    environment = {"BIN": str(Path(sys.executable).parent), "SCRATCH": str(site / "scratch"), **extra}
+    environment = {"BIN": str(Path(sys.executable).parent), "LOCAL_SCRATCH": str(site / "scratch"), **extra}
     return cluster.call("sbatch", "--parsable", *words, cwd=site, extra=environment)
 
 
@@ -80,7 +80,7 @@ def test_two_nodes_stop_requeue_resume_and_evaluate(cluster: Cluster, site: Path
     run = site / "runs" / "two"
     flags = [*SMALL, f"--data.root={built}", "--name=two", "--optim.epochs=12",
              "--batch.steps_per_epoch=6", "--track.wandb=off"]  # fmt: skip
-    blockers = [port_server(20000 + number) for number in range(1, 9)]  # jobs of a fresh cluster have small numbers
+    blockers = [port_server(15000 + number) for number in range(1, 9)]  # jobs of a fresh cluster have small numbers
     job = submit(cluster, site, "--nodes=2", "slurm/train.sbatch", *flags, STAGE=str(built))
     evaluation = submit(cluster, site, f"--dependency=afterok:{job}", "slurm/evaluate.sbatch", f"--run={run}",
                         "--wandb=off", STAGE=str(built))  # fmt: skip
@@ -106,7 +106,7 @@ def test_two_nodes_stop_requeue_resume_and_evaluate(cluster: Cluster, site: Path
     assert (site / f"slurm-reid-train-{job}-node1.log").exists()
     said = (site / f"slurm-reid-train-{job}.log").read_text()
     assert "start 1: train.py" in said and "start 2: train.py" in said and said.count("requeue: ") == 1
-    assert not re.search(r"meeting at 127\.0\.0\.1:2000[1-8];", said)
+    assert not re.search(r"meeting at 127\.0\.0\.1:1500[1-8];", said)
 
     assert cluster.wait(evaluation)["JobState"] == "COMPLETED", logs(site)
     metrics = json.loads((run / "eval" / "pedestrians" / "metrics.json").read_text())

@@ -21,6 +21,7 @@ import pytest
 import yaml
 
 from reid.config import Config, parse
+from reid.lock import hold
 from reid.sweep import METRICS, Run, Sweep, check_knobs, corners, falls_behind, propose, read_history, read_sweep
 from reid.sweep_table import choose_axes, draw_heat_map, format_csv, format_settings, group_seeds
 from tests.drawn import draw_dataset
@@ -183,6 +184,48 @@ def test_a_half_written_line_is_left_for_later(tmp_path) -> None:
     )
     assert read_history(tmp_path, "m") == (0.5, 0.25)
     assert read_history(tmp_path / "none", "m") == ()
+
+
+def test_words_of_the_command_are_filled_in_as_by_an_agent(tmp_path, monkeypatch) -> None:
+    words = ["${env}", "${interpreter}", "${program}", "--data.root=${envvar:DATA}", "${args}",
+             "--stop_file=${envvar:STOP_FILE}"]  # fmt: skip
+    path = write_sweep(tmp_path, program="train.py", command=words)
+    with pytest.raises(ValueError, match=r"envvar:DATA.*not filled in here"):
+        read_sweep(path)
+    monkeypatch.setenv("DATA", "data/mine")
+    sweep = read_sweep(path)
+    assert (sweep.launcher, sweep.flags) == ((sys.executable,), ("--data.root=data/mine",))
+    with pytest.raises(ValueError, match=r"args_json.*not filled in here"):
+        read_sweep(write_sweep(tmp_path, command=["python", "train.py", "${args_json}", "${args}"]))
+
+
+def test_a_file_is_checked_and_nothing_started(tmp_path: Path, capsys) -> None:
+    status, said = main_says(capsys, write_sweep(tmp_path), "--check", "--out", tmp_path / "out")
+    assert status == 0 and "knobs, values and metric are known" in said and not (tmp_path / "out").exists()
+    unknown = write_sweep(tmp_path, parameters={"loss.w11": {"values": [0.1]}})
+    assert main_says(capsys, unknown, "--check")[0] == 2
+
+
+def test_a_sweep_that_is_made_elsewhere_is_left_alone(tmp_path: Path, capsys) -> None:
+    (tmp_path / "out").mkdir()
+    with hold(tmp_path / "out" / ".lock"):
+        status, said = main_says(capsys, write_sweep(tmp_path), "--out", tmp_path / "out")
+    assert status == 2 and "is at work on this sweep" in said
+
+
+def test_a_program_that_is_not_there_and_a_metric_that_never_comes(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    before = {number: signal.getsignal(number) for number in program.SIGNALS}
+    gone = write_sweep(
+        tmp_path, command=["nowhere/accelerate", "train.py", "--config=configs/quickstart.yaml", "${args}"]
+    )
+    status, said = main_says(capsys, gone, "--out", tmp_path / "gone")
+    assert status == 2 and "nowhere/accelerate: No such file" in said
+    monkeypatch.setattr(program, "make_run", lambda sweep, folder, number, stop: folder.note(number, "finished"))
+    status, said = main_says(capsys, write_sweep(tmp_path), "--out", tmp_path / "silent")
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert status == 2 and "run 0 finished without logging eval/best_mAP" in said
 
 
 RUNS = [

@@ -193,7 +193,7 @@ def test_the_evaluation_is_a_run_of_its_own_in_the_same_group(tmp_path, monkeypa
 def test_a_resumed_training_goes_on_with_its_run_and_its_evaluation_names_it(tmp_path):
     first = make_tracker(tmp_path, mode="offline", resume_step=0)
     first.log(0, {"train/loss": 2.0})
-    first.finish(stopped=True)
+    first.finish(wants_to_go_on=True)
     second = make_tracker(tmp_path, mode="offline", resume_step=10)
     second.log(10, {"train/loss": 1.0})
     second.finish()
@@ -212,7 +212,7 @@ def test_a_stopped_run_of_a_sweep_is_given_to_another_agent(tmp_path, monkeypatc
     if in_sweep:
         monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
     tracker = make_tracker(tmp_path, mode="offline")
-    tracker.finish(stopped=True)
+    tracker.finish(wants_to_go_on=True)
     (records,) = read_back(tmp_path)
     assert any(record["type"] == "preempting" for record in records) == in_sweep
     (exited,) = [record["exit"] for record in records if record["type"] == "exit"]
