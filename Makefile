@@ -4,14 +4,25 @@ BIN := .venv/bin
 QUICKSTART := data/quickstart
 LAUNCH := $(BIN)/accelerate launch --config_file launch/cpu.yaml
 
+# What `make reproduce` trains, on what and where; docs/reproduction.md. DATA is the user's own copy of Market-1501.
+DATA :=
+CONFIG := configs/market1501.yaml
+LAUNCH_FILE := launch/gpu.yaml
+SHARDS := data/market1501
+RUNS := runs
+RUN = $(basename $(notdir $(CONFIG)))
+FLAGS :=
+
 export WANDB_SILENT ?= true
 
-.PHONY: help quickstart test check bench format clean
+.PHONY: help quickstart reproduce market-folder test check bench docs format clean
 help:
 	@echo "make quickstart   environment, drawn pedestrians, shards, training on two processes, evaluation, report"
+	@echo "make reproduce    DATA=<folder of Market-1501>: shards, training on a GPU, evaluation; docs/reproduction.md"
 	@echo "make test         environment, code checks and the whole test suite"
 	@echo "make check        ruff and mypy alone"
-	@echo "make bench        measurements, as Markdown tables: exactness over ranks, cost of the losses"
+	@echo "make bench        measurements, as Markdown tables: exactness, losses, loader, ranking, trainer; a picture"
+	@echo "make docs         the documentation: module tables written anew; links, commands and examples checked"
 	@echo "make format       let ruff rewrite the code's layout"
 	@echo "make clean        remove the environment, caches, and what the quickstart made"
 
@@ -28,6 +39,22 @@ quickstart: .venv/installed
 	$(LAUNCH) train.py --config configs/quickstart.yaml
 	$(LAUNCH) evaluate.py --run runs/quickstart '--baselines=[untrained,histogram]'
 
+# Shards that are there are used as they are, and a run goes on where it stopped: the same command again finishes it.
+reproduce: market-folder .venv/installed
+	test -f $(SHARDS)/manifest.json || $(BIN)/python -m shards build market1501 --root "$(DATA)" --out $(SHARDS)
+	$(BIN)/accelerate launch --config_file $(LAUNCH_FILE) train.py --config $(CONFIG) --data.root=$(SHARDS) \
+	    --runs=$(RUNS) --name=$(RUN) --resume=auto $(FLAGS)
+	$(BIN)/accelerate launch --config_file $(LAUNCH_FILE) evaluate.py --run $(RUNS)/$(RUN) \
+	    --baselines untrained histogram --rerank
+
+market-folder:
+	@test -n "$(DATA)" || { echo "error: DATA is missing; make reproduce DATA=<folder of Market-1501>" >&2; exit 1; }
+	@for folder in bounding_box_train query bounding_box_test; do \
+	    test -d "$(DATA)/$$folder" && continue; \
+	    echo "error: $(DATA) holds no folder $$folder; give DATA the folder of Market-1501 that holds it" >&2; \
+	    exit 1; \
+	done
+
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
@@ -39,6 +66,14 @@ check: .venv/installed
 bench: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.exactness
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.losses
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.loader
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.ranking
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.trainer
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.world_size
+
+docs: .venv/installed
+	$(BIN)/python -m tests.test_docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_docs.py
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .

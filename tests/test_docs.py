@@ -1,0 +1,427 @@
+"""README, CONTRIBUTING and docs/: modules are all named, links lead somewhere, commands are ones that exist.
+
+`python -m tests.test_docs` writes the module tables of docs/architecture.md anew from the modules' docstrings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import functools
+import importlib
+import itertools
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate.commands.launch import launch_command_parser
+
+from reid import bootstrap, config, export, metrics, model, search
+from reid.config import Config, EvaluateConfig, check, check_evaluation, parse
+from shards.__main__ import main as shards_main
+from tests.test_metrics import random_split
+from tests.test_sweep import program as sweep_program
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+ROW = re.compile(r"^\| `((?:reid|shards)/[\w/]+\.py)` \| ?(.*?) ?\|$", re.MULTILINE)
+# What a command needs that a test has not: it is read by people alone. Everything else is parsed below.
+NEEDS = {
+    "wandb login": "an account at W&B",
+    "wandb sweep": "W&B's server; the file is checked by tests/test_sweep.py",
+    "wandb agent": "W&B's server",
+    "$EDITOR": "a person",
+    "source": "a cluster",
+}
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    return [text for language, text in BLOCK.findall(page.read_text()) if language in languages]
+
+
+def prose(page: Path) -> str:
+    return BLOCK.sub("", page.read_text())
+
+
+# Modules
+
+
+def modules() -> dict[str, str]:
+    """Path from the root -> the first line of the docstring, which names the one idea that the module owns."""
+    files = sorted([*(ROOT / "reid").rglob("*.py"), *(ROOT / "shards").rglob("*.py")])
+    docstrings = {path: ast.get_docstring(ast.parse(path.read_text())) or "" for path in files}
+    return {str(path.relative_to(ROOT)): text.partition("\n")[0] for path, text in docstrings.items()}
+
+
+def to_cell(idea: str) -> str:
+    return idea.removesuffix(".").replace("|", "\\|")
+
+
+def test_every_module_is_in_the_architecture_page_once_with_its_idea() -> None:
+    rows, found = ROW.findall(ARCHITECTURE.read_text()), modules()
+    named = [path for path, _ in rows]
+    assert set(named) ^ found.keys() == set(), "docs/architecture.md: add or remove these rows, then run `make docs`"
+    assert len(named) == len(found), "docs/architecture.md names a module twice"
+    assert dict(rows) == {path: to_cell(idea) for path, idea in found.items()}, "run `make docs`"
+
+
+def write_tables() -> None:
+    ideas = {path: to_cell(idea) for path, idea in modules().items()}
+    text = ROW.sub(lambda row: f"| `{row[1]}` | {ideas.get(row[1], row[2])} |", ARCHITECTURE.read_text())
+    ARCHITECTURE.write_text(text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_the_text_names_exists(page: Path) -> None:
+    """Files, `make` targets and `python -m` modules in backquotes."""
+    for span in re.findall(r"`([^`]+)`", prose(page).replace("\n", " ")):
+        if re.fullmatch(r"(reid|shards|tests|docs|configs|launch|slurm|examples)/[\w./*-]+", span):
+            assert list(ROOT.glob(span)), span
+        if span.startswith("make "):
+            assert span.split()[1] in targets(), span
+        if span.startswith("python -m ") and "…" not in span:
+            name = span.split()[2].replace(".", "/")
+            places = (ROOT / f"{name}.py", ROOT / name / "__main__.py")
+            assert name in {"pytest", "build"} or any(path.is_file() for path in places), span
+
+
+# Links
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of the headings."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
+        slug = re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
+        repeats = (f"{slug}-{number}" for number in range(1, 99))
+        found.add(slug if slug not in found else next(name for name in repeats if name not in found))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"https?://", target):
+            continue
+        file, _, anchor = target.partition("#")
+        place = page.parent / file if file else page
+        assert place.exists(), f"{target}: no such file"
+        assert not anchor or anchor in anchors(place), f"{target}: {place.name} has {sorted(anchors(place))}"
+
+
+def test_anchors_are_those_of_github(tmp_path: Path) -> None:
+    text = "# A `code`, and [a link](x.md)!\n## Twice\n## Twice\n```\n# no heading\n```\n## `ctl_published`: two\n"
+    (tmp_path / "x.md").write_text(text)
+    assert anchors(tmp_path / "x.md") == {"a-code-and-a-link", "twice", "twice-1", "ctl_published-two"}
+
+
+# Commands
+
+
+def split_commands(text: str) -> Iterator[str]:
+    """One command each: without comments and continued lines, `<a placeholder>` as one word, `a && b` as two."""
+    for line in text.replace("\\\n", " ").splitlines():
+        line = re.sub(r"<[^<>]*>", "PLACEHOLDER", line)
+        line = re.sub(r"^\w+=\$\((.*)\)$", r"\1", line)  # job=$(sbatch ...)
+        for between, words in itertools.groupby(
+            shlex.split(line, comments=True), key=lambda word: word in ("&&", "||")
+        ):
+            if not between:
+                yield shlex.join(words)
+
+
+def documented() -> list[tuple[str, str]]:
+    return [
+        (page.name, command)
+        for page in PAGES
+        for text in blocks(page, "", "bash")
+        if not text.startswith("{")  # JSON
+        for command in split_commands(text)
+    ]
+
+
+def targets() -> set[str]:
+    return set(re.findall(r"^([\w./-]+):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def check_command(command: str) -> None:
+    """Fail unless each program, file and flag of the command is there."""
+    words = shlex.split(command)
+    while re.match(r"\w+=", words[0]):  # environment
+        words = words[1:]
+    program, *words = words
+    program = program.removeprefix(".venv/bin/").removeprefix(f"{Path(sys.executable).parent}/")
+    for word in words:
+        path = word.partition("=")[2] if word.startswith("--") else word
+        if re.match(r"(configs|launch|slurm|tests|docs|examples)/", path):
+            assert (ROOT / path).exists(), f"{path}: no such file"
+    if not any(f"{' '.join([program, *words])} ".startswith(f"{prefix} ") for prefix in NEEDS):
+        assert program in PROGRAMS, f"{program}: say in tests/test_docs.py how to check it, or what it needs"
+        PROGRAMS[program](words)
+
+
+def check_make(words: Sequence[str]) -> None:
+    variables = dict(word.split("=", 1) for word in words if "=" in word)
+    assert {word for word in words if "=" not in word} <= targets()
+    known = re.findall(r"^(\w+) [:?]?=", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert variables.keys() <= set(known), f"the Makefile has {known}"
+    check_train(
+        [f"--config={variables.get('CONFIG', 'configs/market1501.yaml')}", *shlex.split(variables.get("FLAGS", ""))]
+    )
+
+
+def check_train(words: Sequence[str]) -> None:
+    check(parse(Config, words), world_size=1)
+
+
+def check_evaluate(words: Sequence[str]) -> None:
+    check_evaluation(parse(EvaluateConfig, words))
+
+
+def check_launch(words: Sequence[str]) -> None:
+    assert words[0] == "launch"
+    options = launch_command_parser().parse_args(words[1:])
+    assert options.config_file is None or (ROOT / options.config_file).is_file(), options.config_file
+    check_python([options.training_script, *options.training_script_args])
+
+
+def check_python(words: Sequence[str]) -> None:
+    if words[0] == "-m":
+        name, words = words[1], words[2:]
+    else:
+        assert (ROOT / words[0]).is_file(), words[0]
+        name, words = words[0].removesuffix(".py").replace("/", "."), words[1:]
+    if name in CHECKS:
+        CHECKS[name](words)
+    elif name != "pytest":  # whose files `check_command` has looked for
+        assert name.startswith("tests."), f"{name}: say in tests/test_docs.py how to check it"
+        main = importlib.import_module(name).main
+        if "argparse" in (ROOT / f"{name.replace('.', '/')}.py").read_text():
+            parse_only(main, words)
+        else:
+            assert not words
+    if "--" in words:  # what follows goes to train.py
+        check_train(words[words.index("--") + 1 :])
+
+
+class Parsed(BaseException):
+    """The arguments were good."""
+
+
+def parse_only(main: Callable[..., object], words: Sequence[str]) -> None:
+    """Run a program up to where it has read its arguments."""
+    read = argparse.ArgumentParser.parse_args
+
+    def stop(parser: argparse.ArgumentParser, *given: object) -> None:
+        read(parser, *given)  # type: ignore[call-overload]
+        raise Parsed
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Parsed):
+        patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+        patch.setattr(sys, "argv", ["program", *words])
+        main()
+        raise AssertionError("the program ran")
+
+
+def parser_of(main: Callable[..., object]) -> Callable[[Sequence[str]], None]:
+    return lambda words: parse_only(main, words)
+
+
+def check_sbatch(words: Sequence[str]) -> None:
+    (job,) = (word for word in words if word.endswith(".sbatch"))
+    at = words.index(job)
+    assert all(word.startswith("--") for word in words[:at])
+    JOBS[Path(job).stem](words[at + 1 :])
+
+
+def check_one_word(words: Sequence[str]) -> None:
+    assert len(words) == 1
+
+
+def check_pip(words: Sequence[str]) -> None:
+    assert words[0] == "install"
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    asked = re.findall(r"\[(.*?)\]", " ".join(words))
+    assert {name for names in asked for name in names.split(",")} <= set(extras)
+
+
+CHECKS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": check_train,
+    "evaluate": check_evaluate,
+    "shards": parser_of(shards_main),
+    "reid.search": parser_of(search.main),
+    "reid.export": parser_of(export.main),
+    "reid.model": parser_of(model.main),
+    "launch.sweep": parser_of(sweep_program.main),
+}
+PROGRAMS = {
+    "make": check_make,
+    "accelerate": check_launch,
+    "python": check_python,
+    "sbatch": check_sbatch,
+    "pip": check_pip,
+}
+JOBS = {
+    "train": check_train,
+    "evaluate": check_evaluate,
+    "shards": lambda words: CHECKS["shards"](["build", *words]),
+    "sweep": check_one_word,
+}
+
+
+@pytest.fixture(scope="module")
+def reading() -> Iterator[None]:
+    """At the root, as the pages say; a parser of a quarter of a second is made once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr(config, "make_parser", functools.cache(config.make_parser))
+        yield
+
+
+@pytest.mark.usefixtures("reading")
+@pytest.mark.parametrize(("page", "command"), documented())
+def test_a_documented_command_exists(page: str, command: str) -> None:
+    """Those of docs/search.md run, too: tests/test_search.py."""
+    check_command(command)
+
+
+@pytest.mark.usefixtures("reading")
+@pytest.mark.parametrize(
+    "command",
+    [
+        "accelerate launch train.py --config configs/market1501.yaml --los.w1=1",
+        "accelerate launch --config_file launch/gpus.yaml train.py --config configs/market1501.yaml",
+        "python evaluate.py --compare runs/a",
+        "python -m shards biuld folder --root x --out y",
+        "python -m reid.search query people.index",
+        "python launch/sweep.py configs/sweeps/w1.yaml",
+        "python launch/sweep.py configs/sweeps/w1_margin.yaml -- --loss.w3=1",
+        "python -m tests.bench.losses --large",
+        "sbatch slurm/trian.sbatch --name x",
+        "make tset",
+        "make reproduce DTAA=x",
+        "make reproduce DATA=x FLAGS=--sed=1",
+        "pip install -e .[all]",
+        "wandb sweep configs/sweeps/none.yaml",
+        "curl example.org",
+    ],
+)
+def test_a_command_with_a_slip_is_found(command: str) -> None:
+    with pytest.raises((AssertionError, SystemExit, ValueError)):
+        check_command(command)
+
+
+def test_nothing_is_excused_without_need() -> None:
+    commands = [command for _, command in documented()]
+    assert [prefix for prefix in NEEDS if not any(prefix in command for command in commands)] == []
+
+
+# Code
+
+
+def test_the_code_of_the_pages_compiles() -> None:
+    for page in PAGES:
+        for text in blocks(page, "python"):
+            compile(text, page.name, "exec")
+
+
+def test_the_comparison_of_two_results_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The code of docs/protocols.md, in a folder where a reader's results lie."""
+    monkeypatch.chdir(tmp_path)
+    gallery = random_split(60, 3, 8, 2, seed=1)
+    for seed, name in enumerate("ab"):
+        (tmp_path / name).mkdir()
+        query = random_split(20, 3, 8, 2, seed=2)
+        query.embeddings.add_(seed)
+        metrics.save_results(tmp_path / name / "results.npz", {"image": metrics.evaluate(query, gallery)})
+    (code,) = blocks(ROOT / "docs" / "protocols.md", "python")
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert isinstance(names["a"], metrics.Result) and np.isfinite(names["a"].ap).any()
+    assert bootstrap.Difference.__name__ in capsys.readouterr().out
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git, which applies the diffs, is not installed")
+@pytest.mark.parametrize("number", range(3))
+def test_an_example_diff_applies(number: int) -> None:
+    """Those of CONTRIBUTING.md, to the code as it is; nothing is changed."""
+    diffs = blocks(ROOT / "CONTRIBUTING.md", "diff")
+    assert len(diffs) == 3
+    done = subprocess.run(
+        ["git", "apply", "--check", "-"], cwd=ROOT, input=diffs[number], capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"CONTRIBUTING.md: an example has aged; make its diff anew\n{done.stderr}"
+
+
+# Make
+
+
+def dry_make(*words: str) -> str:
+    """What `make` would run, with this interpreter's environment taken as set up."""
+    made = make("-n", *words)
+    assert made.returncode == 0, made.stderr
+    return made.stdout
+
+
+def make(*words: str) -> subprocess.CompletedProcess[str]:
+    here = ["-o", ".venv/installed", f"BIN={Path(sys.executable).parent}"]
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
+    return subprocess.run(
+        ["make", *here, *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.usefixtures("reading")
+def test_reproduce_builds_trains_and_evaluates(tmp_path: Path) -> None:
+    words = [f"DATA={tmp_path}", "CONFIG=configs/baselines/bot.yaml", "FLAGS=--seed=1 --optim.epochs=2"]
+    build, train, evaluate = programs_of("reproduce", *words)
+    assert f"--root {tmp_path} " in build
+    assert "--name=bot " in train and train.endswith("--seed=1 --optim.epochs=2")
+    assert "--run runs/bot " in evaluate and evaluate.endswith("--baselines untrained histogram --rerank")
+
+
+@pytest.mark.usefixtures("reading")
+def test_the_quickstart_draws_builds_trains_and_evaluates() -> None:
+    assert len(programs_of("quickstart")) == 4
+
+
+def programs_of(*words: str) -> list[str]:
+    """The commands of a target that start one of our programs, each checked."""
+    commands = [command for command in split_commands(dry_make(*words)) if re.search(r"-m shards| launch ", command)]
+    for command in commands:
+        check_command(command)
+    return commands
+
+
+def test_reproduce_asks_for_the_dataset(tmp_path: Path) -> None:
+    for words, message in (
+        ([], "DATA is missing; make reproduce DATA=<folder of Market-1501>"),
+        ([f"DATA={tmp_path}"], f"{tmp_path} holds no folder bounding_box_train"),
+    ):
+        made = make("reproduce", *words)
+        assert made.returncode == 2 and made.stdout == ""
+        assert made.stderr.startswith(f"error: {message}"), made.stderr
+
+
+def test_help_names_every_target() -> None:
+    named = set(re.findall(r"^make ([\w-]+)", make("help").stdout, re.MULTILINE))
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert phony is not None and named == set(phony[1].split()) - {"help", "market-folder"}
+
+
+if __name__ == "__main__":
+    write_tables()
