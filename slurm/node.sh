@@ -30,17 +30,18 @@ fi
 
 gpus=${SLURM_GPUS_ON_NODE:-0}
 processes=$((${PROCESSES:-$((gpus > 0 ? gpus : 1))} * SLURM_NNODES))
-config=launch/gpu.yaml # and not what somebody once answered to `accelerate config`
-[ "$processes" -eq 1 ] || config=launch/node.yaml
-options=(--config_file "$config" --num_machines "$SLURM_NNODES" --machine_rank "$SLURM_NODEID"
-    --num_processes "$processes" --main_process_ip "$MEETING_ADDRESS" --main_process_port "$MEETING_PORT" --rdzv_backend static
-    --mixed_precision no --dynamo_backend no)
-# accelerate's --cpu starts one process whatever --num_processes says; --multi_gpu starts all of them, and the programs
-# join them on the CPU where there is no GPU. Precision is the programs' own knob.
 if [ "$processes" -gt 1 ]; then
-    options+=(--multi_gpu)
+    # The config file replaces what somebody once answered to `accelerate config`. accelerate's --cpu starts one process
+    # whatever --num_processes says; --multi_gpu starts all of them, and the programs join them on the CPU where there is
+    # no GPU. Precision is the programs' own knob.
+    start=("$BIN/accelerate" launch --config_file launch/node.yaml --multi_gpu
+        --num_machines "$SLURM_NNODES" --machine_rank "$SLURM_NODEID" --num_processes "$processes"
+        --main_process_ip "$MEETING_ADDRESS" --main_process_port "$MEETING_PORT" --rdzv_backend static
+        --mixed_precision no --dynamo_backend no)
+else # accelerate adds nothing but a process that dies of SIGTERM before the program has written its checkpoint
+    start=("$BIN/python")
 fi
-"${CONTAINER[@]}" "$BIN/accelerate" launch "${options[@]}" "${program[@]}" || status=$?
+"${CONTAINER[@]}" "${start[@]}" "${program[@]}" || status=$?
 
 # A launcher ends with 1 after a stop, too. The first node that did would have Slurm kill the others, one of which still
 # writes what the job script looks for.

@@ -75,7 +75,7 @@ class Cluster:
     def state(self, job: str) -> str:
         return self.facts(job)["JobState"]
 
-    def wait(self, job: str, timeout_s: float = 120) -> dict[str, str]:
+    def wait(self, job: str, timeout_s: float = 240) -> dict[str, str]:
         """Until the job has ended: its facts."""
         end = time.monotonic() + timeout_s
         while (facts := self.facts(job))["JobState"] not in ENDED:

@@ -68,7 +68,20 @@ def test_a_node_starts_one_process_a_gpu(tmp_path: Path, node: int, gpus: str, e
     done = subprocess.run(["bash", "slurm/node.sh", "train.py", "--name", "a b"], cwd=ROOT, env=environment,
                           capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert expected in done.stdout and done.stdout.strip().endswith("--multi_gpu train.py --name a b")
+    assert expected in done.stdout and done.stdout.strip().endswith("train.py --name a b")
+    assert "--multi_gpu" in done.stdout and "--config_file launch/node.yaml" in done.stdout
+
+
+def test_a_node_alone_with_one_process_starts_it_without_a_launcher(tmp_path: Path) -> None:
+    """A launcher of one process dies of SIGTERM at once, and Slurm takes the step for ended."""
+    for name in ("accelerate", "python"):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "BIN": str(tmp_path), "SLURM_NNODES": "1", "SLURM_NODEID": "0",
+                   "STOP_FILE": str(tmp_path / "stop"), "SLURM_GPUS_ON_NODE": "1"}  # fmt: skip
+    done = subprocess.run(["bash", "slurm/node.sh", "train.py", "--name=a"], cwd=ROOT, env=environment,
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "python train.py --name=a\n"), done.stderr
 
 
 def plan(*words: str):

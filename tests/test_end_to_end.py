@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from reid.manifest import load_manifest
 from shards.__main__ import main as shards_main
+from tests.offline_runs import WANDB, find_files, history_of, read_back, run_of, summary_of
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = [str(Path(sys.executable).parent / "accelerate"), "launch", "--config_file", str(ROOT / "launch/cpu.yaml")]
@@ -78,7 +80,31 @@ def test_the_log_has_every_term(trained: Path) -> None:
     diagnostics = {"hinge_active", "d_ap", "d_an", "feature_norm", "lr", "images_per_s", "data_wait_share"}
     assert {f"train/{name}" for name in terms | diagnostics} <= set(lines[0])
     assert any("eval/best_mAP" in line for line in lines)
-    assert list((trained / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_what_the_training_tells_wandb(workspace: Path, trained: Path) -> None:
+    """One run in two offline files, as the training was in two goes; read by W&B's own reader."""
+    goes = [records for records in read_back(trained) if run_of(records)["job_type"] == "train"]
+    first, second = (run_of(records) for records in goes)
+    assert first["run_id"] == second["run_id"]
+    assert (first["project"], first["display_name"], first["run_group"]) == ("mctl-reid", "resumed", "resumed")
+    config = first["config"]["update"]
+    assert config["loss"]["w1"] == 0.1 and config["world_size"] == 2 and len(config["hosts"]) == 1
+    assert config["data_fingerprint"] == load_manifest(workspace / "shards").fingerprint
+    assert {"commit", "code", "torch", "wandb"} <= set(config["environment"])
+    history = [item for records in goes for item in history_of(records)]
+    steps = [item["train/step"] for item in history if "train/loss" in item]
+    assert steps == [line["step"] for line in read_lines(trained) if "train/loss" in line]
+    for name in ("train/mctl", "train/hinge_active", "train/images_per_s", "eval/image/mAP", "eval/centroid/mAP"):
+        assert any(name in item for item in history), name
+    assert summary_of(goes[1])["eval/best_mAP"] == max(
+        line["eval/best_mAP"] for line in read_lines(trained) if "eval/best_mAP" in line
+    )
+    for file in find_files(trained):
+        synced = subprocess.run(
+            [WANDB, "sync", "--dry-run", file.parent], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert synced.returncode == 0, synced.stdout + synced.stderr
 
 
 def test_evaluation_writes_what_others_read(trained: Path) -> None:
@@ -96,6 +122,15 @@ def test_evaluation_writes_what_others_read(trained: Path) -> None:
         assert row in evaluated.stdout
     assert f"report: {folder / 'report.html'}" in evaluated.stdout
     assert "<html" in (folder / "report.html").read_text()
+
+    (records,) = (records for records in read_back(trained) if run_of(records)["job_type"] == "eval")
+    run, training = run_of(records), run_of(read_back(trained)[0])
+    assert (run["display_name"], run["run_group"]) == ("resumed-eval", "resumed")
+    assert run["config"]["update"]["train_run"] == training["run_id"] != run["run_id"]
+    told = "".join(str(item) for item in history_of(records))
+    for name in ("eval/pedestrians/image/mAP", "eval/pedestrians/table", "rank_lists", "cmc", "pca"):
+        assert name in told, name
+    assert summary_of(records)["eval/pedestrians/image/mAP"] == metrics["image"]["mAP"]
 
 
 def test_evaluation_agrees_with_the_evaluation_in_training(trained: Path) -> None:

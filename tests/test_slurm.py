@@ -25,7 +25,7 @@ SMALL = [
     "--batch.streams=2", "--optim.milestones=[1]", "--optim.warmup_epochs=1", "--track.every_steps=1",
 ]  # fmt: skip
 
-pytestmark = [pytest.mark.skipif(bool(why_not()), reason=why_not()), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.skipif(bool(why_not()), reason=why_not()), pytest.mark.timeout(480)]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def lines_of(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def wait_until(condition, what: str, timeout_s: float = 60) -> None:
+def wait_until(condition, what: str, timeout_s: float = 120) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end, what
@@ -151,6 +151,42 @@ def test_requeues_have_a_limit(cluster: Cluster, site: Path, built: Path) -> Non
     assert exit_of(cluster.wait(job)) == ("FAILED", "2:0", "0")
     assert "it was requeued 0 times already" in (site / f"slurm-reid-train-{job}.log").read_text()
     assert (run / "stopped.json").is_file()
+
+
+def test_too_slow_a_stop_and_a_preemption_requeue_and_a_cancellation_does_not(
+    cluster: Cluster, site: Path, built: Path
+) -> None:
+    """One job three times: Slurm's signal while the run may not take any time; SIGTERM to the step; scancel."""
+    run = site / "runs" / "often"
+    flags = [*SMALL, f"--data.root={built}", "--name=often", "--optim.epochs=1000", "--track.wandb=off",
+             "--track.checkpoint_steps=1"]  # fmt: skip
+    job = submit(cluster, site, "slurm/train.sbatch", *flags, STOP_WAIT="0")
+    log = site / f"slurm-reid-train-{job}.log"
+
+    def wait_for_steps(number: int) -> None:
+        wait_until(lambda: len(lines_of(run)) > number, f"no step: {logs(site)}", 90)
+
+    wait_for_steps(1)
+    cluster.call("scancel", "--signal=USR1", "--batch", job)
+    wait_until(lambda: cluster.facts(job)["Restarts"] == "1", f"not requeued: {logs(site)}")
+    assert f"{run.relative_to(site)} has not ended 0 s after it was asked to" in log.read_text()
+    start_again(cluster, job)
+
+    went = len(lines_of(run))
+    wait_for_steps(went + 1)
+    cluster.call("scancel", "--signal=TERM", job)  # as Slurm preempts: not to the job's shell
+    wait_until(lambda: cluster.facts(job)["Restarts"] == "2", f"not requeued: {logs(site)}")
+    assert json.loads((run / "stopped.json").read_text())["reason"] == "SIGTERM"
+    start_again(cluster, job)
+
+    went = len(lines_of(run))
+    wait_for_steps(went + 1)
+    cluster.call("scancel", job)
+    assert cluster.wait(job)["JobState"] == "CANCELLED"
+    time.sleep(8)  # longer than its shell lives
+    assert (cluster.state(job), cluster.facts(job)["Restarts"]) == ("CANCELLED", "2")
+    steps = [line["step"] for line in lines_of(run) if "train/loss" in line]
+    assert steps == list(range(len(steps)))
 
 
 def test_a_sweep_as_an_array_of_four(cluster: Cluster, site: Path, built: Path) -> None:
