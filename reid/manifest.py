@@ -20,6 +20,8 @@ from reid.storage import is_remote, place_of, read_file
 FORMAT = 2  # 2: the JSON of an identity gives the bytes of its images
 MANIFEST_NAME = "manifest.json"
 JUNK_PID = -1
+# What a build stores and what is decoded unless a config says otherwise; a header of a few bytes can claim billions.
+MAX_PIXELS = 50_000_000
 
 # Shard names reach WebDataset, which runs `pipe:` in a shell, opens URLs and expands braces: plain file names only.
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.tar")

@@ -7,15 +7,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision.io  # noqa: F401 (registers the operator used below)
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+from reid.manifest import MAX_PIXELS
 
 # torchvision's public decode_jpeg warns at each call that it will move to TorchCodec, whose versions depend on torch's.
 # The operator behind it is called directly; a torchvision without it leaves the work to Pillow.
 _HAS_OPERATOR = hasattr(torch.ops.image, "decode_jpeg")
 _RGB = 3  # torchvision's ImageReadMode.RGB
 _HAS_SIZE = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG frame headers; the three are tables
+_ALONE = frozenset({0x01, *range(0xD0, 0xDA)})  # no length stands behind them; no encoder puts one before a frame
 _JPEG_COLOURS = (1, 3)  # grey, colour; four components (CMYK) are Pillow's work
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")  # Pillow reads 40 more, some by running other programs
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Pixels:
 
     height: int
     width: int
-    max_pixels: int = 50_000_000
+    max_pixels: int = MAX_PIXELS
 
     def decode(self, data: bytes | memoryview, where: str) -> Tensor:
         """Encoded image -> (3, height, width) uint8 RGB, upright as EXIF says. Errors (ValueError) name `where`.
@@ -36,6 +40,8 @@ class Pixels:
             image = self._decode_jpeg(data)
             if image is None:
                 image = self._decode_any(data)
+        except UnidentifiedImageError as error:  # its own text holds a memory address
+            raise ValueError(f"{where}: image cannot be decoded: it is none of {', '.join(_FORMATS)}") from error
         except Exception as error:  # decoders raise many kinds; each means that this image cannot be used
             raise ValueError(f"{where}: image cannot be decoded: {error}") from error
         if image.shape[1:] != (self.height, self.width):
@@ -56,10 +62,12 @@ class Pixels:
             return None  # Pillow, then, which reads it or says what is wrong
 
     def _decode_any(self, data: bytes | memoryview) -> Tensor:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             self._check_size(image.width, image.height)
-            rgb = ImageOps.exif_transpose(image).convert("RGB")
-        return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+            upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):  # grey of 16 bits, which Pillow's convert would clip at 255
+            upright = Image.fromarray((np.array(upright) // 256).clip(0, 255).astype(np.uint8))
+        return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1)
 
     def _check_size(self, width: int, height: int) -> None:
         if width * height > self.max_pixels:
@@ -69,13 +77,16 @@ class Pixels:
 def find_jpeg_size(data: bytes | memoryview) -> tuple[int, int, int] | None:
     """(height, width, components) that a JPEG's frame header claims, None where there is no such header.
 
-    Looked at before decoding: a few kilobytes can claim gigabytes of pixels.
+    Looked at before decoding: a few kilobytes can claim gigabytes of pixels. None, too, where it could be another one
+    than a decoder finds.
     """
     if data[:2] != b"\xff\xd8":
         return None
     at, end = 2, len(data) - 10
     while at <= end and data[at] == 0xFF:
         marker = data[at + 1]
+        if marker in _ALONE:
+            return None
         if marker in _HAS_SIZE:
             return int.from_bytes(data[at + 5 : at + 7]), int.from_bytes(data[at + 7 : at + 9]), data[at + 9]
         at += 1 if marker == 0xFF else 2 + (data[at + 2] << 8 | data[at + 3])

@@ -9,9 +9,11 @@ Python objects: an epoch of a million identities is planned in seconds.
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from heapq import heappop, heappush
 
 import numpy as np
 
@@ -221,7 +223,7 @@ def _take_distinct(draw_owners: Callable[[int], np.ndarray], per_step: int, step
     while step < steps:
         ahead = min(WINDOW, steps - step)
         clean = 0
-        if not queue.waiting:
+        if not queue.first_waiting:
             clean = _count_distinct(queue.peek(ahead * per_step).reshape(ahead, per_step))
             chosen[step : step + clean] = queue.skip(clean * per_step).reshape(clean, per_step)
         if clean < ahead:
@@ -245,7 +247,8 @@ class _Queue:
         self.draw_owners, self.passes = draw_owners, 0
         self.owners = np.empty(0, dtype=np.int64)
         self.at = 0
-        self.waiting: list[int] = []
+        self.waiting: defaultdict[int, deque[int]] = defaultdict(deque)  # owner -> its groups that wait, in order
+        self.first_waiting: list[tuple[int, int]] = []  # a heap: for each owner with such groups the first, and owner
 
     def peek(self, number: int) -> np.ndarray:
         """Owners of the next groups, which draws passes as needed."""
@@ -259,15 +262,20 @@ class _Queue:
         return np.arange(self.at - number, self.at)
 
     def take_distinct(self, number: int) -> list[int]:
-        """The next groups of distinct owners, those that wait before all others."""
+        """The next groups of distinct owners, those that wait before all others, in order.
+
+        By owner, since one with more groups than all others together makes most of them wait for most of the epoch.
+        """
         taken: dict[int, int] = {}  # owner -> group
-        waiting, still_waiting = iter(self.waiting), []
+        while self.first_waiting and len(taken) < number:
+            _, owner = heappop(self.first_waiting)
+            taken[owner] = self.waiting[owner].popleft()
         while len(taken) < number:
-            group = next(waiting, None)
-            if group is None:
-                self.peek(1)
-                group = int(self.skip(1)[0])
-            if taken.setdefault(int(self.owners[group]), group) != group:
-                still_waiting.append(group)
-        self.waiting = still_waiting + list(waiting)
+            owner, group = int(self.peek(1)[0]), self.at
+            self.at += 1
+            if taken.setdefault(owner, group) != group:
+                self.waiting[owner].append(group)
+        for owner in taken:
+            if self.waiting[owner]:
+                heappush(self.first_waiting, (self.waiting[owner][0], owner))
         return list(taken.values())

@@ -7,7 +7,7 @@ import numpy as np
 
 from reid.manifest import Split
 from reid.plan import StreamSteps
-from reid.samples import MEND, Dropped, Identity, OnDamage, read_sound_identities
+from reid.samples import Dropped, Identity, OnDamage, mend, read_sound_identities
 
 
 class Pool:
@@ -31,6 +31,7 @@ class Pool:
         self.held: dict[int, Identity] = {}
         self.lost = set(dropped)
         self.news: list[Dropped] = []
+        self.told: set[str] = set()
 
     def _read(self, steps: StreamSteps, start: int) -> Iterator[tuple[int, Identity | Dropped]]:
         """(reading, what was found) in the shards that steps from `start` on use."""
@@ -54,9 +55,11 @@ class Pool:
 
     def drop(self, dropped: Dropped) -> None:
         if self.on_damage == "stop":
-            raise ValueError(f"{dropped.reason}; {MEND}, `--data.on_damage=skip` goes on without")
-        if not dropped.rows or not self.lost.issuperset(dropped.rows):  # not again at the next reading
+            raise ValueError(f"{dropped.reason}; {mend(self.root)}, `--data.on_damage=skip` goes on without")
+        known = self.lost.issuperset(dropped.rows) if dropped.rows else dropped.reason in self.told
+        if not known:  # or else the next reading meets it again
             self.news.append(dropped)
+        self.told.add(dropped.reason)
         self.lost.update(dropped.rows)
 
     def take_news(self) -> tuple[Dropped, ...]:

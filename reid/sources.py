@@ -110,8 +110,9 @@ def list_shards(root: str, split: str) -> Iterator[Found]:
             continue
         name = part.names[identity.row] if identity.pid != manifest.distractor_pid else ""
         name = f"train/{name}" if name and split == "train" else name
+        shard = part.shards[part.shard[identity.row]].name
         for i, camid in enumerate(identity.camids):
-            path = f"{identity.shard}/{identity.key}.{identity.files[i]}"
+            path = f"{shard}/{identity.key}.{identity.files[i]}"
             camera = "" if camid < 0 else str(camid)
             entry = Entry(path, name, camera, place=int(first[identity.row]) + i, source=source)
             yield Found(entry, place_of(root, path), partial(_read_image, identity, i))

@@ -1,21 +1,25 @@
 """Where shards lie: a local folder, or a URL that the user gives. Manifests hold plain names only, never places.
 
-Remote files come through WebDataset's openers, which run `curl` (http, https), `gsutil` (gs) or, added here, `aws`
-(s3) with the URL as one argument, without a shell. Credentials belong into those tools' settings, not into the URL.
+A remote file is fetched whole, into a temporary file that has no name, before its first byte is read: a reader that
+pauses then holds no connection, and a server that stalls is told from it. The tools are `curl` (http, https), `gsutil`
+(gs) and `aws` (s3), which get the URL as one argument, without a shell. Credentials belong into their settings, not
+into the URL. (WebDataset's own opener for http, when it tries again, puts the file behind the part that had come.)
 """
 
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
-from webdataset.gopen import Pipe, gopen
+from webdataset.gopen import Pipe
 
 TOOLS = {"http": "curl", "https": "curl", "gs": "gsutil", "s3": "aws"}
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
-BUFFER_BYTES = 1 << 20
+BUFFER_BYTES = 1 << 16  # what is larger, as most identities are, is read past the buffer: copied once
+CONNECT_S, STALL_S = 30, 60  # to reach a server, and without a byte from it
 
 
 def is_remote(root: str | Path) -> bool:
@@ -42,39 +46,46 @@ def place_of(root: str | Path, name: str) -> str:
 
 
 @contextmanager
-def open_file(root: str | Path, name: str) -> Iterator[BinaryIO]:
+def open_file(root: str | Path, name: str) -> Iterator[IO[bytes]]:
     """The file `name` of `root`, to be read from its beginning. OSError or ValueError if that fails."""
     place = place_of(root, name)
     if not is_remote(root):
         with open(place, "rb", buffering=BUFFER_BYTES) as file:
             yield file
         return
-    if place.startswith("s3:"):
-        pipe = Pipe(["aws", "s3", "cp", "--only-show-errors", place, "-"], mode="rb", bufsize=BUFFER_BYTES)
-    else:
-        pipe = gopen(place, "rb", bufsize=BUFFER_BYTES)
-    try:
-        yield _Whole(pipe, place)  # type: ignore[misc]
-    finally:
-        pipe.ignore_errors = True  # who stops in the middle of a file breaks the tool's pipe, which is no error
-        pipe.proc.kill()
-        pipe.close()
+    with tempfile.TemporaryFile(buffering=BUFFER_BYTES) as file:
+        _fetch(place, file)
+        file.seek(0)
+        yield file
 
 
-class _Whole:
-    """A pipe whose `read` says so when the tool behind it failed, rather than that the file ends there."""
+def _fetch(place: str, into: IO[bytes]) -> None:
+    """The whole file at a URL. OSError, which names it and says what the tool says, where that fails."""
+    command = _command(place)
+    with tempfile.TemporaryFile() as errors:
+        pipe = Pipe(command, mode="rb", stderr=errors)
+        try:
+            shutil.copyfileobj(pipe.stream, into, 1 << 20)
+            status = pipe.proc.wait()
+        finally:
+            pipe.ignore_errors = True  # said below, or killed here because this process is stopped or its disk full
+            pipe.proc.kill()
+            pipe.close()
+        if status:
+            errors.seek(0)
+            said = errors.read().decode(errors="replace").strip().splitlines() or ["it says nothing"]
+            raise OSError(f"{command[0]} could not fetch {place} (exit status {status}: {said[-1]})")
 
-    def __init__(self, pipe: Pipe, place: str) -> None:
-        self.pipe, self.place = pipe, place
 
-    def read(self, size: int = -1) -> bytes:
-        data: bytes = self.pipe.stream.read(size)
-        if size < 0 or len(data) < size:
-            status = self.pipe.proc.wait()
-            if status:
-                tool = TOOLS[self.place.split(":", 1)[0].lower()]
-                raise OSError(f"{tool} could not fetch {self.place} (exit status {status})")
-        return data
+def _command(place: str) -> list[str]:
+    """What writes the file at a URL to its output. gsutil and aws have time limits of their own."""
+    tool = TOOLS[place.split(":", 1)[0].lower()]
+    if tool == "gsutil":
+        return [tool, "cat", place]
+    if tool == "aws":
+        return [tool, "s3", "cp", "--only-show-errors", place, "-"]
+    limits = ["--connect-timeout", str(CONNECT_S), "--speed-limit", "1", "--speed-time", str(STALL_S)]
+    return [tool, "--fail", "--silent", "--show-error", "--location", *limits, place]
 
 
 def read_file(root: str | Path, name: str) -> bytes:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -74,19 +75,19 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     verifying = commands.add_parser("verify", help="check shards against their manifest")
-    verifying.add_argument("out", type=Path, help="folder that `build` wrote")
+    verifying.add_argument("out", help="folder that `build` wrote")
     verifying.add_argument("--decode", action="store_true", help="decode every image, too")
     verifying.add_argument("--json", action="store_true", help="print JSON, for programs")
 
     counting = commands.add_parser("stats", help="how images and cameras spread over identities, as a picture")
-    counting.add_argument("shards", type=Path, help="folder that `build` wrote")
+    counting.add_argument("shards", help="folder that `build` wrote")
     counting.add_argument(
         "--out", type=Path, metavar="PICTURE", help="default: <folder>-stats.png, beside the folder of shards"
     )
 
     staging = commands.add_parser("stage", help="copy shards to a node's own disk, checked; many processes may call it")
-    staging.add_argument("source", type=Path, help="folder that `build` wrote")
-    staging.add_argument("target", type=Path, help="folder on the node's disk; an interrupted copy is continued")
+    staging.add_argument("source", help="folder that `build` wrote")
+    staging.add_argument("target", help="folder on the node's disk; an interrupted copy is continued")
 
     drawing = commands.add_parser("synth", help="draw a dataset of pedestrians in Market-1501's layout")
     drawing.add_argument("--out", type=Path, required=True, help="folder for the images")
@@ -132,6 +133,18 @@ def _encoding(size: str | None, quality: int | None) -> Encoding | None:
     return Encoding(int(height), int(width), *([] if quality is None else [quality]))
 
 
+def _shard_bytes(mib: float | None) -> int | None:
+    if mib is not None and not math.isfinite(mib):
+        raise ValueError(f"--shard-size {mib}: give MiB above 0")
+    return None if mib is None else int(mib * 2**20)
+
+
+def _local(folder: str) -> Path:
+    if "://" in folder:  # which Path would turn into the name of a folder that nobody meant
+        raise ValueError(f"{folder}: is a URL, and this command reads local folders only; copy the shards to one first")
+    return Path(folder)
+
+
 def _build(options: argparse.Namespace) -> int:
     encoding = _encoding(options.size, options.quality)
     raw = _read(options)
@@ -141,7 +154,7 @@ def _build(options: argparse.Namespace) -> int:
         options.out,
         dataset=options.dataset,
         num_shards=options.shards,
-        shard_bytes=None if options.shard_size is None else int(options.shard_size * 2**20),
+        shard_bytes=_shard_bytes(options.shard_size),
         encoding=encoding,
         workers=options.workers,
         max_broken=options.max_broken,
@@ -166,7 +179,7 @@ def _print_build(done: Build, out: Path) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    result = verify(options.out, decode=options.decode, progress=True)
+    result = verify(_local(options.out), decode=options.decode, progress=True)
     checks = run_checks(result.sightings, result.manifest.distractor_pid)
     if options.json:
         print(json.dumps(to_json(result, checks), indent=2))
@@ -178,8 +191,9 @@ def _verify(options: argparse.Namespace) -> int:
 def _stats(options: argparse.Namespace) -> int:
     from shards.stats import draw_stats, format_stats  # nothing else draws: matplotlib takes a second to load
 
-    manifest = load_manifest(options.shards)
-    folder = options.shards.resolve()  # beside it: in a folder of shards a build suffers nothing else
+    shards = _local(options.shards)
+    manifest = load_manifest(shards)
+    folder = shards.resolve()  # beside it: in a folder of shards a build suffers nothing else
     print(format_stats(manifest))
     print(f"picture: {draw_stats(manifest, options.out or folder.with_name(f'{folder.name}-stats.png'))}")
     return 0
@@ -189,7 +203,7 @@ def _stage(options: argparse.Namespace) -> int:
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    done = stage(options.source, options.target, say=say, progress=True)
+    done = stage(_local(options.source), _local(options.target), say=say, progress=True)
     size = f"{done.copied} shards, {done.bytes / 2**20:.1f} MiB copied"
     print(f"{options.target}: {size}, {done.found} were there")
     return 0

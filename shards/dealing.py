@@ -40,7 +40,7 @@ def lay_out(raw: RawDataset, name: str, num_shards: int | None, shard_bytes: int
         if num_shards is not None:
             count = num_shards
         elif shard_bytes is not None:
-            count = -(-size // shard_bytes)
+            count = max(1, -(-size // shard_bytes))  # every file of a split may be absent
         else:
             count = default_num_shards(len(groups), size)
         if split == "train" and num_shards is not None and count > len(groups):

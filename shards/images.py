@@ -4,10 +4,11 @@ import io
 import warnings
 from dataclasses import dataclass
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-# A header of a few bytes can claim billions of pixels; a picture of a person or a drawing stays far below this.
-MAX_PIXELS = 64 * 1024 * 1024
+from reid.manifest import MAX_PIXELS
+
 _SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}  # MPO: a JPEG with a second picture behind the first
 
 
@@ -42,11 +43,15 @@ def check_image(data: bytes, max_pixels: int = MAX_PIXELS) -> str:
 
 
 def reencode(data: bytes, encoding: Encoding, max_pixels: int = MAX_PIXELS) -> bytes:
-    """The image as a JPEG of another size, resized as the loader resizes; colours are stored at full resolution.
+    """The image as a JPEG of another size, upright, grey and resized as the loader does it; colours at full resolution.
 
+    What EXIF says is not stored, or an image would be turned twice.
     The bytes depend on the version of Pillow. Raises BrokenImage as `check_image` does.
     """
-    image = _load(data, max_pixels).convert("RGB")
+    image = ImageOps.exif_transpose(_load(data, max_pixels))
+    if image.mode.startswith("I"):  # grey of 16 bits, which Pillow's convert would clip at 255
+        image = Image.fromarray((np.array(image) // 256).clip(0, 255).astype(np.uint8))
+    image = image.convert("RGB")
     if image.size != (encoding.width, encoding.height):
         image = image.resize((encoding.width, encoding.height), Image.Resampling.BILINEAR)
     buffer = io.BytesIO()

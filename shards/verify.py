@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
@@ -184,15 +184,16 @@ class _ShardCheck:
             images = tuple(
                 _Image(
                     str(image["file"]),
-                    int(image["camid"]),
+                    _integer(image["camid"]),
                     str(image.get("source", "")),
                     image.get("crc32"),
                     image.get("bytes"),
                 )
                 for image in values["images"]
             )
-            return _Sample(member.removesuffix(".json"), values["pid"], values["name"], values["split"], images)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            pid = _integer(values["pid"])
+            return _Sample(member.removesuffix(".json"), pid, values["name"], values["split"], images)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             self.report(member, f"is no identity's JSON: {type(error).__name__}: {error}")
             return None
 
@@ -220,6 +221,12 @@ class _ShardCheck:
                 self.report(
                     f"{sample.key}.json", f"pid, name, split, images, cameras are {found}, the manifest says {listed}"
                 )
+
+
+def _integer(value: Any) -> int:
+    if type(value) is not int or not -1 <= value < 1 << 63:
+        raise ValueError(f"{value!r:.40} is no pid or camera")
+    return value
 
 
 def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -2,10 +2,12 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 import zlib
 from dataclasses import fields, replace
 from pathlib import Path
@@ -22,7 +24,7 @@ from reid.manifest import Manifest, Split, load_manifest, save_manifest
 from reid.pixels import Pixels
 from reid.plan import Plan
 from reid.pool import Pool
-from reid.samples import read_identities
+from reid.samples import mend, read_identities
 from tests.drawn import HEIGHT, WIDTH, Drawn
 
 PIXELS = Pixels(HEIGHT, WIDTH)
@@ -93,13 +95,31 @@ def test_images_labels_and_cameras_are_those_of_the_sources(drawn, reference):
 @pytest.mark.parametrize("workers", [0, 1, 2])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_the_global_batch_is_the_same_for_any_ranks_and_workers(drawn, reference, world_size, workers):
+    assert_same(read_on_ranks(drawn.root, drawn.manifest, world_size, workers), reference)
+
+
+def read_on_ranks(root: Path, manifest: Manifest, world_size: int, workers: int, start=(0, 0), **knobs):
+    """The global batches of two epochs, put together from those of the ranks."""
     ranks = [
-        list(make_loader(drawn.root, drawn.manifest, rank, world_size, workers).batches(2))
+        list(make_loader(root, manifest, rank, world_size, workers, **knobs).batches(2, start))
         for rank in range(world_size)
     ]
-    assert {len(batches) for batches in ranks} == {2 * STEPS}
-    together = [(*entries[0][:2], join([batch for _, _, batch in entries])) for entries in zip(*ranks, strict=True)]
-    assert_same(together, reference)
+    return [(*entries[0][:2], join([batch for _, _, batch in entries])) for entries in zip(*ranks, strict=True)]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")  # more than there are cores
+@pytest.mark.parametrize(("world_size", "workers"), [(8, 0), (8, 4), (2, 4), (1, 4)])
+def test_as_many_ranks_or_workers_as_streams(drawn, world_size, workers):
+    wanted = list(make_loader(drawn.root, drawn.manifest, streams=8).batches(2))
+    assert len(wanted) == 2 * STEPS
+    assert_same(read_on_ranks(drawn.root, drawn.manifest, world_size, workers, streams=8), wanted)
+
+
+@pytest.mark.parametrize("start", [(0, 3), (1, 2)])
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_a_start_in_the_middle_on_other_ranks_gives_the_same_rest(drawn, reference, start, world_size):
+    rest = read_on_ranks(drawn.root, drawn.manifest, world_size, 0, start)
+    assert_same(rest, [entry for entry in reference if entry[:2] >= start])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -160,6 +180,7 @@ def members_of(tar: Path) -> list[tarfile.TarInfo]:
 
 
 def replace_member(tar: Path, name: str, data: bytes) -> None:
+    """In the shard, and in the manifest the shard's size."""
     with tarfile.open(tar) as opened:
         members = [(member, opened.extractfile(member).read()) for member in opened]
     with tarfile.open(tar, "w", format=tarfile.USTAR_FORMAT) as opened:
@@ -167,6 +188,9 @@ def replace_member(tar: Path, name: str, data: bytes) -> None:
             content = data if member.name == name else old
             member.size = len(content)
             opened.addfile(member, io.BytesIO(content))
+    shards = load_manifest(tar.parent).split("train").shards
+    sizes = [tar.stat().st_size if shard.name == tar.name else shard.bytes for shard in shards]
+    edit_train(tar.parent, shards=tuple(replace(shard, bytes=size) for shard, size in zip(shards, sizes, strict=True)))
 
 
 def replace_image(tar: Path, name: str, data: bytes) -> None:
@@ -230,6 +254,88 @@ def test_identity_description_that_is_no_json(damaged):
         ValueError, match=r"train-0002\.tar: drawn-train-\d+\.json \(byte 512\): its JSON is absent or damaged"
     ):
         read_all(damaged)
+
+
+def set_in_image(**values):
+    return lambda said: said["images"][0].update(values)
+
+
+@pytest.mark.parametrize("on_damage", ["stop", "skip"])
+@pytest.mark.parametrize(
+    ("lie", "message"),
+    [
+        (set_in_image(bytes=10**15), r"ends at byte \d+, inside the images of {member}"),
+        (set_in_image(bytes=10**30), r"{member} \(byte 512\): .*bytes is not an integer"),
+        (set_in_image(bytes=-1), r"{member} \(byte 512\): .*bytes is not an integer"),
+        (set_in_image(crc32=1.5), r"{member} \(byte 512\): .*crc32 is not an integer"),
+        (set_in_image(camid=2**70), r"{member} \(byte 512\): .*camid is not an integer"),
+        (set_in_image(camid=77), r"sample {key} says pid .* cameras \(2, 77\); .*cameras \(1, 2\)"),
+        (lambda said: said.update(pid=float("inf")), r"{member} \(byte 512\): .*pid is not an integer"),
+        (lambda said: said.update(pid=[1]), r"{member} \(byte 512\): .*pid is not an integer"),
+        (lambda said: said.update(images=[]), r"{member} \(byte 512\): .*no images"),
+        (None, r"{member} \(byte 512\): .*recursion"),
+    ],
+    ids=["bytes", "more bytes", "negative", "crc", "large camid", "camid", "infinity", "list", "no images", "deep"],
+)
+def test_json_that_lies(damaged, lie, message, on_damage):
+    """Whatever it says, the loader names the shard and the member, and `skip` loses identities of this shard alone."""
+    shard = damaged / "train-0003.tar"
+    member = members_of(shard)[0].name
+    with tarfile.open(shard) as tar:
+        said = json.load(tar.extractfile(member))
+    if lie:
+        lie(said)
+    replace_member(shard, member, json.dumps(said).encode() if lie else b"[" * 200_000)
+    message = rf"{shard}: .*" + message.format(member=member, key=member.removesuffix(".json"))
+    if on_damage == "stop":
+        with pytest.raises(ValueError, match=message):
+            read_all(damaged)
+        return
+    dropped = [each for _, _, batch in skipping(damaged).batches(1) for each in batch.dropped]
+    assert re.match(message, dropped[0].reason)
+    lost = {row for each in dropped for row in each.rows}
+    rows = np.flatnonzero(load_manifest(damaged).split("train").shard == 3)
+    assert rows[0] in lost and lost <= set(rows.tolist())
+
+
+def test_a_header_that_claims_gigabytes_takes_no_memory(damaged):
+    shard = damaged / "train-0003.tar"
+    header = members_of(shard)[0]
+    header.size = 0o77777777777
+    overwrite(shard, 0, header.tobuf(tarfile.USTAR_FORMAT))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=rf"{shard}: .* ends at byte \d+, inside {header.name}"):
+            read_all(damaged)
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_of_another_build(damaged, workers):
+    """The same identities with as many images under the same cameras, but other images: their sizes tell."""
+    shard = damaged / "train-0003.tar"
+    size = shard.stat().st_size
+    with shard.open("ab") as file:
+        file.write(bytes(tarfile.RECORDSIZE))
+    message = rf"{shard}: .*has {size + tarfile.RECORDSIZE} bytes, the manifest says {size}: it is of another build"
+    with pytest.raises(ValueError, match=message):
+        read_all(damaged, workers)
+    rows = np.flatnonzero(load_manifest(damaged).split("train").shard == 3)
+    dropped = [each for _, _, batch in skipping(damaged).batches(1) for each in batch.dropped]
+    assert [each.rows for each in dropped] == [tuple(rows.tolist())] and re.match(message, dropped[0].reason)
+
+
+def test_errors_say_how_to_find_all_damage(damaged):
+    """An image that does not decode is found by `verify --decode` alone."""
+    shard = damaged / "train-0004.tar"
+    replace_image(shard, members_of(shard)[1].name, b"this is no image")
+    with pytest.raises(
+        ValueError, match=rf"^{shard}: .*decoded: .*; `python -m shards verify --decode {damaged}` lists"
+    ):
+        read_all(damaged)
+    assert "copy the shards to a local folder, where `python -m shards verify --decode` lists" in mend("http://host/x")
 
 
 def test_overwritten_header_of_an_image(damaged, drawn):
@@ -455,20 +561,24 @@ def test_a_manifest_that_is_swapped_under_a_run_stops_it(damaged, workers):
             pass
 
 
-def run_with_workers(drawn: Drawn, at_step_2: str) -> subprocess.CompletedProcess[str]:
+TRAINING = "TrainLoader(root, split, plan, Pixels(32, 16), Augmentation(), workers=2).batches(10**6)"
+EVALUATION = "EvalLoader(root, split, list(range(8)) * 1000, Pixels(32, 16), batch_size=1).batches(2)"
+
+
+def run_with_workers(drawn: Drawn, at_step_2: str, batches: str = TRAINING) -> subprocess.CompletedProcess[str]:
     """A loader of two workers in a program of its own, which does `at_step_2` and goes on."""
     program = f"""
 import multiprocessing, os, signal
 from reid.augment import Augmentation
-from reid.loader import TrainLoader, explain_killed_worker
+from reid.loader import EvalLoader, TrainLoader, explain_killed_worker
 from reid.manifest import load_manifest
 from reid.pixels import Pixels
 from reid.plan import Plan
-split = load_manifest({str(drawn.root)!r}).split("train")
+root = {str(drawn.root)!r}
+split = load_manifest(root).split("train")
 plan = Plan(split.images, split.shard, len(split.shards), identities=8, images=3, streams=4)
-loader = TrainLoader({str(drawn.root)!r}, split, plan, Pixels(32, 16), Augmentation(), workers=2)
 try:
-    for step, _ in enumerate(loader.batches(10**6)):
+    for step, _ in enumerate({batches}):
         if step == 2:
             {at_step_2}
 except RuntimeError as error:
@@ -477,9 +587,10 @@ except RuntimeError as error:
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50)
 
 
-def test_a_killed_worker_is_an_error_and_no_hang(drawn):
+@pytest.mark.parametrize("batches", [TRAINING, EVALUATION], ids=["training", "evaluation"])
+def test_a_killed_worker_is_an_error_and_no_hang(drawn, batches):
     """Of several kinds, at whatever line the main thread is: torch raises it from a signal handler."""
-    ran = run_with_workers(drawn, "os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)")
+    ran = run_with_workers(drawn, "os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)", batches)
     assert "a decoding process was killed" in ran.stdout and "lower data.workers or data.pool_images" in ran.stdout
     assert explain_killed_worker(RuntimeError("out of memory")) is None
 
@@ -540,6 +651,19 @@ def test_a_pool_holds_what_the_plan_says(drawn, monkeypatch):
         for _ in loader.read_streams(0, [stream]):
             pass
         assert largest == loader.plan.peak_pool_images(loader.plan.stream_steps(0, stream))
+
+
+@pytest.mark.parametrize("pool_images", [0, 8])
+def test_what_concerns_no_identity_is_told_once_an_epoch(damaged, pool_images):
+    """A bounded pool reads the shards anew in each pass, and meets the damage each time."""
+    damage_three_identities(damaged)
+    loader = skipping(damaged, pool_images=pool_images, identities=4)
+    readings = [int(loader.plan.stream_steps(0, stream).readings.max()) + 1 for stream in range(4)]
+    assert min(readings) > 1 if pool_images else max(readings) == 1
+    told = [each for epoch, _, batch in loader.batches(1) for each in batch.dropped]
+    assert any(not each.rows for each in told) and any(each.rows for each in told)
+    assert len(told) == len(set(told))
+    assert [each for _, _, batch in loader.batches(2, (1, 0)) for each in batch.dropped] != []
 
 
 # Evaluation splits

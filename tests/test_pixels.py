@@ -1,6 +1,7 @@
 """reid/pixels.py against Pillow, and what must not be decoded."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -75,6 +76,39 @@ def test_a_header_that_claims_gigabytes_is_refused():
     assert find_jpeg_size(bytes(data)) == (65535, 65535, 3)
     with pytest.raises(ValueError, match="has 65535 x 65535 pixels"):
         Pixels(8, 8).decode(bytes(data), "x")
+
+
+@pytest.mark.parametrize("marker", [0x01, 0xD0, 0xD7, 0xD8])
+def test_a_marker_without_a_length_hides_no_size(marker):
+    """Whoever takes the next bytes for its length jumps over the true header, to a small one that was put there."""
+    true = encode(Image.new("RGB", (300, 200)))
+    data = bytearray(b"\xff\xd8\xff" + bytes([marker]) + true[2:])
+    at = 4 + int.from_bytes(data[4:6])
+    data += bytes(max(0, at + 20 - len(data)))
+    data[at : at + 10] = b"\xff\xc0\x00\x11\x08" + struct.pack(">HHB", 8, 8, 3)
+    assert find_jpeg_size(bytes(data)) is None
+    with pytest.raises(
+        ValueError, match=r"x: image cannot be decoded: (has 300 x 200 pixels, more|it is none of JPEG)"
+    ):
+        Pixels(8, 8, max_pixels=50_000).decode(bytes(data), "x")
+
+
+@pytest.mark.parametrize("form", ["PPM", "ICO", "TGA", "PCX"])
+def test_only_usual_formats_are_opened(form):
+    with pytest.raises(
+        ValueError, match=r"^x: image cannot be decoded: it is none of JPEG, PNG, BMP, WEBP, TIFF, GIF$"
+    ):
+        Pixels(8, 8).decode(encode(picture(), form), "x")
+
+
+@pytest.mark.parametrize(("form", "kind"), [("PNG", np.uint16), ("TIFF", np.uint16), ("TIFF", np.int32)])
+def test_grey_of_16_bits_is_scaled_not_clipped(form, kind):
+    grey = np.random.default_rng(0).integers(0, 65536, (8, 6)).astype(kind)
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    found = Pixels(8, 6).decode(encode(Image.fromarray(grey), form, exif=exif), "x")
+    wanted = np.rot90(grey // 256, 2)
+    assert np.array_equal(found.permute(1, 2, 0).numpy(), np.repeat(wanted[..., None], 3, axis=2))
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", b"\xff\xd8", b"\xff\xd8\xff\xff\xff", b"\xff\xd8\xff\xe0\x00"])

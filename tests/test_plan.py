@@ -1,5 +1,6 @@
 """reid/plan.py: every promise about an epoch, counted one by one."""
 
+import time
 from collections import Counter
 from dataclasses import replace
 from itertools import chain
@@ -199,6 +200,16 @@ def test_windows_of_steps_give_what_one_group_after_the_other_gives(passes, per_
     with mock.patch.object(plan_module, "WINDOW", window):
         found = _take_distinct(lambda number: np.array(passes[number]), per_step, steps)
     assert found.tolist() == take_one_by_one(passes, per_step, steps)
+
+
+def test_one_giant_identity_is_planned_in_seconds():
+    """20,000 images beside 31 identities of 16: most of its groups wait, and are not looked at again at each step."""
+    plan = make_plan([[20_000, 16, 16, 16]] + [[16] * 4] * 7, streams=8, per_stream=2, images=4)
+    (stream,) = (stream for stream, shards in enumerate(plan.deal(0)) if 0 in shards)
+    begun = time.process_time()
+    steps = plan.stream_steps(0, stream)
+    assert time.process_time() - begun < 5
+    assert (steps.identities == 0).sum() == plan.steps_per_epoch  # it is in each step, once
 
 
 def test_a_million_identities_are_planned_in_arrays():

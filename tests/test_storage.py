@@ -3,14 +3,20 @@
 import http.server
 import os
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from reid import storage
 from reid.manifest import load_manifest
 from reid.samples import DamagedData, read_identities
 from reid.storage import is_remote, open_file, place_of, read_file, stamp_of
+from tests.test_loader import assert_same, make_loader
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -20,25 +26,98 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+@contextmanager
+def serve(folder: Path, handler: type[Quiet] = Quiet) -> Iterator[str]:
+    """The URL of a folder."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder))) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{httpd.server_port}"
+        finally:
+            httpd.shutdown()
+            thread.join()
+
+
 @pytest.fixture
 def server(drawn):
     """The URL of the drawn shards."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(drawn.root))) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{httpd.server_port}"
-        httpd.shutdown()
-        thread.join()
+    with serve(drawn.root) as url:
+        yield url
 
 
 def identities_of(root) -> list:
+    """Without the places of their shards."""
     split = load_manifest(root).split("train")
-    return list(read_identities(root, split, range(len(split.shards))))
+    identities = list(read_identities(root, split, range(len(split.shards))))
+    places = [place_of(root, split.shards[split.shard[each.row]].name) for each in identities]
+    assert [each.shard for each in identities] == places
+    return [replace(each, shard="") for each in identities]
 
 
 def test_http_gives_what_the_folder_gives(drawn, server):
     assert load_manifest(server).fingerprint == drawn.manifest.fingerprint
     assert identities_of(server + "/") == identities_of(drawn.root)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_over_http_gives_the_batches_of_the_folder(drawn, server, workers):
+    wanted = list(make_loader(drawn.root, drawn.manifest).batches(2))
+    assert_same(list(make_loader(server, load_manifest(server), workers=workers).batches(2)), wanted)
+
+
+@pytest.mark.parametrize("sent", [None, 0, 600], ids=["no answer", "no byte", "a part"])
+def test_a_server_that_stalls_is_an_error_and_no_hang(drawn, monkeypatch, sent):
+    over = threading.Event()
+
+    class Stalling(Quiet):
+        def do_GET(self) -> None:
+            if sent is not None:
+                self.send_response(200)
+                self.send_header("Content-Length", "100000")
+                self.end_headers()
+                self.wfile.write(bytes(sent))
+            over.wait(30)
+
+    monkeypatch.setattr(storage, "STALL_S", 2)
+    with serve(drawn.root, Stalling) as url:
+        begun = time.monotonic()
+        with pytest.raises(OSError, match=rf"curl could not fetch {url}/train-0000\.tar \(exit status 28: .*too slow"):
+            read_file(url, "train-0000.tar")
+        assert time.monotonic() - begun < 15
+        over.set()
+
+
+def test_a_reader_that_pauses_is_no_stall(tmp_path, monkeypatch):
+    """The server gives up a client that takes nothing for a second, and so would the limit on stalls."""
+    data = os.urandom(1 << 20) * 30  # more than the buffers of sockets and pipes hold
+    (tmp_path / "large.tar").write_bytes(data)
+    monkeypatch.setattr(Quiet, "timeout", 1)
+    monkeypatch.setattr(storage, "STALL_S", 1)
+    with serve(tmp_path) as url, open_file(url, "large.tar") as file:
+        first = file.read(1000)
+        time.sleep(3)
+        assert first + file.read() == data
+
+
+@pytest.mark.parametrize("root", ["http://127.0.0.1:9/x", "s3://bucket/x", "gs://bucket/x"])
+def test_a_fetch_leaves_no_file(root, tmp_path, monkeypatch):
+    """Whether it succeeds or fails; the tools stand for themselves here."""
+    tools, temporary = tmp_path / "tools", tmp_path / "temporary"
+    temporary.mkdir()
+    tools.mkdir()
+    for name in ("curl", "aws", "gsutil"):
+        (tools / name).write_text("#!/bin/sh\nprintf 'a file'\nprintf 'one\\nno luck\\n' >&2\nexit $STATUS\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools))
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    monkeypatch.setenv("STATUS", "0")
+    with open_file(root, "f") as file:
+        assert file.read() == b"a file" and not list(temporary.iterdir())
+    monkeypatch.setenv("STATUS", "3")
+    with pytest.raises(OSError, match=rf"could not fetch {root}/f \(exit status 3: no luck\)"):
+        read_file(root, "f")
+    assert not list(temporary.iterdir())
 
 
 def test_what_the_server_does_not_have_is_named(server):

@@ -13,7 +13,7 @@ from reid.manifest import load_manifest
 from reid.metrics import Result
 from reid.pixels import Pixels
 from tests.distributed.pool import Pool
-from tests.drawn import HEIGHT, WIDTH, Drawn
+from tests.drawn import HEIGHT, WIDTH, Drawn, draw_dataset
 
 PROTOCOLS = ["image", "centroid", "centroid_all", "ctl_published"]
 
@@ -60,6 +60,15 @@ def test_ranks_give_the_figures_of_one_process(
             ours, theirs = results[protocol], alone[1][protocol]
             assert ours.to_json() == theirs.to_json()
             assert (ours.ap == theirs.ap).all() and (ours.first_ranks == theirs.first_ranks).all()
+
+
+def test_a_rank_without_a_shard_takes_part(pool: Pool, tmp_path: Path) -> None:
+    few = draw_dataset(tmp_path, num_test=3, num_shards=1)
+    assert {len(split.shards) for split in few.manifest.splits.values()} == {1}
+    (wanted, figures), *_ = pool.run(1, extract_and_rank, few.root, 0)
+    for tensors, results in pool.run(3, extract_and_rank, few.root, 0):
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(tensors, wanted, strict=True))
+        assert all(results[protocol].to_json() == figures[protocol].to_json() for protocol in PROTOCOLS)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -13,13 +13,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import BinaryIO
 
+import numpy as np
 import pytest
 import webdataset
 from PIL import Image, ImageChops, ImageStat
 
+from reid.config import DataConfig
 from reid.lock import hold
 from reid.manifest import load_manifest
-from shards import csv_file, folder, market1501
+from reid.pixels import Pixels
+from shards import csv_file, folder, images, market1501
 from shards.build import build
 from shards.dealing import deal, default_num_shards
 from shards.images import BrokenImage, Encoding, check_image, reencode
@@ -475,6 +478,39 @@ def test_reencode(mode: str) -> None:
     assert data == reencode(buffer.getvalue(), Encoding(64, 32, 90)) != reencode(buffer.getvalue(), Encoding(64, 32))
     with pytest.raises(BrokenImage, match="over the limit"):
         reencode(png_bomb(9_000, 9_000), Encoding(64, 32))
+
+
+def test_reencoding_sets_images_upright() -> None:
+    """As the loader does for images whose bytes are kept; and what is stored does not say so again."""
+    picture = Image.new("RGB", (64, 32), "red")
+    picture.paste("blue", (0, 0, 32, 32))
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
+    picture.save(buffer, "JPEG", exif=exif)
+    data = reencode(buffer.getvalue(), Encoding(64, 32))
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.getexif().get(0x0112) is None
+    kept, stored = (Pixels(64, 32).decode(each, "x").float() for each in (buffer.getvalue(), data))
+    assert (kept - stored).abs().mean() < 3 and kept[2, :24].mean() > 200 > 50 > kept[2, -24:].mean()
+
+
+def test_reencoding_scales_grey_of_16_bits() -> None:
+    grey = np.linspace(0, 65535, 64 * 32).reshape(64, 32).astype(np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(grey).save(buffer, "PNG")
+    kept, stored = (
+        Pixels(64, 32).decode(each, "x").float()
+        for each in (buffer.getvalue(), reencode(buffer.getvalue(), Encoding(64, 32)))
+    )
+    assert (kept - stored).abs().max() < 4 and 120 < stored.mean() < 135
+
+
+def test_what_a_build_stores_the_loader_decodes() -> None:
+    """One limit of pixels: otherwise a build that passes every check stops a training."""
+    assert images.MAX_PIXELS == Pixels(1, 1).max_pixels == DataConfig().max_pixels
+    reencode(jpeg((40, 25)), Encoding(8, 8), max_pixels=1000)
+    with pytest.raises(BrokenImage, match="40x26 pixels, over the limit of 1000"):
+        check_image(jpeg((40, 26)), max_pixels=1000)
 
 
 def test_reencoding_resizes_as_the_loader_does() -> None:

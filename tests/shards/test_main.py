@@ -114,6 +114,42 @@ def test_errors_are_one_line_without_a_traceback(tmp_path: Path, capsys: pytest.
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("url", ["https://host/shards", "s3://bucket/shards"])
+@pytest.mark.parametrize("command", [["verify", "URL"], ["stats", "URL"], ["stage", "URL", "x"], ["stage", "x", "URL"]])
+def test_urls_are_refused_in_one_line(
+    command: list[str], url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([url if word == "URL" else word for word in command]) == 1
+    printed = capsys.readouterr()
+    assert printed.err == (
+        f"error: {url}: is a URL, and this command reads local folders only; copy the shards to one first\n"
+    )
+    assert not printed.out and not list(tmp_path.iterdir())
+
+
+def test_shard_size_where_no_file_is_there(
+    folder_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A split whose files are all absent has no size, and the reason is said as for any other build."""
+    table = tmp_path / "table.csv"
+    table.write_text(
+        "path,identity,split\ntrain/Ann/1.JPG,Ann,train\nnone.jpg,Cleo,query\ngallery/Cleo/2.jpg,Cleo,gallery"
+    )
+    command = ["build", "csv", "--root", str(folder_tree), "--csv", str(table), "--out", str(tmp_path / "out")]
+    assert main([*command, "--shard-size", "1", "--max-broken", "1"]) == 1
+    assert capsys.readouterr().err.endswith(
+        "error: query: every image is broken, nothing was built; mend them or remove the split\n"
+    )
+
+
+@pytest.mark.parametrize("size", ["inf", "-inf", "nan", "0", "-1"])
+def test_shard_size_that_is_none(size: str, market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["build", "market1501", "--root", str(market), "--out", str(tmp_path / "out"), f"--shard-size={size}"]
+    assert main(command) == 1
+    assert f"error: --shard-size {size}: give MiB above 0\n" in capsys.readouterr().err
+
+
 def test_build_options(market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["build", "market1501", "--root", str(market), "--out", str(tmp_path / "out")]
     assert main([*command, "--shard-size", "0.03", "--workers", "2", "--size", "24x12", "--quality", "70"]) == 0

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from shards import cuhk03, dukemtmc, market1501, veri776
+from reid.manifest import load_manifest
+from shards import cuhk03, dukemtmc, market1501, msmt17, veri776
+from shards.__main__ import main
 from shards.build import build
-from shards.records import Counts, RawDataset
+from shards.records import SPLITS, Counts, RawDataset
 from shards.summary import compare_counts
 
 
@@ -114,6 +116,48 @@ def test_errors_name_the_folders_of_the_dataset(read, tmp_path: Path, draw) -> N
     example = veri776.EXAMPLE if read is veri776.read else dukemtmc.EXAMPLE
     with pytest.raises(ValueError, match=f"no image is named like {example}"):
         read(tmp_path)
+
+
+def test_published_counts_are_those_of_the_datasets(tmp_path: Path) -> None:
+    """Images and identities as the authors, and everyone who reports results, count them."""
+    counted = {
+        "market1501": (market1501.PUBLISHED, (12_936, 751), (3_368, 750), (13_115 + 2_798 + 3_819, 750)),
+        "dukemtmc": (dukemtmc.PUBLISHED, (16_522, 702), (2_228, 702), (17_661, 1_110)),
+        "msmt17": (msmt17.PUBLISHED, (32_621, 1_041), (11_659, 3_060), (82_161, 3_060)),
+        "detected": (cuhk03.PUBLISHED["detected"], (7_365, 767), (1_400, 700), (5_332, 700)),
+        "labeled": (cuhk03.PUBLISHED["labeled"], (7_368, 767), (1_400, 700), (5_328, 700)),
+        "veri776": (veri776.PUBLISHED, (37_778, 576), (1_678, 200), (11_579, 200)),
+    }
+    for name, (published, *splits) in counted.items():
+        wanted = {split: Counts(*numbers) for split, numbers in zip(SPLITS, splits, strict=True)}
+        assert published == wanted, name
+
+
+@pytest.mark.parametrize("boxes", [None, "labeled"])
+def test_cuhk_from_the_command_line(
+    cuhk: Path, boxes: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["build", "cuhk03", "--root", str(cuhk), "--out", str(tmp_path / "out")]
+    assert main(command + (["--boxes", boxes] if boxes else [])) == 0
+    printed = capsys.readouterr()
+    assert "privacy must be kept" in printed.err
+    images = 3 if boxes else 2
+    assert f"warning: train: {images} images of 1 identities; as published it has 736" in printed.out
+    manifest = load_manifest(tmp_path / "out")
+    assert manifest.dataset == f"cuhk03-{boxes or 'detected'}" and manifest.distractor_pid is None
+    assert [split.num_images for split in manifest.splits.values()] == [images, 1, 2]
+    assert main(["verify", str(tmp_path / "out"), "--decode"]) == 0
+
+
+def test_veri_from_the_command_line(veri: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", "veri776", "--root", str(veri), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr()
+    assert "academic research only" in printed.err
+    assert "warning: train: 3 images of 2 identities; as published it has 37778 of 576" in printed.out
+    manifest = load_manifest(tmp_path / "out")
+    assert manifest.split("train").cameras == ((1, 12), (20,)) and manifest.split("gallery").cameras == ((2, 3),)
+    assert main(["verify", str(tmp_path / "out"), "--decode"]) == 0
+    assert "whole, every image decodes" in capsys.readouterr().out
 
 
 def test_other_counts_than_published_are_a_warning_with_both(market: Path, duke: Path, tmp_path: Path) -> None:

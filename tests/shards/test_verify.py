@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 
 from reid.manifest import load_manifest
 from shards import market1501
+from shards.__main__ import main
 from shards.build import build
 from shards.verify import verify
 
@@ -138,6 +140,57 @@ def test_damaged_json(out: Path, text: bytes) -> None:
     path = holder(out, member)
     rewrite(path, lambda content: [(name, text if name == member else data) for name, data in content])
     assert any(line.startswith(f"{path.name}: {member}: is no identity's JSON") for line in report(out))
+
+
+@pytest.mark.parametrize("pid", ["[1]", '"2"', "Infinity", "2.0", "true", f"{2**70}", "-2", "[" * 200_000])
+def test_json_with_a_pid_that_is_none(out: Path, pid: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where others count and compare what it says."""
+    member = "market1501-train-000002.json"
+    path = holder(out, member)
+
+    def change(content: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+        return [
+            (name, data.replace(b'"pid":2', f'"pid":{pid}'.encode()) if name == member else data)
+            for name, data in content
+        ]
+
+    rewrite(path, change)
+    assert any(line.startswith(f"{path.name}: {member}: is no identity's JSON") for line in report(out))
+    assert main(["verify", str(out)]) == 1
+    assert f"damage: {path.name}: {member}: is no identity's JSON" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [
+        ("camid", "1" + "0" * 30, "is no identity's JSON"),
+        ("camid", "Infinity", "is no identity's JSON"),
+        ("camid", "[2]", "is no identity's JSON"),
+        ("camid", "77", "pid, name, split, images, cameras are"),
+        ("bytes", "1" + "0" * 15, "has .* bytes, the identity's JSON says 1000000000000000"),
+        ("bytes", "[1]", "has .* bytes, the identity's JSON says"),
+        ("crc32", "1" + "0" * 40, "its bytes changed"),
+    ],
+)
+def test_json_that_lies_about_an_image(out: Path, name: str, value: str, what: str) -> None:
+    member = "market1501-train-000002.json"
+    path = holder(out, member)
+
+    def change(content: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+        return [
+            (
+                other,
+                re.sub(rf'("{name}":)\d+'.encode(), rf"\g<1>{value}".encode(), data, count=1)
+                if other == member
+                else data,
+            )
+            for other, data in content
+        ]
+
+    rewrite(path, change)
+    pattern = rf"{path.name}: market1501-train-000002\.(json|000\.jpg): {what}"
+    assert any(re.match(pattern, line) for line in report(out))
+    assert main(["verify", str(out)]) == 1
 
 
 def test_member_missing_or_too_many(out: Path) -> None:
