@@ -43,11 +43,19 @@ def measure_camera_pairs(query: Features, gallery: Features, metric: str = "cosi
     num_queries = np.zeros(mean_ap.shape, dtype=np.int64)
     camids = query.camids.cpu().numpy()
     for j, camera in enumerate(listed):
-        part = gallery.take(gallery.camids == camera)
-        result = metrics.evaluate(query, part, "image", metric, max_rank=1, partial=True)
+        result = metrics.evaluate(query, _cut(gallery, camera), "image", metric, max_rank=1, partial=True)
         of = camids[result.valid]
         for i, asked in enumerate(asking):
             num_queries[i, j] = (of == asked).sum()
             if num_queries[i, j]:
                 mean_ap[i, j] = result.ap[of == asked].mean()
     return CameraPairs(np.asarray(asking), np.asarray(listed), mean_ap, num_queries)
+
+
+def _cut(gallery: Features, camera: int) -> Features:
+    """The images by one camera; where they are most of the gallery, a copy of them would be as large: others are junk
+    instead."""
+    of = gallery.camids == camera
+    if 2 * int(of.sum()) < len(gallery):
+        return gallery.take(of)
+    return Features(gallery.embeddings, gallery.pids.masked_fill(~of, JUNK), gallery.camids, gallery.distractors)

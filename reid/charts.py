@@ -3,11 +3,12 @@
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from reid.cameras import CameraPairs
-from reid.pictures import LIGHT, Theme, percent, style_axes, to_png
+from reid.pictures import DARK, LIGHT, Theme, percent, style_axes, to_png
 
 BINS = 20
 SCALE = "viridis"  # even steps look even, also in grey and to the colour-blind
@@ -27,7 +28,7 @@ def draw_ap_histogram(ap: np.ndarray, title: str, theme: Theme = LIGHT) -> bytes
     axes.set_xlim(0, 100)
     axes.set_xlabel("AP of a query (%)", color=theme.ink, fontsize=11)
     axes.set_ylabel("queries", color=theme.ink, fontsize=11)
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     return to_png(figure)
 
 
@@ -58,13 +59,13 @@ def draw_camera_pairs(pairs: CameraPairs, title: str, theme: Theme = LIGHT) -> b
 
 
 def draw_points(points: np.ndarray, mean_ap: np.ndarray, title: str, labels: tuple[str, str], theme: Theme) -> bytes:
-    """PNG of identities at points (I, 2), coloured by the mean AP of their queries; hollow where they have none."""
+    """PNG of identities at points (I, 2), coloured by the mean AP of their queries; a cross where they have none."""
     figure, axes = _start(theme, title, (5.6, 4.6))
     asked = ~np.isnan(mean_ap)
     size = float(np.clip(4000 / len(points), 12, 60))
     x, y = points.T
-    axes.scatter(x[~asked], y[~asked], s=size, facecolors="none", edgecolors=theme.soft, linewidths=0.9)
-    dots = axes.scatter(x[asked], y[asked], s=size, c=100 * mean_ap[asked], cmap=SCALE, vmin=0, vmax=100,
+    axes.scatter(x[~asked], y[~asked], s=size, c=theme.soft, marker="x", linewidths=0.9)
+    dots = axes.scatter(x[asked], y[asked], s=size, c=100 * mean_ap[asked], cmap=_scale(theme), vmin=0, vmax=100,
                         edgecolors=theme.soft, linewidths=0.4)  # fmt: skip
     axes.set_xlabel(labels[0], color=theme.ink, fontsize=11)
     axes.set_ylabel(labels[1], color=theme.ink, fontsize=11)
@@ -77,6 +78,11 @@ def draw_points(points: np.ndarray, mean_ap: np.ndarray, title: str, labels: tup
         bar.ax.tick_params(colors=theme.ink, length=0, labelsize=9)
         bar.outline.set_visible(False)
     return to_png(figure)
+
+
+def _scale(theme: Theme) -> Colormap:
+    """Without its darkest part on dark paper, where dots would vanish."""
+    return ListedColormap(colormaps[SCALE](np.linspace(0.3, 1, 256))) if theme == DARK else colormaps[SCALE]
 
 
 def _start(theme: Theme, title: str, size: tuple[float, float]) -> tuple[Figure, Axes]:

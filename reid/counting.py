@@ -15,7 +15,7 @@ def count_before(scores: Tensor, matches: Tensor, entries: Tensor) -> Tensor:
 
     entries (B, P): where the matches stand in the gallery, counted from the first of the E; they may lie outside.
     """
-    return (_count_by_sorting if scores.is_cuda else _count_by_comparing)(scores, matches, entries)
+    return (_count_by_bucket if scores.is_cuda else _count_by_comparing)(scores, matches, entries)
 
 
 def _count_by_comparing(scores: Tensor, matches: Tensor, entries: Tensor) -> Tensor:
@@ -55,11 +55,11 @@ def _count_row(scores: np.ndarray, matches: np.ndarray, entries: np.ndarray) -> 
     return above
 
 
-def _count_by_sorting(scores: Tensor, matches: Tensor, entries: Tensor) -> Tensor:
-    """The same on any device, for all rows together."""
-    ordered = scores.sort(dim=1).values
-    above = scores.shape[1] - torch.searchsorted(ordered, matches, right=True)
-    not_below = scores.shape[1] - torch.searchsorted(ordered, matches)
+def _count_by_bucket(scores: Tensor, matches: Tensor, entries: Tensor) -> Tensor:
+    """The same on any device, for all rows together, without sorting the scores: each falls between two matches."""
+    ascending = matches.flip(1).contiguous()
+    above = _count_reaching(scores, ascending, right=False)
+    not_below = _count_reaching(scores, ascending, right=True)
     row, place = ((not_below > above) & (matches > NEVER)).nonzero(as_tuple=True)
     column = torch.arange(scores.shape[1], device=scores.device)
     # No more ties at a time than rows, so that their comparisons stay as small as the scores.
@@ -67,3 +67,12 @@ def _count_by_sorting(scores: Tensor, matches: Tensor, entries: Tensor) -> Tenso
         equal = scores[r] == matches[r, p][:, None]
         above[r, p] += (equal & (column < entries[r, p][:, None])).sum(1)
     return above
+
+
+def _count_reaching(scores: Tensor, ascending: Tensor, right: bool) -> Tensor:
+    """(B, P): how many scores (B, E) exceed each of `ascending` (B, P), or with `right` reach it; the largest first."""
+    size, buckets = len(scores), ascending.shape[1] + 1
+    passed = torch.searchsorted(ascending, scores, right=right)  # how many of the row each score exceeds (or reaches)
+    passed += torch.arange(size, device=scores.device)[:, None] * buckets
+    counts = torch.bincount(passed.flatten(), minlength=size * buckets).view(size, buckets)
+    return counts.flip(1).cumsum(1)[:, :-1]

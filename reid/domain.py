@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from reid import metrics
-from reid.about import NAME, describe, load_about
+from reid.about import NAME, About, describe, difference, load_about
 from reid.cameras import CameraPairs, measure_camera_pairs
 from reid.compare import PER_QUERY
 from reid.embedding import embed_centroids
@@ -56,18 +56,27 @@ def choose_folder(base: Path, dataset: str, fingerprint: str, taken: Sequence[Pa
     """
     name = re.sub(r"[^\w.-]+", "-", dataset).strip(".-") or "data"  # a manifest may come from anywhere
     folder = base / name
-    if folder in taken or _holds_other_data(folder, fingerprint):
+    there = read_about(folder)
+    if folder in taken or (there and there.data_fingerprint != fingerprint):
         return base / f"{name}-{fingerprint[:8]}"
     return folder
 
 
-def _holds_other_data(folder: Path, fingerprint: str) -> bool:
-    if not (folder / NAME).is_file():
-        return False
+def step_aside(folder: Path, about: About) -> Path:
+    """`folder`; where it holds a report of other data, one beside it with the labels' first digits behind its name."""
+    there = read_about(folder)
+    if there and difference(there, about):
+        whole = folder if folder.name else folder.resolve()
+        return whole.with_name(f"{whole.name}-{about.labels_fingerprint[:8]}")
+    return folder
+
+
+def read_about(folder: Path) -> About | None:
+    """What the report in `folder` is of; None where there is none or it is damaged: it is about to be written anew."""
     try:
-        return load_about(folder).data_fingerprint != fingerprint
-    except ValueError:  # damaged: it is about to be written anew
-        return False
+        return load_about(folder) if (folder / NAME).is_file() else None
+    except ValueError:
+        return None
 
 
 def write_domain(
@@ -77,8 +86,10 @@ def write_domain(
     facts: dict[str, str],
     ranks: Sequence[int] = RANKS,
     metric: str = "cosine",
-) -> Path:
-    """Everything that one dataset's evaluation leaves in `folder`; returns the page. The first row is reported on.
+) -> tuple[Path, list[str]]:
+    """Everything that one dataset's evaluation leaves in `folder`. The first row is reported on.
+
+    Returns the page and its warnings. What an earlier report left there and this one has not is removed.
 
     metrics.json has the first row's figures by protocol, baselines.json the others'.
     """
@@ -107,9 +118,10 @@ def write_domain(
         embed_centroids(row.query, row.gallery, result.ap, result.valid),
         ranks,
     )
+    (folder / "cameras.json").unlink(missing_ok=True)
     if isinstance(report.cameras, CameraPairs):
         write_json(folder / "cameras.json", report.cameras.to_json())
-    return write_report(folder, report)
+    return write_report(folder, report), report.warnings
 
 
 def _list_ranks(row: Evaluated, domain: Domain, metric: str) -> list[RankList]:

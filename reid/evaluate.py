@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -14,10 +15,11 @@ import torch
 from accelerate import Accelerator
 
 from reid import checkpoint, program, rerank
+from reid.about import describe
 from reid.compare import compare, format_comparison, write_comparison
 from reid.config import Config, EvaluateConfig, check_evaluation, load, parse, to_dict
 from reid.distributed import rank
-from reid.domain import Domain, Evaluated, choose_folder, write_domain, write_json
+from reid.domain import Domain, Evaluated, choose_folder, read_about, step_aside, write_domain, write_json
 from reid.features import evaluate_over_ranks, extract, read_images
 from reid.foreign import Foreign, check_finite, read_features, read_pictures, write_features
 from reid.gallery import JUNK, Features
@@ -49,9 +51,23 @@ def evaluate(options: EvaluateConfig) -> Path:
     Raises ValueError on what the user can mend.
     """
     check_evaluation(options)
+    if options.rerank and not set(options.protocols) & set(RERANKED):
+        raise ValueError(f"--rerank re-ranks {' and '.join(RERANKED)}; add one of them to --protocols")
+    if options.out:
+        make_folder(Path(options.out))
     if options.compare:
         return compare_reports(options)
     return evaluate_features(options) if options.features else evaluate_run(options)
+
+
+def make_folder(folder: Path) -> None:
+    """ValueError where it cannot be made or written to: before an hour of work, not after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written: {error.strerror or error}; give another --out") from error
 
 
 def compare_reports(options: EvaluateConfig) -> Path:
@@ -71,9 +87,11 @@ def evaluate_run(options: EvaluateConfig) -> Path:
     manifests = load_manifests(options.data or [config.data.root])
     models = build_models(found, model_knobs(config), options.baselines, config.seed)
     trained_on = checkpoint.read_state(found)["describes"].get("data", "")
-    accelerator = start_accelerator("no")
-
     base = Path(options.out or folder / "eval")
+    make_folder(base)
+    # Other ranks wait while rank 0 re-ranks and draws.
+    accelerator = start_accelerator("no", options.timeout_s)
+
     tables: dict[Path, dict[str, Any]] = {}
     for root, manifest in manifests.items():
         rows = {
@@ -151,11 +169,16 @@ def rank_protocols(query: Features, gallery: Features, options: EvaluateConfig) 
             warnings.append(f"{protocol} is left out: {error}")
     if first_error and not results:
         raise first_error
-    if options.rerank and rank() == 0:  # neighbourhoods need all queries at once
-        results[RERANKED] = rerank.evaluate_reranked(
-            query, gallery, "image", options.metric, options.rerank_k1, options.rerank_k2, options.rerank_lambda,
-            max_rank,
-        )  # fmt: skip
+    for asked, row in RERANKED.items():
+        if not options.rerank or asked not in options.protocols or rank():  # one rank: it needs all queries at once
+            continue
+        try:
+            results[row] = rerank.evaluate_reranked(
+                query, gallery, asked, options.metric, options.rerank_k1, options.rerank_k2, options.rerank_lambda,
+                max_rank,
+            )  # fmt: skip
+        except ValueError as error:
+            warnings.append(f"{row} is left out: {error}")
     return Evaluated(query, gallery, results, warnings)
 
 
@@ -199,8 +222,8 @@ def evaluate_features(options: EvaluateConfig) -> Path:
     """Another system's features: no model, and pictures only where the files name them."""
     started = time.perf_counter()
     query, gallery = map(read_features, options.features)
-    accelerator = start_accelerator("no")
-    out = Path(options.out)
+    accelerator = start_accelerator("no", options.timeout_s)
+    out = step_aside(Path(options.out), describe("", "", "", query.features, gallery.features))
     row = rank_protocols(move(query.features, accelerator.device), move(gallery.features, accelerator.device), options)
     if accelerator.is_main_process:
         facts = {
@@ -264,24 +287,32 @@ def say_how(options: EvaluateConfig, accelerator: Accelerator, started: float) -
 def finish(
     out: Path, domain: Domain, rows: dict[str, Evaluated], facts: dict[str, str], options: EvaluateConfig
 ) -> Results:
-    """Write one dataset's files, print its table, and return the figures by model and protocol."""
-    report = write_domain(out, domain, rows, facts, options.ranks, options.metric)
-    if options.save_features:
-        first = next(iter(rows.values()))
-        write_features(out / "query.npz", first.query)
-        write_features(out / "gallery.npz", first.gallery)
+    """Write one dataset's files, print its table and warnings, and return the figures by model and protocol."""
+    earlier = read_about(out)
+    report, warnings = write_domain(out, domain, rows, facts, options.ranks, options.metric)
+    first = next(iter(rows.values()))
+    for name, features in (("query.npz", first.query), ("gallery.npz", first.gallery)):
+        if options.save_features:
+            write_features(out / name, features)
+        elif earlier and not options.features:  # those of the report before this one; with --features the user's own
+            (out / name).unlink(missing_ok=True)
     tables = {name: row.figures() for name, row in rows.items()}
-    print(f"\n{out.name}\n{format_results(tables, options.ranks)}\nreport: {report}", flush=True)
+    said = [format_results(tables, options.ranks), *(f"warning: {text}" for text in warnings), f"report: {report}"]
+    print("\n".join([f"\n{out.name}", *said]), flush=True)
     return tables
 
 
 def write_domains(base: Path, tables: dict[Path, Results], ranks: Sequence[int]) -> None:
     """domains.json and domains.txt: the first model's figures by dataset (its report's folder) and protocol."""
-    domains = {out.name: next(iter(models.values())) for out, models in tables.items()}
+    domains = first_models(tables)
     text = format_results(domains, ranks, "dataset")
     write_json(base / "domains.json", domains)
     (base / "domains.txt").write_text(text + "\n")
     print(f"\nall datasets\n{text}\ntable: {base / 'domains.txt'}", flush=True)
+
+
+def first_models(tables: dict[Path, Results]) -> Results:
+    return {out.name: next(iter(models.values())) for out, models in tables.items()}
 
 
 def say_notes(tables: dict[Path, Results]) -> None:
@@ -303,16 +334,24 @@ def track(options: EvaluateConfig, more: dict[str, Any], name: str, folder: Path
         for protocol, figures in first.items():
             values = {"mAP": figures["mAP"], "mINP": figures["mINP"], "rank1": figures["cmc"][0]}
             scalars |= {f"{prefix}/{protocol}/{key}": value for key, value in values.items()}
-        tracker.log_table(0, f"{prefix}/table", ["model", "protocol", *RAW, *map("rank-{}".format, options.ranks)], [
-            [model, protocol, *(figures[key] for key in RAW), *(figures["cmc"][rank - 1] for rank in options.ranks)]
-            for model, protocols in models.items()
-            for protocol, figures in protocols.items()
-        ])  # fmt: skip
+        tracker.log_table(0, f"{prefix}/table", *list_raw(models, "model", options.ranks))
         tracker.log_table(0, f"{prefix}/cost", [*COST_COLUMNS], [list(row) for row in list_cost(first)])
         tracker.log_pictures(0, {f"{prefix}/{key}": path for key, path in list_pictures(out).items()})
+    if len(tables) > 1:
+        tracker.log_table(0, "eval/domains", *list_raw(first_models(tables), "dataset", options.ranks))
     tracker.log(0, scalars)
     tracker.summarize(scalars)
     tracker.finish()
+
+
+def list_raw(results: Results, kind: str, ranks: Sequence[int]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of a table for W&B; the first column's `kind` is what the results are by."""
+    rows = [
+        [name, protocol, *(figures[key] for key in RAW), *(figures["cmc"][rank - 1] for rank in ranks)]
+        for name, protocols in results.items()
+        for protocol, figures in protocols.items()
+    ]
+    return [kind, "protocol", *RAW, *(f"rank-{rank}" for rank in ranks)], rows
 
 
 def end(accelerator: Accelerator) -> None:

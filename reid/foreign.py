@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from reid.gallery import UNKNOWN, Features
+from reid.gallery import JUNK, UNKNOWN, Features
+from reid.similarity import squared_norms
 
 KEYS = ("features", "embeddings", "pids", "camids", "distractors", "paths")
-ROWS = 8192  # features looked at together
 SHOWN_PX = 256  # longest side of a picture in a rank list
 
 
@@ -52,6 +52,7 @@ def read_features(source: str | Path) -> Foreign:
         raise ValueError(f"{path}: {names[0]} are {embeddings.dtype} {embeddings.shape}; give numbers (images, dims)")
     if not len(embeddings) or not embeddings.shape[1]:
         raise ValueError(f"{path}: {names[0]} have shape {embeddings.shape}; give at least one image and dimension")
+    embeddings = embeddings.astype(embeddings.dtype.newbyteorder("="), copy=False)  # torch knows no other order
     camids = arrays.get("camids", np.full(len(pids), UNKNOWN))
     distractors, paths = arrays.get("distractors"), arrays.get("paths")
     for name, array in (("pids", pids), ("camids", camids), ("distractors", distractors), ("paths", paths)):
@@ -97,12 +98,13 @@ def _check_column(path: Path, name: str, array: np.ndarray, length: int) -> None
 
 
 def check_finite(features: Features, where: str, name_of: Callable[[int], str]) -> None:
-    """ValueError that names the first image whose features are not finite, by name_of(row)."""
-    finite = torch.cat([part.isfinite().all(dim=1) for part in features.embeddings.split(ROWS)])
-    bad = (~finite).nonzero().squeeze(1)
+    """ValueError that names the first image, by name_of(row), whose features or their square are not finite. Junk may
+    hold anything."""
+    bad = (~squared_norms(features.embeddings).isfinite() & (features.pids != JUNK)).nonzero().squeeze(1)
     if len(bad):
+        kind = "too large for float32" if bool(features.embeddings[bad[0]].isfinite().all()) else "not finite"
         raise ValueError(
-            f"{where}: the features of {name_of(int(bad[0]))} are not finite ({len(bad)} of {len(features)} images); "
+            f"{where}: the features of {name_of(int(bad[0]))} are {kind} ({len(bad)} of {len(features)} images); "
             "look at that image, or for a diverged model"
         )
 

@@ -74,14 +74,15 @@ class Features:
 class Gallery:
     """The E entries of one protocol, and what a query sees instead of its own identity's entry.
 
-    embeddings (E, D) float32, not normalised; pids, camids (E,), camid -1 where the camera rule does not apply;
+    rows (N, D) float32, not normalised: the entries, or a split's features of which `listed` (E,) are entries, since a
+    copy of these may be too large; pids, camids (E,), camid -1 where the camera rule does not apply;
     distractors (E,) bool; first (E,): the row of the given features that the entry is, or its identity's first image.
     own (V, D): centroids without one camera; own_of (Q,): for each query its row of `own`, or LISTED where its
     identity's entry serves as it is, or EMPTIED where all images of its identity come from the query's camera.
     sole_of (Q,): where an identity has several entries, the only one that the query keeps, or -1 for all of them.
     """
 
-    embeddings: Tensor
+    rows: Tensor
     pids: Tensor
     camids: Tensor
     distractors: Tensor
@@ -89,9 +90,15 @@ class Gallery:
     own: Tensor
     own_of: Tensor
     sole_of: Tensor
+    listed: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.pids)
+
+    @property
+    def embeddings(self) -> Tensor:
+        """(E, D) the entries' features; a copy where not all rows are entries."""
+        return self.rows if self.listed is None else self.rows[self.listed]
 
     def removes(self, query: Tensor, camids: Tensor, entry: Tensor) -> Tensor:
         """(N,) bool: does the query not see the entry, for N pairs of a query and an entry of its identity.
@@ -129,17 +136,16 @@ def build_gallery(query: Features, gallery: Features, protocol: str) -> Gallery:
 def _list_images(query: Features, gallery: Features) -> Gallery:
     """Every image but junk."""
     rows = (gallery.pids != JUNK).nonzero().squeeze(1)
-    # An index copies the features; most galleries have no junk (or had it dropped), and they are the large thing here.
-    embeddings = gallery.embeddings if len(rows) == len(gallery) else gallery.embeddings[rows]
     return Gallery(
-        embeddings,
+        gallery.embeddings,
         gallery.pids[rows],
         gallery.camids[rows],
         gallery.is_distractor()[rows],
         first=rows,
-        own=embeddings[:0],
+        own=gallery.embeddings[:0],
         own_of=torch.full_like(query.pids, LISTED),
         sole_of=torch.full_like(query.pids, -1),
+        listed=None if len(rows) == len(gallery) else rows,
     )
 
 
@@ -231,10 +237,16 @@ def _sum_groups(embeddings: Tensor, rows: Tensor, group: Tensor, num_groups: int
 def _list_means(gallery: Features, identities: _Identities, own: Tensor, own_of: Tensor) -> Gallery:
     """One entry per identity and per distractor image, in the order of their first images in the gallery."""
     alone = ((gallery.pids != JUNK) & gallery.is_distractor()).nonzero().squeeze(1)
-    means = (identities.sums / identities.counts[:, None]).float()
     first, order = torch.cat([_first_rows(gallery, identities), alone]).sort()
+    # In parts, into one array: distractors may be as many as the gallery's images.
+    entries = gallery.embeddings.new_empty((len(first), gallery.embeddings.shape[1]))
+    means, others = order.argsort().split([len(identities.pids), len(alone)])
+    for some in torch.arange(len(means), device=means.device).split(ROWS_PER_SUM):
+        entries[means[some]] = (identities.sums[some] / identities.counts[some, None]).float()
+    for places, rows in zip(others.split(ROWS_PER_SUM), alone.split(ROWS_PER_SUM), strict=True):
+        entries[places] = gallery.embeddings[rows]
     return Gallery(
-        torch.cat([means, gallery.embeddings[alone]])[order],
+        entries,
         gallery.pids[first],
         torch.full_like(first, UNKNOWN),
         order >= len(identities.pids),

@@ -15,8 +15,8 @@ from matplotlib.patches import Rectangle
 
 MARKED = (1, 5, 10, 20, 30, 40, 50, 100)  # ranks with a tick and a dot
 ZOOMED = 10
-LEGEND_COLUMNS = 3
-STROKES = (("-", 2.0, "o"), ("--", 1.1, None), (":", 1.4, None), ("-.", 1.1, None))  # by model, the first stands out
+LEGEND_COLUMNS, LONG_NAME = 3, 20  # of longer names, two columns fit
+STROKES = (("-", 1.8, "o"), ("--", 1.1, None), (":", 1.4, None), ("-.", 1.1, None))  # by model, the first stands out
 RIGHT, WRONG = "#1a9850", "#d73027"
 
 
@@ -51,8 +51,12 @@ class Theme:
     lines: tuple[str, ...]
 
 
-LIGHT = Theme("#ffffff", "#1f2430", "#5d6675", "#e4e7ec", ("#0072b2", "#d55e00", "#7b3fa0", "#009e73", "#8a6d00"))
-DARK = Theme("#171b22", "#dfe3ea", "#98a2b3", "#2c323c", ("#56b4e9", "#f0953f", "#c792ea", "#3fc9a0", "#e5c558"))
+LIGHT = Theme(
+    "#ffffff", "#1f2430", "#5d6675", "#e4e7ec", ("#0072b2", "#d55e00", "#7b3fa0", "#009e73", "#8a6d00", "#c2185b"),
+)  # fmt: skip
+DARK = Theme(
+    "#171b22", "#dfe3ea", "#98a2b3", "#2c323c", ("#56b4e9", "#f0953f", "#c792ea", "#3fc9a0", "#e5c558", "#f48fb1"),
+)  # fmt: skip
 
 
 def draw_cmc_zoom(results: Results, dataset: str, theme: Theme = LIGHT) -> bytes:
@@ -74,9 +78,10 @@ def draw_cmc(results: Results, dataset: str, theme: Theme = LIGHT) -> bytes:
         for j, (protocol, figures) in enumerate(protocols.items()):
             cmc = 100 * np.asarray(figures["cmc"])
             dots = range(len(cmc)) if len(cmc) <= ZOOMED else [rank - 1 for rank in MARKED if rank <= len(cmc)]
-            # Later protocols lie beneath and stand out at the sides, so that curves which coincide can be told apart.
+            most = 0.7 if protocol == "image" and not i else 0.0  # the one that most readers look for
+            # Later protocols lie beneath with larger dots, so that curves which coincide can be told apart.
             axes.plot(np.arange(1, len(cmc) + 1), cmc, style, color=colours[protocol], marker=marker,
-                      linewidth=width + (0 if i else 0.6 * j), markersize=5 + 0.8 * j, zorder=3 - 0.1 * j,
+                      linewidth=width + most, markersize=5 + 0.8 * j, zorder=3 - 0.1 * j + most,
                       markevery=list(dots))  # fmt: skip
     last = max(len(figures["cmc"]) for protocols in results.values() for figures in protocols.values())
     axes.set_xlim(min(0.5, last - 1), last + 0.5)
@@ -116,9 +121,10 @@ def _draw_legend(figure: Figure, colours: dict[str, str], models: list[str], the
 
     kinds = [
         [(Line2D([], [], color=colour, linewidth=4), protocol) for protocol, colour in colours.items()],
-        [(sample(i), model) for i, model in enumerate(models)],
+        [(sample(i), model) for i, model in enumerate(models) if len(models) > 1],
     ]
-    columns = min(LEGEND_COLUMNS, max(map(len, kinds)))
+    fit = LEGEND_COLUMNS - any(len(name) > LONG_NAME for name in (*colours, *models))
+    columns = min(fit, max(map(len, kinds)))
     rows = [kind[i : i + columns] for kind in kinds for i in range(0, len(kind), columns)]
     blank = Line2D([], [], linestyle="none"), ""
     cells = [row[i] if i < len(row) else blank for i in range(columns) for row in rows]  # legends fill by column

@@ -10,14 +10,14 @@ labels and norms are held.
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from reid.counting import NEVER, count_before
-from reid.gallery import Features, build_gallery
+from reid.gallery import JUNK, Features, build_gallery
 from reid.precision import exact_products
 from reid.similarity import METRICS, squared_norms
 
@@ -36,6 +36,12 @@ def cut(size: int) -> list[slice]:
     number = max(1, -(-size // GALLERY_BLOCK))
     edges = [size * i // number for i in range(number + 1)]
     return [slice(begin, end) for begin, end in itertools.pairwise(edges)]
+
+
+def cut_listed(size: int, listed: Tensor) -> list[slice]:
+    """Slices of entries that are the rows `listed` (E,) of `size`, each out of one slice of the rows."""
+    edges = [int(torch.searchsorted(listed, part.stop)) for part in cut(size)]
+    return [slice(begin, end) for begin, end in itertools.pairwise([0, *edges]) if begin < end] or [slice(0, 0)]
 
 
 def spread(begin: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,14 +74,14 @@ class Search:
         squares = _check(query, gallery, metric, partial)
         self.protocol = protocol
         self.query, self.gallery = query, build_gallery(query, gallery, protocol)
-        entries = self.gallery.embeddings
+        entries, listed = self.gallery.rows, self.gallery.listed
         if entries is not gallery.embeddings:
             squares = squared_norms(entries)
         self.queries = F.normalize(query.embeddings) if metric == "cosine" else query.embeddings
-        self.entries = METRICS[metric](entries, squares)
+        self.entries = replace(METRICS[metric](entries, squares), listed=listed)
         self.own = METRICS[metric](self.gallery.own, squared_norms(self.gallery.own))
         self.device = self.queries.device
-        self.slices = cut(len(self.gallery))
+        self.slices = cut(len(entries)) if listed is None else cut_listed(len(entries), listed)
 
         identities = (~self.gallery.distractors).nonzero().squeeze(1)
         pids, order = self.gallery.pids[identities].sort(stable=True)
@@ -247,7 +253,10 @@ def join_best(parts: list[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tenso
 
 
 def _check(query: Features, gallery: Features, metric: str, partial: bool) -> Tensor:
-    """Raise ValueError on what cannot be ranked; else squared norms (N,) of the gallery, found on the way."""
+    """Raise ValueError on what cannot be ranked; else squared norms (N,) of the gallery, found on the way.
+
+    Of a slice of the queries all are checked: every process then finds the same fault, in the same row.
+    """
     if metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
     squares = torch.empty(0)
@@ -255,11 +264,14 @@ def _check(query: Features, gallery: Features, metric: str, partial: bool) -> Te
         if not len(features) and not (partial and features is query):
             raise ValueError(f"the {name} is empty; give at least one image")
         squares = squared_norms(features.embeddings)
-        bad = (~squares.isfinite()).nonzero().squeeze(1)
+        checked = features if features.whole is None else features.whole
+        bad = _find_bad(features, squares)
+        if checked is not features and (features is query or len(bad)):
+            bad = _find_bad(checked, squared_norms(checked.embeddings))
         if len(bad):
             raise ValueError(
                 f"{name}: the embedding in row {int(bad[0])} is not finite or too large for float32 ({len(bad)} of "
-                f"{len(features)} rows are); look at that image, or for a diverged checkpoint"
+                f"{len(checked)} rows are); look at that image, or for a diverged checkpoint"
             )
     if query.embeddings.shape[1] != gallery.embeddings.shape[1]:
         raise ValueError(
@@ -272,3 +284,8 @@ def _check(query: Features, gallery: Features, metric: str, partial: bool) -> Te
             "move them to one device"
         )
     return squares
+
+
+def _find_bad(features: Features, squares: Tensor) -> Tensor:
+    """Rows whose squared norms are not finite; junk may hold anything."""
+    return (~squares.isfinite() & (features.pids != JUNK)).nonzero().squeeze(1)

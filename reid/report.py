@@ -97,8 +97,9 @@ def _chart(name: str, alt: str, said: str, draw: Callable[[Theme], bytes]) -> Ch
 def _cmc(report: Report) -> Section:
     model, protocols = next(iter(report.results.items()))
     figures = "; ".join(f"{name} {percent(f['cmc'][0])}% at rank 1" for name, f in protocols.items())
+    alone = len(report.results) == 1
     charts = [
-        _chart("cmc", f"CMC curves of every model and protocol. {model}: {figures}", "",
+        _chart("cmc", f"CMC curves of every {'' if alone else 'model and '}protocol. {model}: {figures}", "",
                lambda theme: draw_cmc(report.results, report.dataset, theme)),
     ]  # fmt: skip
     if len(next(iter(protocols.values()))["cmc"]) > 1:
@@ -106,9 +107,8 @@ def _cmc(report: Report) -> Section:
             _chart("cmc_zoom", f"The same curves of {model} over the first ranks. {figures}", "",
                    lambda theme: draw_cmc_zoom(report.results, report.dataset, theme))
         )  # fmt: skip
-    return Section(
-        "CMC", f"Share of queries with a match within the first ranks. Thick, and on the right: {model}.", charts
-    )
+    lead = "Share of queries with a match within the first ranks."
+    return Section("CMC", lead if alone else f"{lead} Solid, and alone in the second picture: {model}.", charts)
 
 
 def _queries(report: Report) -> list[Section]:
@@ -166,7 +166,7 @@ def _embedding(report: Report) -> list[Section]:
         )  # fmt: skip
     sample = f", a fixed random sample of {found.total:,}" if found.total > len(found.pids) else ""
     lead = f"A dot is one of {shown} of the gallery{sample}, at the normalised mean of its images' features. "
-    lead += "Colour: AP of its queries; hollow: it has none. " + (f"{found.no_tsne}." if found.no_tsne else "")
+    lead += "Colour: AP of its queries; a cross: it has none. " + (f"{found.no_tsne}." if found.no_tsne else "")
     return [Section("Centroids", lead.strip(), charts)]
 
 

@@ -51,6 +51,8 @@ class Reranked(Search):
     ) -> None:
         _check(protocol, k1, k2, lambda_)
         super().__init__(query, gallery, protocol, metric)
+        if not query.embeddings.isfinite().all():  # the search lets junk be: it is nobody's rival, but a neighbour
+            raise ValueError("re-ranking takes junk queries for neighbours, and one is not finite; leave it out")
         nodes = torch.cat([query.embeddings, self.gallery.embeddings])
         if metric == "cosine":
             nodes = F.normalize(nodes)

@@ -11,14 +11,29 @@ NORM_ROWS = 8192  # features squared at a time: 64 MiB at 2,048 dimensions
 
 @dataclass(frozen=True)
 class Vectors:
-    """What a metric ranks by: products with rows (N, D), times `scale` (N,), plus `bias` (N,), where given."""
+    """What a metric ranks by: products with rows (N, D), times `scale` (N,), plus `bias` (N,), where given.
+
+    listed (E,), ascending: the rows that are entries, where not all are; the others are multiplied and dropped, which
+    a copy of the entries would spare at the price of its memory.
+    """
 
     rows: Tensor
     scale: Tensor | None = None
     bias: Tensor | None = None
+    listed: Tensor | None = None
 
     def scores(self, queries: Tensor, entries: slice | Tensor) -> Tensor:
         """(B, E) float32 of queries (B, D) against some entries; larger is nearer."""
+        if self.listed is None:
+            return self._multiply(queries, entries)
+        rows = self.listed[entries]
+        if not isinstance(entries, slice) or not len(rows):
+            return self._multiply(queries, rows)
+        begin, end = int(rows[0]), int(rows[-1]) + 1
+        scores = self._multiply(queries, slice(begin, end))
+        return scores if end - begin == len(rows) else scores[:, rows - begin]
+
+    def _multiply(self, queries: Tensor, entries: slice | Tensor) -> Tensor:
         if self.bias is not None:
             return torch.addmm(self.bias[entries], queries, self.rows[entries].T)
         scores = queries @ self.rows[entries].T

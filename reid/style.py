@@ -2,10 +2,11 @@
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #f6f7f9; --card: #fff; --ink: #1f2430; --soft: #5d6675; --line: #e4e7ec;
-  --accent: #0072b2; --tint: #eef5fb; --warn: #8a5a00; --warn-paper: #fff6e0; --right: #1a9850; --wrong: #d73027; }
+  --accent: #0072b2; --tint: #eef5fb; --veil: rgb(0 114 178 / .067); --shade: rgb(31 36 48 / .22);
+  --warn: #8a5a00; --warn-paper: #fff6e0; --right: #1a9850; --wrong: #d73027; }
 @media (prefers-color-scheme: dark) { :root { --paper: #0f1217; --card: #171b22; --ink: #dfe3ea; --soft: #98a2b3;
-  --line: #2c323c; --accent: #56b4e9; --tint: #18242f; --warn: #f0c566; --warn-paper: #2b2413; --right: #3fbf74;
-  --wrong: #ff6b5e; } }
+  --line: #2c323c; --accent: #56b4e9; --tint: #1b242e; --veil: rgb(86 180 233 / .06);
+  --shade: rgb(180 190 205 / .3); --warn: #f0c566; --warn-paper: #2b2413; --right: #3fbf74; --wrong: #ff6b5e; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI",
   Roboto, "Helvetica Neue", Arial, sans-serif; -webkit-text-size-adjust: 100%; }
@@ -32,8 +33,11 @@ h3 span { color: var(--soft); font-weight: 400; margin-left: .5em; font-variant-
   padding: .9rem 1.15rem; margin-top: 1.5rem; }
 .warnings h2 { font-size: 1rem; margin: 0 0 .35rem; color: var(--warn); }
 .warnings ul { margin: 0; padding-left: 1.1rem; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .95rem; font-variant-numeric: tabular-nums; }
+/* The shade shows at the right edge until the end of a wide table, which brings the card that covers it. */
+.scroll { overflow-x: auto; background: linear-gradient(to left, var(--card) 40%, transparent) right / 2.5rem 100%
+  no-repeat local, linear-gradient(to left, var(--shade), transparent) right / 1.1rem 100% no-repeat, var(--card); }
+table { border-collapse: collapse; width: 100%; font-size: .95rem; font-variant-numeric: tabular-nums;
+  overflow-wrap: normal; }
 caption { caption-side: bottom; text-align: left; color: var(--soft); font-size: .85rem; padding: .6rem 1rem; }
 th, td { padding: .5rem .7rem; text-align: right; white-space: nowrap; }
 th:first-child { text-align: left; font-weight: 500; padding-left: 1rem; position: sticky; left: 0;
@@ -43,7 +47,8 @@ thead th { color: var(--soft); font-weight: 500; font-size: .85rem; border-botto
 .model th { font-weight: 650; padding-top: .9rem; }
 tbody + tbody .model th { border-top: 1px solid var(--line); }
 tbody tr:not(.model) th { padding-left: 1.9rem; color: var(--soft); }
-.main, .main th:first-child { background: var(--tint); }
+.main { background: var(--veil); }
+.main th:first-child { background: var(--tint); }
 .main td { font-weight: 600; }
 .notes p { margin: .5rem 0; }
 .note { border-left: 4px solid var(--accent); padding: .1rem 0 .1rem .9rem; margin: 1.25rem 0; }
@@ -60,8 +65,9 @@ dd { margin: 0; overflow-wrap: anywhere; font-family: ui-monospace, SFMono-Regul
 .said { color: var(--soft); font-size: .85rem; margin: .6rem .25rem 0; }
 .absent { color: var(--soft); border: 1px dashed var(--line); border-radius: 12px; padding: .8rem 1.15rem;
   margin: 0 0 1rem; }
-.listed { margin: 0; padding-left: 1.6rem; font-size: .9rem; font-variant-numeric: tabular-nums; }
-.listed li { padding: .1rem 0; overflow-wrap: anywhere; }
+.listed { columns: 17rem 3; column-gap: 1.5rem; margin: 0; padding-left: 1.6rem; font-size: .9rem;
+  font-variant-numeric: tabular-nums; }
+.listed li { padding: .1rem 0; break-inside: avoid; overflow-wrap: anywhere; }
 article { padding: 1rem 1.15rem; margin-bottom: 1rem; }
 .ranks { display: grid; grid-template-columns: 6.2rem 1fr; gap: 1.4rem; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(4.2rem, 1fr)); gap: .75rem .6rem; }

@@ -1,10 +1,13 @@
 """reid/cameras.py: every cell against an evaluation of the images that the cell is about."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
-from reid import metrics
+from reid import metrics, ranking, similarity
 from reid.cameras import MAX_CAMERAS, CameraPairs, measure_camera_pairs
 from reid.gallery import Features
 
@@ -17,8 +20,11 @@ def draw(number, cameras, seed, pids=12):
     return Features(embeddings, pid, rng.integers(0, cameras, number), pid == 0)
 
 
-def test_cells_are_evaluations_of_their_own():
+@pytest.mark.parametrize("most_by_one", [False, True])
+def test_cells_are_evaluations_of_their_own(most_by_one):
     query, gallery = draw(60, 3, 1), draw(200, 4, 2)
+    if most_by_one:
+        gallery.camids[:120] = 2
     pairs = measure_camera_pairs(query, gallery)
     assert pairs.query_cameras.tolist() == [0, 1, 2] and pairs.gallery_cameras.tolist() == [0, 1, 2, 3]
     for i in range(3):
@@ -38,6 +44,20 @@ def test_cells_are_evaluations_of_their_own():
             )
             assert pairs.mean_ap[i, j] == pytest.approx(result.mAP, abs=1e-12)
             assert pairs.num_queries[i, j] == result.num_valid_queries
+
+
+@pytest.mark.parametrize("cameras", [[1], [0, 1], [0, 1, 2, 3]])
+def test_no_copy_as_large_as_half_the_gallery(cameras):
+    query, gallery = draw(20, 1, 1), draw(8000, 1, 2)
+    gallery.camids = torch.tensor(cameras)[torch.arange(8000) % len(cameras)]
+    with (
+        mock.patch.multiple(ranking, PRODUCT_ROWS=4, GALLERY_BLOCK=500),
+        mock.patch.object(similarity, "NORM_ROWS", 500),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured,
+    ):
+        measure_camera_pairs(query, gallery)
+    largest = max(event.self_cpu_memory_usage for event in measured.events())
+    assert 0 < largest < gallery.embeddings.nbytes / 2
 
 
 def test_unknown_cameras_and_junk_are_no_camera():

@@ -26,6 +26,7 @@ from reid.report import PICTURES
 from reid.rerank import evaluate_reranked
 from reid.startup import describe
 from reid.tables import RERANKED
+from reid.tracking import Tracker
 from tests.drawn import HEIGHT, WIDTH, Drawn, draw_dataset
 
 FEW = 6
@@ -114,10 +115,11 @@ def test_the_figures_are_those_of_the_features(done: Done) -> None:
         for split in ("query", "gallery")
     )  # fmt: skip
     figures = read(folders(done)[0] / "metrics.json")
-    assert list(figures) == [*PROTOCOLS, RERANKED]
+    assert list(figures) == [*PROTOCOLS, *RERANKED.values()]
     for protocol in PROTOCOLS:
         assert figures[protocol] == metrics.evaluate(query, gallery, protocol, max_rank=60).to_json()
-    assert figures[RERANKED] == evaluate_reranked(query, gallery, max_rank=60).to_json()
+    for protocol, row in RERANKED.items():
+        assert figures[row] == evaluate_reranked(query, gallery, protocol, max_rank=60).to_json()
     saved = read_features(folders(done)[0] / "gallery.npz").features
     assert torch.equal(saved.embeddings, gallery.embeddings) and torch.equal(saved.distractors, gallery.distractors)
     assert len(figures["image"]["cmc"]) == 60  # as far as --ranks looks
@@ -194,6 +196,68 @@ def test_queries_that_cannot_match_are_counted(tmp_path: Path) -> None:
     assert read(tmp_path / "out" / "metrics.json")["image"]["num_valid_queries"] == 2
 
 
+def save_features(folder: Path, seed: int = 0, cameras: int = 2, images: int = 40) -> list[str]:
+    """Arguments of an evaluation of random features of ten identities, by name or all by one camera."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(exist_ok=True)
+    for name, size in (("q", 20), ("g", images)):
+        pids = np.arange(size) % 10
+        np.savez(folder / f"{name}.npz", features=rng.normal(size=(size, 4)), pids=pids,
+                 camids=rng.integers(0, cameras, size))  # fmt: skip
+    return ["--features", str(folder / "q.npz"), str(folder / "g.npz")]
+
+
+def test_reranking_without_a_match_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All by one camera: among images nobody can match, among centroids of whole identities everybody."""
+    call(*save_features(tmp_path / "a", cameras=1), "--out", str(tmp_path / "out"), "--rerank")
+    assert list(read(tmp_path / "out" / "metrics.json")) == ["centroid_all", RERANKED["centroid_all"]]
+    page, said = (tmp_path / "out" / "report.html").read_text(), capsys.readouterr().out
+    for warning in ("image is left out: none of the 20 queries", f"{RERANKED['image']} is left out: none of the 20"):
+        assert warning in page and f"warning: {warning}" in said
+
+
+def test_a_second_report_leaves_nothing_of_the_first(tmp_path: Path, drawn: Drawn) -> None:
+    run, out = make_run(tmp_path / "a", drawn), tmp_path / "a" / "eval" / "drawn"
+    call("--run", str(run), "--save_features", "--protocols=[image]")
+    saved = {"query.npz", "gallery.npz"}
+    assert saved < {path.name for path in out.iterdir()}
+    call("--run", str(run), "--protocols=[image]")
+    assert not saved & {path.name for path in out.iterdir()}
+
+
+def test_a_second_report_on_features_leaves_their_files_and_no_cameras(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    call(*save_features(out, cameras=2), "--out", str(out))
+    assert (out / "cameras.json").is_file()
+    same = np.load(out / "g.npz")
+    np.savez(out / "gallery.npz", **same), np.savez(out / "query.npz", **np.load(out / "q.npz"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reid.domain.measure_camera_pairs", lambda *_: "too many")
+        call("--features", str(out / "query.npz"), str(out / "gallery.npz"), "--out", str(out))
+    assert not (out / "cameras.json").exists() and (out / "query.npz").is_file() and (out / "gallery.npz").is_file()
+
+
+def test_features_of_other_data_go_beside(tmp_path: Path) -> None:
+    out, before = tmp_path / "out", {}
+    call(*save_features(tmp_path / "a"), "--out", str(out))
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    call(*save_features(tmp_path / "b", images=50), "--out", str(out))
+    assert before == {path: path.read_bytes() for path in out.iterdir()}
+    (beside,) = tmp_path.glob("out-*")
+    about = read(beside / "about.json")
+    assert beside.name == f"out-{about['labels_fingerprint'][:8]}" and about["num_gallery"] == 50
+    call(*save_features(tmp_path / "a"), "--out", str(out), "--protocols=[image]")  # the same data: written anew
+    assert list(read(out / "metrics.json")) == ["image"] and len(list(tmp_path.glob("out*"))) == 2
+
+
+def test_the_timeout_reaches_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+    start = evaluate.start_accelerator
+    monkeypatch.setattr(evaluate, "start_accelerator", lambda *given: started.append(given[1]) or start(*given))
+    call(*save_features(tmp_path / "a"), "--out", str(tmp_path / "out"), "--protocols=[image]", "--timeout_s=77")
+    assert started == [77]
+
+
 def test_checkpoints_by_path_and_by_name(drawn: Drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path / "a", drawn)
     for arguments in (
@@ -265,6 +329,28 @@ def test_wandb_gets_the_same_tables_and_pictures(drawn: Drawn, tmp_path: Path, m
     assert rows["image"]["rank-7"] == figures["image"]["cmc"][6]
     assert [row["protocol"] for row in seen["eval/drawn/cost"]] == list(PROTOCOLS)
     assert {path.name for path in seen["pictures"].values()} == {p.name for p in (run / "eval" / "drawn").glob("*.png")}
+
+
+def test_wandb_gets_the_table_of_all_datasets(
+    drawn: Drawn, other: Drawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables: dict[str, list[list[object]]] = {}
+
+    class Recorder(Tracker):
+        def log_table(self, step: int, name: str, columns: list[str], rows: list[list[object]]) -> None:
+            tables[name] = [columns, *rows]
+
+    monkeypatch.setattr(evaluate, "Tracker", Recorder)
+    run = make_run(tmp_path / "a", drawn)
+    call("--run", str(run), "--data", str(drawn.root), str(other.root), "--protocols=[image, centroid]")
+    columns, *rows = tables["eval/domains"]
+    assert columns[:3] == ["dataset", "protocol", "mAP"]
+    domains = read(run / "eval" / "domains.json")
+    assert [row[:3] for row in rows] == [
+        [dataset, protocol, figures["mAP"]]
+        for dataset, protocols in domains.items()
+        for protocol, figures in protocols.items()
+    ]
 
 
 def test_images_are_named_where_they_lie(drawn: Drawn) -> None:
@@ -347,6 +433,23 @@ def mismatched(drawn: Drawn, tmp_path: Path) -> list[str]:
     return ["--features", str(tmp_path / "q.npz"), str(tmp_path / "g.npz"), "--out", str(tmp_path / "out")]
 
 
+def huge(drawn: Drawn, tmp_path: Path) -> list[str]:
+    for name, size in (("q", 1.0), ("g", 1e25)):
+        np.savez(tmp_path / f"{name}.npz", features=np.full((3, 4), size), pids=[1, 2, 3], camids=[1, 2, 3])
+    return ["--features", str(tmp_path / "q.npz"), str(tmp_path / "g.npz"), "--out", str(tmp_path / "out")]
+
+
+def out_is_a_file(drawn: Drawn, tmp_path: Path) -> list[str]:
+    (tmp_path / "out").write_text("kept")
+    return ["--features", "none.npz", "none.npz", "--out", str(tmp_path / "out")]
+
+
+def eval_is_a_file(drawn: Drawn, tmp_path: Path) -> list[str]:
+    run = make_run(tmp_path / "a", drawn)
+    (run / "eval").write_text("kept")
+    return ["--run", str(run)]
+
+
 def no_match(drawn: Drawn, tmp_path: Path) -> list[str]:
     for name, pid in (("q", 1), ("g", 2)):
         np.savez(tmp_path / f"{name}.npz", features=np.ones((3, 4)), pids=[pid] * 3, camids=[1, 2, 3])
@@ -368,6 +471,11 @@ def no_match(drawn: Drawn, tmp_path: Path) -> list[str]:
         (another_shape, "holds another model: it has"),
         (unknown_checkpoint, "holds epoch-0002-step-000000, epoch-0001-step-000000"),
         (mismatched, "query embeddings have 4 dimensions, gallery embeddings 5"),
+        (huge, "g.npz: the features of row 0 are too large for float32 (3 of 3 images)"),
+        (out_is_a_file, "out cannot be written: File exists; give another --out"),
+        (eval_is_a_file, "eval cannot be written: File exists; give another --out"),
+        (lambda *_: ["--compare", "a", "b", "--out=/proc/none"], "/proc/none cannot be written"),
+        (lambda *_: ["--run=a", "--rerank", "--protocols=[centroid]"], "--rerank re-ranks image and centroid_all; add"),
         (no_match, "none of the 3 queries has a possible match"),
         (lambda *_: ["--run=none/such"], "--run=none/such: no such folder"),
         (lambda *_: ["--checkpoint=none"], "give --run with its name, or its path"),

@@ -70,6 +70,19 @@ def test_ours_come_back_to_the_last_digit(tmp_path, distractors):
     assert metrics.evaluate(ours, ours).to_json() == metrics.evaluate(theirs, theirs).to_json()
 
 
+def test_junk_may_hold_anything(tmp_path):
+    read_features(save(tmp_path, features=BAD_ROW, pids=np.where(np.arange(20) == 7, -1, GOOD["pids"])))
+
+
+@pytest.mark.parametrize("kind", ["f4", "f8", "i2"])
+def test_any_byte_order(tmp_path, kind):
+    numbers = (100 * GOOD["features"]).astype(f">{kind}")
+    split = read_features(save(tmp_path, features=numbers, pids=GOOD["pids"].astype(">i8")))
+    assert np.array_equal(split.features.embeddings.numpy(), numbers.astype(np.float32))
+    assert split.features.pids.tolist() == GOOD["pids"].tolist()
+
+
+HUGE_ROW = np.where(np.arange(20)[:, None] == 7, 1e25, GOOD["features"])  # finite, but not its square
 BAD_ROW = np.where(np.arange(20)[:, None] == 7, np.nan, GOOD["features"])
 
 
@@ -89,6 +102,7 @@ BAD_ROW = np.where(np.arange(20)[:, None] == 7, np.nan, GOOD["features"])
         ({"paths": np.arange(20)}, (), "paths are int64; give text"),
         ({"features": BAD_ROW}, (), r"the features of row 7, 7.jpg are not finite \(1 of 20 images\)"),
         ({"features": BAD_ROW}, ("paths",), "the features of row 7 are not finite"),
+        ({"features": HUGE_ROW}, (), r"the features of row 7, 7.jpg are too large for float32 \(1 of 20 images\)"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, changes, drop, message):

@@ -2,11 +2,14 @@
 
 import itertools
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
+from reid import gallery as gallery_module
 from reid.gallery import EMPTIED, LISTED, PROTOCOLS, Features, build_gallery
 
 DATA = Path(__file__).parent / "data"
@@ -91,6 +94,18 @@ def test_taking_a_camera_away_leaves_no_rounding_behind():
     gallery = Features(embeddings, torch.tensor([1, 1, 1]), torch.tensor([0, 1, 1]))
     listed = build_gallery(split([1], [0], dim=2), gallery, "centroid")
     torch.testing.assert_close(listed.own[listed.own_of[0]], embeddings[1:].mean(0), rtol=1e-6, atol=0)
+
+
+def test_distractors_are_copied_once():
+    gallery = split(np.arange(9000) % 3000, [-1] * 9000, np.arange(9000) >= 300, dim=64)
+    with (
+        mock.patch.object(gallery_module, "ROWS_PER_SUM", 500),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured,
+    ):
+        listed = build_gallery(QUERY, gallery, "centroid_all")
+    large = [event for event in measured.events() if event.self_cpu_memory_usage > listed.embeddings.nbytes / 2]
+    assert torch.equal(listed.embeddings, gallery.embeddings)
+    assert sum(event.self_cpu_memory_usage for event in large) < 1.1 * listed.embeddings.nbytes
 
 
 # --- ctl_published

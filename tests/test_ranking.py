@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from reid import counting, ranking, similarity
 from reid.counting import NEVER
-from reid.gallery import Features
+from reid.gallery import JUNK, PROTOCOLS, Features
 from reid.metrics import evaluate, merge, top_k
 
 
@@ -58,7 +58,7 @@ def test_counts_agree_with_a_loop(seed, rows, width, matches, many_ties):
     expected = count_by_hand(scores, sought, entries)
     expected[sought == NEVER] = 0
     arguments = [torch.from_numpy(np.ascontiguousarray(x)) for x in (scores, sought, entries)]
-    for count in (counting._count_by_comparing, counting._count_by_sorting):
+    for count in (counting._count_by_comparing, counting._count_by_bucket):
         found = count(*arguments).numpy()
         found[sought == NEVER] = 0
         np.testing.assert_array_equal(found, expected, err_msg=count.__name__)
@@ -171,9 +171,11 @@ def test_a_gallery_on_disk_ranks_as_one_in_memory(tmp_path):
         assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
 
 
+@pytest.mark.parametrize("junk", [0, 100])
 @pytest.mark.parametrize("metric", similarity.METRICS)
-def test_nothing_as_large_as_the_gallery_is_made(metric):
+def test_nothing_as_large_as_the_gallery_is_made(metric, junk):
     query, gallery = random_split(64, 128, 40, seed=13), random_split(20_000, 128, 4000, seed=14)
+    gallery.pids[::200][:junk] = JUNK
     sizes = dict(QUERY_BLOCK=64, PRODUCT_ROWS=32, GALLERY_BLOCK=1000, MATCH_BLOCK=128)
     with (
         blocks(**sizes),
@@ -184,6 +186,40 @@ def test_nothing_as_large_as_the_gallery_is_made(metric):
         top_k(query, gallery, 10, metric=metric)
     largest = max(event.self_cpu_memory_usage for event in measured.events())
     assert 0 < largest < gallery.embeddings.nbytes / 8
+
+
+def test_slices_of_a_gallery_with_junk_are_those_of_its_rows():
+    with blocks(GALLERY_BLOCK=4):
+        assert ranking.cut_listed(12, torch.tensor([0, 2, 3, 8, 11])) == [slice(0, 3), slice(3, 5)]
+        assert ranking.cut_listed(12, torch.tensor([], dtype=torch.int64)) == [slice(0, 0)]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("sizes", [{}, {"GALLERY_BLOCK": 1000}])
+def test_junk_may_hold_anything(protocol, sizes):
+    query, gallery = random_split(20, 8, 6, seed=17), random_split(60, 8, 6, seed=18)
+    for split in (query, gallery):
+        split.pids[[0, 4, 5, 6, 7, 19]] = JUNK
+
+    def rank():
+        with blocks(**sizes):
+            return evaluate(query, gallery, protocol).to_json(), top_k(query, gallery, 60, protocol)[0][8:19].tolist()
+
+    expected = rank()
+    query.embeddings[0], gallery.embeddings[4:8], gallery.embeddings[19] = torch.nan, torch.nan, 1e30
+    assert rank() == expected
+
+
+@pytest.mark.parametrize("part", [slice(0, 3), slice(6, 9), slice(4, 4)])
+def test_every_slice_names_the_same_row(part):
+    """Of all queries, whichever slice a process has: one that finds no fault would wait for those that did."""
+    query, gallery = random_split(9, 4, 3, seed=19), random_split(9, 4, 3, seed=20)
+    gallery.embeddings[5], whole = torch.inf, gallery
+    with pytest.raises(ValueError, match=r"gallery: the embedding in row 5 .* \(1 of 9 rows are\)"):
+        evaluate(query, whole.take(slice(4, 9)))
+    query.embeddings[7] = torch.nan
+    with pytest.raises(ValueError, match=r"query: the embedding in row 7 .* \(1 of 9 rows are\)"):
+        evaluate(query.take(part), gallery, partial=True)
 
 
 def test_a_pass_reads_each_slice_once():

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from reid.cameras import CameraPairs
-from reid.charts import draw_ap_histogram, draw_camera_pairs, draw_points
+from reid.charts import _scale, draw_ap_histogram, draw_camera_pairs, draw_points
 from reid.embedding import Embedding
 from reid.gallery import PROTOCOLS
 from reid.pictures import DARK, LIGHT, RIGHT, WRONG, Ranked, RankList, draw_cmc, draw_cmc_zoom
@@ -123,18 +123,18 @@ def test_any_ranks():
 
 
 def test_every_protocol_says_what_it_compares_with():
-    results = {"trained": {name: figures(0.5, 0.5) for name in (*PROTOCOLS, RERANKED)}}
+    results = {"trained": {name: figures(0.5, 0.5) for name in (*PROTOCOLS, *RERANKED.values())}}
     said = format_notes(results)
     assert "mean reciprocal rank" in said and "never compare" in " ".join(said.split())
     lines = {line.split("  ")[1]: line for line in said.splitlines() if line.startswith("  ")}
-    assert set(lines) == {*PROTOCOLS, RERANKED}
+    assert set(lines) == {*PROTOCOLS, *RERANKED.values()}
     assert "MCTL papers, and nothing else" in lines["ctl_published"] and "BoT" in lines["image"]
 
 
 def test_cost_beside_what_is_found():
     image = figures(0.8, 0.9, gallery=1000) | {"gallery_bytes": 3 << 20, "comparisons": 40_000}
     centroid = figures(0.9, 0.9, gallery=50) | {"gallery_bytes": 1 << 20, "comparisons": 2_000}
-    rows = list_cost({"image": image, "centroid": centroid, RERANKED: image})
+    rows = list_cost({"image": image, "centroid": centroid, RERANKED["image"]: image})
     assert rows == [
         ("image", "1,000", "3.00", "40,000", "100.0%", "80.0", "90.0"),
         ("centroid", "50", "1.00", "2,000", "5.0%", "90.0", "90.0"),
@@ -219,6 +219,33 @@ def test_any_length_of_curve(tmp_path, max_rank):
 def test_curves_differ_by_theme_and_data():
     other = {"trained": {"image": figures(0.5, 0.2)}}
     assert len({draw_cmc(RESULTS, "a"), draw_cmc(other, "a"), draw_cmc(RESULTS, "b")}) == 3
+
+
+def test_one_model_alone_is_not_told_from_others(tmp_path):
+    one, both = (" ".join(write(tmp_path, results).text.split()) for results in ({"a": RESULTS["trained"]}, RESULTS))
+    assert "in the second picture: trained" in both and "second picture" not in one
+    same = {"a": RESULTS["trained"]}, {"b": RESULTS["trained"]}
+    assert draw_cmc(same[0], "d") == draw_cmc(same[1], "d")  # no name of the model in the legend
+
+
+def test_image_stands_out():
+    """Curves that fall together: the image protocol's colour is the one on top."""
+    results = {"a": {"centroid": figures(0.5, 0.5), "image": figures(0.5, 0.5)}}
+    pixels = np.asarray(Image.open(io.BytesIO(draw_cmc(results, "d"))).convert("RGB"))
+    plot = pixels[: pixels.shape[0] * 3 // 4].reshape(-1, 3).tolist()
+    first, second = (plot.count([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) for colour in LIGHT.lines[:2])
+    assert second > 5 * first
+
+
+def test_every_row_of_a_full_report_has_a_colour_of_its_own():
+    for theme in (LIGHT, DARK):
+        assert len(set(theme.lines)) >= len(PROTOCOLS) + len(RERANKED)
+
+
+def test_dots_can_be_seen_on_dark_paper():
+    paper = np.array([int(DARK.paper[i : i + 2], 16) for i in (1, 3, 5)])
+    darkest = 255 * np.array(_scale(DARK)(0.0)[:3])
+    assert np.abs(darkest - paper).max() > 80 and _scale(LIGHT).name == "viridis"
 
 
 def test_no_pyplot():
@@ -316,6 +343,7 @@ def test_in_a_browser(tmp_path, width, dark):
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     probe = """<script>addEventListener('load', () => parent.document.title = [
         document.documentElement.scrollWidth, [...document.images].every(image => image.naturalWidth > 0),
+        Math.max(...[...document.querySelectorAll('tr:not(.model)')].map(row => row.offsetHeight)),
         getComputedStyle(document.body).backgroundColor].join(' '))</script></body>"""
     policy = re.search(r"<meta http-equiv=[^>]*>", html)[0]
     (tmp_path / "probe.html").write_text(html.replace(policy, "").replace("</body>", probe), encoding="utf-8")
@@ -327,8 +355,9 @@ def test_in_a_browser(tmp_path, width, dark):
         "--virtual-time-budget=5000", "--dump-dom", (tmp_path / "frame.html").as_uri(),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
-    found = re.search(r"<title>(\d+) (\w+) (.*?)</title>", done.stdout)
+    found = re.search(r"<title>(\d+) (\w+) (\d+) (.*?)</title>", done.stdout)
     assert found, done.stderr[-2000:]
     assert int(found[1]) <= width  # nothing to scroll sideways but the tables in their frames
     assert found[2] == "true"
-    assert found[3] == ("rgb(15, 18, 23)" if dark else "rgb(246, 247, 249)")
+    assert int(found[3]) <= 60  # two lines: names break between words, not between letters
+    assert found[4] == ("rgb(15, 18, 23)" if dark else "rgb(246, 247, 249)")

@@ -254,6 +254,13 @@ def test_bad_input_is_named(arguments, message):
         evaluate_reranked(split(4, 3, 2, seed=19), split(9, 3, 2, seed=20), **arguments)
 
 
+def test_a_junk_query_must_be_finite_as_it_is_a_neighbour():
+    query, gallery = split(4, 3, 2, seed=19), split(9, 3, 2, seed=20)
+    query.pids[1], query.embeddings[1] = -1, torch.nan
+    with pytest.raises(ValueError, match="junk queries for neighbours, and one is not finite"):
+        evaluate_reranked(query, gallery)
+
+
 def test_queries_without_a_match_are_an_error():
     query, gallery = Features(np.eye(3), [1, 2, 3], [0] * 3), Features(np.eye(3), [4, 5, 6], [1] * 3)
     with pytest.raises(ValueError, match="none of the 3 queries"):
