@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,11 +81,11 @@ class Augmentation:
         left = np.floor(rng.random(count) * (width - box_width + 1)).astype(np.int64)
         return np.stack([top, left, box_height, box_width], axis=1)
 
-    def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
+    def apply(self, images: Tensor, parameters: Parameters, pin: bool = True) -> Tensor:
         """images (B, 3, H, W) uint8 on any device -> normalised float32 of the same shape, changed."""
         batch, _, height, width = images.shape
         device = images.device
-        flip, crop = parameters.flip.to(device), parameters.crop.to(device)
+        flip, crop = copy_to(parameters.flip, device, pin), copy_to(parameters.crop, device, pin)
         rows = crop[:, :1] + torch.arange(height, device=device) - self.pad
         columns = crop[:, 1:] + torch.arange(width, device=device) - self.pad
         columns = torch.where(flip[:, None], width - 1 - columns, columns)
@@ -96,21 +97,32 @@ class Augmentation:
             moved = moved * inside[..., None]
         pixels = normalize(moved.permute(0, 3, 1, 2))
         if self.rotate_degrees or self.scale:
-            pixels = _rotate_and_zoom(pixels, parameters.affine.to(device))
-        return _erase(pixels, parameters.erase.to(device))
+            pixels = _rotate_and_zoom(pixels, copy_to(parameters.affine, device, pin))
+        return _erase(pixels, copy_to(parameters.erase, device, pin))
+
+
+def copy_to(tensor: Tensor, device: torch.device, pin: bool) -> Tensor:
+    """On the device. pin: by page-locked memory, so that nobody waits for the copy; of no effect but on CUDA."""
+    if device.type == "cuda" and pin and not tensor.is_cuda:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def normalize(images: Tensor) -> Tensor:
     """uint8 (B, 3, H, W) -> float32, ImageNet mean 0 and standard deviation 1 per channel."""
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1) * 255
-    std = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1) * 255
-    return (images.float() - mean) / std
+    mean, std = _per_channel(IMAGENET_MEAN, images), _per_channel(IMAGENET_STD, images)
+    return (images.float() - mean * 255) / (std * 255)
+
+
+def _per_channel(values: Sequence[float], images: Tensor) -> Tensor:
+    """(1, 3, 1, 1) on the device of `images`, filled there: a copy from the host would wait for the device."""
+    filled = [torch.full((1, 1, 1, 1), value, device=images.device) for value in values]
+    return torch.cat(filled, dim=1)
 
 
 def denormalize(pixels: Tensor) -> Tensor:
     """The inverse of `normalize`, rounded and clipped to uint8: for pictures of what the encoder saw."""
-    mean = torch.tensor(IMAGENET_MEAN, device=pixels.device).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=pixels.device).view(1, 3, 1, 1)
+    mean, std = _per_channel(IMAGENET_MEAN, pixels), _per_channel(IMAGENET_STD, pixels)
     return ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
 

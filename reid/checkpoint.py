@@ -24,6 +24,10 @@ FORMAT = 2  # 2: hashes of the files, the best checkpoint by name, identities dr
 NAME = re.compile(r"epoch-(\d+)-step-(\d+)")
 
 
+class NotRemoved(OSError):
+    """The new checkpoint is whole, an old one could not be removed."""
+
+
 class Scaler(Protocol):
     """The loss scaler of fp16 (torch.amp.GradScaler): a few numbers."""
 
@@ -36,15 +40,18 @@ class Scaler(Protocol):
 class Progress:
     """Where a run stands: the next step to make is (epoch, step).
 
-    best: the figures of the best evaluation so far; best_name: the checkpoint that has them, which is kept. dropped:
-    rows of damaged identities that were left out earlier in this epoch.
+    best: the figures of the best evaluation so far; best_name: the checkpoint that has them, which is kept. due: the
+    evaluation of the epoch that ended here is still to be made. dropped: rows of damaged identities that were left out
+    earlier in this epoch; dropped_total: how many were left out in the epochs before, all together.
     """
 
     epoch: int
     step: int
     best: Mapping[str, float] = field(default_factory=dict)
     best_name: str = ""
+    due: bool = False
     dropped: Sequence[int] = ()
+    dropped_total: int = 0
 
     @property
     def name(self) -> str:
@@ -64,14 +71,15 @@ def save(
 ) -> Path:
     """Write checkpoints/epoch-<eeee>-step-<ssssss> and drop all but the newest `keep` and the best.
 
-    `describes` (JSON) says what the checkpoint belongs to (model knobs, number of classes, data); `load` compares it.
-    The name appears only once every file is on disk, so a kill at any moment leaves the earlier ones whole. OSError,
-    for example on a full disk, leaves them whole, too.
+    `describes` (JSON) says what the checkpoint belongs to (model knobs, number of classes, data, plan, optimizer);
+    `load` compares it. The name appears only once every file is on disk, so a kill at any moment leaves the earlier
+    ones whole. OSError, for example on a full disk, leaves them whole, too. Newer ones are damaged, as the run went on
+    from an earlier one: they are dropped.
     """
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / progress.name
     building = folder / f".{final.name}.writing"
-    for left in folder.glob(".*"):  # by a run that was killed while it wrote
+    for left in [*folder.glob(".*.writing"), *folder.glob(".*.replaced")]:  # by a run that was killed while it wrote
         shutil.rmtree(left)
     try:
         _write(building, model, objective, optimizer, progress, describes, scaler)
@@ -83,10 +91,45 @@ def save(
     building.rename(final)
     _sync(folder)
     shutil.rmtree(folder / f".{final.name}.replaced", ignore_errors=True)
-    for old in find(folder)[keep:]:
-        if old.name != progress.best_name:
-            shutil.rmtree(old)
+    _prune(folder, progress, keep)
     return final
+
+
+def amend(folder: Path, progress: Progress, keep: int) -> Path:
+    """Put another `progress` (of the same step) into the checkpoint that is there, as an evaluation gives it."""
+    final = folder / progress.name
+    state = read_state(final) | asdict(progress)
+    new = final / "state.json.new"
+    try:
+        new.write_text(json.dumps(state, indent=2))
+        _sync(new)
+        new.replace(final / "state.json")
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
+    _sync(final)
+    _prune(folder, progress, keep)
+    return final
+
+
+def _prune(folder: Path, progress: Progress, keep: int) -> None:
+    """Drop what is newer than the checkpoint of `progress`, and all but the newest `keep` and the best."""
+    found = find(folder)
+    place = [path.name for path in found].index(progress.name)
+    for path in [*found[:place], *found[place + keep :]]:
+        if path.name != progress.best_name:
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                raise NotRemoved(error.errno, error.strerror, str(path)) from error
+
+
+def restore(folder: Path) -> None:
+    """Put back what a run set aside, if it was killed before the new one was in its place."""
+    for aside in folder.glob(".*.replaced"):
+        final = folder / aside.name.removeprefix(".").removesuffix(".replaced")
+        if not final.exists():
+            aside.rename(final)
 
 
 def _write(
@@ -100,7 +143,7 @@ def _write(
 ) -> None:
     building.mkdir()
     optimizer_state = io.BytesIO()
-    torch.save(optimizer.state_dict(), optimizer_state)
+    torch.save({**optimizer.state_dict(), "names": _names(optimizer, model)}, optimizer_state)
     # Written as bytes: the libraries' own writers turn a full disk into errors of their own.
     (building / "model.safetensors").write_bytes(save_tensors(_tensors(model)))
     (building / "objective.safetensors").write_bytes(save_tensors(_tensors(objective)))
@@ -166,20 +209,56 @@ def load(
     """Restore what is given and return where the run stands. Errors name the checkpoint and what does not fit."""
     state = read_state(path)
     for key, value in describes.items():
-        if state["describes"].get(key) != value:
+        saved = state["describes"].get(key, value)  # what earlier versions did not note
+        if saved != value:
             raise ValueError(
-                f"{path} belongs to another run: its {key} is {state['describes'].get(key)!r}, here it is {value!r}; "
-                "give the knobs it was trained with, or another --name"
+                f"{path} belongs to another run: its {_difference(key, saved, value)}; give the knobs it was trained "
+                "with, or another --name"
             )
     load_weights(path, model)
     if objective is not None:
         _load_tensors(path / "objective.safetensors", objective)
     if optimizer is not None:
         with _naming(path):
-            optimizer.load_state_dict(torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True))
+            _load_optimizer(path / "optimizer.pt", optimizer, model)
     if scaler is not None and state["scaler"]:
         scaler.load_state_dict(state["scaler"])
-    return Progress(state["epoch"], state["step"], state["best"], state["best_name"], tuple(state["dropped"]))
+    return Progress(
+        state["epoch"], state["step"], state["best"], state["best_name"], state.get("due", False),
+        tuple(state["dropped"]), state.get("dropped_total", 0),
+    )  # fmt: skip
+
+
+def _difference(key: str, saved: Any, here: Any) -> str:
+    """The first entry that differs, where both have entries."""
+    if isinstance(saved, Mapping) and isinstance(here, Mapping):
+        name = next(name for name in {**saved, **here} if saved.get(name) != here.get(name))
+        return f"{key} has {name} = {saved.get(name)!r}, here it is {here.get(name)!r}"
+    return f"{key} is {saved!r}, here it is {here!r}"
+
+
+def _names(optimizer: Optimizer, model: nn.Module) -> list[str]:
+    """The model's names of the optimizer's parameters, in its order; "" of others."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return [names.get(parameter, "") for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _load_optimizer(file: Path, optimizer: Optimizer, model: nn.Module) -> None:
+    """The moments of each parameter, by its name: groups, rates and decays are those of the present knobs."""
+    saved = torch.load(file, map_location="cpu", weights_only=True)
+    names = _names(optimizer, model)
+    moments = {name: saved["state"].get(i) for i, name in enumerate(saved.get("names", names))}
+    optimizer.load_state_dict(
+        {
+            "state": {i: moments[name] for i, name in enumerate(names) if moments.get(name)},
+            "param_groups": optimizer.state_dict()["param_groups"],
+        }
+    )
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            # Fused kernels take moments for laid out as the parameter is, which channels_last decides.
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -231,9 +231,11 @@ class Config:
     runs: str = "runs"
     """Folder of all runs."""
     seed: int = 0
-    """Seed of weights, plan and augmentation."""
+    """Seed of weights, plan and augmentation; 0 or more."""
     resume: Literal["never", "auto"] = "never"
     """auto: continue from this run's newest checkpoint, if there is one; never: refuse a folder with checkpoints."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """auto: CUDA where it is there; cuda: an error where it is not; cpu: even where it is."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Autocast; auto = bf16 on CUDA, none on CPU."""
     dry_run: bool = False
@@ -303,6 +305,8 @@ class EvaluateConfig:
     """Images per forward pass and rank."""
     workers: int = 2
     """Decoding processes per rank."""
+    timeout_s: int = 3600
+    """Seconds that processes wait for rank 0, which re-ranks and draws alone."""
     wandb: Literal["online", "offline", "off"] = "offline"
     """Weights & Biases mode."""
     project: str = "mctl-reid"
@@ -352,13 +356,14 @@ def parse(kind: type[AnyConfig], args: Sequence[str] | None = None) -> AnyConfig
 
 def spell_out(words: Sequence[str], kind: type[AnyConfig]) -> list[str]:
     """Flags as people type them, in the one form that the parser reads: `--data a b` is `--data=["a", "b"]`, a bare
-    `--rerank` is `--rerank=true`. Values in brackets and those of other flags stay as they are."""
-    lists = {f"--{f.name}" for f in fields(kind) if str(f.type).startswith("list[")}
+    `--rerank` is `--rerank=true`, `--ranks=1,5` is `--ranks=["1", "5"]` (a path may have a comma, so lists of paths are
+    not split there). Values in brackets and those of other flags stay as they are."""
+    lists = {f"--{f.name}": str(f.type) for f in fields(kind) if str(f.type).startswith("list[")}
     switches = {f"--{f.name}" for f in fields(kind) if f.type == "bool"}
     spelled, rest = [], list(words)
     while rest:
         flag, equals, value = rest.pop(0).partition("=")
-        if flag not in lists | switches:
+        if flag not in switches and flag not in lists:
             spelled.append(flag + equals + value)
             continue
         values = [value] if equals else []
@@ -368,6 +373,8 @@ def spell_out(words: Sequence[str], kind: type[AnyConfig]) -> list[str]:
             spelled.append(f"{flag}={values[0] if values else 'true'}")
         else:
             bracketed = len(values) == 1 and values[0].startswith("[")
+            if lists[flag] != "list[str]" and not bracketed:
+                values = [part for value in values for part in value.split(",") if part]
             spelled.append(f"{flag}={values[0] if bracketed else json.dumps(values)}")
     return spelled
 
@@ -380,7 +387,13 @@ def load(path: Path) -> Config:
 
 
 def save(config: Config, path: Path) -> None:
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    path.write_text(to_yaml(config))
+
+
+def to_yaml(config: Config) -> str:
+    """As `load` reads it."""
+    text: str = yaml.safe_dump(to_dict(config), sort_keys=False)
+    return text
 
 
 def to_dict(config: Config | EvaluateConfig) -> dict[str, Any]:
@@ -407,11 +420,17 @@ def check_evaluation(options: EvaluateConfig) -> None:
     needless = [name for name in ("data", "baselines", "save_features") if getattr(options, name) and not runs]
     if needless:
         raise ValueError(f"--{needless[0]} goes with --run alone")
+    if options.images and not options.features:
+        raise ValueError("--images goes with --features alone: it is where the paths in feature files count from")
+    if options.rerank and options.compare:
+        raise ValueError(
+            "--rerank has no effect on --compare, which reads finished reports; re-rank when you make them"
+        )
     if not options.protocols:
         raise ValueError("--protocols is empty; give at least one of image, centroid, centroid_all, ctl_published")
     if not options.ranks or min(options.ranks) < 1:
         raise ValueError(f"--ranks {options.ranks}: the first rank is 1; give at least one rank")
-    least = {"max_rank": 1, "batch_size": 1, "workers": 0, "rerank_k1": 1, "rerank_k2": 1}
+    least = {"max_rank": 1, "batch_size": 1, "workers": 0, "timeout_s": 1, "rerank_k1": 1, "rerank_k2": 1}
     for name, bound in least.items():
         if getattr(options, name) < bound:
             raise ValueError(f"--{name}={getattr(options, name)} must be at least {bound}")
@@ -456,11 +475,14 @@ def check(config: Config, world_size: int) -> None:
         ("loss.center_lr", loss.center_lr),
         *((f"loss.{name}", getattr(loss, name)) for name in ("cross_entropy", "triplet", "quadruplet", "mctl", "ctl")),
         ("loss.center", loss.center),
+        ("loss.w2", loss.w2 or 0.0),
         *(("optim.milestones", milestone) for milestone in optim.milestones),
     ]
     for name, value in not_negative:
         if not 0 <= value < math.inf:
             raise ValueError(f"{name} = {value} must be a finite number, 0 or more")
+    if not 0 <= config.seed < 2**64:
+        raise ValueError(f"seed = {config.seed} must be at least 0 and less than 2^64")
     if not config.name or Path(config.name).name != config.name:
         raise ValueError(f"name = {config.name!r} must be the plain name of a folder, without / or ..")
     if batch.identities % batch.streams:
@@ -472,6 +494,17 @@ def check(config: Config, world_size: int) -> None:
         raise ValueError(
             f"batch.streams = {batch.streams} does not divide among {world_size} ranks; use a multiple of {world_size} "
             f"that divides batch.identities = {batch.identities}, or launch {_divisors(batch.streams)} processes"
+        )
+    if batch.identities // world_size * batch.images < 2:
+        raise ValueError(
+            f"batch.identities = {batch.identities} and batch.images = {batch.images} give {world_size} rank(s) one "
+            "image each, and BatchNorm needs two; raise one of them, or launch fewer processes"
+        )
+    paired = [name for name in ("triplet", "quadruplet", "mctl", "ctl") if getattr(loss, name)]
+    if batch.images == 1 and paired:
+        raise ValueError(
+            f"batch.images = 1 leaves loss.{paired[0]} without a second image of any identity; use 2 or more, or set "
+            "its weight to 0"
         )
     shares: list[tuple[str, float]] = [
         ("augment.flip", config.augment.flip),
@@ -497,8 +530,8 @@ def check(config: Config, world_size: int) -> None:
         ("model.head_temperature", config.model.head_temperature),
     ]
     for name, margin in positive:
-        if margin is not None and not margin > 0:
-            raise ValueError(f"{name} = {margin} must be greater than 0")
+        if margin is not None and not 0 < margin < math.inf:
+            raise ValueError(f"{name} = {margin} must be greater than 0, and finite")
     if loss.quadruplet and not 0 < loss.quadruplet_margin2 < (loss.triplet_margin or 0.5):
         raise ValueError(
             f"loss.quadruplet_margin2 = {loss.quadruplet_margin2} must lie between 0 and loss.triplet_margin = "

@@ -152,7 +152,8 @@ def _anchors_in_rounds(features: Tensor, pids: Tensor) -> Anchors:
     absent = ~torch.cat([torch.ones_like(has_centroid), has_centroid])
     nearest, has_negative = _nearest(anchors, entries, forbidden=another_round | same_identity | absent)
 
-    anchors_per_round = 2 * torch.bincount(round_of, weights=has_centroid.to(features.dtype))
+    # As torch.bincount with weights, which adds in no fixed order on CUDA; there are at most as many rounds as rows.
+    anchors_per_round = 2 * features.new_zeros(len(round_of)).index_add(0, round_of, has_centroid.to(features.dtype))
     num_rounds = (anchors_per_round > 0).sum().clamp(min=1)
     weight = has_centroid[mine] / (anchors_per_round[round_of[mine]].clamp(min=1) * num_rounds)
     return Anchors(
@@ -263,7 +264,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Ten
     """
     with torch.autocast(logits.device.type, enabled=False):
         total = F.cross_entropy(as_float(logits), labels, label_smoothing=smoothing, reduction="sum")
-        return global_mean(total, torch.tensor(float(len(labels)), device=labels.device))
+        return global_mean(total, torch.full((), float(len(labels)), device=labels.device))
 
 
 class CenterLoss(nn.Module):
@@ -284,15 +285,19 @@ class CenterLoss(nn.Module):
         """features (B, D), labels (B,) in [0, C): this rank's share of the loss."""
         with torch.autocast(features.device.type, enabled=False):
             gaps = as_float(features) - self.centers[labels]
-            return global_mean(gaps.square().sum(), torch.tensor(float(len(labels)), device=labels.device))
+            return global_mean(gaps.square().sum(), torch.full((), float(len(labels)), device=labels.device))
 
     @torch.no_grad()
     def update(self, centroids: Centroids) -> None:
-        """One SGD step c_y -= lr * 2 * (n_y c_y - S_y) / B from the sums S and counts n of the global batch."""
+        """One SGD step c_y -= lr * 2 * (n_y c_y - S_y) / B from the sums S and counts n of the global batch.
+
+        A center that the step would make infinite or NaN (features that overflowed) stays where it is.
+        """
         rows = self.centers[centroids.pids]
         sums, counts = centroids.sums.detach().to(rows.dtype), centroids.counts.to(rows.dtype)
         gradient = 2 * (counts[:, None] * rows - sums) / counts.sum()
-        self.centers[centroids.pids] = rows - self.lr * gradient
+        moved = rows - self.lr * gradient
+        self.centers[centroids.pids] = torch.where(moved.isfinite().all(dim=1, keepdim=True), moved, rows)
 
 
 def euclidean(a: Tensor, b: Tensor) -> Tensor:

@@ -126,6 +126,16 @@ def drop_frozen_gradients(model: ReIDModel) -> None:
             parameter.grad = None
 
 
+def freeze_heads(model: ReIDModel) -> None:
+    """Leave the neck and the classifier as they are, for a loss that does not see the logits.
+
+    Without a gradient DDP would wait for theirs; a gradient of zeros would let weight decay shrink what evaluation
+    uses, the neck's weight. To be called before DDP wraps the model and before the optimizer is built.
+    """
+    model.neck.requires_grad_(False)
+    model.classifier.requires_grad_(False)
+
+
 class ColourHistogram(nn.Module):
     """A baseline without learning: joint RGB histograms of horizontal stripes of the middle of the image.
 

@@ -78,6 +78,8 @@ class Objective(nn.Module):
 
         All are shares: their mean over ranks is the value for the global batch. The terms carry no gradient.
         """
+        # Widened once, so that the gradients of the terms add up in float32.
+        features, logits = as_float(features), as_float(logits)
         losses: dict[str, Tensor] = {}
         eyes: dict[str, Tensor] = {}
         if self.weights["cross_entropy"]:
@@ -107,7 +109,7 @@ class Objective(nn.Module):
             )
         total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
         eyes["feature_norm"] = global_mean(
-            features.detach().float().norm(dim=1).sum(), torch.tensor(float(len(labels)), device=labels.device)
+            features.detach().float().norm(dim=1).sum(), torch.full((), float(len(labels)), device=labels.device)
         )
         return total, {name: loss.detach() for name, loss in losses.items()} | eyes
 
@@ -131,7 +133,8 @@ class Objective(nn.Module):
         pairs = len(means) * (len(means) - 1)
         if pairs:
             now = torch.cdist(means, means, compute_mode="donot_use_mm_for_euclid_dist").sum() / pairs
-            self.spread.copy_(torch.where(self.spread > 0, 0.9 * self.spread + 0.1 * now, now))
+            followed = torch.where(self.spread > 0, 0.9 * self.spread + 0.1 * now, now)
+            self.spread.copy_(torch.where(now.isfinite(), followed, self.spread))  # not if features overflowed
 
     def update_centers(self, features: Tensor, labels: Tensor) -> None:
         """Move the centers by the batch that `forward` has just seen; once per optimizer step, on every rank."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -22,8 +23,9 @@ from reid import checkpoint
 from reid.checkpoint import Progress
 from reid.config import Config, SpeedConfig, save
 from reid.distributed import from_rank_0, world_size
+from reid.gallery import UNKNOWN
 from reid.lock import Held, hold
-from reid.manifest import Manifest, Split
+from reid.manifest import JUNK_PID, Manifest, Split
 from reid.objective import Objective
 from reid.plan import Plan
 from reid.validation import hold_out
@@ -31,9 +33,14 @@ from reid.validation import hold_out
 CHECKPOINTS = "checkpoints"
 
 
-def start_accelerator(precision: str, timeout_s: int = 600) -> Accelerator:
+def start_accelerator(precision: str, timeout_s: int = 600, device: str = "auto") -> Accelerator:
     """The accelerator, on CUDA where it is there, and a check that the world is what the launcher promised."""
     cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes")
+    if device == "cuda" and not cuda:
+        raise ValueError(
+            "device = cuda, and torch finds no CUDA device here; use auto or cpu, or see what nvidia-smi says"
+        )
+    cuda = cuda and device != "cpu"
     if precision == "auto":
         precision = "bf16" if cuda else "no"
     if precision == "fp16" and not cuda:
@@ -120,11 +127,18 @@ def model_knobs(config: Config) -> dict[str, Any]:
 
 
 def describe(config: Config, manifest: Manifest, num_classes: int) -> dict[str, Any]:
-    """What a checkpoint belongs to; one of another model or other data is refused."""
+    """What a checkpoint belongs to; one of another model, other data, plan or optimizer is refused."""
     model = asdict(config.model)
     for knob in ("weights", "norm", "sync_batchnorm", "frozen_epochs"):  # none of them changes what is saved
         del model[knob]
-    return {"model": model, "classes": num_classes, "data": manifest.fingerprint}
+    batches = {f"batch.{knob}": value for knob, value in asdict(config.batch).items()}
+    return {
+        "model": model,
+        "classes": num_classes,
+        "data": manifest.fingerprint,
+        "plan": {"seed": config.seed, **batches, "data.pool_images": config.data.pool_images},
+        "optimizer": {"optim.algorithm": config.optim.algorithm},
+    }
 
 
 @contextlib.contextmanager
@@ -150,6 +164,31 @@ def own_folder(config: Config) -> Iterator[None]:
         yield
 
 
+def check_writable(folder: Path) -> None:
+    """ValueError where nothing can be written into `folder`; it, and its parents, are made and removed again."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written: {error.strerror or error}; give another --runs") from error
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def write_file(path: Path, text: str) -> None:
+    """ValueError, which all ranks may share, where it cannot be written."""
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be written: {error.strerror or error}; make room, or give another --runs"
+        ) from error
+
+
 def _take_lock(stack: contextlib.ExitStack, path: Path) -> None:
     """Held if another run keeps it; a killed run's decoding processes let go of it a few seconds after it."""
     for _ in range(20):
@@ -169,6 +208,8 @@ def choose_checkpoint(config: Config) -> tuple[Path | None, list[str]]:
 
     def choose() -> tuple[Path | None, list[str]]:
         folder = config.folder / CHECKPOINTS
+        if not config.dry_run:
+            checkpoint.restore(folder)
         found = checkpoint.find(folder)
         if found and config.resume == "never" and not config.dry_run:
             raise ValueError(
@@ -226,3 +267,38 @@ def start_up_text(
 def can_evaluate(manifest: Manifest) -> bool:
     """A folder of training images alone is enough to train on."""
     return {"query", "gallery"} <= set(manifest.splits)
+
+
+def check_matches(config: Config, manifest: Manifest) -> None:
+    """ValueError where there are query and gallery, and no query can have a match: the figures would be empty."""
+    if not can_evaluate(manifest):
+        return
+    query, gallery = manifest.split("query"), manifest.split("gallery")
+    seen_by = {pid: set(cameras) for pid, cameras in zip(gallery.pids.tolist(), gallery.cameras, strict=True)}
+    for pid, cameras in zip(query.pids.tolist(), query.cameras, strict=True):
+        others = set() if pid in (JUNK_PID, manifest.distractor_pid) else seen_by.get(pid, set())
+        if others and any(camera == UNKNOWN or others - {camera} for camera in cameras):
+            return
+    raise ValueError(
+        f"data.root = {config.data.root}: no query has an image of its identity from another camera in the gallery, so "
+        "there is nothing to evaluate; build the shards with identities and cameras numbered alike in both, or of the "
+        "train images alone"
+    )
+
+
+def check_image_size(config: Config, model: nn.Module, device: torch.device) -> None:
+    """ValueError where the encoder cannot take images so small (or of such a size); by a try with two of them."""
+    height, width = config.data.height, config.data.width
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(2, 3, height, width, device=device))
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise ValueError(
+            f"data.height = {height}, data.width = {width}: {config.model.encoder} cannot take images of this size: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    finally:
+        model.train(was_training)

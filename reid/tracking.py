@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -41,6 +42,7 @@ class Tracker:
         group, whose config names it (`train_run`).
         """
         self.active = active
+        self.said = False  # that a line could not be written
         self.lines = folder / "metrics.jsonl" if job_type == "train" else None
         self.run: Any = None
         if not active:
@@ -87,12 +89,16 @@ class Tracker:
             self._start(knobs, online=False)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One log step: a line of metrics.jsonl and the same values in W&B."""
+        """One log step: a line of metrics.jsonl and the same values in W&B. A full disk is a warning, said once."""
         if not self.active:
             return
         if self.lines is not None:
-            with self.lines.open("a") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
+            try:
+                append_line(self.lines, json.dumps({"step": step, **values}))
+            except OSError as error:
+                if not self.said:
+                    _warn(f"{self.lines}: lines are missing from step {step + 1} on: {error.strerror or error}")
+                self.said = True
         self._send(lambda run: run.log({"train/step": step, **values}))
 
     def log_pictures(self, step: int, pictures: Mapping[str, Path]) -> None:
@@ -171,6 +177,18 @@ def name_in_sweep(name: str) -> str:
     return f"{name}-{run_id}" if os.environ.get("WANDB_SWEEP_ID") and run_id else name
 
 
+def append_line(path: Path, line: str) -> None:
+    """The whole line or, with an OSError, nothing of it."""
+    before = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a") as file:
+            file.write(line + "\n")
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.truncate(path, before)
+        raise
+
+
 def keep_steps_before(path: Path, step: int) -> None:
     """Drop the lines of metrics.jsonl from `step` on (a resumed run writes them anew), and a half-written last one."""
     if not path.exists():
@@ -182,4 +200,9 @@ def keep_steps_before(path: Path, step: int) -> None:
                 kept.append(line)
         except ValueError:
             break
-    path.write_text("".join(line + "\n" for line in kept))
+    new = path.with_name(f".{path.name}.new")  # aside, so that a full disk or a kill leaves the lines
+    try:
+        new.write_text("".join(line + "\n" for line in kept))
+        new.replace(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror or error}; make room") from error

@@ -17,15 +17,15 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from reid import checkpoint, program
-from reid.augment import Augmentation
+from reid.augment import Augmentation, copy_to
 from reid.checkpoint import Progress
-from reid.config import Config, check, parse, save, to_dict
+from reid.config import Config, check, parse, to_dict, to_yaml
 from reid.distributed import copy_buffers_from_rank_0, from_rank_0, gather_objects
 from reid.environment import check_same_everywhere, code_version, describe_environment
 from reid.features import Extracted, evaluate_over_ranks, extract
 from reid.loader import TrainLoader
 from reid.manifest import MANIFEST_NAME, Manifest, load_manifest
-from reid.model import ReIDModel, drop_frozen_gradients
+from reid.model import ReIDModel, drop_frozen_gradients, freeze_heads
 from reid.normalization import convert_sync
 from reid.optim import Schedule, build_optimizer, scale_lr
 from reid.pixels import Pixels
@@ -34,7 +34,10 @@ from reid.startup import (
     build_objective,
     build_plan,
     can_evaluate,
+    check_image_size,
+    check_matches,
     check_space,
+    check_writable,
     choose_checkpoint,
     describe,
     hold_out_rows,
@@ -43,6 +46,7 @@ from reid.startup import (
     set_speed,
     start_accelerator,
     start_up_text,
+    write_file,
 )
 from reid.stopping import STOPPED, StopRequest
 from reid.storage import is_remote
@@ -52,6 +56,7 @@ from reid.watch import DamageWatch, FiniteWatch, HingeWatch, Meter, mean_over_ra
 
 STOPPED_FILE = "stopped.json"
 DRY_STEPS = 2
+SEEDS = 2**64 - 59  # a prime: the seeds of steps are told apart by it however large the run's seed is
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -73,9 +78,12 @@ def train(config: Config) -> bool:
     check(config, int(os.environ.get("WORLD_SIZE", "1")))
     manifest = load_manifest(config.data.root)
     build_plan(config, manifest.split("train"), hold_out_rows(config, manifest.split("train")))  # or say why not
+    check_matches(config, manifest)
     set_speed(config.speed)
-    accelerator = start_accelerator(config.precision, config.timeout_s)
+    accelerator = start_accelerator(config.precision, config.timeout_s, config.device)
     hosts = check_same_everywhere(code_version(), manifest.fingerprint)
+    if config.dry_run:
+        from_rank_0(lambda: check_writable(config.folder))
     with contextlib.nullcontext() if config.dry_run else own_folder(config):
         stopped = run(config, manifest, accelerator, hosts)
         accelerator.wait_for_everyone()  # a launcher ends all processes when the first ends with STOPPED
@@ -94,7 +102,11 @@ def run(config: Config, manifest: Manifest, accelerator: Accelerator, hosts: Seq
     newest, damaged = choose_checkpoint(config)
 
     torch.manual_seed(config.seed)
-    model = ReIDModel(num_classes, **model_knobs(config)).to(device)
+    layout = torch.channels_last if config.speed.channels_last and device.type == "cuda" else torch.contiguous_format
+    model = ReIDModel(num_classes, **model_knobs(config)).to(device).to(memory_format=layout)
+    check_image_size(config, model, device)
+    if not config.loss.cross_entropy:
+        freeze_heads(model)
     if config.model.sync_batchnorm:
         convert_sync(model)
     objective = build_objective(config, num_classes, model.dim).to(device)
@@ -109,12 +121,11 @@ def run(config: Config, manifest: Manifest, accelerator: Accelerator, hosts: Seq
         progress = checkpoint.load(newest, model, about, objective, optimizer, accelerator.scaler)
     if not config.dry_run:
         from_rank_0(lambda: check_space(config, model, objective))
-    layout = torch.channels_last if config.speed.channels_last and device.type == "cuda" else torch.contiguous_format
-    model = model.to(memory_format=layout)
-    bare_model = model
     if config.speed.compile:
         model.compile()
-    model, optimizer = accelerator.prepare(model, optimizer)
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    # accelerate has put autocast around `forward`; the loop has its own, and evaluations are float32 as evaluate.py's.
+    bare_model: ReIDModel = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
 
     steps, epochs = plan.steps_per_epoch, optim.epochs
     schedule = Schedule(
@@ -140,8 +151,9 @@ def run(config: Config, manifest: Manifest, accelerator: Accelerator, hosts: Seq
         for text in damaged:
             print(f"warning: {text}; going on from {newest}", flush=True)
         if not config.dry_run:
-            save(config, config.folder / "config.yaml")
             (config.folder / STOPPED_FILE).unlink(missing_ok=True)
+    if not config.dry_run:
+        from_rank_0(lambda: write_file(config.folder / "config.yaml", to_yaml(config)))
     tracker = Tracker(
         config.folder,
         active=is_main and not config.dry_run,
@@ -169,61 +181,98 @@ def run(config: Config, manifest: Manifest, accelerator: Accelerator, hosts: Seq
             scores |= evaluate_test(config, bare_model, manifest, pixels, accelerator)
         return scores
 
-    def keep(progress: Progress, must: bool) -> None:
-        """Write a checkpoint; a failure is an error if nothing comes after it, or else a warning."""
+    def judge(progress: Progress, kept: bool) -> Progress:
+        """Evaluate the epoch that has just ended. It can be the best only if its checkpoint is kept."""
 
-        def write() -> str:
+        def tell(reason: str) -> None:
+            with contextlib.suppress(ValueError):  # raised on this rank alone; the end of the run tries again
+                write_stopped(config, progress, reason)
+
+        with stop.telling(tell) if kept else contextlib.nullcontext():
+            scores = evaluate(last=progress.epoch == epochs)
+        progress = replace(progress, due=False)
+        if kept and scores[best_metric] >= progress.best.get(best_metric, 0.0):
+            progress = replace(progress, best=scores, best_name=progress.name)
+        figures["last"] = scores[best_metric]
+        figures["best"] = progress.best.get(best_metric, figures["last"])
+        summary = {f"eval/{name}_mAP": value for name, value in figures.items()}
+        logged = {f"eval/{name}": value for name, value in scores.items()}
+        tracker.log(progress.epoch * steps - 1, logged | summary)
+        tracker.summarize(summary)
+        if is_main:
+            bar.write(f"epoch {progress.epoch}: {describe_scores(scores)}")
+        return progress
+
+    def keep(progress: Progress, must: bool, amends: bool = False) -> bool:
+        """Write a checkpoint, or only amend its progress. Whether it is there.
+
+        A failure is an error if nothing comes after it, or else a warning.
+        """
+
+        def write() -> tuple[bool, str]:
+            folder = config.folder / CHECKPOINTS
             try:
-                checkpoint.save(
-                    config.folder / CHECKPOINTS, bare_model, objective, optimizer, progress, about,
-                    track.keep_checkpoints, accelerator.scaler,
-                )  # fmt: skip
+                if amends:
+                    checkpoint.amend(folder, progress, track.keep_checkpoints)
+                else:
+                    checkpoint.save(
+                        folder, bare_model, objective, optimizer, progress, about, track.keep_checkpoints,
+                        accelerator.scaler,
+                    )  # fmt: skip
+            except checkpoint.NotRemoved as error:
+                return True, f"warning: {error.filename}: this old checkpoint could not be removed: {error.strerror}"
             except OSError as error:
-                reason = f"{config.folder / CHECKPOINTS}: no checkpoint could be written: {error.strerror or error}"
+                reason = f"{folder}: no checkpoint could be written: {error.strerror or error}"
                 if must:
                     raise ValueError(f"{reason}; earlier ones are whole") from error
-                return f"warning: {reason}; training goes on, earlier ones are whole"
-            return ""
+                return False, f"warning: {reason}; training goes on, earlier ones are whole"
+            return True, ""
 
-        if not config.dry_run and (warning := from_rank_0(write)) and is_main:
+        if config.dry_run:
+            return False
+        kept, warning = from_rank_0(write)
+        if warning and is_main:
             bar.write(warning)
+        return kept
 
-    model.train()
+    wrapped.train()
     meter = Meter(accelerator.num_processes, device)
     finite, hinge, damage = FiniteWatch(split.names), HingeWatch(), DamageWatch(progress.dropped)
-    stop = StopRequest(Path(config.stop_file) if config.stop_file else None)
-    mend = (
-        f"lower optim.lr (now {optim.lr}) or set optim.clip_norm; checkpoints from before are in "
-        f"{config.folder / CHECKPOINTS}"
-    )
+    stop = StopRequest(Path(config.stop_file) if config.stop_file else None, config.timeout_s)
+    saved = newest is not None
     on_terminal = is_main and sys.stderr.isatty()
     first = progress.epoch * steps + progress.step
     last_step = min(epochs * steps, first + DRY_STEPS) - 1 if config.dry_run else epochs * steps - 1
     bar = tqdm(total=epochs * steps, initial=first, disable=not on_terminal, unit="step")
     best_metric = "val/mAP" if held_out.any() else "image/mAP"
+    figures: dict[str, float] = {}  # of the best metric, best and last
     stopped = False
+    if progress.due and not config.dry_run:  # the run was stopped or killed before it could evaluate
+        progress = judge(progress, kept=True)
+        keep(progress, must=progress.epoch == epochs, amends=True)
+        meter.restart()
     for epoch, step, batch in meter.timed(loader.batches(epochs, (progress.epoch, progress.step), progress.dropped)):
         global_step = epoch * steps + step
         # What the model draws (dropout, stochastic depth) depends on the step alone: a resumed run draws the same.
-        torch.manual_seed(((config.seed << 32) + global_step) * 4096 + accelerator.process_index)
+        torch.manual_seed((((config.seed << 32) + global_step) * 4096 + accelerator.process_index) % SEEDS)
         rate = schedule.apply(optimizer, global_step)
         bare_model.begin_epoch(epoch)
-        labels = batch.labels.to(device, non_blocking=True)
-        pixel_batch = batch.images.pin_memory() if config.speed.pin_memory and device.type == "cuda" else batch.images
-        images = augmentation.apply(pixel_batch.to(device, non_blocking=True), batch.parameters)
+        pin = config.speed.pin_memory
+        labels, images = copy_to(batch.labels, device, pin), copy_to(batch.images, device, pin)
+        images = augmentation.apply(images, batch.parameters, pin)
         with accelerator.autocast():
-            features, logits = model(images.contiguous(memory_format=layout))
+            features, logits = wrapped(images.contiguous(memory_format=layout))
         total, terms = objective(features, logits, labels)
         accelerator.backward(total)
         drop_frozen_gradients(bare_model)
         if optim.clip_norm:
-            accelerator.clip_grad_norm_(model.parameters(), optim.clip_norm)
+            accelerator.clip_grad_norm_(wrapped.parameters(), optim.clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if not accelerator.optimizer_step_was_skipped:  # fp16: features that overflowed must not move the centers
             objective.update_centers(features, labels)
         meter.count(len(labels))
-        finite.see(global_step, batch.ids, features)
+        finite.see(global_step, batch.ids, features, total)
         hinge.see(terms)
         damage.see(batch.dropped)
         bar.update()
@@ -233,7 +282,7 @@ def run(config: Config, manifest: Manifest, accelerator: Accelerator, hosts: Seq
         writes = end_of_epoch or stopped or (track.checkpoint_steps and (global_step + 1) % track.checkpoint_steps == 0)
         if (global_step + 1) % track.every_steps == 0 or writes or global_step == last_step:
             values = mean_over_ranks({"loss": total.detach(), **terms})
-            finite.check(values, mend)  # before any checkpoint
+            finite.check(values, describe_mend(config, saved))  # before any checkpoint
             speed = meter.read()
             logged = {f"train/{name}": value for name, value in {**values, "lr": rate, **speed}.items()}
             tracker.log(global_step, {"epoch": epoch, **logged})
@@ -247,39 +296,41 @@ def run(config: Config, manifest: Manifest, accelerator: Accelerator, hosts: Seq
                 bar.write(idle)
             if config.data.on_damage == "skip":
                 dropped, warning = damage.end_epoch()
+                progress = replace(progress, dropped_total=progress.dropped_total + dropped)
                 tracker.log(global_step, {"data/dropped_identities": float(dropped)})
+                tracker.summarize({"data/dropped_identities_total": float(progress.dropped_total)})
                 if warning and is_main:
                     bar.write(warning)
-            progress = replace(progress, epoch=epoch + 1, step=0, dropped=())
             evaluates = config.eval.every_epochs and (epoch + 1) % config.eval.every_epochs == 0
-            scores = {}
-            if evaluates or global_step == last_step:
-                keep(progress, must=False)  # an evaluation takes time, in which much can happen
-                scores = evaluate(last=global_step == last_step)
-            if best_metric in scores:
-                if scores[best_metric] >= progress.best.get(best_metric, 0.0):
-                    progress = replace(progress, best=scores, best_name=progress.name)
-                best = progress.best[best_metric]
-                logged = {f"eval/{name}": value for name, value in scores.items()} | {"eval/best_mAP": best}
-                tracker.log(global_step, logged)
-                tracker.summarize({"eval/best_mAP": best, "eval/last_mAP": scores[best_metric]})
-                if is_main:
-                    bar.write(f"epoch {epoch + 1}: {describe_scores(scores)}")
+            due = (evaluates or epoch + 1 == epochs) and (held_out.any() or can_evaluate(manifest))
+            progress = replace(progress, epoch=epoch + 1, step=0, dropped=(), due=bool(due and not config.dry_run))
         if writes:
             if config.data.on_damage == "skip":
                 everywhere = {row for rows in gather_objects(progress.dropped) for row in rows}
                 progress = replace(progress, dropped=tuple(sorted(everywhere)))
-            keep(progress, must=stopped or global_step == last_step)
+            # Before an evaluation, too: it takes time, in which much can happen. Who is asked to stop leaves it to the
+            # resumed run.
+            kept = keep(progress, must=stopped or (global_step == last_step and not progress.due))
+            if progress.due and not stopped:
+                progress = judge(progress, kept)
+                kept = keep(progress, must=global_step == last_step, amends=kept)
+            saved = saved or kept
+            meter.restart()
         if stopped or global_step == last_step:
             break
+    if config.dry_run and "query" in manifest.splits:
+        images_of = manifest.split("query").images
+        rows = np.flatnonzero(np.cumsum(images_of) <= max(config.eval.batch_size, images_of[0]))
+        extract_part(config, bare_model, manifest, pixels, accelerator, "query", rows)
     bar.close()
     stop.close()
-    stopped = stopped and (progress.epoch, progress.step) != (epochs, 0)
-    if is_main:  # before W&B, which may take minutes: a job that is about to end looks for the file that this writes
-        tell_end(config, accelerator, progress, stop.reason or "another process was asked to", stopped)
+    stopped = stopped and (progress.due or (progress.epoch, progress.step) != (epochs, 0))
+    reason = stop.reason or "another process was asked to"
+    # Before W&B, which may take minutes: a job that is about to end looks for the file that this writes.
+    from_rank_0(lambda: tell_end(config, accelerator, progress, reason, stopped, figures))
     if track.artifacts and not stopped and not config.dry_run:
-        kept = config.folder / CHECKPOINTS / (progress.best_name or progress.name)
-        tracker.log_artifact(kept, f"{config.name}-checkpoint", "model")
+        best = config.folder / CHECKPOINTS / (progress.best_name or progress.name)
+        tracker.log_artifact(best, f"{config.name}-checkpoint", "model")
         if not is_remote(config.data.root):
             tracker.log_artifact(Path(config.data.root) / MANIFEST_NAME, f"{manifest.dataset}-manifest", "dataset")
     tracker.finish(wants_to_go_on=stopped and stop.reason != signal.SIGTERM.name)  # W&B's agent ends runs with it
@@ -303,17 +354,35 @@ def describe_scores(scores: dict[str, float]) -> str:
     return ", ".join(parts)
 
 
-def tell_end(config: Config, accelerator: Accelerator, progress: Progress, reason: str, stopped: bool) -> None:
-    """The last lines, and after a stop the file that a job script looks for before it asks to be started again."""
+def describe_mend(config: Config, saved: bool) -> str:
+    """What to do about a loss that is not finite, and what is left of the run."""
+    left = f"checkpoints from before are in {config.folder / CHECKPOINTS}" if saved else "no checkpoint exists yet"
+    return f"lower optim.lr (now {config.optim.lr}) or set optim.clip_norm; {left}"
+
+
+def write_stopped(config: Config, progress: Progress, reason: str) -> None:
+    """The file that a job script looks for before it asks to be started again."""
+    at = {"epoch": progress.epoch, "step": progress.step, "reason": reason, "checkpoint": progress.name}
+    write_file(config.folder / STOPPED_FILE, json.dumps(at) + "\n")
+
+
+def tell_end(
+    config: Config, accelerator: Accelerator, progress: Progress, reason: str, stopped: bool, figures: dict[str, float]
+) -> None:
+    """The last lines, and after a stop its file."""
     if config.dry_run:
         print(f"dry run: {DRY_STEPS} steps with {accelerator.num_processes} process(es), nothing written", flush=True)
     elif stopped:
-        at = {"epoch": progress.epoch, "step": progress.step, "reason": reason, "checkpoint": progress.name}
-        (config.folder / STOPPED_FILE).write_text(json.dumps(at) + "\n")
+        write_stopped(config, progress, reason)
         print(f"stopped ({reason}) with checkpoint {progress.name}; go on with --resume=auto", flush=True)
     else:
+        (config.folder / STOPPED_FILE).unlink(missing_ok=True)  # of a request that came in the last evaluation
         print(f"trained {config.optim.epochs} epochs with {accelerator.num_processes} process(es); the run is in "
               f"{config.folder}", flush=True)  # fmt: skip
+        if figures:
+            metric = "val/mAP" if config.data.val_identities else "image/mAP"
+            print(f"{metric}: best {figures['best']:.4f} ({progress.best_name or 'not kept'}), last "
+                  f"{figures['last']:.4f}", flush=True)  # fmt: skip
 
 
 def evaluate_test(

@@ -28,9 +28,10 @@ class Meter:
     def __init__(self, num_processes: int, device: torch.device | None = None) -> None:
         self.num_processes = num_processes
         self.device = device or torch.device("cpu")
-        self._reset()
+        self.restart()
 
-    def _reset(self) -> None:
+    def restart(self) -> None:
+        """Forget what was counted: the time of an evaluation or a checkpoint is none of the steps'."""
         self.images, self.steps, self.waited, self.since = 0, 0, 0.0, time.perf_counter()
 
     def timed(self, items: Iterable[Item]) -> Iterator[Item]:
@@ -57,7 +58,7 @@ class Meter:
             "data_wait_share": self.waited / elapsed,
             "memory_gib": self._memory() / 2**30,
         }
-        self._reset()
+        self.restart()
         return values
 
     def _memory(self) -> int:
@@ -68,20 +69,21 @@ class Meter:
 
 
 class FiniteWatch:
-    """Finds the first image whose feature was not finite, without waiting for the device at each step.
+    """Finds the first step that was not finite, and its images, without waiting for the device at each step.
 
-    `see` keeps, on the device, which features of a step are finite; `check`, called on every rank at log steps with
-    values equal on all of them, stops all ranks together when one is not finite. `names`: identity of each row.
+    `see` keeps, on the device, which features of a step and whether its loss are finite; `check`, called on every rank
+    at log steps with values equal on all of them, stops all ranks together when one is not finite. `names`: identity of
+    each row.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
-        self.steps: list[tuple[int, Tensor, Tensor]] = []
+        self.steps: list[tuple[int, Tensor, Tensor, Tensor]] = []
         self.good = -1  # the last step of which all was seen to be finite
 
-    def see(self, step: int, ids: Tensor, features: Tensor) -> None:
-        """ids (B, 2): row of the identity and index of its image; features (B, D)."""
-        self.steps.append((step, ids, features.detach().isfinite().all(dim=1)))
+    def see(self, step: int, ids: Tensor, features: Tensor, loss: Tensor) -> None:
+        """ids (B, 2): row of the identity and index of its image; features (B, D); loss ()."""
+        self.steps.append((step, ids, features.detach().isfinite().all(dim=1), loss.detach().isfinite()))
 
     def check(self, values: Mapping[str, float], mend: str) -> None:
         """Raises ValueError on every rank, naming the terms, the first bad images with their rank, and the mend."""
@@ -89,17 +91,19 @@ class FiniteWatch:
         if bad:
             found = [first for first in gather_objects(self._first()) if first is not None]
             step = min((step for step, _ in found), default=None)
-            images = "; ".join(text for at, text in found if at == step)
-            where = f"first at step {step + 1}: {images}" if step is not None else "all features are finite"
+            images = "; ".join(text for at, text in found if at == step and text) or "all features are finite"
+            where = f"first at step {step + 1}: {images}" if step is not None else images
             terms = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
             good = f"last good step {self.good + 1}" if self.good >= 0 else "no step before it was checked"
             raise ValueError(f"not finite: {', '.join(bad)}; {where}; {mend}; {good}; all terms: {terms}")
-        self.good = max((step for step, _, _ in self.steps), default=self.good)
+        self.good = max((step for step, *_ in self.steps), default=self.good)
         self.steps.clear()
 
     def _first(self) -> tuple[int, str] | None:
-        """The first step of this rank with a bad feature, and which images they were."""
-        for step, ids, finite in self.steps:
+        """The first step of this rank with a bad feature or loss, and which images the features were of, if any."""
+        for step, ids, finite, loss_finite in self.steps:
+            if bool(finite.all()) and not bool(loss_finite):
+                return step, ""
             if not bool(finite.all()):
                 bad = ids[~finite.cpu()].tolist()
                 shown = ", ".join(f"identity {self.names[row]} image {image}" for row, image in bad[:3])

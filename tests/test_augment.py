@@ -8,7 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-from reid.augment import IMAGENET_MEAN, IMAGENET_STD, Augmentation, Parameters, concatenate, denormalize, normalize
+from reid.augment import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Augmentation,
+    Parameters,
+    concatenate,
+    copy_to,
+    denormalize,
+    normalize,
+)
 
 H, W = 12, 8
 
@@ -206,3 +215,14 @@ def test_concatenate_keeps_the_order():
     joined = concatenate([draw(2, seed=0), draw(3, seed=1)])
     assert torch.equal(joined.crop, torch.cat([draw(2, seed=0).crop, draw(3, seed=1).crop]))
     assert len(joined.flip) == len(joined.affine) == len(joined.erase) == 5
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only copies to CUDA use page-locked memory")
+def test_nothing_waits_for_the_copies_to_the_device():
+    batch, parameters = copy_to(images(4), torch.device("cuda"), pin=True), identity(4, pad=2)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = Augmentation(pad=2).apply(batch, parameters)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(found.cpu(), normalize(images(4)), atol=1e-5, rtol=0)

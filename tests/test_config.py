@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from reid import config as config_module
-from reid.config import Config, EvaluateConfig, check, load, make_parser, parse, save, to_dict
+from reid.config import Config, EvaluateConfig, check, check_evaluation, load, make_parser, parse, save, to_dict
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if "sweeps" not in path.parts)
@@ -186,6 +186,12 @@ def changed(**knobs) -> Config:
         ({"loss__w1": 2.0}, 1, r"loss\.w1 = 2\.0"),
         ({"loss__margin": 0.0}, 1, r"loss\.margin = 0\.0 must be greater than 0"),
         ({"loss__triplet_margin": -1.0}, 1, r"loss\.triplet_margin = -1\.0"),
+        ({"loss__w2": -0.5}, 1, r"loss\.w2 = -0\.5 must be a finite number, 0 or more"),
+        ({"loss__w2": float("nan")}, 1, r"loss\.w2 = nan"),
+        ({"loss__margin": float("inf")}, 1, r"loss\.margin = inf must be greater than 0, and finite"),
+        ({"optim__lr": float("inf")}, 1, r"optim\.lr = inf"),
+        ({"batch__images": 1}, 1, r"batch\.images = 1 leaves loss\.triplet without a second image"),
+        ({"batch__images": 1, "batch__identities": 8}, 8, r"give 8 rank\(s\) one image each"),
         ({"optim__lr": float("nan")}, 1, r"optim\.lr = nan"),
         ({"optim__reference_identities": 0}, 1, r"optim\.reference_identities = 0 must be at least 1"),
         ({"optim__head_lr_factor": 0.0}, 1, r"optim\.head_lr_factor = 0\.0 must be greater than 0"),
@@ -211,11 +217,47 @@ def test_check_names_the_knob_the_value_and_the_mend(knobs, world_size, words):
         check(changed(**knobs), world_size)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_out_of_range_is_named(seed):
+    with pytest.raises(ValueError, match=rf"seed = {seed} must be at least 0"):
+        check(replace(Config(), seed=seed), 1)
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
 def test_check_lets_good_configs_pass(world_size):
     check(Config(), world_size)
     check(changed(loss__triplet_margin=None, loss__mctl=0.0, loss__center=0.0), world_size)
     check(changed(model__norm="frozen", model__frozen_epochs=5), world_size)
+    check(changed(loss__w2=0.0, batch__images=2), world_size)
+    check(replace(changed(batch__images=1, loss__triplet=0.0, loss__mctl=0.0), seed=2**40), world_size)
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["--ranks=1,5,10"], {"ranks": [1, 5, 10]}),
+        (["--ranks", "1,5", "20"], {"ranks": [1, 5, 20]}),
+        (["--ranks=[2]"], {"ranks": [2]}),
+        (["--protocols=image,centroid", "--rerank"], {"protocols": ["image", "centroid"], "rerank": True}),
+        (["--data", "a,b", "c"], {"data": ["a,b", "c"]}),  # paths may have commas
+    ],
+)
+def test_lists_of_the_evaluation_as_people_type_them(words, wanted):
+    found = parse(EvaluateConfig, words)
+    assert {name: getattr(found, name) for name in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("knobs", "words"),
+    [
+        ({"run": "x", "images": "pictures"}, "--images goes with --features alone"),
+        ({"compare": ["a", "b"], "rerank": True}, "--rerank has no effect on --compare"),
+        ({"run": "x", "timeout_s": 0}, "--timeout_s=0 must be at least 1"),
+    ],
+)
+def test_what_an_evaluation_refuses(knobs, words):
+    with pytest.raises(ValueError, match=words):
+        check_evaluation(EvaluateConfig(**knobs))
 
 
 def test_what_is_saved_is_loaded(tmp_path):

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -156,6 +157,53 @@ def test_a_stop_file_stops_a_run_and_one_process_goes_on_with_what_two_began(dat
     steps = run.steps()
     status, said = train(data, tmp_path, f"--stop_file={stop}", "--resume=auto", "--optim.epochs=500")
     assert status == STOPPED and run.steps() == steps + 1  # the file is still there: one more step
+
+
+def test_a_signal_without_a_launcher_gives_the_exit_status_that_asks_for_more(data: Path, tmp_path: Path) -> None:
+    run = Started(data, tmp_path, "--optim.epochs=500")
+    run.wait_for(lambda: run.steps() >= 1)
+    run.process.send_signal(signal.SIGTERM)
+    status, said = run.end()
+    assert status == STOPPED == 75 and "stopped (SIGTERM) with checkpoint" in said, said
+
+
+def test_two_processes_train_without_a_cross_entropy(data: Path, tmp_path: Path) -> None:
+    """The heads then have no gradient: DDP must not wait for it, and nothing may shrink them."""
+    status, said = train(data, tmp_path, "--loss.cross_entropy=0", "--optim.epochs=1", processes=2)
+    assert status == 0, said
+    assert len([line for line in read_log(tmp_path) if "train/loss" in line]) > 2
+    assert bool((weights(tmp_path)["neck.weight"] == 1).all())
+
+
+@pytest.fixture(scope="module")
+def damaged(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same shards, with the start of each image of one identity of the first overwritten."""
+    root = tmp_path_factory.mktemp("damaged") / "shards"
+    shutil.copytree(data, root)
+    with tarfile.open(root / "train-0000.tar") as tar:
+        members = [member for member in tar if member.name.endswith(".jpg")]
+    identity = members[0].name.split(".")[0]
+    with open(root / "train-0000.tar", "r+b") as file:
+        for member in members:
+            if member.name.split(".")[0] == identity:
+                file.seek(member.offset_data)
+                file.write(bytes(64))
+    return root
+
+
+def test_damage_stops_two_processes_with_the_place(damaged: Path, tmp_path: Path) -> None:
+    status, said = train(damaged, tmp_path, "--optim.epochs=1", processes=2)
+    assert status != 0 and "train-0000.tar" in said and "error: " in said, said
+
+
+def test_damage_is_skipped_by_two_processes_and_counted(damaged: Path, tmp_path: Path) -> None:
+    flags = ["--optim.epochs=2", "--data.on_damage=skip"]
+    status, said = train(damaged, tmp_path, *flags, processes=2)
+    assert status == 0 and "1 identities were left out of this epoch" in said, said
+    dropped = [line["data/dropped_identities"] for line in read_log(tmp_path) if "data/dropped_identities" in line]
+    assert dropped == [1.0, 1.0]
+    state = json.loads((find(tmp_path / "run" / "checkpoints")[0] / "state.json").read_text())
+    assert state["dropped_total"] == 2
 
 
 def test_a_killed_rank_ends_the_others(data: Path, tmp_path: Path) -> None:

@@ -303,3 +303,27 @@ def test_losses_are_float32_islands_under_autocast(dtype: torch.dtype) -> None:
 def test_bad_arguments_are_named(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(torch.randn(4, 3), torch.tensor([0, 0, 1, 1]))
+
+
+def test_features_that_overflowed_leave_their_center_where_it_is() -> None:
+    loss = losses.CenterLoss(3, 2, generator=torch.Generator().manual_seed(0))
+    before = loss.centers.clone()
+    features = torch.tensor([[1.0, 2.0], [torch.inf, 0.0], [3.0, 4.0]])
+    loss.update(gather_centroids(features, torch.tensor([0, 1, 2])))
+    assert torch.equal(loss.centers[1], before[1])
+    assert loss.centers.isfinite().all() and not torch.isclose(loss.centers[[0, 2]], before[[0, 2]]).all(dim=1).any()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA alone has kernels that add in no fixed order")
+def test_rounds_use_deterministic_kernels_alone() -> None:
+    features = torch.randn(12, 4, device="cuda", requires_grad=True)
+    torch.use_deterministic_algorithms(True)
+    try:
+        losses.centroid_triplet(features, torch.arange(4, device="cuda").repeat(3), reading="rounds").backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_rounds_do_not_call_what_is_not_deterministic_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch, "bincount")
+    losses.centroid_triplet(torch.randn(12, 4), torch.arange(4).repeat(3), reading="rounds")

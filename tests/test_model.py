@@ -16,6 +16,7 @@ from reid.model import (
     ReIDModel,
     drop_frozen_gradients,
     freeze_encoder,
+    freeze_heads,
     main,
 )
 
@@ -257,3 +258,10 @@ def test_heads_are_float32_islands():
 def test_bad_heads_are_named(knobs, message):
     with pytest.raises(ValueError, match=message):
         Classifier(6, 5, **knobs)
+
+
+def test_heads_without_a_loss_stay_as_they_are():
+    model = ReIDModel(5, encoder="resnet10")
+    freeze_heads(model)
+    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert learning == {f"encoder.{name}" for name, _ in model.encoder.named_parameters()}

@@ -103,3 +103,12 @@ def test_a_weight_of_zero_switches_a_term_off() -> None:
     nothing = Objective(10, 16, cross_entropy_weight=0, triplet_weight=0, center_weight=0, mctl_weight=0)
     with pytest.raises(ValueError, match="every loss weight is 0"):
         nothing(features, torch.zeros(16, 10), labels)
+
+
+def test_features_that_overflowed_do_not_spoil_the_unit_of_distance() -> None:
+    features, labels = real_rows(ORACLES["full_groups"])
+    objective = Objective(10, 16, relative=True, cross_entropy_weight=0, triplet_weight=0, center_weight=0)
+    objective(features.detach().float(), torch.zeros(16, 10), labels)
+    before = objective.spread.clone()
+    objective(features.detach().float() * torch.inf, torch.zeros(16, 10), labels)
+    assert before > 0 and torch.equal(objective.spread, before)

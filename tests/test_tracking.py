@@ -71,6 +71,37 @@ def test_a_line_is_on_disk_as_soon_as_it_is_logged(tmp_path):
     assert lines_of(tmp_path) == [{"step": 3, "train/loss": 1.0}]
 
 
+def test_a_full_disk_is_said_once_and_half_a_line_is_taken_back(tmp_path, monkeypatch, capsys):
+    tracker = make_tracker(tmp_path)
+    tracker.log(0, {"train/loss": 1.0})
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, mode: Torn(opened(path, mode)))
+    tracker.log(1, {"train/loss": 2.0})
+    tracker.log(2, {"train/loss": 3.0})
+    monkeypatch.undo()
+    tracker.log(3, {"train/loss": 4.0})
+    assert [line["step"] for line in lines_of(tmp_path)] == [0, 3]
+    said = capsys.readouterr().err
+    assert said == f"warning: {tmp_path / 'metrics.jsonl'}: lines are missing from step 2 on: No space left on device\n"
+
+
+class Torn:
+    """A file on a disk that has room for nine more characters."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+    def write(self, text):
+        self.file.write(text[:9])
+        raise OSError(28, "No space left on device")
+
+
 def test_other_ranks_write_nothing(tmp_path):
     tracker = make_tracker(tmp_path, active=False, mode="offline")
     tracker.log(0, {"train/loss": 1.0})

@@ -1,14 +1,32 @@
-"""What training refuses before its first step."""
+"""What training refuses before its first step, and whole trainings of a few steps in this process."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from accelerate.state import AcceleratorState
+from torch import nn
 
+from reid import checkpoint, startup, stopping
+from reid import train as program
 from reid.config import Config
-from reid.train import train
+from reid.features import Extracted, extract
+from reid.manifest import load_manifest
+from reid.model import ReIDModel
+from reid.objective import Objective
+from reid.pixels import Pixels
+from reid.startup import check_image_size, check_matches, check_space, check_writable, start_accelerator, write_file
+from reid.train import describe_step, train
 from shards import market1501
 from shards.build import build
 from shards.pedestrians import synthesize
@@ -45,6 +63,10 @@ def break_weights(config: Config) -> None:
     config.model.weights = "no/such/file.safetensors"
 
 
+def break_device(config: Config) -> None:
+    config.device = "cuda"
+
+
 def break_losses(config: Config) -> None:
     config.loss.cross_entropy = config.loss.triplet = config.loss.mctl = config.loss.center = 0.0
 
@@ -58,6 +80,11 @@ def break_losses(config: Config) -> None:
         (break_margin, r"loss.margin = 0.0 must be greater than 0"),
         (break_weights, "model.weights = no/such/file.safetensors: no such file"),
         (break_losses, "every loss weight is 0"),
+        pytest.param(
+            break_device,
+            "device = cuda, and torch finds no CUDA device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+        ),
     ],
 )
 def test_bad_input_is_named_before_the_first_step(
@@ -72,3 +99,254 @@ def test_bad_input_is_named_before_the_first_step(
     with pytest.raises(ValueError, match=message):
         train(config)
     assert not (tmp_path / "broken" / "checkpoints").exists()
+
+
+@pytest.fixture
+def _fresh_process() -> Iterator[None]:
+    """Without what a training leaves in its process: accelerate's state, and torch's switches."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def config(root: Path, tmp_path: Path, _fresh_process: None) -> Config:
+    config = Config(name="run", runs=str(tmp_path), device="cpu")
+    config.data.root, config.data.height, config.data.width, config.data.workers = str(root), 32, 16, 0
+    config.batch.identities, config.batch.streams, config.batch.images, config.batch.steps_per_epoch = 4, 2, 2, 2
+    config.model.encoder, config.model.weights = "resnet10", "none"
+    config.optim.epochs, config.optim.milestones = 2, []
+    config.track.wandb, config.track.every_steps, config.track.keep_checkpoints = "off", 1, 9
+    return config
+
+
+def again(config: Config, **knobs: Any) -> bool:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return train(replace(config, resume="auto", **knobs))
+
+
+def log_of(config: Config) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (config.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_bf16_trains_and_is_evaluated_in_float32_as_evaluate_does_it(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.precision, config.seed, config.optim.epochs = "bf16", 2**40 + 1, 1
+    seen: dict[str, Extracted] = {}
+
+    def watched(model: nn.Module, root: str, manifest: Any, split: str, pixels: Any, **knobs: Any) -> Extracted:
+        seen[split] = extract(model, root, manifest, split, pixels, **knobs)
+        return seen[split]
+
+    monkeypatch.setattr(program, "extract", watched)
+    assert not train(config)
+    model = ReIDModel(8, "resnet10")
+    checkpoint.load_weights(checkpoint.find(config.folder / "checkpoints")[0], model)
+    manifest, device = load_manifest(config.data.root), torch.device("cpu")
+    alone = extract(
+        model, config.data.root, manifest, "query", Pixels(32, 16), batch_size=128, workers=0, device=device
+    )
+    assert torch.equal(seen["query"].features.embeddings, alone.features.embeddings)
+    last = log_of(config)[-1]
+    assert last["eval/last_mAP"] == last["eval/best_mAP"] == last["eval/image/mAP"]
+    assert f"image/mAP: best {last['eval/image/mAP']:.4f} (epoch-0001-step-000000), last" in capsys.readouterr().out
+
+
+def test_deterministic_is_switched_on(config: Config) -> None:
+    config.speed.deterministic, config.optim.epochs = True, 1
+    assert not train(config)
+    assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+
+
+def test_an_evaluation_that_was_killed_is_made_by_the_resumed_run(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.eval.every_epochs = 1
+    written: list[str] = []
+    write = checkpoint._write
+    monkeypatch.setattr(checkpoint, "_write", lambda folder, *rest: (written.append(folder.name), write(folder, *rest)))
+    straight = replace(config, name="straight")
+    assert not train(straight)
+    assert written == [".epoch-0001-step-000000.writing", ".epoch-0002-step-000000.writing"]  # once each
+
+    def killed(*args: Any) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    for number in (1, 2):
+        with monkeypatch.context() as patch:
+            patch.setattr(program, "evaluate_test", killed)
+            with pytest.raises(KeyboardInterrupt):
+                again(config)
+        assert checkpoint.find(config.folder / "checkpoints")[0].name == "epoch-0001-step-000000", number
+    assert not again(config)
+    states = [checkpoint.read_state(checkpoint.find(c.folder / "checkpoints")[0]) for c in (straight, config)]
+    assert states[0] == states[1]
+    scores = [[line for line in log_of(c) if "eval/best_mAP" in line] for c in (straight, config)]
+    assert scores[0] == scores[1] and len(scores[0]) == 2
+
+
+def test_a_checkpoint_that_is_not_there_is_not_the_best(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    config.eval.every_epochs = 1
+    save, calls = checkpoint.save, []
+
+    def full_at_first(*args: Any) -> Path:
+        calls.append(1)
+        if len(calls) <= 2:  # before the first evaluation and after it
+            raise OSError(28, "No space left on device")
+        return save(*args)
+
+    monkeypatch.setattr(checkpoint, "save", full_at_first)
+    monkeypatch.setattr(program, "evaluate_test", lambda *args: {"image/mAP": 1.0 / (1 + len(calls))})
+    assert not train(config)
+    (kept,) = checkpoint.find(config.folder / "checkpoints")
+    state = checkpoint.read_state(kept)
+    assert state["best_name"] == kept.name and state["best"] == {"image/mAP": 0.25}
+
+
+def test_a_stop_at_the_end_of_an_epoch_leaves_the_evaluation_to_the_resumed_run(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated: list[str] = []
+    monkeypatch.setattr(program, "evaluate_test", lambda *args: evaluated.append("now") or {"image/mAP": 0.5})
+    stop = config.folder.parent / "stop"
+    stop.touch()
+    assert train(replace(config, stop_file=str(stop)))  # the first step: one process sees the file at once
+    assert again(config, stop_file=str(stop))
+    config.optim.epochs = 1
+    assert json.loads((config.folder / "stopped.json").read_text())["checkpoint"] == "epoch-0001-step-000000"
+    assert not evaluated
+
+
+@pytest.mark.parametrize(
+    ("knobs", "words"),
+    [
+        ({"seed": 1}, "plan has seed = 0, here it is 1"),
+        ({"batch__images": 3}, "plan has batch.images = 2, here it is 3"),
+        ({"data__pool_images": 7}, "plan has data.pool_images = 16384, here it is 7"),
+        ({"optim__algorithm": "sgd"}, "optimizer has optim.algorithm = 'adam', here it is 'sgd'"),
+        ({"optim__bias_lr_factor": 2.0, "optim__weight_decay": 0.1}, ""),
+    ],
+)
+def test_a_resume_with_other_batches_is_refused_and_with_other_rates_goes_on(
+    config: Config, knobs: dict[str, Any], words: str
+) -> None:
+    config.optim.epochs = 1
+    assert not train(config)
+    config.optim.epochs = 2
+    for name, value in knobs.items():
+        section, _, knob = name.rpartition("__")
+        setattr(getattr(config, section) if section else config, knob, value)
+    if not words:
+        assert not again(config)
+        return
+    with pytest.raises(ValueError, match=f"belongs to another run: its {words}"):
+        again(config)
+
+
+def test_a_dry_run_says_what_it_cannot_write_and_leaves_nothing(config: Config, tmp_path: Path) -> None:
+    config.dry_run, config.runs = True, str(tmp_path / "a" / "b")
+    assert not train(config)
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"file/run cannot be written: Not a directory; give another --runs"):
+        check_writable(tmp_path / "file" / "run")
+
+
+def test_a_file_that_cannot_be_written_is_named() -> None:
+    with pytest.raises(ValueError, match=r"/dev/full cannot be written: No space left on device; make room"):
+        write_file(Path("/dev/full"), "stopped")
+
+
+def test_a_dry_run_looks_at_the_query(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, int]] = []
+
+    def watched(*args: Any, rows: np.ndarray, **knobs: Any) -> Extracted:
+        seen.append((args[3], len(rows)))
+        return extract(*args, rows=rows, **knobs)
+
+    config.dry_run, config.eval.batch_size = True, 1
+    monkeypatch.setattr(program, "extract", watched)
+    assert not train(config)
+    assert seen == [("query", 1)]
+
+
+def test_a_signal_in_an_evaluation_is_written_down_at_once(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    config.eval.every_epochs = 1
+    seen: list[dict[str, Any] | None] = []
+
+    def asked(*args: Any) -> dict[str, float]:
+        file = config.folder / "stopped.json"
+        signal.raise_signal(signal.SIGUSR1)
+        seen.append(json.loads(file.read_text()) if file.exists() else None)
+        return {"image/mAP": 0.5}
+
+    monkeypatch.setattr(program, "evaluate_test", asked)
+    assert train(config)  # one step later
+    at = {"epoch": 1, "step": 0, "reason": "SIGUSR1", "checkpoint": "epoch-0001-step-000000"}
+    assert seen == [at]
+    assert json.loads((config.folder / "stopped.json").read_text())["checkpoint"] == "epoch-0001-step-000001"
+    assert not again(config)  # asked again in the last evaluation: it is done, and nobody needs to go on
+    assert len(seen) == 2 and not (config.folder / "stopped.json").exists()
+
+
+def test_the_group_that_agrees_on_stopping_waits_as_long_as_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(stopping, "is_distributed", lambda: True)
+    monkeypatch.setattr(stopping.dist, "new_group", lambda **knobs: asked.append(knobs))
+    stopping.StopRequest(timeout_s=77).close()
+    assert asked == [{"backend": "gloo", "timeout": timedelta(seconds=77)}]
+
+
+def test_the_line_of_a_step() -> None:
+    speed = {"images_per_s": 640.4, "steps_per_s": 10.0, "data_wait_share": 0.125, "memory_gib": 3.21}
+    values = {"loss": 2.5, "cross_entropy": 1.25, "center": 90.0, "d_ap": 4.0}
+    assert describe_step(2, 120, values, speed, left=37250) == (
+        "epoch 3/120 loss 2.500 (cross_entropy 1.250, center 90.000) 640 images/s waiting for data 12% "
+        "memory 3.2 GiB left 1:02:05"
+    )
+
+
+def test_a_disk_without_room_for_the_checkpoints(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, objective = nn.Linear(2**18, 1, bias=False), Objective(1, 1)  # 1 MiB, and a few bytes
+    config.folder.mkdir()
+    config.track.keep_checkpoints = 2
+    for mebibytes, enough in ((13, True), (11, False)):  # (2 + 2) checkpoints of weights and two moments
+        monkeypatch.setattr(startup.shutil, "disk_usage", lambda _, free=mebibytes * 2**20: SimpleNamespace(free=free))
+        if enough:
+            check_space(config, model, objective)
+            continue
+        with pytest.raises(ValueError, match=r"11 MiB are free, 4 checkpoints take 12 MiB; make room, lower track"):
+            check_space(config, model, objective)
+
+
+def test_fewer_processes_than_the_launcher_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(startup, "Accelerator", lambda **knobs: SimpleNamespace(num_processes=1))
+    with pytest.raises(ValueError, match="promised WORLD_SIZE = 2 processes but 1 take part; on a CPU launch with"):
+        start_accelerator("no")
+
+
+def test_an_image_that_is_too_small_for_the_encoder(config: Config) -> None:
+    model = nn.Sequential(nn.Dropout(), nn.Conv2d(3, 4, 33))
+    with pytest.raises(
+        ValueError, match=r"data.height = 32, data.width = 16: resnet10 cannot take images of this size"
+    ):
+        check_image_size(config, model, torch.device("cpu"))
+    assert model.training
+
+
+def test_query_and_gallery_without_a_match(config: Config, root: Path) -> None:
+    manifest = load_manifest(root)
+    check_matches(config, manifest)
+    gallery, query = manifest.split("gallery"), manifest.split("query")
+    one_camera = {"query": replace(query, cameras=((1,),) * len(query.pids)),
+                  "gallery": replace(gallery, cameras=((1,),) * len(gallery.pids))}  # fmt: skip
+    others = {"gallery": replace(gallery, pids=gallery.pids + 1000)}
+    unknown = {name: replace(split, cameras=((-1,),) * len(split.pids)) for name, split in one_camera.items()}
+    check_matches(config, replace(manifest, splits={**manifest.splits, **unknown}))
+    check_matches(config, replace(manifest, splits={"train": manifest.split("train")}))
+    for splits in (one_camera, others):
+        with pytest.raises(ValueError, match=f"data.root = {root}: no query has an image of its identity"):
+            check_matches(config, replace(manifest, splits={**manifest.splits, **splits}))

@@ -1,106 +1,199 @@
-"""The trainer beside a bare loop: the same model and objective on a batch in memory, forward, backward and step.
+"""The trainer beside a bare loop (the same model and objective on a batch in memory), and what it becomes on many GPUs.
 
-python -m tests.bench.trainer          prints Markdown tables; about four minutes on two cores
+python -m tests.bench.trainer                   four minutes on two cores: ResNet-18, 128 x 64, one and two processes
+python -m tests.bench.trainer --device cuda     one GPU: ResNet-50, 256 x 128, batches of 64 and 256 [--compile]
+python -m tests.bench.trainer --compute_ms 21   the scaling model alone, of a step measured elsewhere
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
+import math
 import os
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import timeit
 from pathlib import Path
 
 import torch
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from reid.augment import normalize
 from reid.model import ReIDModel
 from reid.objective import Objective
 from reid.optim import build_optimizer
+from reid.pixels import Pixels
 from shards.__main__ import main as shards_main
 
-HEIGHT, WIDTH, P, K, CLASSES = 128, 64, 8, 4, 48
-STEPS, ROUNDS = 12, 2
+K, CLASSES, ROUNDS = 4, 80, 2
+SMALL = {"encoder": "resnet18", "height": 128, "width": 64}
+LARGE = {"encoder": "resnet50", "height": 256, "width": 128}
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16 FLOP/s of the data sheets
 ROOT = Path(__file__).parents[2]
 LAUNCH = [str(Path(sys.executable).parent / "accelerate"), "launch", "--config_file", str(ROOT / "launch/cpu.yaml")]
 
 
 def make_shards(folder: Path) -> Path:
     sizes = ["--identities-train", str(CLASSES), "--identities-test=2", "--images-per-identity=8", "--distractors=0"]
+    built = ["--root", str(folder / "drawn"), "--out", str(folder / "shards"), "--shards=8"]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        shards_main(["synth", "--out", str(folder / "drawn"), *sizes, f"--height={HEIGHT}", f"--width={WIDTH}"])
-        built = ["--root", str(folder / "drawn"), "--out", str(folder / "shards"), "--shards=8"]
+        shards_main(["synth", "--out", str(folder / "drawn"), *sizes, "--height=128", "--width=64"])
         shards_main(["build", "market1501", *built])
     return folder / "shards"
 
 
-def bare_loop() -> float:
-    """Images a second."""
+def bare_loop(
+    encoder: str, height: int, width: int, batch: int, steps: int = 12, warmup: int = 2, *, device: str = "cpu",
+    ours: bool = False, compiled: bool = False,
+) -> float:  # fmt: skip
+    """Images a second. ours: bf16 and channels_last; otherwise float32 as torch runs it without being told more."""
     torch.manual_seed(0)
-    model = ReIDModel(CLASSES, "resnet18", image_size=(HEIGHT, WIDTH))
-    objective = Objective(CLASSES, model.dim, margin=5.0)
+    layout = torch.channels_last if ours else torch.contiguous_format
+    model = ReIDModel(CLASSES, encoder, image_size=(height, width)).to(device).to(memory_format=layout)
+    objective = Objective(CLASSES, model.dim, margin=5.0).to(device)
     optimizer = build_optimizer(model, 3.5e-4, 5e-4)
-    images = normalize(torch.randint(0, 256, (P * K, 3, HEIGHT, WIDTH), dtype=torch.uint8))
-    labels = torch.arange(P).repeat_interleave(K)
-    for step in range(2 + STEPS):
-        if step == 2:
+    if compiled:
+        model.compile()
+    images = normalize(torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, device=device))
+    labels = torch.arange(batch // K, device=device).repeat_interleave(K)
+    torch.backends.cudnn.benchmark = True
+    for step in range(warmup + steps):
+        if step == warmup:
+            float(labels.sum())  # waits for all that was queued before
             begun = time.perf_counter()
-        features, logits = model(images)
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=ours):
+            features, logits = model(images.contiguous(memory_format=layout))
         total, _ = objective(features, logits, labels)
         total.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         objective.update_centers(features, labels)
-    return STEPS * P * K / (time.perf_counter() - begun)
+    float(labels.sum())
+    return steps * batch / (time.perf_counter() - begun)
 
 
-def trainer(shards: Path, runs: Path, name: str, processes: int) -> tuple[float, float]:
+def trainer(
+    shards: Path, runs: Path, name: str, batch: int, knobs: list[str], encoder: str, height: int, width: int,
+    processes: int = 1, steps: int = 12, warmup: int = 2,
+) -> tuple[float, float]:  # fmt: skip
     """Images a second of all processes and the share of time spent waiting for data, without the first steps."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    start = [sys.executable] if processes == 1 else [*LAUNCH, "--main_process_port", str(port)]
+    start = [sys.executable] if processes == 1 else [*LAUNCH, "--main_process_port", "0"]
     flags = [
-        f"--data.root={shards}", f"--data.height={HEIGHT}", f"--data.width={WIDTH}", "--data.workers=1",
-        f"--batch.identities={P * processes}", "--batch.streams=4", f"--batch.steps_per_epoch={2 + STEPS}",
-        "--model.encoder=resnet18", "--model.weights=none", "--loss.margin=5.0", "--optim.epochs=1",
+        f"--data.root={shards}", f"--data.height={height}", f"--data.width={width}", "--batch.streams=4",
+        f"--batch.identities={batch * processes // K}", f"--batch.steps_per_epoch={warmup + steps}",
+        f"--model.encoder={encoder}", "--model.weights=none", "--loss.margin=5.0", "--optim.epochs=1",
         "--optim.milestones=[]", "--track.wandb=off", "--track.every_steps=2", f"--runs={runs}", f"--name={name}",
     ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [*start, "train.py", *flags], cwd=ROOT, env=environment, capture_output=True, check=True, timeout=300
-    )
-    lines = [json.loads(line) for line in (runs / name / "metrics.jsonl").read_text().splitlines()]
-    after = [line for line in lines if "train/images_per_s" in line][1:]
+    subprocess.run([*start, "train.py", *flags, *knobs], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                   capture_output=True, check=True, timeout=600)  # fmt: skip
+    lines = map(json.loads, (runs / name / "metrics.jsonl").read_text().splitlines())
+    after = [line for line in lines if "train/images_per_s" in line and line["step"] >= warmup]
     return tuple(statistics.mean(line[f"train/{key}"] for line in after) for key in ("images_per_s", "data_wait_share"))
 
 
-def main() -> None:
+def on_cpu() -> float:
+    """Seconds of a step of 64 images of the large model."""
     torch.set_num_threads(1)
-    print(f"## Trainer\n\nResNet-18, {HEIGHT} x {WIDTH}, {P} x {K} images a process, one thread a process.\n")
-    print(
-        "| round | bare loop, images/s | trainer, 1 process | share of bare | waiting for data | 2 processes | of 1 |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    shares, scalings = [], []
+    print("## Trainer\n\nResNet-18, 128 x 64, 8 x 4 images a process, one thread a process.\n")
+    print("| round | bare, images/s | trainer, 1 process | share of bare | waiting for data | 2 processes | of 1 |\n"
+          "|---|---|---|---|---|---|---|")  # fmt: skip
+    shares, scalings, knobs = [], [], ["--data.workers=1", "--device=cpu"]
     with tempfile.TemporaryDirectory() as folder:
         shards = make_shards(Path(folder))
         for number in range(ROUNDS):
-            bare = bare_loop()
-            one, waiting = trainer(shards, Path(folder), f"one{number}", 1)
-            bare = (bare + bare_loop()) / 2  # before and after, as the machine's speed drifts
-            two, _ = trainer(shards, Path(folder), f"two{number}", 2)
-            shares.append(one / bare)
-            scalings.append(two / one)
+            bare = bare_loop(**SMALL, batch=32)
+            one, waiting = trainer(shards, Path(folder), f"one{number}", 32, knobs, **SMALL)
+            bare = (bare + bare_loop(**SMALL, batch=32)) / 2  # before and after, as the machine's speed drifts
+            two, _ = trainer(shards, Path(folder), f"two{number}", 32, knobs, **SMALL, processes=2)
+            shares, scalings = [*shares, one / bare], [*scalings, two / one]
             print(f"| {number + 1} | {bare:.1f} | {one:.1f} | {shares[-1]:.0%} | {waiting:.1%} | {two:.1f} "
                   f"| {scalings[-1]:.2f}x |", flush=True)  # fmt: skip
-    share, scaling = statistics.median(shares), statistics.median(scalings)
-    print(f"\nMedian: {share:.0%} of the bare loop; two processes {scaling:.2f}x one.")
+    print(f"\nMedian: {statistics.median(shares):.0%} of bare; two processes {statistics.median(scalings):.2f}x one.")
+    return 64 / bare_loop(**LARGE, batch=8, steps=2, warmup=1)
+
+
+def on_cuda(compiled: bool) -> float:
+    """Seconds of a step of 64 images, bare."""
+    card, flops = torch.cuda.get_device_name(), flops_per_image()
+    peak = next((value for name, value in PEAKS.items() if name in card), math.nan)
+    print(f"## Trainer on {card}\n\nResNet-50, 256 x 128, last stride 1, {flops / 1e9:.1f} GFLOP an image forward and "
+          f"backward. (a) float32, eager; (b) bf16, channels_last{', compiled' if compiled else ''}.\n")  # fmt: skip
+    print("| batch | (a), images/s | (b) bare loop | trainer | of (a) | share of bare | waiting for data | MFU |\n"
+          "|---|---|---|---|---|---|---|---|")  # fmt: skip
+    knobs = ["--device=cuda", "--precision=bf16", f"--speed.compile={compiled}", "--data.workers=8"]
+    counts = {"steps": 60, "warmup": 20}
+    with tempfile.TemporaryDirectory() as folder:
+        shards = make_shards(Path(folder))
+        for batch in (256, 64):
+            shape = {**LARGE, **counts, "batch": batch}
+            plain = bare_loop(**shape, device="cuda")
+            bare = bare_loop(**shape, device="cuda", ours=True, compiled=compiled)
+            found, waiting = trainer(shards, Path(folder), f"b{batch}", knobs=knobs, **shape)
+            print(f"| {batch} | {plain:.0f} | {bare:.0f} | {found:.0f} | {found / plain:.1f}x | {found / bare:.0%} "
+                  f"| {waiting:.1%} | {found * flops / peak:.0%} |", flush=True)  # fmt: skip
+    return 64 / bare
+
+
+def flops_per_image() -> float:
+    model, images = ReIDModel(CLASSES, "resnet50"), torch.zeros(2, 3, 256, 128)
+    with FlopCounterMode(display=False) as counter:
+        model(images)[1].sum().backward()
+    return counter.get_total_flops() / 2
+
+
+def decoded_per_s(count: int = 300) -> float:
+    Image.effect_noise((64, 128), 64).convert("RGB").save(file := io.BytesIO(), "JPEG")
+    return count / timeit.timeit(lambda: Pixels(256, 128).decode(file.getvalue(), "bench"), number=count)
+
+
+def print_scaling(compute_s: float, source: str) -> None:
+    """16 identities x 4 images a GPU: step = max(compute + exposed all-reduce + centroid gather, data)."""
+    model = ReIDModel(751, "resnet50")
+    decoding, cores, latency_s, bucket = decoded_per_s(), 12, 2e-5, 25 * 2**20
+    gradients, centroids = 4 * sum(parameter.numel() for parameter in model.parameters()), 4 * 16 * model.dim
+    data_s = 64 / (decoding * cores)
+    print(f"""
+## Scaling model, ResNet-50, 64 images a GPU
+
+- compute: {1000 * compute_s:,.1f} ms a step ({source})
+- data: {decoding:,.0f} images/s a core, measured here on one core; assumed {cores} cores a GPU: {1000 * data_s:.1f} ms
+- gradients: {gradients / 2**20:.0f} MiB, 2 (N - 1) / N of them sent behind 2/3 of the compute, but for the last 25 MiB
+- centroids: 16 x {model.dim} floats a GPU, {centroids / 2**10:.0f} KiB, gathered and, backward, scattered; not hidden
+- assumed: 300 GB/s between the 8 GPUs of a node, 40 GB/s a GPU between nodes, 20 us and 2 us x log2 N a collective
+- left out: stragglers, BatchNorm of the whole batch, storage (shards are staged on the nodes)
+
+| GPUs | all-reduce, ms | of it exposed | centroid gather, ms | step, ms | images/s | efficiency |
+|---|---|---|---|---|---|---|""")
+    for gpus in (1, 8, 64, 512):
+        bandwidth = 300e9 if gpus <= 8 else 40e9
+        collective = latency_s + 2e-6 * math.log2(gpus) if gpus > 1 else 0.0
+        reduce_s = 2 * (gpus - 1) / gpus * gradients / bandwidth + collective
+        exposed = max(reduce_s - compute_s * 2 / 3, reduce_s * min(bucket / gradients, 1))
+        gather_s = 2 * (gpus - 1) * centroids / bandwidth + 4 * collective  # and sizes and keys, which are small
+        step_s = max(compute_s + exposed + gather_s, data_s)
+        print(f"| {gpus} | {1000 * reduce_s:.2f} | {1000 * exposed:.2f} | {1000 * gather_s:.2f} | {1000 * step_s:,.1f} "
+              f"| {64 * gpus / step_s:,.0f} | {max(compute_s, data_s) / step_s:.0%} |")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--compute_ms", type=float)
+    options = parser.parse_args()
+    if options.compute_ms is not None:
+        print_scaling(options.compute_ms / 1000, "given")
+    elif options.device == "cuda":
+        print_scaling(on_cuda(options.compile), "the bare loop above")
+    else:
+        print_scaling(on_cpu(), "measured on one core of this CPU, so efficiencies say nothing of GPUs: --compute_ms")
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ def meet_a_nan() -> str:
     features = torch.ones(2, 4)
     if rank == 1:
         features[1, 0] = float("nan")
-    watch.see(6, torch.zeros(2, 2, dtype=torch.int64), torch.ones(2, 4))
+    watch.see(6, torch.zeros(2, 2, dtype=torch.int64), torch.ones(2, 4), torch.tensor(1.0))
     watch.check({"loss": 1.0}, "lower it")
-    watch.see(7, torch.tensor([[rank, 3], [rank + 2, 4]]), features)
+    watch.see(7, torch.tensor([[rank, 3], [rank + 2, 4]]), features, features.sum())
     try:
         watch.check(mean_over_ranks({"loss": features.sum()}), "lower it")
     except ValueError as error:
