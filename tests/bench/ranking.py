@@ -257,13 +257,13 @@ def print_large() -> None:
     print("| seconds | over the product from the same file | extra memory, MB |")
     print("|---|---|---|")
     print(f"| {found['seconds']:.0f} | {found['seconds'] / found['product']:.2f} | {found['memory'] / 1e6:.0f} |\n")
-    queries, flops, sorted_per_s, bandwidth = 100_000, 20e12, 1e9, 2e9
+    queries, flops, counted_per_s, bandwidth = 100_000, 20e12, 1e9, 2e9
     scores = queries / 8 * LARGE
     print(
         f"Projection, measured on no GPU, for {queries:,} queries on 8 GPUs, each with an eighth of them and the whole "
         f"gallery in its memory: {need / bandwidth:.0f} s to load it at {bandwidth / GB:.0f} GB/s, "
         f"{2 * scores * LARGE_DIM / flops:.0f} s of products at {flops / 1e12:.0f} TFLOP/s of float32, "
-        f"{scores / sorted_per_s:.0f} s of sorting at {sorted_per_s:.0e} scores a second."
+        f"{scores / counted_per_s:.0f} s of counting ranks at {counted_per_s:.0e} scores a second."
     )
 
 
