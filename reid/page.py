@@ -12,7 +12,7 @@ from html import escape
 from PIL import Image
 
 from reid.pictures import Ranked, RankList, Results, list_protocols, mark, percent
-from reid.style import STYLE
+from reid.style import list_facts, wrap
 from reid.tables import (
     CENTROID_NOTE,
     COST_COLUMNS,
@@ -63,20 +63,7 @@ def build_page(
     """The page's text. no_lists: why there are no rank lists, or no pictures in them; said in their place."""
     model = next(iter(results))
     cmc, *others = sections
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<link rel="icon" href="data:,">
-<title>{escape(dataset)} · evaluation</title>
-<style>{STYLE}</style>
-</head>
-<body><main>
-<header><p class="eyebrow">Re-identification · evaluation</p><h1>{escape(dataset)}</h1></header>
-{_tiles_html(model, results[model])}
+    body = f"""{_tiles_html(model, results[model])}
 {_warnings_html(warnings)}
 {_notes_html(notes)}
 <h2>Results</h2>
@@ -87,12 +74,9 @@ def build_page(
 {_lists_html(rank_lists, no_lists)}
 {"".join(map(_section_html, others))}
 {_cost_html(model, results[model])}
-<h2>Run</h2>
-<dl>{"".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())}</dl>
-{READING}
-</main></body>
-</html>
-"""
+{list_facts("Run", facts)}
+{READING}"""
+    return wrap(dataset, "evaluation", body)
 
 
 READING = (

@@ -13,7 +13,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from reid.style import STYLE
+from reid.style import list_facts, wrap
 
 THUMBNAIL_PX = 256  # longest side of a picture inside the page
 
@@ -69,27 +69,11 @@ def build_page(
 ) -> str:
     """queries: name and picture of each; answers: what each found, best first, with its picture."""
     lists = "".join(map(_list_html, queries, answers))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<link rel="icon" href="data:,">
-<title>{escape(title)} · search</title>
-<style>{STYLE}</style>
-</head>
-<body><main>
-<header><p class="eyebrow">Re-identification · search</p><h1>{escape(title)}</h1></header>
-<p class="note">Likeness, not identity: a score says how alike two pictures look to the model. The first of a
-list is the nearest of what was searched, whether or not the person is in it.</p>
+    body = f"""<p class="note">Likeness, not identity: a score says how alike two pictures look to the model. The first
+of a list is the nearest of what was searched, whether or not the person is in it.</p>
 {lists}
-<h2>Search</h2>
-<dl>{"".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())}</dl>
-</main></body>
-</html>
-"""
+{list_facts("Search", facts)}"""
+    return wrap(title, "search", body)
 
 
 def _list_html(query: tuple[str, Picture], found: Sequence[tuple[Answer, Picture]]) -> str:

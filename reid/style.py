@@ -1,4 +1,7 @@
-"""The look of the report's page: one style sheet, light and dark, for desktops, phones and paper."""
+"""The look of our pages: one style sheet, light and dark, for desktops, phones and paper, and the frame of a page."""
+
+from collections.abc import Mapping
+from html import escape
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #f6f7f9; --card: #fff; --ink: #1f2430; --soft: #5d6675; --line: #e4e7ec;
@@ -104,3 +107,30 @@ summary { cursor: pointer; font-weight: 600; }
 }
 @media print { body { background: none; } article { break-inside: avoid; } }
 """
+
+
+def wrap(title: str, kind: str, body: str) -> str:
+    """A whole page, which loads nothing: `body` (HTML) below the title and the kind of page."""
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<link rel="icon" href="data:,">
+<title>{escape(title)} · {escape(kind)}</title>
+<style>{STYLE}</style>
+</head>
+<body><main>
+<header><p class="eyebrow">Re-identification · {escape(kind)}</p><h1>{escape(title)}</h1></header>
+{body}
+</main></body>
+</html>
+"""
+
+
+def list_facts(title: str, facts: Mapping[str, str]) -> str:
+    """Names and values below a heading."""
+    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
+    return f"<h2>{title}</h2>\n<dl>{rows}</dl>"
