@@ -1,8 +1,6 @@
 """reid/tracking.py: metrics.jsonl line by line, an offline W&B run read back, and W&B failing."""
 
 import json
-import subprocess
-import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +15,7 @@ from PIL import Image
 from reid import tracking
 from reid.environment import code_version
 from reid.tracking import Tracker, keep_steps_before
+from tests.offline_runs import read_back, run_of
 
 
 @pytest.fixture(autouse=True)
@@ -150,21 +149,6 @@ def test_a_whole_last_line_without_its_newline_is_kept_and_ended(tmp_path):
 def test_no_lines_yet(tmp_path):
     keep_steps_before(tmp_path / "metrics.jsonl", 10)
     assert not (tmp_path / "metrics.jsonl").exists()
-
-
-def read_back(folder: Path) -> list[list[dict]]:
-    """The records of each offline run under `folder`, in the order in which they were started."""
-    program = Path(sys.executable).with_name("wandb")
-    runs = []
-    for file in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime):
-        command = [str(program), "leet", "inspect", "--json", str(file)]
-        output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-        runs.append([json.loads(line) for line in output.splitlines()])
-    return runs
-
-
-def run_of(records: list[dict]) -> dict:
-    return next(record["run"] for record in records if record["type"] == "run")
 
 
 @pytest.mark.timeout(120)
