@@ -1,6 +1,6 @@
 """The trainer beside a bare loop (the same model and objective on a batch in memory), and what it becomes on many GPUs.
 
-python -m tests.bench.trainer                   four minutes on two cores: ResNet-18, 128 x 64, one and two processes
+python -m tests.bench.trainer                   eight minutes on two cores: ResNet-18, 128 x 64, one and two processes
 python -m tests.bench.trainer --device cuda     one GPU: ResNet-50, 256 x 128, batches of 64 and 256 [--compile]
 python -m tests.bench.trainer --compute_ms 21   the scaling model alone, of a step measured elsewhere
 """
