@@ -8,18 +8,18 @@ into the URL. (WebDataset's own opener for http, when it tries again, puts the f
 
 import re
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from webdataset.gopen import Pipe
-
 TOOLS = {"http": "curl", "https": "curl", "gs": "gsutil", "s3": "aws"}
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 BUFFER_BYTES = 1 << 16  # what is larger, as most identities are, is read past the buffer: copied once
 CONNECT_S, STALL_S = 30, 60  # to reach a server, and without a byte from it
+RETRIES = 2  # after one second and after two more
 
 
 def is_remote(root: str | Path) -> bool:
@@ -63,14 +63,7 @@ def _fetch(place: str, into: IO[bytes]) -> None:
     """The whole file at a URL. OSError, which names it and says what the tool says, where that fails."""
     command = _command(place)
     with tempfile.TemporaryFile() as errors:
-        pipe = Pipe(command, mode="rb", stderr=errors)
-        try:
-            shutil.copyfileobj(pipe.stream, into, 1 << 20)
-            status = pipe.proc.wait()
-        finally:
-            pipe.ignore_errors = True  # said below, or killed here because this process is stopped or its disk full
-            pipe.proc.kill()
-            pipe.close()
+        status = subprocess.run(command, stdout=into, stderr=errors, check=False).returncode
         if status:
             errors.seek(0)
             said = errors.read().decode(errors="replace").strip().splitlines() or ["it says nothing"]
@@ -78,14 +71,18 @@ def _fetch(place: str, into: IO[bytes]) -> None:
 
 
 def _command(place: str) -> list[str]:
-    """What writes the file at a URL to its output. gsutil and aws have time limits of their own."""
+    """What writes the file at a URL to its output. gsutil and aws have time limits of their own, and try again.
+
+    So does curl, from the file's beginning: an output that it opens by name, as here, it empties before.
+    """
     tool = TOOLS[place.split(":", 1)[0].lower()]
     if tool == "gsutil":
         return [tool, "cat", place]
     if tool == "aws":
         return [tool, "s3", "cp", "--only-show-errors", place, "-"]
     limits = ["--connect-timeout", str(CONNECT_S), "--speed-limit", "1", "--speed-time", str(STALL_S)]
-    return [tool, "--fail", "--silent", "--show-error", "--location", *limits, place]
+    again = ["--retry", str(RETRIES), "--retry-all-errors", "--output", "/dev/stdout"]
+    return [tool, "--fail", "--silent", "--show-error", "--location", *limits, *again, place]
 
 
 def read_file(root: str | Path, name: str) -> bytes:

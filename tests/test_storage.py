@@ -80,12 +80,34 @@ def test_a_server_that_stalls_is_an_error_and_no_hang(drawn, monkeypatch, sent):
             over.wait(30)
 
     monkeypatch.setattr(storage, "STALL_S", 2)
+    monkeypatch.setattr(storage, "RETRIES", 0)
     with serve(drawn.root, Stalling) as url:
         begun = time.monotonic()
         with pytest.raises(OSError, match=rf"curl could not fetch {url}/train-0000\.tar \(exit status 28: .*too slow"):
             read_file(url, "train-0000.tar")
         assert time.monotonic() - begun < 15
         over.set()
+
+
+@pytest.mark.parametrize("fault", ["busy", "torn"])
+def test_a_failed_fetch_is_tried_again(drawn, fault):
+    class Failing(Quiet):
+        asked = 0
+
+        def do_GET(self) -> None:
+            Failing.asked += 1
+            if Failing.asked > storage.RETRIES:
+                return super().do_GET()
+            if fault == "busy":
+                return self.send_error(503)
+            self.send_response(200)
+            self.send_header("Content-Length", "100000")
+            self.end_headers()
+            self.wfile.write(b"x" * 600)
+
+    with serve(drawn.root, Failing) as url:
+        assert read_file(url, "train-0000.tar") == (drawn.root / "train-0000.tar").read_bytes()
+    assert Failing.asked == storage.RETRIES + 1
 
 
 def test_a_reader_that_pauses_is_no_stall(tmp_path, monkeypatch):
