@@ -1,4 +1,4 @@
-"""Shards -> uint8 batches: the plan realised through WebDataset, the same for any number of ranks and workers."""
+"""Shards -> uint8 batches: the plan realised, the same for any number of ranks and workers."""
 
 from __future__ import annotations
 

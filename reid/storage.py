@@ -3,23 +3,27 @@
 A remote file is fetched whole, into a temporary file that has no name, before its first byte is read: a reader that
 pauses then holds no connection, and a server that stalls is told from it. The tools are `curl` (http, https), `gsutil`
 (gs) and `aws` (s3), which get the URL as one argument, without a shell. Credentials belong into their settings, not
-into the URL. (WebDataset's own opener for http, when it tries again, puts the file behind the part that had come.)
+into the URL. What failed is tried again from its beginning, here for curl, which like WebDataset's own opener for http
+would put the file behind the part that had come; the others try again themselves.
 """
 
 import re
 import shutil
-import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from webdataset.gopen import Pipe
+
 TOOLS = {"http": "curl", "https": "curl", "gs": "gsutil", "s3": "aws"}
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 BUFFER_BYTES = 1 << 16  # what is larger, as most identities are, is read past the buffer: copied once
 CONNECT_S, STALL_S = 30, 60  # to reach a server, and without a byte from it
-RETRIES = 2  # after one second and after two more
+PAUSES_S = (1, 5)  # before a failed fetch is tried again
+_FINAL = re.compile(r"returned error: 4(?!08|29)")  # of curl: the server has no such file, or not for us
 
 
 def is_remote(root: str | Path) -> bool:
@@ -60,29 +64,44 @@ def open_file(root: str | Path, name: str) -> Iterator[IO[bytes]]:
 
 
 def _fetch(place: str, into: IO[bytes]) -> None:
-    """The whole file at a URL. OSError, which names it and says what the tool says, where that fails."""
+    """The whole file at a URL, tried again where that may help. OSError, which names it and says what the tool says."""
     command = _command(place)
+    for pause_s in (*(PAUSES_S if command[0] == "curl" else ()), None):
+        status, said = _run(command, into)
+        if not status:
+            return
+        if pause_s is None or _FINAL.search(said):
+            raise OSError(f"{command[0]} could not fetch {place} (exit status {status}: {said})")
+        time.sleep(pause_s)
+        into.seek(0)
+        into.truncate()
+
+
+def _run(command: list[str], into: IO[bytes]) -> tuple[int, str]:
+    """Exit status and last words of a command whose output is put behind what `into` holds."""
     with tempfile.TemporaryFile() as errors:
-        status = subprocess.run(command, stdout=into, stderr=errors, check=False).returncode
-        if status:
-            errors.seek(0)
-            said = errors.read().decode(errors="replace").strip().splitlines() or ["it says nothing"]
-            raise OSError(f"{command[0]} could not fetch {place} (exit status {status}: {said[-1]})")
+        pipe = Pipe(command, mode="rb", stderr=errors)
+        try:
+            shutil.copyfileobj(pipe.stream, into, 1 << 20)
+            status = pipe.proc.wait()
+        finally:
+            pipe.ignore_errors = True  # said by the caller, or killed here: this process is stopped or its disk full
+            pipe.proc.kill()
+            pipe.close()
+        errors.seek(0)
+        said = errors.read().decode(errors="replace").strip().splitlines()
+    return status, said[-1] if said else "it says nothing"
 
 
 def _command(place: str) -> list[str]:
-    """What writes the file at a URL to its output. gsutil and aws have time limits of their own, and try again.
-
-    So does curl, from the file's beginning: an output that it opens by name, as here, it empties before.
-    """
+    """What writes the file at a URL to its output. gsutil and aws have time limits of their own."""
     tool = TOOLS[place.split(":", 1)[0].lower()]
     if tool == "gsutil":
         return [tool, "cat", place]
     if tool == "aws":
         return [tool, "s3", "cp", "--only-show-errors", place, "-"]
     limits = ["--connect-timeout", str(CONNECT_S), "--speed-limit", "1", "--speed-time", str(STALL_S)]
-    again = ["--retry", str(RETRIES), "--retry-all-errors", "--output", "/dev/stdout"]
-    return [tool, "--fail", "--silent", "--show-error", "--location", *limits, *again, place]
+    return [tool, "--fail", "--silent", "--show-error", "--location", *limits, place]
 
 
 def read_file(root: str | Path, name: str) -> bytes:

@@ -80,7 +80,7 @@ def test_a_server_that_stalls_is_an_error_and_no_hang(drawn, monkeypatch, sent):
             over.wait(30)
 
     monkeypatch.setattr(storage, "STALL_S", 2)
-    monkeypatch.setattr(storage, "RETRIES", 0)
+    monkeypatch.setattr(storage, "PAUSES_S", ())
     with serve(drawn.root, Stalling) as url:
         begun = time.monotonic()
         with pytest.raises(OSError, match=rf"curl could not fetch {url}/train-0000\.tar \(exit status 28: .*too slow"):
@@ -90,13 +90,13 @@ def test_a_server_that_stalls_is_an_error_and_no_hang(drawn, monkeypatch, sent):
 
 
 @pytest.mark.parametrize("fault", ["busy", "torn"])
-def test_a_failed_fetch_is_tried_again(drawn, fault):
+def test_a_failed_fetch_is_tried_again(drawn, monkeypatch, fault):
     class Failing(Quiet):
         asked = 0
 
         def do_GET(self) -> None:
             Failing.asked += 1
-            if Failing.asked > storage.RETRIES:
+            if Failing.asked > 2:
                 return super().do_GET()
             if fault == "busy":
                 return self.send_error(503)
@@ -105,9 +105,26 @@ def test_a_failed_fetch_is_tried_again(drawn, fault):
             self.end_headers()
             self.wfile.write(b"x" * 600)
 
+    monkeypatch.setattr(storage, "PAUSES_S", (0, 0))
     with serve(drawn.root, Failing) as url:
         assert read_file(url, "train-0000.tar") == (drawn.root / "train-0000.tar").read_bytes()
-    assert Failing.asked == storage.RETRIES + 1
+    assert Failing.asked == 3
+
+
+def test_a_fetch_is_given_up_and_what_is_not_there_is_asked_for_once(drawn, monkeypatch):
+    asked = []
+
+    class Refusing(Quiet):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404 if "nowhere" in self.path else 503)
+
+    monkeypatch.setattr(storage, "PAUSES_S", (0, 0))
+    with serve(drawn.root, Refusing) as url:
+        for name in ("busy", "nowhere"):
+            with pytest.raises(OSError, match=f"could not fetch {url}/{name} .*error: [45]0[34]"):
+                read_file(url, name)
+    assert asked == ["/busy"] * 3 + ["/nowhere"]
 
 
 def test_a_reader_that_pauses_is_no_stall(tmp_path, monkeypatch):
@@ -133,6 +150,7 @@ def test_a_fetch_leaves_no_file(root, tmp_path, monkeypatch):
         (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tools))
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    monkeypatch.setattr(storage, "PAUSES_S", (0,))
     monkeypatch.setenv("STATUS", "0")
     with open_file(root, "f") as file:
         assert file.read() == b"a file" and not list(temporary.iterdir())
