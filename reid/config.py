@@ -532,6 +532,11 @@ def check(config: Config, world_size: int) -> None:
     for name, margin in positive:
         if margin is not None and not 0 < margin < math.inf:
             raise ValueError(f"{name} = {margin} must be greater than 0, and finite")
+    if config.model.frozen_epochs and not loss.cross_entropy:
+        raise ValueError(
+            f"model.frozen_epochs = {config.model.frozen_epochs} trains the classifier alone at first, and "
+            "loss.cross_entropy = 0 has nothing for it to learn; set one of them otherwise"
+        )
     if loss.quadruplet and not 0 < loss.quadruplet_margin2 < (loss.triplet_margin or 0.5):
         raise ValueError(
             f"loss.quadruplet_margin2 = {loss.quadruplet_margin2} must lie between 0 and loss.triplet_margin = "

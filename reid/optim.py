@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -83,6 +84,17 @@ def build_optimizer(
     if algorithm == "sgd":
         return SGD(groups, lr=lr, momentum=momentum, fused=fused)
     return {"adam": Adam, "adamw": AdamW}[algorithm](groups, lr=lr, fused=fused)
+
+
+def take_step(optimizer: Optimizer, scaler: torch.amp.GradScaler | None = None) -> bool:
+    """One step; whether it was taken. It is not where `scaler`, fp16's, which the step uses, finds an overflow.
+
+    The scaler lowers its scale then. accelerate's `optimizer_step_was_skipped` sees whether the optimizer was called,
+    and a fused one always is: it skips by itself.
+    """
+    before = scaler.get_scale() if scaler is not None else 1.0
+    optimizer.step()
+    return scaler is None or scaler.get_scale() >= before
 
 
 def group_parameters(

@@ -27,7 +27,7 @@ from reid.loader import TrainLoader
 from reid.manifest import MANIFEST_NAME, Manifest, load_manifest
 from reid.model import ReIDModel, drop_frozen_gradients, freeze_heads
 from reid.normalization import convert_sync
-from reid.optim import Schedule, build_optimizer, scale_lr
+from reid.optim import Schedule, build_optimizer, scale_lr, take_step
 from reid.pixels import Pixels
 from reid.startup import (
     CHECKPOINTS,
@@ -267,9 +267,9 @@ def run(config: Config, manifest: Manifest, accelerator: Accelerator, hosts: Seq
         drop_frozen_gradients(bare_model)
         if optim.clip_norm:
             accelerator.clip_grad_norm_(wrapped.parameters(), optim.clip_norm)
-        optimizer.step()
+        taken = take_step(optimizer, accelerator.scaler)
         optimizer.zero_grad(set_to_none=True)
-        if not accelerator.optimizer_step_was_skipped:  # fp16: features that overflowed must not move the centers
+        if taken:  # features that overflowed, in fp16, must not move the centers
             objective.update_centers(features, labels)
         meter.count(len(labels))
         finite.see(global_step, batch.ids, features, total)

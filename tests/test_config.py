@@ -204,6 +204,11 @@ def changed(**knobs) -> Config:
             1,
             r"frozen_epochs = 3 .*give weights or leave it at 0",
         ),
+        (
+            {"model__frozen_epochs": 3, "loss__cross_entropy": 0.0},
+            1,
+            r"frozen_epochs = 3 trains the classifier alone .*loss\.cross_entropy = 0",
+        ),
         ({"model__norm": "frozen", "model__weights": "none"}, 1, r"norm = frozen .*give weights or leave it at batch"),
         (
             {f"loss__{name}": 0.0 for name in ("cross_entropy", "triplet", "mctl", "ctl", "center")},

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from reid.model import ReIDModel
-from reid.optim import Schedule, build_optimizer, scale_lr
+from reid.optim import Schedule, build_optimizer, scale_lr, take_step
 
 
 @pytest.mark.parametrize(
@@ -185,3 +188,23 @@ def test_one_fused_kernel_on_cuda(algorithm):
 @pytest.mark.parametrize("algorithm", ["adam", "adamw", "sgd"])
 def test_torchs_own_choice_elsewhere(algorithm):
     assert build_optimizer(nn.Linear(2, 2), 1.0, 0.0, algorithm=algorithm).defaults["fused"] is None
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_overflowed_is_not_taken_and_said(fused):
+    """As accelerate makes fp16's steps on CUDA; its own answer is wrong for fused optimizers."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    Accelerator(cpu=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    model = nn.Linear(2, 2)
+    before = model.weight.detach().clone()
+    optimizer = AcceleratedOptimizer(torch.optim.Adam(model.parameters(), fused=fused), scaler=scaler)
+    scaler.scale(model(torch.full((1, 2), 1e38)).sum() * 1e38).backward()
+    assert not take_step(optimizer, scaler)
+    assert torch.equal(model.weight, before)
+    optimizer.zero_grad()
+    scaler.scale(model(torch.ones(1, 2)).sum()).backward()
+    assert take_step(optimizer, scaler)
+    assert not torch.equal(model.weight, before)
+    assert take_step(torch.optim.SGD(model.parameters(), lr=1.0))
+    AcceleratorState._reset_state(reset_partial_state=True)
