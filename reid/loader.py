@@ -161,6 +161,7 @@ class TrainLoader:
 
     def _read_step(self, plans: Sequence[StreamSteps], pools: Sequence[Pool], step: int, drawn: Parameters) -> Batch:
         images = _allocate(len(plans) * self._slots, self.pixels)
+        places = images.unbind()  # at once: half the time of one by one
         ids: list[tuple[int, int]] = []
         camids: list[int] = []
         slots: list[int] = []
@@ -171,7 +172,7 @@ class TrainLoader:
             ):
                 group = [i for i in indices if i >= 0]  # a short group's blanks stand at its end
                 identity = pool.get(reading, row)
-                if identity is not None and self._decode_group(identity, group, images[len(ids) :], pool):
+                if identity is not None and self._decode_group(identity, group, places[len(ids) :], pool):
                     ids += [(row, i) for i in group]
                     camids += [identity.camids[i] for i in group]
                     slots += range(slot, slot + len(group))
@@ -186,11 +187,11 @@ class TrainLoader:
             dropped=tuple(dropped for pool in pools for dropped in pool.take_news()),
         )
 
-    def _decode_group(self, identity: Identity, group: list[int], into: Tensor, pool: Pool) -> bool:
+    def _decode_group(self, identity: Identity, group: list[int], into: Sequence[Tensor], pool: Pool) -> bool:
         """Images `group` of an identity to the front of `into`; False if one is damaged and the identity is dropped."""
         try:
-            for place, i in enumerate(group):
-                into[place].copy_(self.pixels.decode(identity.image(i), identity.place(i)))
+            for i, place in zip(group, into, strict=False):
+                place.copy_(self.pixels.decode(identity.image(i), identity.place(i)))
         except ValueError as error:
             pool.drop(Dropped((identity.row,), str(error)))
             return False

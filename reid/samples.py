@@ -7,6 +7,8 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
@@ -52,17 +54,20 @@ class Identity:
 
     def image(self, i: int) -> memoryview:
         """The encoded image `i`. ValueError, which names it, if its bytes are not those that were stored."""
-        begin = self._begin_of(i)
+        begin = self._begins[i]
         data = memoryview(self.body)[begin : begin + self.sizes[i]]
         if zlib.crc32(data) != self.checksums[i]:
             raise ValueError(f"{self.place(i)}: its checksum is wrong: its bytes were changed")
         return data
 
     def place(self, i: int) -> str:
-        return f"{self.shard}: {self.key}.{self.files[i]} (byte {self.begin + self._begin_of(i)})"
+        return f"{self.shard}: {self.key}.{self.files[i]} (byte {self.begin + self._begins[i]})"
 
-    def _begin_of(self, i: int) -> int:
-        return length_of(self.sizes[:i]) + BLOCK
+    @cached_property
+    def _begins(self) -> list[int]:
+        """Where in the body each image begins, behind its header."""
+        ends = accumulate(BLOCK + padded(size) for size in self.sizes)
+        return [end - padded(size) for end, size in zip(ends, self.sizes, strict=True)]
 
 
 @dataclass(frozen=True)
