@@ -1,6 +1,6 @@
 """The training loader beside the classic path and a bare decoding loop; skipping, pools, and the plan at full scale.
 
-python -m tests.bench.loader          prints Markdown tables; about four minutes on two cores
+python -m tests.bench.loader          prints Markdown tables; about twelve minutes on two slow cores
 """
 
 from __future__ import annotations
