@@ -101,9 +101,9 @@ def test_a_failed_fetch_is_tried_again(drawn, monkeypatch, fault):
             if fault == "busy":
                 return self.send_error(503)
             self.send_response(200)
-            self.send_header("Content-Length", "100000")
+            self.send_header("Content-Length", "2000000")
             self.end_headers()
-            self.wfile.write(b"x" * 600)
+            self.wfile.write(b"x" * 1_000_000)  # more than the file, so that a rest of it would show
 
     monkeypatch.setattr(storage, "PAUSES_S", (0, 0))
     with serve(drawn.root, Failing) as url:
