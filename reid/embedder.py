@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from reid import config
 from reid.augment import IMAGENET_MEAN, IMAGENET_STD, normalize
 from reid.pixels import Pixels
-from reid.precision import forward_pass
+from reid.precision import find_wrong_convolution, forward_pass
 from reid.trained import TRAINED, build_models, find_run
 
 Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
@@ -62,6 +62,8 @@ class Embedder:
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size} must be at least 1")
         self.device = choose_device(device)
+        if wrong := find_wrong_convolution(self.device, DTYPES[dtype]):
+            raise ValueError(f"dtype = {dtype!r}: {wrong}")
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.pixels, self.knobs, self.source, self.data = pixels, knobs, source, data
         self.dtype, self.batch_size = DTYPES[dtype], batch_size
@@ -75,7 +77,8 @@ class Embedder:
         """The model of a run's folder (its newest checkpoint), or of one checkpoint's folder inside a run.
 
         device: auto (CUDA where it is there), or any of torch's names. dtype: float32, or bfloat16 or float16, which
-        autocast the forward pass. batch_size: images per forward pass. ValueError says what cannot be loaded.
+        autocast the forward pass. batch_size: images per forward pass. ValueError says what cannot be loaded, or that
+        this machine computes wrong features in `dtype`.
         """
         name = os.fspath(path)
         is_checkpoint = (Path(name) / "state.json").is_file()

@@ -27,8 +27,9 @@ from reid.manifest import Manifest, load_manifest
 from reid.metrics import Result
 from reid.pictures import Results
 from reid.pixels import Pixels
+from reid.precision import AUTOCAST_DTYPES
 from reid.report import list_pictures
-from reid.startup import model_knobs, start_accelerator
+from reid.startup import check_precision, model_knobs, start_accelerator
 from reid.tables import COST_COLUMNS, RERANKED, format_notes, format_results, list_cost
 from reid.tracking import Tracker
 from reid.trained import build_models, find_run
@@ -53,8 +54,6 @@ def evaluate(options: EvaluateConfig) -> Path:
     check_evaluation(options)
     if options.rerank and not set(options.protocols) & set(RERANKED):
         raise ValueError(f"--rerank re-ranks {' and '.join(RERANKED)}; add one of them to --protocols")
-    if options.out:
-        make_folder(Path(options.out))
     if options.compare:
         return compare_reports(options)
     return evaluate_features(options) if options.features else evaluate_run(options)
@@ -71,6 +70,8 @@ def make_folder(folder: Path) -> None:
 
 
 def compare_reports(options: EvaluateConfig) -> Path:
+    if options.out:
+        make_folder(Path(options.out))
     compared = compare(options.compare)
     if os.environ.get("RANK", "0") == "0":
         print(format_comparison(compared), flush=True)
@@ -88,9 +89,10 @@ def evaluate_run(options: EvaluateConfig) -> Path:
     models = build_models(found, model_knobs(config), options.baselines, config.seed)
     trained_on = checkpoint.read_state(found)["describes"].get("data", "")
     base = Path(options.out or folder / "eval")
-    make_folder(base)
     # Other ranks wait while rank 0 re-ranks and draws.
     accelerator = start_accelerator("no", options.timeout_s)
+    check_precision(accelerator, AUTOCAST_DTYPES[options.precision])
+    make_folder(base)
 
     tables: dict[Path, dict[str, Any]] = {}
     for root, manifest in manifests.items():
@@ -143,12 +145,11 @@ def evaluate_model(
 ) -> Evaluated:
     """Features are extracted once, in float32 unless --precision says otherwise, and serve every protocol."""
     pixels = Pixels(config.data.height, config.data.width, config.data.max_pixels)
-    dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
     splits = []
     for split in ("query", "gallery"):
         features = extract(
             model, root, manifest, split, pixels, batch_size=options.batch_size, workers=options.workers,
-            device=accelerator.device, dtype=dtype,
+            device=accelerator.device, dtype=AUTOCAST_DTYPES[options.precision],
         ).features  # fmt: skip
         check_finite(features, f"{root}: {split}", lambda i, split=split: name_image(manifest, split, i))  # type: ignore[misc]
         splits.append(features)
@@ -221,6 +222,7 @@ def domain_of_run(found: Path, root: str, manifest: Manifest, config: Config, tr
 def evaluate_features(options: EvaluateConfig) -> Path:
     """Another system's features: no model, and pictures only where the files name them."""
     started = time.perf_counter()
+    make_folder(Path(options.out))
     query, gallery = map(read_features, options.features)
     accelerator = start_accelerator("no", options.timeout_s)
     out = step_aside(Path(options.out), describe("", "", "", query.features, gallery.features))

@@ -1,9 +1,19 @@
-"""In which precision a trained model is run and its features are compared."""
+"""In which precision a model runs and its features are compared, and whether this machine computes it correctly."""
 
 import contextlib
+import socket
 from collections.abc import Iterator
+from functools import cache
 
 import torch
+from torch.nn import functional as F
+
+AUTOCAST_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by the knob `precision`
+
+TOLERANCE = 0.05  # of the largest value; a correct bfloat16 result differs by less than 0.01
+# Shapes of (images, weights), for stride 2. On CPUs with AMX oneDNN 3.13 computes both wrong in bfloat16, each time.
+# The fault was seen only where the output is one column wide and more than one row high.
+CHECKED_SHAPES = (((1, 256, 4, 2), (512, 256, 3, 3)), ((2, 16, 16, 2), (128, 16, 3, 3)))
 
 
 @contextlib.contextmanager
@@ -27,3 +37,37 @@ def exact_products(device: torch.device) -> Iterator[None]:
 def forward_pass(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
     """Where a model computes features: float32 means float32 indeed, another dtype autocasts."""
     return exact_products(device) if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
+
+
+@cache
+def find_wrong_convolution(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Compare convolutions in a low precision with float64 results of the same values, once per process.
+
+    Args:
+        device: where the model will run.
+        dtype: bfloat16 or float16. float32 is not checked.
+
+    Returns:
+        An error message that contains the fix, or None if all results are correct.
+    """
+    if dtype == torch.float32:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    for image_shape, weight_shape in CHECKED_SHAPES:
+        images = torch.randn(image_shape, generator=generator).to(dtype)
+        weights = torch.randn(weight_shape, generator=generator).to(dtype)
+        expected = F.conv2d(images.double(), weights.double(), stride=2, padding=1)
+        computed = F.conv2d(images.to(device), weights.to(device), stride=2, padding=1).cpu().double()
+        error = float((computed - expected).abs().max() / expected.abs().max())
+        if not error <= TOLERANCE:  # NaN fails, too
+            return _wrong_convolution_text(device, dtype, error)
+    return None
+
+
+def _wrong_convolution_text(device: torch.device, dtype: torch.dtype, error: float) -> str:
+    name = str(dtype).removeprefix("torch.")
+    size = f"off by {error:.0%}" if error < 100 else "not finite or far too large"
+    fix = "compute in float32 (precision no, dtype float32)"
+    if device.type == "cpu":
+        fix = f"set ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 in the environment before the program starts, or {fix}"
+    return f"{name} convolutions on the {device.type} of {socket.gethostname()} are {size}: a self-check failed; {fix}"

@@ -22,12 +22,13 @@ from torch import nn
 from reid import checkpoint
 from reid.checkpoint import Progress
 from reid.config import Config, SpeedConfig, save
-from reid.distributed import from_rank_0, world_size
+from reid.distributed import from_rank_0, gather_objects, world_size
 from reid.gallery import UNKNOWN
 from reid.lock import Held, hold
 from reid.manifest import JUNK_PID, Manifest, Split
 from reid.objective import Objective
 from reid.plan import Plan
+from reid.precision import AUTOCAST_DTYPES, find_wrong_convolution
 from reid.validation import hold_out
 
 CHECKPOINTS = "checkpoints"
@@ -61,7 +62,15 @@ def start_accelerator(precision: str, timeout_s: int = 600, device: str = "auto"
             f"the launcher promised WORLD_SIZE = {promised} processes but {accelerator.num_processes} take part; on a "
             "CPU launch with --config_file launch/cpu.yaml"
         )
+    check_precision(accelerator, AUTOCAST_DTYPES[precision])
     return accelerator
+
+
+def check_precision(accelerator: Accelerator, dtype: torch.dtype) -> None:
+    """Collective. ValueError on every rank if one of them computes wrong values in `dtype`."""
+    for message in gather_objects(find_wrong_convolution(accelerator.device, dtype)):
+        if message:
+            raise ValueError(message)
 
 
 def set_speed(speed: SpeedConfig) -> None:

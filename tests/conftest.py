@@ -1,8 +1,21 @@
-"""What many tests share."""
+"""What many tests share, and what makes a test's result the same on every machine."""
+
+import os
+
+# Before torch is imported; processes that tests start inherit them.
+os.environ["OMP_NUM_THREADS"] = "1"  # ranks share two cores; sums are the same in each process
+os.environ["ACCELERATE_USE_CPU"] = "true"  # figures are compared between programs that may and may not see a GPU
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")  # bfloat16 on AMX: see reid/precision.py
+for name in ("no_proxy", "NO_PROXY"):
+    os.environ[name] = "127.0.0.1,localhost"  # test servers
 
 import pytest
+from hypothesis import settings
 
-from tests.drawn import Drawn, draw_dataset
+from tests.support.drawn import Drawn, draw_dataset
+
+settings.register_profile("machine", deadline=None)
+settings.load_profile("machine")
 
 
 @pytest.fixture(scope="session")

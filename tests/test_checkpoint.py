@@ -12,7 +12,7 @@ from reid.checkpoint import Progress
 from reid.model import ReIDModel
 from reid.objective import Objective
 from reid.optim import build_optimizer
-from tests.drawn import Bomb
+from tests.support.drawn import Bomb
 
 DESCRIBES = {"model": {"encoder": "tiny", "last_stride": 1}, "classes": 3, "data": "abc"}
 

@@ -13,7 +13,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_multi_gpu_env
 
 from reid.tracking import name_in_sweep
-from tests.slurm_cluster import free_ports
+from tests.support.slurm_cluster import free_ports
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent

@@ -16,8 +16,8 @@ from PIL import Image
 from reid import Embedder, checkpoint
 from reid.features import extract
 from reid.gallery import JUNK
-from tests.drawn import HEIGHT, WIDTH, Drawn
-from tests.test_evaluate import make_run
+from tests.support.drawn import HEIGHT, WIDTH, Drawn
+from tests.support.runs import make_run
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from reid.manifest import load_manifest
 from shards.__main__ import main as shards_main
-from tests.offline_runs import WANDB, find_files, history_of, read_back, run_of, summary_of
+from tests.support.offline_runs import WANDB, find_files, history_of, read_back, run_of, summary_of
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = [str(Path(sys.executable).parent / "accelerate"), "launch", "--config_file", str(ROOT / "launch/cpu.yaml")]

@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from reid import checkpoint, evaluate, metrics
-from reid.checkpoint import Progress
 from reid.compare import PER_QUERY
-from reid.config import Config, EvaluateConfig, parse, save
+from reid.config import Config, EvaluateConfig, parse
 from reid.features import extract
 from reid.foreign import read_features
 from reid.gallery import PROTOCOLS
@@ -24,32 +23,10 @@ from reid.model import ReIDModel
 from reid.pixels import Pixels
 from reid.report import PICTURES
 from reid.rerank import evaluate_reranked
-from reid.startup import describe
 from reid.tables import RERANKED
 from reid.tracking import Tracker
-from tests.drawn import HEIGHT, WIDTH, Drawn, draw_dataset
-
-FEW = 6
-
-
-def make_run(folder: Path, drawn: Drawn, seed: int = 0, encoder: str = "resnet10", damage: float | None = None) -> Path:
-    """A run as training leaves it, of an encoder that has learned nothing and shows few features: with all of them it
-    tells the drawn identities apart so well that all figures would be 1."""
-    config = Config(name=folder.name, runs=str(folder.parent))
-    config.data.root, config.data.height, config.data.width = str(drawn.root), HEIGHT, WIDTH
-    config.model.encoder, config.model.weights = encoder, "none"
-    torch.manual_seed(seed)
-    model = ReIDModel(drawn.manifest.split("train").num_pids, **asdict(config.model))
-    model.neck.weight.data[FEW:] = 0.0 if damage is None else damage
-    rest = torch.nn.Linear(1, 1)
-    folder.mkdir(parents=True)
-    save(config, folder / "config.yaml")
-    for epoch in (1, 2):
-        checkpoint.save(
-            folder / "checkpoints", model, rest, torch.optim.SGD(rest.parameters()), Progress(epoch, 0, {}),
-            describe(config, drawn.manifest, drawn.manifest.split("train").num_pids), keep=2,
-        )  # fmt: skip
-    return folder
+from tests.support.drawn import HEIGHT, WIDTH, Drawn, draw_dataset
+from tests.support.runs import make_run
 
 
 @dataclass(frozen=True)

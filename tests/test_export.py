@@ -19,8 +19,8 @@ from safetensors import safe_open
 from reid import Embedder, checkpoint, export
 from reid.config import load, save
 from reid.gallery import JUNK
-from tests.drawn import HEIGHT, WIDTH, Drawn
-from tests.test_evaluate import make_run
+from tests.support.drawn import HEIGHT, WIDTH, Drawn
+from tests.support.runs import make_run
 
 MISSING = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
 needs_onnx = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (pip install .[export])")

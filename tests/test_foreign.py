@@ -10,7 +10,7 @@ from PIL import Image
 from reid import metrics
 from reid.foreign import read_features, read_pictures, write_features
 from reid.gallery import Features
-from tests.drawn import Bomb
+from tests.support.drawn import Bomb
 
 RNG = np.random.default_rng(0)
 GOOD = {

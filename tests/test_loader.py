@@ -25,7 +25,7 @@ from reid.pixels import Pixels
 from reid.plan import Plan
 from reid.pool import Pool
 from reid.samples import mend, read_identities
-from tests.drawn import HEIGHT, WIDTH, Drawn
+from tests.support.drawn import HEIGHT, WIDTH, Drawn
 
 PIXELS = Pixels(HEIGHT, WIDTH)
 AUGMENTATION = Augmentation(pad=4, rotate_degrees=10, scale=0.1)

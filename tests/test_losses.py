@@ -11,7 +11,7 @@ from torch import Tensor
 
 from reid import losses
 from reid.centroids import gather_centroids
-from tests.oracles import ORACLES, real_rows
+from tests.support.oracles import ORACLES, real_rows
 
 MARGINS = [0.3, 0.5, 1.0, 5.0, 20.0]
 

@@ -7,7 +7,7 @@ import torch
 from reid import losses
 from reid.centroids import gather_centroids
 from reid.objective import Objective, diagnose
-from tests.oracles import ORACLES, real_rows
+from tests.support.oracles import ORACLES, real_rows
 
 
 def test_centers_move_by_the_features_and_not_by_a_scaled_gradient() -> None:

@@ -26,8 +26,8 @@ from reid.gallery import JUNK
 from reid.index import Index
 from reid.pixels import Pixels
 from reid.sources import list_folder, read_pictures
-from tests.drawn import HEIGHT, WIDTH, Drawn
-from tests.test_evaluate import make_run
+from tests.support.drawn import HEIGHT, WIDTH, Drawn
+from tests.support.runs import make_run
 
 ROOT = Path(__file__).parents[1]
 

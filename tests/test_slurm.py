@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from shards.__main__ import main as shards_main
-from tests.slurm_cluster import Cluster, slurm_cluster, why_not
+from tests.support.slurm_cluster import Cluster, slurm_cluster, why_not
 
 ROOT = Path(__file__).parent.parent
 SMALL = [

@@ -15,7 +15,7 @@ from PIL import Image
 from reid import tracking
 from reid.environment import code_version
 from reid.tracking import Tracker, keep_steps_before
-from tests.offline_runs import read_back, run_of
+from tests.support.offline_runs import read_back, run_of
 
 
 @pytest.fixture(autouse=True)

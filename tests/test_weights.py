@@ -18,7 +18,7 @@ from reid import weights as weights_module
 from reid.encoders import ImageTransformer, build_encoder, resnet10
 from reid.model import ReIDModel
 from reid.weights import cached_file, fetch, load_weights, resize_positions, url_of
-from tests.drawn import Bomb
+from tests.support.drawn import Bomb
 from tests.test_encoders import small_vit
 
 

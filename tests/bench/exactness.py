@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from reid import losses
 from reid.centroids import Centroids, gather_centroids, sum_by_pid
 from reid.distributed import rank, world_size
-from tests.distributed.pool import Pool
+from tests.support.pool import Pool
 
 DIM, MARGIN = 8, 3.0
 

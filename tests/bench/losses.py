@@ -18,7 +18,7 @@ from reid.centroids import sum_by_pid
 from reid.distributed import gather_padded, gather_sizes
 from reid.model import ReIDModel
 from reid.objective import Objective
-from tests.distributed.pool import Pool
+from tests.support.pool import Pool
 
 P, K, DIM = 16, 4, 2048
 REPEATS = 7

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from tests.distributed.pool import Pool
 from tests.distributed.test_world_size import CASES, train
-from tests.drawn import draw_dataset
+from tests.support.drawn import draw_dataset
+from tests.support.pool import Pool
 
 PICTURE = Path(__file__).parents[2] / "docs" / "pictures" / "world_size.png"
 

@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.distributed.pool import Pool
+from tests.support.pool import Pool
 
 
 @pytest.fixture(scope="session")

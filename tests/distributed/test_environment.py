@@ -8,7 +8,7 @@ import pytest
 import torch.distributed as dist
 
 from reid.environment import check_same_everywhere, code_version, describe_environment, git_commit
-from tests.distributed.pool import Pool
+from tests.support.pool import Pool
 
 
 def compare(codes: list[str], data: list[str]) -> list[str] | str:

@@ -12,8 +12,8 @@ from reid.features import evaluate_over_ranks, extract
 from reid.manifest import load_manifest
 from reid.metrics import Result
 from reid.pixels import Pixels
-from tests.distributed.pool import Pool
-from tests.drawn import HEIGHT, WIDTH, Drawn, draw_dataset
+from tests.support.drawn import HEIGHT, WIDTH, Drawn, draw_dataset
+from tests.support.pool import Pool
 
 PROTOCOLS = ["image", "centroid", "centroid_all", "ctl_published"]
 

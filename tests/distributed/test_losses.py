@@ -14,7 +14,7 @@ from reid.centroids import gather_centroids
 from reid.distributed import gather_padded, gather_sizes, world_size
 from reid.objective import Objective
 from tests.distributed.batches import DIM, PIDS, split_batch
-from tests.distributed.pool import Pool
+from tests.support.pool import Pool
 
 LOSSES = {
     "mctl": functools.partial(losses.modified_centroid_triplet, margin=2.0),

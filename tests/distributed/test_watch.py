@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 
 from reid.watch import FiniteWatch, HingeWatch, mean_over_ranks
-from tests.distributed.pool import Pool
+from tests.support.pool import Pool
 
 
 def meet_a_nan() -> str:

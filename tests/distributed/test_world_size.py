@@ -20,8 +20,8 @@ from reid.optim import Schedule, build_optimizer
 from reid.pixels import Pixels
 from reid.plan import Plan
 from reid.watch import mean_over_ranks
-from tests.distributed.pool import Pool
-from tests.drawn import HEIGHT, WIDTH, Drawn
+from tests.support.drawn import HEIGHT, WIDTH, Drawn
+from tests.support.pool import Pool
 
 
 def train(

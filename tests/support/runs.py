@@ -1,0 +1,37 @@
+"""A training run's folder, made without training."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from reid import checkpoint
+from reid.checkpoint import Progress
+from reid.config import Config, save
+from reid.model import ReIDModel
+from reid.startup import describe
+from tests.support.drawn import HEIGHT, WIDTH, Drawn
+
+FEW = 6
+
+
+def make_run(folder: Path, drawn: Drawn, seed: int = 0, encoder: str = "resnet10", damage: float | None = None) -> Path:
+    """A run as training leaves it, of an encoder that has learned nothing and shows few features: with all of them it
+    tells the drawn identities apart so well that all figures would be 1."""
+    config = Config(name=folder.name, runs=str(folder.parent))
+    config.data.root, config.data.height, config.data.width = str(drawn.root), HEIGHT, WIDTH
+    config.model.encoder, config.model.weights = encoder, "none"
+    torch.manual_seed(seed)
+    model = ReIDModel(drawn.manifest.split("train").num_pids, **asdict(config.model))
+    model.neck.weight.data[FEW:] = 0.0 if damage is None else damage
+    rest = torch.nn.Linear(1, 1)
+    folder.mkdir(parents=True)
+    save(config, folder / "config.yaml")
+    for epoch in (1, 2):
+        checkpoint.save(
+            folder / "checkpoints", model, rest, torch.optim.SGD(rest.parameters()), Progress(epoch, 0, {}),
+            describe(config, drawn.manifest, drawn.manifest.split("train").num_pids), keep=2,
+        )  # fmt: skip
+    return folder
