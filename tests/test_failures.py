@@ -11,27 +11,28 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
 
+from reid import startup
 from reid.checkpoint import find
 from reid.lock import hold
 from reid.stopping import STOPPED
 from reid.trained import find_run
 from shards.__main__ import main as shards_main
+from tests.support.programs import ROOT, TIMEOUT_S, Program
+from tests.support.waiting import WAITS, wait_in_step_6
 
-ROOT = Path(__file__).parent.parent
 LAUNCH = [str(Path(sys.executable).parent / "accelerate"), "launch", "--config_file", str(ROOT / "launch/cpu.yaml")]
 SMALL = [
     "--config=configs/quickstart.yaml", "--data.height=32", "--data.width=16", "--batch.identities=4",
     "--batch.streams=2", "--optim.milestones=[]", "--track.every_steps=1", "--track.wandb=off", "--data.workers=1",
 ]  # fmt: skip
-TIMEOUT_S = 120
-
-pytestmark = pytest.mark.timeout(240)
+FOREVER = "--optim.epochs=500"  # of a run that only a signal, a kill or a file ends
 
 
 @pytest.fixture(scope="module")
@@ -45,61 +46,65 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "shards"
 
 
-class Started:
-    """A training that runs: one process, or two through the launcher."""
+def words(data: Path, runs: Path, *flags: str) -> list[str]:
+    return [*SMALL, f"--data.root={data}", f"--runs={runs}", "--name=run", *flags]
 
-    ports = 0
 
-    def __init__(self, data: Path, runs: Path, *flags: str, processes: int = 1, **options) -> None:
-        Started.ports += 1
-        port = str(21000 + (os.getpid() * 13 + Started.ports) % 19000)
-        start = [sys.executable] if processes == 1 else [*LAUNCH, "--main_process_port", port]
-        self.folder = runs / "run"
+Start = Callable[..., Program]
+
+
+@pytest.fixture
+def start(data: Path, tmp_path: Path) -> Iterator[Start]:
+    """Start a training in tmp_path/run; what still runs after the test is killed."""
+    started = []
+
+    def start(*flags: str, ranks: int = 1, root: Path = data, **options) -> Program:
+        started.append(Program("train.py", *words(root, tmp_path, *flags), ranks=ranks, **options))
+        return started[-1]
+
+    yield start
+    for program in started:
+        program.kill()
+
+
+class Launched:
+    """A training on two ranks under the real launcher. script: train.py, or one that runs it."""
+
+    def __init__(self, script: str, arguments: list[str]) -> None:
         self.process = subprocess.Popen(
-            [*start, "train.py", *SMALL, f"--data.root={data}", f"--runs={runs}", "--name=run", *flags],
-            cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, start_new_session=True, **options,
+            [*LAUNCH, "--main_process_port", "0", script, *arguments], cwd=ROOT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
     def wait_for(self, ready: Callable[[], object]) -> None:
-        begun = time.monotonic()
+        end = time.monotonic() + TIMEOUT_S
         while not ready():
             assert self.process.poll() is None, self.end()
-            assert time.monotonic() - begun < TIMEOUT_S, "nothing happened"
+            assert time.monotonic() < end, "nothing happened"
             time.sleep(0.01)
 
-    def steps(self) -> int:
-        log = self.folder / "metrics.jsonl"
-        return log.read_text().count("train/loss") if log.exists() else 0
-
     def ranks(self) -> dict[int, int]:
-        """Process ids by rank."""
+        """Process ids by rank, of the launcher's own children (decoding processes are children of a rank)."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         found = {}
-        for status in Path("/proc").glob("[0-9]*/environ"):
-            try:
-                environment = dict(item.split("=", 1) for item in status.read_text().split("\0") if "=" in item)
-                command = (status.parent / "cmdline").read_text()
-            except OSError:
-                continue
-            if str(self.folder.parent) in command and "RANK" in environment and "accelerate" not in command:
-                pid = int(status.parent.name)
-                parent = int((status.parent / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                if parent == self.process.pid:  # not the decoding processes of a rank
-                    found[int(environment["RANK"])] = pid
+        for pid in map(int, children):
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            found |= {int(item[5:]): pid for item in environment if item.startswith(b"RANK=")}
         return found
 
     def end(self) -> tuple[int, str]:
         """Exit status and all that was said."""
         try:
-            said, errors = self.process.communicate(timeout=TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            raise
-        return self.process.returncode, said + errors
+            said = self.process.communicate(timeout=TIMEOUT_S)[0]
+        finally:
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, signal.SIGKILL)
+        return self.process.returncode, said
 
 
-def train(data: Path, runs: Path, *flags: str, **options) -> tuple[int, str]:
-    return Started(data, runs, *flags, **options).end()
+def steps(runs: Path) -> int:
+    log = runs / "run" / "metrics.jsonl"
+    return log.read_text().count("train/loss") if log.exists() else 0
 
 
 def weights(runs: Path) -> dict:
@@ -111,65 +116,76 @@ def weights(runs: Path) -> dict:
 def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two processes, never disturbed."""
     runs = tmp_path_factory.mktemp("straight")
-    status, said = train(data, runs, "--optim.epochs=4", processes=2)
+    status, said = Program("train.py", *words(data, runs, "--optim.epochs=4"), ranks=2).end()
     assert status == 0, said
     return runs
 
 
-@pytest.mark.parametrize("whom", ["rank 1", "launcher"])
-def test_a_signal_stops_all_ranks_and_the_rest_is_the_same_to_the_last_bit(
-    data: Path, straight: Path, tmp_path: Path, whom: str
-) -> None:
-    run = Started(data, tmp_path, "--optim.epochs=4", processes=2)
-    run.wait_for(lambda: run.steps() >= 2)
-    if whom == "launcher":
-        run.process.send_signal(signal.SIGTERM)
-    else:
-        os.kill(run.ranks()[1], signal.SIGUSR1)
-    status, said = run.end()
-    assert status != 0
-    assert (run.folder / "stopped.json").exists(), said
-    stopped = json.loads((run.folder / "stopped.json").read_text())
-    assert stopped["checkpoint"] == find(run.folder / "checkpoints")[0].name
+def assert_resumed_as_undisturbed(start: Start, runs: Path, straight: Path, said: str) -> None:
+    stopped = json.loads((runs / "run" / "stopped.json").read_text())
+    assert stopped["checkpoint"] == find(runs / "run" / "checkpoints")[0].name
     assert (stopped["epoch"], stopped["step"]) < (4, 0) and "go on with --resume=auto" in said
-    status, said = train(data, tmp_path, "--optim.epochs=4", "--resume=auto", processes=2)
+    status, said = start("--optim.epochs=4", "--resume=auto", ranks=2).end()
     assert status == 0 and f"from epoch {stopped['epoch'] + 1} step {stopped['step'] + 1}" in said, said
-    assert not (run.folder / "stopped.json").exists()
-    ours, theirs = weights(tmp_path), weights(straight)
+    assert not (runs / "run" / "stopped.json").exists()
+    ours, theirs = weights(runs), weights(straight)
     assert ours.keys() == theirs.keys() and all(bool((ours[name] == theirs[name]).all()) for name in theirs)
-    logs = [[line for line in read_log(runs) if "train/loss" in line] for runs in (tmp_path, straight)]
+    logs = [[line for line in read_log(folder) if "train/loss" in line] for folder in (runs, straight)]
     assert [(line["step"], line["train/loss"]) for line in logs[0]] == [
         (line["step"], line["train/loss"]) for line in logs[1]
     ]
+
+
+def test_a_signal_to_one_rank_stops_all_and_the_rest_is_the_same_to_the_last_bit(
+    start: Start, straight: Path, tmp_path: Path
+) -> None:
+    run = start("--optim.epochs=4", ranks=2, prepare=wait_in_step_6, environment={"SIGNALLED": "1"})
+    run.wait_for(lambda: WAITS in run.said())
+    run.signal(signal.SIGUSR1, rank=1)
+    status, said = run.end()
+    assert status == STOPPED, said
+    assert_resumed_as_undisturbed(start, tmp_path, straight, said)
+
+
+def test_a_signal_to_the_launcher_stops_all_and_the_rest_is_the_same_to_the_last_bit(
+    data: Path, start: Start, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIGNALLED", "0 1")
+    run = Launched("tests/support/waiting.py", words(data, tmp_path, "--optim.epochs=4"))
+    run.wait_for(lambda: steps(tmp_path) >= 5)
+    run.process.send_signal(signal.SIGTERM)
+    status, said = run.end()
+    assert status != 0 and said.count(WAITS) == 2, said
+    assert_resumed_as_undisturbed(start, tmp_path, straight, said)
 
 
 def read_log(runs: Path) -> list[dict]:
     return [json.loads(line) for line in (runs / "run" / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_stop_file_stops_a_run_and_one_process_goes_on_with_what_two_began(data: Path, tmp_path: Path) -> None:
+def test_a_stop_file_stops_a_run_and_one_process_goes_on_with_what_two_began(start: Start, tmp_path: Path) -> None:
     stop = tmp_path / "stop"
-    run = Started(data, tmp_path, "--optim.epochs=500", f"--stop_file={stop}", processes=2)
-    run.wait_for(lambda: run.steps() >= 1)
+    run = start(FOREVER, f"--stop_file={stop}", ranks=2)
+    run.wait_for(lambda: steps(tmp_path) >= 1)
     stop.touch()
     status, said = run.end()
-    assert status != 0 and f"stopped ({stop} exists)" in said
-    steps = run.steps()
-    status, said = train(data, tmp_path, f"--stop_file={stop}", "--resume=auto", "--optim.epochs=500")
-    assert status == STOPPED and run.steps() == steps + 1  # the file is still there: one more step
+    assert status == STOPPED and f"stopped ({stop} exists)" in said
+    went = steps(tmp_path)
+    status, said = start(f"--stop_file={stop}", "--resume=auto", FOREVER).end()
+    assert status == STOPPED and steps(tmp_path) == went + 1  # the file is still there: one more step
 
 
-def test_a_signal_without_a_launcher_gives_the_exit_status_that_asks_for_more(data: Path, tmp_path: Path) -> None:
-    run = Started(data, tmp_path, "--optim.epochs=500")
-    run.wait_for(lambda: run.steps() >= 1)
-    run.process.send_signal(signal.SIGTERM)
+def test_a_signal_without_a_launcher_gives_the_exit_status_that_asks_for_more(start: Start, tmp_path: Path) -> None:
+    run = start(FOREVER)
+    run.wait_for(lambda: steps(tmp_path) >= 1)
+    run.signal(signal.SIGTERM)
     status, said = run.end()
     assert status == STOPPED == 75 and "stopped (SIGTERM) with checkpoint" in said, said
 
 
-def test_two_processes_train_without_a_cross_entropy(data: Path, tmp_path: Path) -> None:
+def test_two_processes_train_without_a_cross_entropy(start: Start, tmp_path: Path) -> None:
     """The heads then have no gradient: DDP must not wait for it, and nothing may shrink them."""
-    status, said = train(data, tmp_path, "--loss.cross_entropy=0", "--optim.epochs=1", processes=2)
+    status, said = start("--loss.cross_entropy=0", "--optim.epochs=1", ranks=2).end()
     assert status == 0, said
     assert len([line for line in read_log(tmp_path) if "train/loss" in line]) > 2
     assert bool((weights(tmp_path)["neck.weight"] == 1).all())
@@ -191,14 +207,14 @@ def damaged(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_damage_stops_two_processes_with_the_place(damaged: Path, tmp_path: Path) -> None:
-    status, said = train(damaged, tmp_path, "--optim.epochs=1", processes=2)
+def test_damage_stops_two_processes_with_the_place(start: Start, damaged: Path) -> None:
+    status, said = start("--optim.epochs=1", ranks=2, root=damaged).end()
     assert status != 0 and "train-0000.tar" in said and "error: " in said, said
 
 
-def test_damage_is_skipped_by_two_processes_and_counted(damaged: Path, tmp_path: Path) -> None:
+def test_damage_is_skipped_by_two_processes_and_counted(start: Start, damaged: Path, tmp_path: Path) -> None:
     flags = ["--optim.epochs=2", "--data.on_damage=skip"]
-    status, said = train(damaged, tmp_path, *flags, processes=2)
+    status, said = start(*flags, ranks=2, root=damaged).end()
     assert status == 0 and "1 identities were left out of this epoch" in said, said
     dropped = [line["data/dropped_identities"] for line in read_log(tmp_path) if "data/dropped_identities" in line]
     assert dropped == [1.0, 1.0]
@@ -207,46 +223,44 @@ def test_damage_is_skipped_by_two_processes_and_counted(damaged: Path, tmp_path:
 
 
 def test_a_killed_rank_ends_the_others(data: Path, tmp_path: Path) -> None:
-    run = Started(data, tmp_path, "--optim.epochs=500", "--timeout_s=30", processes=2)
-    run.wait_for(lambda: run.steps() >= 1)
-    begun = time.monotonic()
+    run = Launched("train.py", words(data, tmp_path, FOREVER, "--timeout_s=30"))
+    run.wait_for(lambda: steps(tmp_path) >= 1)
     os.kill(run.ranks()[1], signal.SIGKILL)
     status, said = run.end()
-    assert status != 0 and time.monotonic() - begun < 60
+    assert status != 0
     assert "SIGKILL" in said or "Signal 9" in said
 
 
-def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(data: Path, tmp_path: Path) -> None:
-    run = Started(data, tmp_path, "--optim.epochs=500", "--track.checkpoint_steps=1")
-    checkpoints = run.folder / "checkpoints"
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(start: Start, tmp_path: Path) -> None:
+    run = start(FOREVER, "--track.checkpoint_steps=1")
+    checkpoints = tmp_path / "run" / "checkpoints"
     run.wait_for(lambda: len(find(checkpoints)) >= 2 and list(checkpoints.glob(".*.writing")))
-    os.killpg(run.process.pid, signal.SIGKILL)
-    run.end()
+    run.kill()
     stop = tmp_path / "stop"
     stop.touch()
-    status, said = train(data, tmp_path, "--optim.epochs=500", "--resume=auto", f"--stop_file={stop}")
+    status, said = start(FOREVER, "--resume=auto", f"--stop_file={stop}").end()
     assert status == STOPPED, said
     assert not list(checkpoints.glob(".*"))
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "state.json"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
-    data: Path, straight: Path, tmp_path: Path, file: str
+    start: Start, straight: Path, tmp_path: Path, file: str
 ) -> None:
     shutil.copytree(straight / "run", tmp_path / "run")
     newest, before = find(tmp_path / "run" / "checkpoints")
     damaged = bytearray((newest / file).read_bytes())
     damaged[len(damaged) // 2] ^= 255
     (newest / file).write_bytes(damaged)
-    status, said = train(data, tmp_path, "--optim.epochs=4", "--resume=auto")
+    status, said = start("--optim.epochs=4", "--resume=auto").end()
     assert status == 0, said
     assert f"warning: {newest}: damaged checkpoint" in said and f"going on from {before}" in said
     assert "from epoch 4 step 1" in said
 
 
-def test_a_loss_that_is_not_finite_stops_all_ranks_with_the_images(data: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_all_ranks_with_the_images(start: Start, tmp_path: Path) -> None:
     flags = ["--optim.lr=1e30", "--optim.warmup_epochs=0", "--track.checkpoint_steps=1"]
-    status, said = train(data, tmp_path, *flags, processes=2)
+    status, said = start(*flags, ranks=2).end()
     assert status != 0
     (line,) = (line for line in said.splitlines() if line.startswith("error: "))
     for text in ("not finite: ", "first at step", "identity", "image", "lower optim.lr", "checkpoints"):
@@ -255,11 +269,12 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_with_the_images(data: Path, t
     assert kept and all(bool(value.isfinite().all()) for value in load_file(kept[-1] / "model.safetensors").values())
 
 
-def test_a_full_disk_is_a_warning_and_at_the_end_an_error(data: Path, tmp_path: Path) -> None:
-    def few_bytes() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+def write_few_bytes() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 
-    status, said = train(data, tmp_path, "--optim.epochs=2", preexec_fn=few_bytes)
+
+def test_a_full_disk_is_a_warning_and_at_the_end_an_error(start: Start, tmp_path: Path) -> None:
+    status, said = start("--optim.epochs=2", prepare=write_few_bytes).end()
     assert status == 2, said
     assert "warning: " in said and "no checkpoint could be written: File too large; training goes on" in said
     assert "error: " in said and "earlier ones are whole" in said
@@ -267,27 +282,31 @@ def test_a_full_disk_is_a_warning_and_at_the_end_an_error(data: Path, tmp_path: 
 
 
 def test_a_folder_that_cannot_be_written_is_said_first(data: Path) -> None:
-    status, said = train(data, Path("/proc/nowhere"))
+    status, said = Program("train.py", *words(data, Path("/proc/nowhere"))).end()
     assert status == 2 and "error: /proc/nowhere/run cannot be written" in said and "give another --runs" in said
 
 
-def test_a_second_run_in_the_same_folder_is_refused(data: Path, tmp_path: Path) -> None:
+def take_the_lock_at_once() -> None:
+    startup.time = SimpleNamespace(sleep=lambda seconds: None)  # type: ignore[assignment]
+
+
+def test_a_second_run_in_the_same_folder_is_refused(start: Start, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with hold(tmp_path / "run" / ".lock"):
-        status, said = train(data, tmp_path)
+        status, said = start(prepare=take_the_lock_at_once).end()
     assert status == 2 and f"process {os.getpid()} on" in said and "is training in this folder" in said
 
 
-def test_a_dry_run_makes_two_steps_and_writes_nothing(data: Path, tmp_path: Path) -> None:
-    status, said = train(data, tmp_path, "--dry_run=true", processes=2)
+def test_a_dry_run_makes_two_steps_and_writes_nothing(start: Start, tmp_path: Path) -> None:
+    status, said = start("--dry_run=true", ranks=2).end()
     assert status == 0, said
     assert "dry run: 2 steps with 2 process(es), nothing written" in said
     assert not list(tmp_path.iterdir())
 
 
-def test_held_out_identities_choose_the_best_checkpoint(data: Path, tmp_path: Path) -> None:
+def test_held_out_identities_choose_the_best_checkpoint(start: Start, tmp_path: Path) -> None:
     flags = ["--data.val_identities=4", "--optim.epochs=3", "--eval.every_epochs=1", "--track.keep_checkpoints=1"]
-    status, said = train(data, tmp_path, *flags)
+    status, said = start(*flags).end()
     assert status == 0, said
     assert "12 identities, 72 images" in said and "4 identities held out" in said
     scores = [line for line in read_log(tmp_path) if "eval/val/mAP" in line]
