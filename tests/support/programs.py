@@ -126,6 +126,7 @@ def _run(
 ) -> None:
     """In the process of a rank: what an interpreter does from its start to its end."""
     os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # Linux's default, for the program's own processes
     os.environ.clear()
     os.environ.update(environment)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
