@@ -57,9 +57,10 @@ def test_values_outside_are_clipped_on_the_way_back():
 
 @pytest.mark.parametrize("knobs", [{}, {"rotate_degrees": 20.0}, {"scale": 0.2}, {"fill": "edge", "pad": 0}])
 def test_parameters_of_nothing_give_plain_normalisation(knobs):
+    """Coordinates up to 12 are off by up to 4e-6 in float32, between neighbours that differ by up to 4.9."""
     augmentation = Augmentation(**knobs)
     found = augmentation.apply(images(3), identity(3, augmentation.pad))
-    torch.testing.assert_close(found, normalize(images(3)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, normalize(images(3)), atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("fill", ["black", "edge"])

@@ -13,6 +13,7 @@ from reid.model import ReIDModel
 from reid.objective import Objective
 from reid.optim import build_optimizer
 from tests.support.drawn import Bomb
+from tests.support.narrow import use_narrow_resnet10
 
 DESCRIBES = {"model": {"encoder": "tiny", "last_stride": 1}, "classes": 3, "data": "abc"}
 
@@ -218,7 +219,8 @@ def grouped(model: nn.Module, **knobs) -> torch.optim.Optimizer:
         ({"bias_lr_factor": 2.0, "decay_norm": False}, {"head_lr_factor": 3.0}),
     ],
 )
-def test_moments_follow_their_parameters_into_other_groups_and_new_knobs_hold(tmp_path, before, after):
+def test_moments_follow_their_parameters_into_other_groups_and_new_knobs_hold(tmp_path, monkeypatch, before, after):
+    use_narrow_resnet10(monkeypatch)
     one, other = Run(0), Run(9)
     one.model = other.model = ReIDModel(3, "resnet10")
     one.optimizer, other.optimizer = grouped(one.model, **before), grouped(other.model, **after)
@@ -257,18 +259,24 @@ def test_a_damaged_newer_checkpoint_does_not_push_out_the_one_just_written(tmp_p
 def test_an_evaluation_amends_the_checkpoint_and_writes_nothing_else_anew(tmp_path, run, monkeypatch):
     run.save(tmp_path, 1)
     path = run.save(tmp_path, 2, keep=2)
-    written = {file.name: file.stat().st_mtime_ns for file in path.iterdir()}
+    written = {file.name: stamp_of(file) for file in path.iterdir()}
     better = Progress(2, 0, {"image/mAP": 0.5}, path.name)
     assert checkpoint.amend(tmp_path, better, keep=1) == path
     checkpoint.check(path)
     assert run.load(path) == better
     assert checkpoint.find(tmp_path) == [path]
-    same = {file.name for file in path.iterdir() if file.stat().st_mtime_ns == written.get(file.name)}
+    same = {file.name for file in path.iterdir() if stamp_of(file) == written.get(file.name)}
     assert same == written.keys() - {"state.json"}
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OSError, match="No space"):
         checkpoint.amend(tmp_path, Progress(2, 0), keep=1)
     assert checkpoint.read_state(path)["best"] == {"image/mAP": 0.5} and not (path / "state.json.new").exists()
+
+
+def stamp_of(file: Path) -> tuple[int, int]:
+    """What tells a file from another one of the same name, however coarse the file system's clock is."""
+    status = file.stat()
+    return status.st_ino, status.st_mtime_ns
 
 
 def full(*args: object, ignore_errors: bool = False) -> None:

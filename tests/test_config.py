@@ -2,7 +2,9 @@
 
 import ast
 import inspect
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,9 +18,22 @@ ROOT = Path(__file__).parents[1]
 SHIPPED = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if "sweeps" not in path.parts)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_parser() -> Iterator[None]:
+    """Of each kind: it takes a quarter of a second, and parsing leaves it as it was."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config_module, "make_parser", cache(make_parser))
+        yield
+
+
+@cache
+def shipped(path: Path) -> Config:
+    return parse(Config, [f"--config={path}"])
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_configs_load_and_pass_the_checks(path):
-    check(parse(Config, [f"--config={path}"]), world_size=1)
+    check(shipped(path), world_size=1)
 
 
 # Every number of the published recipe (Luo et al., 2019; Wieczorek et al., 2021), and below where a config differs.
@@ -55,7 +70,7 @@ RECIPES = {
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_hold_the_published_numbers(recipe):
-    config = parse(Config, [f"--config={ROOT / 'configs' / recipe}.yaml"])
+    config = shipped(ROOT / "configs" / f"{recipe}.yaml")
     found = {
         name: getattr(getattr(config, name.split(".")[0]), name.split(".")[1]) for name in RECIPE | RECIPES[recipe]
     }

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from reid import model as model_module
 from reid.augment import normalize
 from reid.config import ModelConfig
 from reid.encoders import ENCODERS
@@ -19,6 +20,21 @@ from reid.model import (
     freeze_heads,
     main,
 )
+from tests.support.narrow import use_narrow_resnet10
+
+LOGITS = {"rtol": 0, "atol": 4e-5}  # float32: 8 roundings of sums up to 40, divided by a temperature of 0.5
+
+
+@pytest.fixture
+def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_narrow_resnet10(monkeypatch)
+
+
+@pytest.fixture
+def _constants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same number for each weight where no value matters: 86 million random ones take a second."""
+    for name in ("kaiming_uniform_", "xavier_uniform_", "trunc_normal_", "normal_"):
+        monkeypatch.setattr(nn.init, name, lambda tensor, *args, **knobs: nn.init.constant_(tensor, 0.01))
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +72,7 @@ def test_classifier_starts_small(small):
     assert abs(small.classifier.weight.mean().item()) < 3e-5
 
 
+@pytest.mark.usefixtures("_narrow")
 def test_generalized_mean_learns_its_exponent():
     model = ReIDModel(2, encoder="resnet10", pool="gem")
     feature, _ = model.train()(torch.randn(2, 3, 32, 16))
@@ -71,11 +88,12 @@ def running_statistics(module: nn.Module) -> list[torch.Tensor]:
     return [buffer.clone() for name, buffer in module.named_buffers() if "running" in name]
 
 
+@pytest.mark.usefixtures("_narrow")
 def test_frozen_norm_keeps_its_statistics_and_learns_its_weights():
     """Each image alone gives what the batch gives; affine weights, and the neck's statistics, still move."""
     torch.manual_seed(0)
-    model = ReIDModel(5, encoder="resnet10", norm="frozen")
-    images = torch.randn(4, 3, 32, 16)
+    model = ReIDModel(5, encoder="resnet10", norm="frozen").double()
+    images = torch.randn(4, 3, 32, 16, dtype=torch.float64)
     before, neck = running_statistics(model.encoder), model.neck.running_mean.clone()
     feature, logits = model(images)
     logits.square().sum().backward()
@@ -89,10 +107,14 @@ def test_frozen_norm_keeps_its_statistics_and_learns_its_weights():
 
 
 def test_frozen_norm_without_batchnorm():
-    with pytest.raises(ValueError, match=r"model\.norm = frozen: vit_b_16 has no BatchNorm; use model\.norm = batch"):
+    with (
+        torch.device("meta"),
+        pytest.raises(ValueError, match=r"model\.norm = frozen: vit_b_16 has no BatchNorm; use model\.norm = batch"),
+    ):
         ReIDModel(5, encoder="vit_b_16", norm="frozen", image_size=(32, 32))
 
 
+@pytest.mark.usefixtures("_narrow")
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_in_the_frozen_epochs_only_the_heads_learn(decay):
     torch.manual_seed(0)
@@ -118,6 +140,7 @@ def copy_of(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
+@pytest.mark.usefixtures("_narrow")
 def test_freezing_survives_an_evaluation():
     model = ReIDModel(5, encoder="resnet10")
     freeze_encoder(model, True)
@@ -144,6 +167,7 @@ def test_names_of_tensors():
     assert len(names) == 120 + 7
 
 
+@pytest.mark.usefixtures("_constants")
 @pytest.mark.parametrize("encoder", ["convnext_tiny", "swin_t", "vit_b_16"])
 def test_other_encoders_train(encoder):
     model = ReIDModel(5, encoder=encoder, image_size=(64, 32))
@@ -153,6 +177,7 @@ def test_other_encoders_train(encoder):
     assert [name for name, p in model.named_parameters() if p.grad is None] == ["neck.bias"]
 
 
+@pytest.mark.usefixtures("_narrow")
 def test_every_model_knob_is_taken():
     knobs = {
         **asdict(ModelConfig()),
@@ -169,15 +194,19 @@ def test_every_model_knob_is_taken():
 
 
 def test_list_names_every_encoder_and_what_is_in_the_cache(capsys, monkeypatch, tmp_path):
+    """Of a short list; tests/test_encoders.py builds all."""
+    names = ("resnet10", "resnet50", "swin_t", "vit_b_16")
+    assert set(names) < set(ENCODERS)
+    monkeypatch.setattr(model_module, "ENCODERS", names)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     file = tmp_path / "hub" / "checkpoints" / "resnet50-0676ba61.pth"
     file.parent.mkdir(parents=True)
     file.touch()
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:-1]] == list(ENCODERS)
+    assert [line.split()[0] for line in lines[1:-1]] == list(names)
     assert f" 2048   23,508,032  {file}" in "".join(line for line in lines if line.startswith("resnet50"))
-    assert sum("not fetched" in line for line in lines) == len(ENCODERS) - 2  # resnet10 has none
+    assert sum("not fetched" in line for line in lines) == len(names) - 2  # resnet10 has none
 
 
 def test_fetch_prints_path_and_hash(capsys, monkeypatch, tmp_path):
@@ -226,9 +255,9 @@ def test_heads_against_their_definitions(head):
     classifier = Classifier(6, 5, head, temperature=0.5)
     nn.init.normal_(classifier.weight)
     features = torch.randn(4, 6)
-    logits = classifier(features)
-    for row, feature in enumerate(features):
-        for column, center in enumerate(classifier.weight):
+    logits = classifier(features).double()
+    for row, feature in enumerate(features.double()):
+        for column, center in enumerate(classifier.weight.double()):
             dot = (feature * center).sum()
             wanted = {
                 "linear": dot,
@@ -236,7 +265,7 @@ def test_heads_against_their_definitions(head):
                 # up to |f|^2, the same for all classes
                 "euclidean": feature.square().sum() - (feature - center).square().sum(),
             }[head]
-            torch.testing.assert_close(logits[row, column], wanted / 0.5)
+            torch.testing.assert_close(logits[row, column], wanted / 0.5, **LOGITS)
 
 
 def test_the_euclidean_head_gives_the_softmax_of_negative_squared_distances():
@@ -244,8 +273,8 @@ def test_the_euclidean_head_gives_the_softmax_of_negative_squared_distances():
     classifier = Classifier(6, 5, "euclidean")
     nn.init.normal_(classifier.weight)
     features = torch.randn(4, 6)
-    distances = torch.cdist(features, classifier.weight).square()
-    torch.testing.assert_close(classifier(features).softmax(dim=1), (-distances).softmax(dim=1))
+    distances = torch.cdist(features.double(), classifier.weight.double()).square()
+    torch.testing.assert_close(classifier(features).double().softmax(dim=1), (-distances).softmax(dim=1), **LOGITS)
 
 
 def test_heads_are_float32_islands():
@@ -260,6 +289,7 @@ def test_bad_heads_are_named(knobs, message):
         Classifier(6, 5, **knobs)
 
 
+@pytest.mark.usefixtures("_narrow")
 def test_heads_without_a_loss_stay_as_they_are():
     model = ReIDModel(5, encoder="resnet10")
     freeze_heads(model)

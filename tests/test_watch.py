@@ -1,13 +1,31 @@
 """Speed, non-finite values and idle hinges."""
 
-import time
+from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from reid import watch as watch_module
 from reid.watch import FiniteWatch, HingeWatch, Meter
 
 NAMES = ["0002", "0007", "0010"]
+
+
+class Clock:
+    """A clock that only the test advances; seconds."""
+
+    now = 1000.0
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(watch_module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    return clock
 
 
 def test_the_first_bad_images_are_named() -> None:
@@ -42,12 +60,15 @@ def test_a_loss_that_overflows_with_finite_features_names_its_own_step() -> None
         watch.check({"loss": float("nan")}, "mend")
 
 
-def test_a_restarted_meter_forgets_the_time_before() -> None:
+def test_a_restarted_meter_forgets_the_time_before(clock: Clock) -> None:
     meter = Meter(num_processes=1)
-    time.sleep(0.2)  # an evaluation
+    meter.count(1000)
+    clock.advance(60)  # an evaluation
     meter.restart()
     meter.count(10)
-    assert meter.read()["images_per_s"] > 100
+    clock.advance(0.5)
+    values = meter.read()
+    assert (values["images_per_s"], values["steps_per_s"], values["data_wait_share"]) == (20, 2, 0)
 
 
 def test_an_idle_hinge_is_said_once() -> None:
@@ -63,16 +84,18 @@ def test_an_idle_hinge_is_said_once() -> None:
     assert HingeWatch().end_epoch(0.5) is None
 
 
-def test_the_meter_counts_all_ranks_and_waiting() -> None:
+def test_the_meter_counts_all_ranks_and_waiting(clock: Clock) -> None:
     meter = Meter(num_processes=3)
 
-    def slow():
-        time.sleep(0.05)
-        yield 1
+    def slow() -> Iterator[int]:
+        for item in range(2):
+            clock.advance(0.25)
+            yield item
 
-    for _ in meter.timed(slow()):
-        meter.count(10)
-        time.sleep(0.05)
-    values = meter.read()
-    assert 100 < values["images_per_s"] < 300
-    assert 0.2 < values["data_wait_share"] < 0.8
+    for reading in range(2):  # each counts from the one before
+        for _ in meter.timed(slow()):
+            meter.count(10)
+            clock.advance(0.75)
+        values = meter.read()
+        rates = values["images_per_s"], values["steps_per_s"], values["data_wait_share"]
+        assert rates == (30, 1, 0.25), reading  # 3 ranks x 20 images in 2 s, of which 0.5 s were spent waiting

@@ -2,7 +2,6 @@
 
 import hashlib
 import threading
-import time
 import urllib.error
 from pathlib import Path
 
@@ -16,9 +15,11 @@ from torch import nn
 
 from reid import weights as weights_module
 from reid.encoders import ImageTransformer, build_encoder, resnet10
+from reid.lock import hold
 from reid.model import ReIDModel
 from reid.weights import cached_file, fetch, load_weights, resize_positions, url_of
 from tests.support.drawn import Bomb
+from tests.support.narrow import NarrowResNet10, use_narrow_resnet10
 from tests.test_encoders import small_vit
 
 
@@ -30,10 +31,15 @@ def write_weights(path: Path, state: dict[str, torch.Tensor]) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_narrow_resnet10(monkeypatch)
+
+
 @pytest.fixture(scope="module")
 def state() -> dict[str, torch.Tensor]:
     torch.manual_seed(1)
-    return resnet10().state_dict()
+    return NarrowResNet10().state_dict()
 
 
 def assert_encoder_holds(encoder: nn.Module, state: dict[str, torch.Tensor]) -> None:
@@ -44,7 +50,7 @@ def assert_encoder_holds(encoder: nn.Module, state: dict[str, torch.Tensor]) -> 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_weights_from_a_file(tmp_path, state, suffix):
     """A classifier of another size in the file does not matter."""
-    path = write_weights(tmp_path / f"weights{suffix}", {**state, "fc.weight": torch.zeros(7, 512)})
+    path = write_weights(tmp_path / f"weights{suffix}", {**state, "fc.weight": torch.zeros(7, 64)})
     assert_encoder_holds(build_encoder("resnet10", str(path))[0], state)
     assert_encoder_holds(ReIDModel(5, encoder="resnet10", weights=str(path)).encoder, state)
 
@@ -97,8 +103,8 @@ def test_old_files_of_torchvision(tmp_path, state):
 # What does not fit
 
 
-def test_weights_of_a_smaller_encoder(tmp_path, state):
-    path = write_weights(tmp_path / "resnet10.pth", state)
+def test_weights_of_a_smaller_encoder(tmp_path):
+    path = write_weights(tmp_path / "resnet10.pth", resnet10().state_dict())
     with pytest.raises(
         ValueError, match=r"pth: 80 of the encoder's 120 tensors fit; .* is layer1\.1\.conv1\.weight \(ab"
     ):
@@ -107,7 +113,9 @@ def test_weights_of_a_smaller_encoder(tmp_path, state):
 
 def test_weights_of_a_larger_encoder(tmp_path):
     """All tensors of a ResNet-18 are in the file of a ResNet-34, with the same shapes."""
-    path = write_weights(tmp_path / "resnet34.pth", torchvision.models.resnet34().state_dict())
+    with torch.device("meta"):
+        larger = torchvision.models.resnet34().state_dict()
+    path = write_weights(tmp_path / "resnet34.pth", {n: torch.zeros(()).expand(v.shape) for n, v in larger.items()})
     with pytest.raises(
         ValueError, match=r"all 120 .* fit, but the file has 80 more, the first layer1\.2\..*model\.encoder"
     ):
@@ -219,12 +227,19 @@ def test_a_download_is_checked_by_the_hash_in_its_name(monkeypatch, cache, tmp_p
 def test_one_of_many_downloads(monkeypatch, cache, capfd):
     """Locks of two open files exclude each other within a process, too, so threads stand for ranks here."""
     downloads, found = [], []
+    none_has_begun, one_fetches = threading.Barrier(4, timeout=300), threading.Barrier(4, timeout=300)
+
+    def hold_together(path, on_wait):
+        none_has_begun.wait()  # each has looked for the file
+        return hold(path, lambda holder: (on_wait(holder), one_fetches.wait()))
 
     def download(url, path, **knobs):
         downloads.append(url)
-        time.sleep(0.2)
+        if len(downloads) == 1:
+            one_fetches.wait()  # the other three wait for its lock
         Path(path).write_bytes(b"weights")
 
+    monkeypatch.setattr(weights_module, "hold", hold_together)
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     ranks = [threading.Thread(target=lambda: found.append(fetch("resnet18"))) for _ in range(4)]
     for rank in ranks:

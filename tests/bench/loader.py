@@ -31,7 +31,7 @@ from reid.pixels import Pixels
 from reid.plan import Plan
 from reid.samples import read_identities
 from shards.__main__ import main as shards_main
-from tests.test_plan import market_like
+from tests.support.plans import market_like
 
 IDENTITIES, IMAGES = 160, 16
 P, K, STREAMS = 16, 4, 8
