@@ -12,10 +12,14 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from tests.distributed.test_world_size import CASES, train
 from tests.support.drawn import draw_dataset
 from tests.support.pool import Pool
+from tests.support.world_size import train
 
+# In float64 the whole recipe. In float32 rounding grows until a hard pair is chosen differently: with batch statistics
+# after about twenty steps; with frozen ones, on some processors, after thirty at the recipe's learning rate of 3.5e-4,
+# and not in fifty at 1e-4 (2e-5 apart).
+CASES = [(torch.float64, "batch", 3.5e-4), (torch.float32, "frozen", 5e-5)]
 PICTURE = Path(__file__).parents[2] / "docs" / "pictures" / "world_size.png"
 
 
@@ -26,7 +30,7 @@ def main() -> None:
     print("| precision | normalisation | processes | largest relative difference in 50 steps |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         root = draw_dataset(Path(folder)).root
-        for colour, (dtype, norm, lr, _, _) in zip(("#0072b2", "#d55e00"), CASES, strict=True):
+        for colour, (dtype, norm, lr) in zip(("#0072b2", "#d55e00"), CASES, strict=True):
             name = f"{str(dtype).removeprefix('torch.')}, {'synchronised' if norm == 'batch' else 'frozen'}"
             curves = {n: np.array(pool.run(n, train, root, dtype, norm, lr, 50)[0][0]) for n in (1, 2, 4)}
             for (n, curve), width in zip(curves.items(), (6, 3.5, 1), strict=True):

@@ -1,4 +1,4 @@
-"""A pool of gloo processes for the whole test session; starting torch anew for each test would cost seconds a time."""
+"""A pool of gloo processes for the whole test session."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
-TIMEOUT_S = 60
+from tests.support.programs import CONTEXT, TIMEOUT_S
 
 
 class Pool:
@@ -25,12 +24,11 @@ class Pool:
     """
 
     def __init__(self, size: int) -> None:
-        context = mp.get_context("spawn")
         self.connections: list[Connection] = []
         self.processes = []
         for _ in range(size):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            ours, theirs = CONTEXT.Pipe()
+            process = CONTEXT.Process(target=_serve, args=(theirs,), daemon=True)
             process.start()
             self.connections.append(ours)
             self.processes.append(process)

@@ -1,0 +1,58 @@
+"""A training whose ranks say what they saw: its loss curve, and the images of each step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from reid.augment import Augmentation
+from reid.distributed import gather_objects, is_distributed
+from reid.loader import TrainLoader
+from reid.manifest import load_manifest
+from reid.model import ReIDModel
+from reid.normalization import convert_sync
+from reid.objective import Objective
+from reid.optim import Schedule, build_optimizer
+from reid.pixels import Pixels
+from reid.plan import Plan
+from reid.watch import mean_over_ranks
+from tests.support.drawn import HEIGHT, WIDTH
+
+
+def train(
+    root: Path, dtype: torch.dtype, norm: str, lr: float, steps: int, encoder: str = "resnet10"
+) -> tuple[list[float], list[list[list[int]]]]:
+    """The loss curve and the image ids of each step's global batch, in rank order."""
+    split = load_manifest(root).split("train")
+    plan = Plan(split.images, split.shard, len(split.shards), identities=8, images=3, streams=4, steps=steps)
+    pixels, augmentation = Pixels(HEIGHT, WIDTH), Augmentation(pad=2)
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    loader = TrainLoader(root, split, plan, pixels, augmentation, rank, world_size)
+    torch.manual_seed(0)
+    model = ReIDModel(
+        split.num_pids, encoder, weights="none", norm=norm, sync_batchnorm=True, image_size=(HEIGHT, WIDTH)
+    )
+    model = model.to(dtype)
+    convert_sync(model)
+    objective = Objective(
+        split.num_pids, model.dim, triplet_margin=0.5, triplet_scope="global", margin=5.0,
+        generator=torch.Generator().manual_seed(0),
+    ).to(dtype)  # fmt: skip
+    wrapped = DistributedDataParallel(model) if is_distributed() else model
+    optimizer = build_optimizer(model, lr, 5e-4)
+    schedule = Schedule(lr, steps, warmup_epochs=1)
+    curve, ids = [], []
+    for _, step, batch in loader.batches(1):
+        schedule.apply(optimizer, step)
+        features, logits = wrapped(augmentation.apply(batch.images, batch.parameters).to(dtype))
+        total, _ = objective(features, logits, batch.labels)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        objective.update_centers(features, batch.labels)
+        curve.append(mean_over_ranks({"loss": total.detach()})["loss"])
+        ids.append([row for part in gather_objects(batch.ids.tolist()) for row in part])
+    return curve, ids
