@@ -1,8 +1,9 @@
 """reid/tracking.py: metrics.jsonl line by line, an offline W&B run read back, and W&B failing."""
 
+import base64
 import json
 import threading
-from contextlib import contextmanager
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -151,7 +152,6 @@ def test_no_lines_yet(tmp_path):
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-@pytest.mark.timeout(120)
 def test_an_offline_run_is_read_back(tmp_path, capfd):
     tracker = make_tracker(tmp_path, mode="offline")
     tracker.log(0, {"train/loss": 2.5})
@@ -204,7 +204,6 @@ def test_the_evaluation_is_a_run_of_its_own_in_the_same_group(tmp_path, monkeypa
     assert (started["mode"], started["dir"]) == ("offline", str(tmp_path))
 
 
-@pytest.mark.timeout(120)
 def test_a_resumed_training_goes_on_with_its_run_and_its_evaluation_names_it(tmp_path):
     first = make_tracker(tmp_path, mode="offline", resume_step=0)
     first.log(0, {"train/loss": 2.0})
@@ -221,7 +220,6 @@ def test_a_resumed_training_goes_on_with_its_run_and_its_evaluation_names_it(tmp
     assert "train_run" not in one["config"]["update"]
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("in_sweep", [True, False])
 def test_a_stopped_run_of_a_sweep_is_given_to_another_agent(tmp_path, monkeypatch, in_sweep):
     if in_sweep:
@@ -234,7 +232,6 @@ def test_a_stopped_run_of_a_sweep_is_given_to_another_agent(tmp_path, monkeypatc
     assert int(exited.get("exit_code", 0)) == int(in_sweep)
 
 
-@pytest.mark.timeout(120)
 def test_artifacts(tmp_path):
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "model.bin").write_bytes(b"12345")
@@ -263,47 +260,21 @@ def test_wandb_that_cannot_start_at_all_warns_and_goes_on(tmp_path, monkeypatch,
     assert warning == "warning: W&B logging is off from here on: CommError: no room for files"
 
 
-SILENT = "a" * 40  # a key that no server has been asked about
+SILENT, REFUSED = "a" * 40, "b" * 40  # keys that a server never answers, and that it does not take
 
 
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize(
-    ("key", "reason"),
-    [
-        ("", "No API key configured. Use `wandb login` to log in. Or set WANDB_API_KEY."),
-        ("short", "WANDB_API_KEY invalid: API key must have 40+ characters"),
-        (SILENT, "CommError: "),
-        ("refused" * 6, "Error"),
-    ],
-    ids=["no key", "no such key", "server that never answers", "refused key"],
-)
-def test_online_without_a_server_is_kept_offline(tmp_path, monkeypatch, capsys, key, reason):
-    monkeypatch.setattr(tracking, "START_TIMEOUT_S", 3.0)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # no key of the user's
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    if key:
-        monkeypatch.setenv("WANDB_API_KEY", key)
-    with serve(refuses=key.startswith("refused")) as url:
-        monkeypatch.setenv("WANDB_BASE_URL", url)
-        tracker = make_tracker(tmp_path, mode="online")
-        tracker.log(0, {"train/loss": 1.0})
-        tracker.finish()
-    said = capsys.readouterr().err
-    assert "warning: W&B cannot be reached, so this run is kept offline, for `wandb sync`: " in said and reason in said
-    assert "logging is off" not in said and (not key or key == "short" or key not in said)
-    assert lines_of(tmp_path) == [{"step": 0, "train/loss": 1.0}]
-    (records,) = read_back(tmp_path)
-    assert any(record["type"] == "history" for record in records)
+@pytest.fixture
+def server() -> Iterator[str]:
+    """The URL of a server that answers no request with the key SILENT, and refuses all others.
 
-
-@contextmanager
-def serve(refuses: bool):
-    """A server that takes every request and answers none, or refuses each."""
+    W&B reads URL and key once in a process: it is ended here to see these, and to forget them.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
-            if not refuses:
-                ended.wait(20)
+            _, _, key = base64.b64decode(self.headers["Authorization"].split()[1]).decode().partition(":")
+            if key == SILENT:
+                ended.wait(300)
                 return
             self.send_response(401)
             self.end_headers()
@@ -316,11 +287,51 @@ def serve(refuses: bool):
     ended = threading.Event()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    wandb.teardown()
     yield f"http://127.0.0.1:{server.server_port}"
+    wandb.teardown()
     ended.set()
     server.shutdown()
+    thread.join()
     server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("", "No API key configured. Use `wandb login` to log in. Or set WANDB_API_KEY."),
+        ("short", "WANDB_API_KEY invalid: API key must have 40+ characters"),
+        (SILENT, "CommError: "),
+        (REFUSED, "CommError: "),
+    ],
+    ids=["no key", "no such key", "server that never answers", "refused key"],
+)
+def test_online_without_a_server_is_kept_offline(tmp_path, monkeypatch, capsys, server, key, reason):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # no key of the user's
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_BASE_URL", server)
+    if key:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+    start = wandb.init
+
+    def impatient(*, mode, settings, **knobs):
+        assert settings.init_timeout == settings.login_timeout == tracking.START_TIMEOUT_S
+        if key == SILENT and mode == "online":
+            settings.init_timeout = settings.login_timeout = 1.0  # it will not come, however long one waits
+        return start(mode=mode, settings=settings, **knobs)
+
+    monkeypatch.setattr(wandb, "init", impatient)
+    tracker = make_tracker(tmp_path, mode="online")
+    tracker.log(0, {"train/loss": 1.0})
+    tracker.finish()
+    said = capsys.readouterr().err
+    assert "warning: W&B cannot be reached, so this run is kept offline, for `wandb sync`: " in said and reason in said
+    assert "logging is off" not in said and (not key or key == "short" or key not in said)
+    assert lines_of(tmp_path) == [{"step": 0, "train/loss": 1.0}]
+    (records,) = read_back(tmp_path)
+    assert any(record["type"] == "history" for record in records)
 
 
 class _BreakingRun:

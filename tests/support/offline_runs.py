@@ -5,25 +5,36 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from wandb.util import get_core_path
 
 WANDB = Path(sys.executable).with_name("wandb")
 
 
 def find_files(folder: Path) -> list[Path]:
-    """The file of each offline run under `folder`, in the order in which they were started."""
-    return sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime)
+    """The file of each offline run under `folder`."""
+    return sorted(folder.glob("wandb/offline-run-*/*.wandb"))
 
 
 def read_back(folder: Path) -> list[list[dict[str, Any]]]:
-    """The records of each offline run under `folder`."""
-    runs = []
-    for file in find_files(folder):
-        command = [str(WANDB), "leet", "inspect", "--json", str(file)]
-        output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-        runs.append([json.loads(line) for line in output.splitlines()])
-    return runs
+    """The records of each offline run under `folder`, in the order in which they were started."""
+    return sorted(map(read_file, find_files(folder)), key=lambda records: datetime.fromisoformat(start_of(records)))
+
+
+def read_file(file: Path) -> list[dict[str, Any]]:
+    """The records of one run, from the program that `wandb leet inspect` starts after a second of imports."""
+    options = ["--no-observability", "--json", "--run-file", str(file)]
+    command = [get_core_path(), "leet", "inspect", *options, str(file.parents[1])]
+    output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def start_of(records: list[dict[str, Any]]) -> str:
+    start: str = run_of(records)["start_time"]
+    return start
 
 
 def run_of(records: list[dict[str, Any]]) -> dict[str, Any]:
