@@ -7,13 +7,14 @@ import importlib.util
 import io
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import IO, Any
 
 import matplotlib.image
 import numpy as np
@@ -25,8 +26,8 @@ from reid.lock import hold
 from reid.sweep import METRICS, Run, Sweep, check_knobs, corners, falls_behind, propose, read_history, read_sweep
 from reid.sweep_table import choose_axes, draw_heat_map, format_csv, format_settings, group_seeds
 from tests.support.drawn import draw_dataset
+from tests.support.programs import ROOT, TIMEOUT_S, Program
 
-ROOT = Path(__file__).parent.parent
 PROGRAM = ROOT / "launch" / "sweep.py"
 TINY = [
     "--data.height=32", "--data.width=16", "--batch.identities=4", "--batch.streams=2", "--optim.milestones=[1]",
@@ -268,36 +269,67 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_dataset(tmp_path_factory.mktemp("drawn"), num_shards=4).root
 
 
-def call(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, PROGRAM, *map(str, words)], cwd=ROOT, capture_output=True, text=True,
-                          timeout=200, check=False)  # fmt: skip
+class Training(Program):
+    """What the sweep program starts and waits for, as it does a `subprocess.Popen`."""
+
+    def __init__(self, command: list[str], log: IO[str]) -> None:
+        assert command[:2] == [sys.executable, "train.py"]
+        super().__init__(*command[1:])
+        self.log = log
+
+    def __enter__(self) -> Training:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.kill()
+        self.log.write(self.said())
+
+    def poll(self) -> int | None:
+        return self.processes[0].exitcode
+
+    def wait(self, timeout: float) -> None:
+        self.processes[0].join(timeout)
+        if self.poll() is None:
+            raise subprocess.TimeoutExpired("train.py", timeout)
+
+    @property
+    def returncode(self) -> int | None:
+        return self.poll()
 
 
-@pytest.mark.timeout(240)
-def test_a_sweep_is_made_interrupted_and_finished(tmp_path: Path, shards: Path) -> None:
+@pytest.fixture
+def _signals() -> Iterator[None]:
+    """The sweep program's handlers end with the test."""
+    before = {number: signal.getsignal(number) for number in program.SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_signals")
+def test_a_sweep_is_made_interrupted_and_finished(tmp_path: Path, shards: Path, capsys, monkeypatch) -> None:
     """Two runs: one, then a stop in the second, then its rest."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(program, "start", Training)
     grid = {"loss.w1": {"values": [0.1, 0.3]}, "seed": {"values": [0]}}
     out, sweep = tmp_path / "out", write_sweep(tmp_path, parameters=grid)
     extra = ["--", *TINY, f"--data.root={shards}", "--optim.epochs=2"]
-    first = call(sweep, "--runs=1", "--out", out, *extra)
-    assert first.returncode == 0, first.stdout + first.stderr
-    assert "1 runs: 1 finished" in first.stdout
+    status, said = main_says(capsys, sweep, "--runs=1", "--out", out, *extra)
+    assert status == 0 and "1 runs: 1 finished" in said
     before = (out / "run-0000" / "metrics.jsonl").read_bytes()
 
-    words = [sys.executable, str(PROGRAM), str(sweep), "--out", str(out), *extra]
-    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        end = time.monotonic() + 60
-        while not (out / "run-0001").exists():
-            assert time.monotonic() < end and process.poll() is None
-            time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-        said = process.communicate(timeout=60)[0]
-    assert process.returncode == 75 and "the same command goes on" in said
+    def stop_me(command: list[str], log: IO[str]) -> Training:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return Training(command, log)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(program, "start", stop_me)
+        status, said = main_says(capsys, sweep, "--out", out, *extra)
+    assert status == 75 and "the same command goes on" in said
     assert (out / "state" / "1").read_text() in ("running\n", "finished\n")
 
-    last = call(sweep, "--out", out, *extra)
-    assert last.returncode == 0, last.stdout + last.stderr
-    assert "2 runs: 2 finished" in last.stdout
+    status, said = main_says(capsys, sweep, "--out", out, *extra)
+    assert status == 0 and "2 runs: 2 finished" in said
     assert (out / "run-0000" / "metrics.jsonl").read_bytes() == before  # a finished run is left alone
     rows = list(csv.DictReader((out / "runs.csv").read_text().splitlines()))
     assert [(row["loss.w1"], row["seed"]) for row in rows] == [("0.1", "0"), ("0.3", "0")]
@@ -310,26 +342,27 @@ def test_a_sweep_is_made_interrupted_and_finished(tmp_path: Path, shards: Path) 
         assert (str(config["loss"]["w1"]), str(config["seed"])) == (row["loss.w1"], row["seed"])
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.usefixtures("_signals")
 def test_a_run_that_falls_behind_ends_with_a_checkpoint(tmp_path: Path, shards: Path, capsys, monkeypatch) -> None:
     """The engine's verdict is set to "behind" once two evaluations are there; the rest is real."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(program, "falls_behind", lambda sweep, runs, number: len(runs[number].history) >= 2)
-    before = {number: signal.getsignal(number) for number in program.SIGNALS}
+    monkeypatch.setattr(program, "start", Training)
     sweep = write_sweep(tmp_path, early_terminate={"type": "hyperband", "min_iter": 2})
     extra = ["--", *TINY, f"--data.root={shards}", "--optim.epochs=500", "--eval.every_epochs=1"]
     status, said = main_says(capsys, sweep, "--runs=1", "--out", tmp_path / "out", *extra)
-    for number, handler in before.items():
-        signal.signal(number, handler)
     assert status == 0 and "1 runs: 1 stopped" in said and "run 0: stopped, eval/best_mAP" in said
     stopped = json.loads((tmp_path / "out" / "run-0000" / "stopped.json").read_text())
     assert 2 <= stopped["epoch"] < 500
     assert not list((tmp_path / "out").glob(".stop-*"))
 
 
-@pytest.mark.timeout(120)
 def test_a_sweep_whose_first_run_fails_ends(tmp_path: Path) -> None:
-    failed = call(write_sweep(tmp_path), "--out", tmp_path / "out", "--", *TINY, "--data.root=nowhere")
+    """As a user starts it: the program and its run are processes that nobody prepared."""
+    words = [PROGRAM, write_sweep(tmp_path), "--out", tmp_path / "out", "--", *TINY, "--data.root=nowhere"]
+    failed = subprocess.run(
+        [sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
     assert failed.returncode == 2 and "run 0 failed and none has succeeded yet" in failed.stderr
     assert "nowhere: no such folder" in (tmp_path / "out" / "run-0000.log").read_text()
     assert not (tmp_path / "out" / "run-0001").exists()

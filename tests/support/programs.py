@@ -116,7 +116,7 @@ class Program:
         return failed, self.said()
 
 
-def run(name: str, *arguments: str, **options: object) -> tuple[int, str]:
+def run_program(name: str, *arguments: str, **options: object) -> tuple[int, str]:
     """The exit status of a program and what it said."""
     return Program(name, *arguments, **options).end()  # type: ignore[arg-type]
 
