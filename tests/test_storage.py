@@ -2,10 +2,10 @@
 
 import http.server
 import os
+import socket
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,7 @@ from reid import storage
 from reid.manifest import load_manifest
 from reid.samples import DamagedData, read_identities
 from reid.storage import is_remote, open_file, place_of, read_file, stamp_of
-from tests.test_loader import assert_same, make_loader
-
-pytestmark = pytest.mark.timeout(60)
+from tests.support.loading import assert_same, make_loader
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -30,7 +28,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 def serve(folder: Path, handler: type[Quiet] = Quiet) -> Iterator[str]:
     """The URL of a folder."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder))) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever)
+        thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))  # seconds that its shutdown takes
         thread.start()
         try:
             yield f"http://127.0.0.1:{httpd.server_port}"
@@ -66,7 +64,7 @@ def test_training_over_http_gives_the_batches_of_the_folder(drawn, server, worke
     assert_same(list(make_loader(server, load_manifest(server), workers=workers).batches(2)), wanted)
 
 
-@pytest.mark.parametrize("sent", [None, 0, 600], ids=["no answer", "no byte", "a part"])
+@pytest.mark.parametrize("sent", [None, 0, 1], ids=["no answer", "no byte", "a part"])
 def test_a_server_that_stalls_is_an_error_and_no_hang(drawn, monkeypatch, sent):
     over = threading.Event()
 
@@ -77,16 +75,16 @@ def test_a_server_that_stalls_is_an_error_and_no_hang(drawn, monkeypatch, sent):
                 self.send_header("Content-Length", "100000")
                 self.end_headers()
                 self.wfile.write(bytes(sent))
-            over.wait(30)
+            over.wait()
 
-    monkeypatch.setattr(storage, "STALL_S", 2)
+    monkeypatch.setattr(storage, "STALL_S", 1)
     monkeypatch.setattr(storage, "PAUSES_S", ())
     with serve(drawn.root, Stalling) as url:
-        begun = time.monotonic()
-        with pytest.raises(OSError, match=rf"curl could not fetch {url}/train-0000\.tar \(exit status 28: .*too slow"):
-            read_file(url, "train-0000.tar")
-        assert time.monotonic() - begun < 15
-        over.set()
+        try:  # 28: curl itself gave up
+            with pytest.raises(OSError, match=rf"could not fetch {url}/train-0000\.tar \(exit status 28: .*too slow"):
+                read_file(url, "train-0000.tar")
+        finally:
+            over.set()
 
 
 @pytest.mark.parametrize("fault", ["busy", "torn"])
@@ -127,15 +125,24 @@ def test_a_fetch_is_given_up_and_what_is_not_there_is_asked_for_once(drawn, monk
     assert asked == ["/busy"] * 3 + ["/nowhere"]
 
 
-def test_a_reader_that_pauses_is_no_stall(tmp_path, monkeypatch):
-    """The server gives up a client that takes nothing for a second, and so would the limit on stalls."""
+def test_a_reader_holds_no_connection(tmp_path):
+    """However long it pauses, no server gives it up: the rest of a file is there when its server is gone."""
+    connections = []
+
+    class Counted(Quiet):
+        def setup(self) -> None:
+            super().setup()
+            connections.append(self.connection)
+
     data = os.urandom(1 << 20) * 30  # more than the buffers of sockets and pipes hold
     (tmp_path / "large.tar").write_bytes(data)
-    monkeypatch.setattr(Quiet, "timeout", 1)
-    monkeypatch.setattr(storage, "STALL_S", 1)
-    with serve(tmp_path) as url, open_file(url, "large.tar") as file:
-        first = file.read(1000)
-        time.sleep(3)
+    with ExitStack() as opened:
+        with serve(tmp_path, Counted) as url:
+            file = opened.enter_context(open_file(url, "large.tar"))
+            first = file.read(1000)
+        (connection,) = connections
+        with suppress(OSError):  # closed before
+            connection.shutdown(socket.SHUT_RDWR)
         assert first + file.read() == data
 
 

@@ -1,0 +1,39 @@
+"""A loader of the drawn training images, and what it takes to compare batches."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import torch
+
+from reid.augment import Augmentation
+from reid.loader import Batch, TrainLoader
+from reid.manifest import Manifest
+from reid.pixels import Pixels
+from reid.plan import Plan
+from tests.support.drawn import HEIGHT, WIDTH
+
+PIXELS = Pixels(HEIGHT, WIDTH)
+AUGMENTATION = Augmentation(pad=4, rotate_degrees=10, scale=0.1)
+STEPS = 5  # more than one pass of every stream
+
+
+def make_loader(root: Path, manifest: Manifest, rank=0, world_size=1, workers=0, **knobs) -> TrainLoader:
+    split = manifest.split("train")
+    plan = Plan(split.images, split.shard, len(split.shards), identities=8, images=3, streams=4, seed=7, steps=STEPS)
+    return TrainLoader(
+        root, split, replace(plan, **knobs), PIXELS, AUGMENTATION, rank=rank, world_size=world_size, workers=workers
+    )
+
+
+def tensors_of(batch: Batch) -> dict[str, torch.Tensor]:
+    parameters = {field.name: getattr(batch.parameters, field.name) for field in fields(batch.parameters)}
+    return {name: getattr(batch, name) for name in ("images", "labels", "camids", "ids")} | parameters
+
+
+def assert_same(found: list[tuple[int, int, Batch]], wanted: list[tuple[int, int, Batch]]) -> None:
+    assert [entry[:2] for entry in found] == [entry[:2] for entry in wanted]
+    for (_, _, one), (_, _, other) in zip(found, wanted, strict=True):
+        for name, tensor in tensors_of(one).items():
+            assert torch.equal(tensor, tensors_of(other)[name]), name
