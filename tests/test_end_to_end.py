@@ -1,9 +1,8 @@
-"""The user's path in small, with the real launcher and two processes: draw, build, train, resume, evaluate."""
+"""The user's path in small, on two processes: draw, build, train, resume, evaluate; training starts by the launcher."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,27 +10,19 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from reid.export import TOLERANCE
+from reid.foreign import read_features
 from reid.manifest import load_manifest
 from shards.__main__ import main as shards_main
 from tests.support.offline_runs import WANDB, find_files, history_of, read_back, run_of, summary_of
+from tests.support.programs import ROOT, TIMEOUT_S, run_program
 
-ROOT = Path(__file__).parent.parent
 LAUNCH = [str(Path(sys.executable).parent / "accelerate"), "launch", "--config_file", str(ROOT / "launch/cpu.yaml")]
 SMALL = [
     "--config=configs/quickstart.yaml", "--data.height=32", "--data.width=16",
     "--batch.identities=4", "--batch.streams=2", "--optim.milestones=[1]", "--optim.warmup_epochs=1",
     "--track.every_steps=2", "--track.wandb=offline",
 ]  # fmt: skip
-
-
-def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a program on two processes from the root; each launch gets a port of its own."""
-    port = str(20000 + os.getpid() % 20000)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*LAUNCH, "--main_process_port", port, *arguments],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +39,22 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(workspace: Path) -> Path:
     """A run of two epochs, interrupted after the first and resumed."""
     arguments = ["train.py", *SMALL, f"--data.root={workspace / 'shards'}", f"--runs={workspace}", "--name=resumed"]
-    first = launch(*arguments, "--optim.epochs=1")
+    first = subprocess.run(
+        [*LAUNCH, "--main_process_port", "0", *arguments, "--optim.epochs=1"],
+        cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+    )  # fmt: skip
     assert first.returncode == 0, first.stderr
     assert "over 2 process(es)" in first.stdout
-    second = launch(*arguments, "--optim.epochs=2", "--resume=auto")
-    assert second.returncode == 0, second.stderr
-    assert "from epoch 2 step 1" in second.stdout
+    status, said = run_program(*arguments, "--optim.epochs=2", "--resume=auto", ranks=2)
+    assert status == 0, said
+    assert "from epoch 2 step 1" in said
     return workspace / "resumed"
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(workspace: Path, trained: Path) -> None:
     arguments = [*SMALL, f"--data.root={workspace / 'shards'}", f"--runs={workspace}", "--name=straight"]
-    straight = launch("train.py", *arguments, "--optim.epochs=2", "--track.wandb=off")
-    assert straight.returncode == 0, straight.stderr
+    status, said = run_program("train.py", *arguments, "--optim.epochs=2", "--track.wandb=off", ranks=2)
+    assert status == 0, said
     for file in ("model.safetensors", "objective.safetensors"):
         ours = load_file(newest(trained) / file)
         theirs = load_file(newest(workspace / "straight") / file)
@@ -108,8 +102,8 @@ def test_what_the_training_tells_wandb(workspace: Path, trained: Path) -> None:
 
 
 def test_evaluation_writes_what_others_read(trained: Path) -> None:
-    evaluated = launch("evaluate.py", f"--run={trained}", "--baselines=[untrained,histogram]")
-    assert evaluated.returncode == 0, evaluated.stderr
+    status, said = run_program("evaluate.py", f"--run={trained}", "--baselines=[untrained,histogram]", ranks=2)
+    assert status == 0, said
     folder = trained / "eval" / "pedestrians"
     metrics = json.loads((folder / "metrics.json").read_text())
     assert list(metrics) == ["image", "centroid", "centroid_all", "ctl_published"]
@@ -119,8 +113,8 @@ def test_evaluation_writes_what_others_read(trained: Path) -> None:
         assert figures["num_valid_queries"] > 0
     assert metrics["image"]["gallery_size"] > metrics["centroid"]["gallery_size"]
     for row in ("trained", "untrained encoder", "colour histogram"):
-        assert row in evaluated.stdout
-    assert f"report: {folder / 'report.html'}" in evaluated.stdout
+        assert row in said
+    assert f"report: {folder / 'report.html'}" in said
     assert "<html" in (folder / "report.html").read_text()
 
     (records,) = (records for records in read_back(trained) if run_of(records)["job_type"] == "eval")
@@ -133,28 +127,27 @@ def test_evaluation_writes_what_others_read(trained: Path) -> None:
     assert summary_of(records)["eval/pedestrians/image/mAP"] == metrics["image"]["mAP"]
 
 
-def test_evaluation_agrees_with_the_evaluation_in_training(trained: Path) -> None:
-    """Another batch size and number of processes and workers, the same figures."""
+def test_evaluation_agrees_with_the_evaluation_in_training(trained: Path, tmp_path: Path) -> None:
+    """Another number of processes and workers: the same figures. Another batch size: features to float32's rounding."""
     last = [line for line in read_lines(trained) if "eval/image/mAP" in line][-1]
-    alone = subprocess.run(
-        [sys.executable, "evaluate.py", f"--run={trained}", "--batch_size=7", "--workers=0", "--wandb=off"],
-        cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert alone.returncode == 0, alone.stderr
-    metrics = json.loads((trained / "eval" / "pedestrians" / "metrics.json").read_text())
-    assert metrics["image"]["mAP"] == pytest.approx(last["eval/image/mAP"], abs=1e-6)
-    assert metrics["centroid"]["mAP"] == pytest.approx(last["eval/centroid/mAP"], abs=1e-6)
+    words = [f"--run={trained}", "--workers=0", "--wandb=off", "--save_features"]
+    embeddings = []
+    for size in ("128", "7"):
+        status, said = run_program("evaluate.py", *words, f"--out={tmp_path / size}", f"--batch_size={size}")
+        assert status == 0, said
+        embeddings.append(read_features(tmp_path / size / "pedestrians" / "query.npz").features.embeddings)
+    metrics = json.loads((tmp_path / "128" / "pedestrians" / "metrics.json").read_text())
+    assert metrics["image"]["mAP"] == last["eval/image/mAP"]
+    assert metrics["centroid"]["mAP"] == last["eval/centroid/mAP"]
+    assert (embeddings[0] - embeddings[1]).abs().max() <= TOLERANCE * embeddings[0].abs().max()
 
 
 def test_a_second_run_in_the_same_folder_is_refused(trained: Path) -> None:
     config = ["--config", str(trained / "config.yaml"), f"--runs={trained.parent}", "--name=resumed"]
-    again = subprocess.run(
-        [sys.executable, "train.py", *config, "--resume=never"],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert again.returncode == 2
-    assert "holds a run already" in again.stderr and "--resume=auto" in again.stderr
-    assert "Traceback" not in again.stderr
+    status, said = run_program("train.py", *config, "--resume=never")
+    assert status == 2
+    assert "holds a run already" in said and "--resume=auto" in said
+    assert "Traceback" not in said
 
 
 def newest(run: Path) -> Path:
@@ -173,10 +166,7 @@ def test_training_images_alone_are_enough_to_train_on(workspace: Path) -> None:
     built = str(workspace / "train_only")
     assert shards_main(["build", "folder", "--root", str(workspace / "folder"), "--out", built, "--shards=4"]) == 0
     small = [*SMALL, f"--data.root={built}", f"--runs={workspace}", "--name=alone", "--track.wandb=off"]
-    trained = subprocess.run(
-        [sys.executable, "train.py", *small, "--optim.epochs=1", "--batch.steps_per_epoch=2"],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert trained.returncode == 0, trained.stderr
-    assert "nothing: the data has no query and gallery" in trained.stdout
+    status, said = run_program("train.py", *small, "--optim.epochs=1", "--batch.steps_per_epoch=2")
+    assert status == 0, said
+    assert "nothing: the data has no query and gallery" in said
     assert newest(workspace / "alone").name == "epoch-0001-step-000000"
