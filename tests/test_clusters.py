@@ -13,16 +13,16 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_multi_gpu_env
 
 from reid.tracking import name_in_sweep
-from tests.support.slurm_cluster import free_ports
+from tests.support.programs import ROOT, Program, free_port, launch
 
-ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 JOBS = sorted((ROOT / "slurm").glob("*.sbatch"))
+TWO = ["--num_processes", "2"]
 MEET = """
 import os
 from reid.distributed import gather_objects
 from reid.startup import start_accelerator
-accelerator = start_accelerator("no", timeout_s=60)
+accelerator = start_accelerator("no", timeout_s=300)
 ranks = gather_objects(int(os.environ["RANK"]) if "RANK" in os.environ else 0)
 os.write(1, f"met {ranks}\\n".encode())  # at once: two processes share the pipe
 accelerator.end_training()
@@ -102,7 +102,7 @@ def test_the_plan_of_one_gpu_and_of_one_node() -> None:
 
 @pytest.mark.parametrize("machine", [0, 1])
 def test_the_plan_of_two_nodes(machine: int) -> None:
-    port = str(free_ports(1)[0])
+    port = str(free_port())
     words = ["--machine_rank", str(machine), "--main_process_ip", "10.0.0.1", "--main_process_port", port]
     nodes = plan("--config_file", str(ROOT / "launch" / "multinode.yaml"), *words)
     prepare_multi_gpu_env(nodes)
@@ -110,36 +110,26 @@ def test_the_plan_of_two_nodes(machine: int) -> None:
     assert (nodes.rdzv_endpoint, nodes.rdzv_backend) == (f"10.0.0.1:{port}", "static")
 
 
-def start(tmp_path: Path, *words: str) -> subprocess.Popen[str]:
+def start(tmp_path: Path, *words: str) -> Program:
     script = tmp_path / "meet.py"
     script.write_text(MEET)
-    return subprocess.Popen([BIN / "accelerate", "launch", *words, script], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    return launch(*words, str(script))
 
 
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize(
-    ("file", "words", "ranks"),
-    [
-        ("cpu.yaml", ["--main_process_port", "0"], "[0, 1]"),
-        ("gpu.yaml", [], "[0]"),
-        ("node.yaml", ["--num_processes", "2"], "[0, 1]"),
-    ],
-)
+# launch/cpu.yaml: tests/test_end_to_end.py
+@pytest.mark.parametrize(("file", "words", "ranks"), [("gpu.yaml", [], "[0]"), ("node.yaml", TWO, "[0, 1]")])
 def test_configs_of_one_machine_launch(tmp_path: Path, file: str, words: list[str], ranks: str) -> None:
     """On the CPU where there is no GPU, as the programs do."""
-    said = start(tmp_path, "--config_file", str(ROOT / "launch" / file), *words).communicate(timeout=100)[0]
+    _, said = start(tmp_path, "--config_file", str(ROOT / "launch" / file), *words).end()
     assert said.count(f"met {ranks}") == ranks.count(",") + 1, said
 
 
-@pytest.mark.timeout(120)
 def test_the_config_of_two_nodes_launches(tmp_path: Path) -> None:
     """Two launchers on one machine, each in the place of a node."""
-    words = ["--config_file", str(ROOT / "launch" / "multinode.yaml"), "--num_processes", "2", "--main_process_ip",
-             "127.0.0.1", "--main_process_port", str(free_ports(1)[0])]  # fmt: skip
-    nodes = [start(tmp_path, *words, "--machine_rank", str(machine)) for machine in (0, 1)]
-    for node in nodes:
-        said = node.communicate(timeout=100)[0]
+    words = ["--config_file", str(ROOT / "launch" / "multinode.yaml"), *TWO, "--main_process_ip", "127.0.0.1",
+             "--main_process_port", str(free_port())]  # fmt: skip
+    for node in [start(tmp_path, *words, "--machine_rank", str(machine)) for machine in (0, 1)]:
+        _, said = node.end()
         assert "met [0, 1]" in said, said
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,8 @@ from reid.foreign import read_features
 from reid.manifest import load_manifest
 from shards.__main__ import main as shards_main
 from tests.support.offline_runs import WANDB, find_files, history_of, read_back, run_of, summary_of
-from tests.support.programs import ROOT, TIMEOUT_S, run_program
+from tests.support.programs import launch, run_program
 
-LAUNCH = [str(Path(sys.executable).parent / "accelerate"), "launch", "--config_file", str(ROOT / "launch/cpu.yaml")]
 SMALL = [
     "--config=configs/quickstart.yaml", "--data.height=32", "--data.width=16",
     "--batch.identities=4", "--batch.streams=2", "--optim.milestones=[1]", "--optim.warmup_epochs=1",
@@ -39,12 +37,10 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(workspace: Path) -> Path:
     """A run of two epochs, interrupted after the first and resumed."""
     arguments = ["train.py", *SMALL, f"--data.root={workspace / 'shards'}", f"--runs={workspace}", "--name=resumed"]
-    first = subprocess.run(
-        [*LAUNCH, "--main_process_port", "0", *arguments, "--optim.epochs=1"],
-        cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
-    )  # fmt: skip
-    assert first.returncode == 0, first.stderr
-    assert "over 2 process(es)" in first.stdout
+    config = ["--config_file", "launch/cpu.yaml", "--main_process_port", "0"]
+    status, said = launch(*config, *arguments, "--optim.epochs=1").end()
+    assert status == 0, said
+    assert "over 2 process(es)" in said
     status, said = run_program(*arguments, "--optim.epochs=2", "--resume=auto", ranks=2)
     assert status == 0, said
     assert "from epoch 2 step 1" in said

@@ -7,10 +7,7 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,10 +21,9 @@ from reid.lock import hold
 from reid.stopping import STOPPED
 from reid.trained import find_run
 from shards.__main__ import main as shards_main
-from tests.support.programs import ROOT, TIMEOUT_S, Program
+from tests.support.programs import Program, launch
 from tests.support.waiting import WAITS, wait_in_step_6
 
-LAUNCH = [str(Path(sys.executable).parent / "accelerate"), "launch", "--config_file", str(ROOT / "launch/cpu.yaml")]
 SMALL = [
     "--config=configs/quickstart.yaml", "--data.height=32", "--data.width=16", "--batch.identities=4",
     "--batch.streams=2", "--optim.milestones=[]", "--track.every_steps=1", "--track.wandb=off", "--data.workers=1",
@@ -67,39 +63,20 @@ def start(data: Path, tmp_path: Path) -> Iterator[Start]:
         program.kill()
 
 
-class Launched:
-    """A training on two ranks under the real launcher. script: train.py, or one that runs it."""
+def launched(data: Path, runs: Path, script: str, *flags: str) -> Program:
+    """A training on two ranks under the launcher. script: train.py, or one that runs it."""
+    config = ["--config_file", "launch/cpu.yaml", "--main_process_port", "0"]
+    return launch(*config, script, *words(data, runs, *flags))
 
-    def __init__(self, script: str, arguments: list[str]) -> None:
-        self.process = subprocess.Popen(
-            [*LAUNCH, "--main_process_port", "0", script, *arguments], cwd=ROOT, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
 
-    def wait_for(self, ready: Callable[[], object]) -> None:
-        end = time.monotonic() + TIMEOUT_S
-        while not ready():
-            assert self.process.poll() is None, self.end()
-            assert time.monotonic() < end, "nothing happened"
-            time.sleep(0.01)
-
-    def ranks(self) -> dict[int, int]:
-        """Process ids by rank, of the launcher's own children (decoding processes are children of a rank)."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        found = {}
-        for pid in map(int, children):
-            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            found |= {int(item[5:]): pid for item in environment if item.startswith(b"RANK=")}
-        return found
-
-    def end(self) -> tuple[int, str]:
-        """Exit status and all that was said."""
-        try:
-            said = self.process.communicate(timeout=TIMEOUT_S)[0]
-        finally:
-            if self.process.poll() is None:
-                os.killpg(self.process.pid, signal.SIGKILL)
-        return self.process.returncode, said
+def ranks_of(launcher: Program) -> dict[int, int]:
+    """Process ids by rank, of the launcher's own children (decoding processes are children of a rank)."""
+    children = Path(f"/proc/{launcher.pid()}/task/{launcher.pid()}/children").read_text().split()
+    found = {}
+    for pid in map(int, children):
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        found |= {int(item[5:]): pid for item in environment if item.startswith(b"RANK=")}
+    return found
 
 
 def steps(runs: Path) -> int:
@@ -151,11 +128,11 @@ def test_a_signal_to_the_launcher_stops_all_and_the_rest_is_the_same_to_the_last
     data: Path, start: Start, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SIGNALLED", "0 1")
-    run = Launched("tests/support/waiting.py", words(data, tmp_path, "--optim.epochs=4"))
-    run.wait_for(lambda: steps(tmp_path) >= 5)
-    run.process.send_signal(signal.SIGTERM)
+    run = launched(data, tmp_path, "tests/support/waiting.py", "--optim.epochs=4")
+    run.wait_for(lambda: run.said().count(WAITS) == 2)
+    run.signal(signal.SIGTERM)
     status, said = run.end()
-    assert status != 0 and said.count(WAITS) == 2, said
+    assert status != 0, said
     assert_resumed_as_undisturbed(start, tmp_path, straight, said)
 
 
@@ -223,9 +200,9 @@ def test_damage_is_skipped_by_two_processes_and_counted(start: Start, damaged: P
 
 
 def test_a_killed_rank_ends_the_others(data: Path, tmp_path: Path) -> None:
-    run = Launched("train.py", words(data, tmp_path, FOREVER, "--timeout_s=30"))
+    run = launched(data, tmp_path, "train.py", FOREVER, "--timeout_s=30")
     run.wait_for(lambda: steps(tmp_path) >= 1)
-    os.kill(run.ranks()[1], signal.SIGKILL)
+    os.kill(ranks_of(run)[1], signal.SIGKILL)
     status, said = run.end()
     assert status != 0
     assert "SIGKILL" in said or "Signal 9" in said

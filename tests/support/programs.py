@@ -1,6 +1,6 @@
 """Programs in processes of their own, forked from one that has imported all they need: a start costs no imports.
 
-Each rank gets the environment that torchrun would give it. What is about the launcher itself starts the real one.
+Each rank gets the environment that torchrun would give it. What is about the launcher itself uses `launch`.
 """
 
 from __future__ import annotations
@@ -115,6 +115,11 @@ class Program:
             time.sleep(0.01)
         failed = failed or next((process.exitcode for process in self.processes if process.exitcode), 0)
         return failed, self.said()
+
+
+def launch(*arguments: str) -> Program:
+    """`accelerate launch` with these arguments: the launcher is forked, its ranks are interpreters that it starts."""
+    return Program("accelerate.commands.accelerate_cli", "launch", *arguments)
 
 
 def run_program(name: str, *arguments: str, **options: object) -> tuple[int, str]:
