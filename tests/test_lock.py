@@ -33,13 +33,13 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     yield process
     process.kill()
-    process.communicate(timeout=20)
+    process.communicate(timeout=300)
 
 
 def test_refused_while_another_process_holds_it(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     with pytest.raises(Held, match=f"process {holder.pid} on "), hold(tmp_path / "lock"):
         raise AssertionError("held twice")
-    holder.communicate("\n", timeout=20)
+    holder.communicate("\n", timeout=300)
     with hold(tmp_path / "lock"):
         assert (tmp_path / "lock").is_file()
     assert not list(tmp_path.iterdir())
@@ -62,7 +62,7 @@ def test_waits_and_says_for_whom(tmp_path: Path, holder: subprocess.Popen[str]) 
 
 def test_a_killed_holder_holds_nothing(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     holder.send_signal(signal.SIGKILL)
-    holder.wait(timeout=20)
+    holder.wait(timeout=300)
     assert (tmp_path / "lock").is_file()
     with hold(tmp_path / "lock"):
         pass

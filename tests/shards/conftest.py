@@ -1,7 +1,8 @@
 """Tiny raw datasets, drawn, in the exact layouts of the real ones."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 Draw = Callable[[Path], Path]
 
 
+@cache
 def image_bytes(seed: int, kind: str = "JPEG", size: tuple[int, int] = (16, 32)) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     buffer = io.BytesIO()
@@ -18,9 +20,7 @@ def image_bytes(seed: int, kind: str = "JPEG", size: tuple[int, int] = (16, 32))
     return buffer.getvalue()
 
 
-@pytest.fixture
-def draw() -> Draw:
-    """Writes a picture of its own to each path, JPEG or PNG by the suffix."""
+def make_draw() -> Draw:
     drawn = 0
 
     def write(path: Path) -> Path:
@@ -34,9 +34,14 @@ def draw() -> Draw:
 
 
 @pytest.fixture
-def market(tmp_path: Path, draw: Draw) -> Path:
+def draw() -> Draw:
+    """Writes a picture of its own to each path, JPEG or PNG by the suffix."""
+    return make_draw()
+
+
+def draw_market(root: Path) -> Path:
     """Market-1501's layout: 9 train identities of 2 to 10 images, 3 test ones, 18 distractors, 20 junk, strays."""
-    root = tmp_path / "market"
+    draw = make_draw()
     for pid in range(2, 11):
         for image in range(pid):
             draw(root / "bounding_box_train" / f"{pid:04d}_c{image % 6 + 1}s1_{image:06d}_03.jpg")
@@ -53,6 +58,25 @@ def market(tmp_path: Path, draw: Draw) -> Path:
     (root / "bounding_box_test" / "._0001_c1s2_000100_01.jpg").write_bytes(b"\0\5\x16\7")
     (root / "query" / "readme.txt").write_text("not an image")
     return root
+
+
+@pytest.fixture(scope="session")
+def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """`draw_market` once, only to be read."""
+    root = draw_market(tmp_path_factory.mktemp("read_only") / "market")
+    before = contents(root)
+    yield root
+    assert contents(root) == before, "a test has changed `market`, which others read; let it use `own_market`"
+
+
+def contents(root: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def own_market(tmp_path: Path) -> Path:
+    """`draw_market` for a test that changes it."""
+    return draw_market(tmp_path / "market")
 
 
 @pytest.fixture

@@ -120,13 +120,13 @@ def test_manifest_describes_the_files(market: Path, tmp_path: Path) -> None:
         assert shard.sha256 == found[shard.name] and shard.bytes == (out / shard.name).stat().st_size
 
 
-def test_same_input_same_bytes(market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build(market1501.read(market), tmp_path / "one", num_shards=3)
-    for path in market.glob("*/*"):  # another copy: other times, listed in another order
+def test_same_input_same_bytes(own_market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(market1501.read(own_market), tmp_path / "one", num_shards=3)
+    for path in own_market.glob("*/*"):  # another copy: other times, listed in another order
         path.touch()
     iterdir = Path.iterdir
     monkeypatch.setattr(Path, "iterdir", lambda self: iter(sorted(iterdir(self), reverse=True)))
-    raw = market1501.read(market)
+    raw = market1501.read(own_market)
     build(replace(raw, records=raw.records[::-1]), tmp_path / "two", num_shards=3)
     assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
     with tarfile.open(tmp_path / "one" / "train-0000.tar") as tar:
@@ -190,9 +190,14 @@ def test_png_and_jpeg_go_by_content(folder_tree: Path, tmp_path: Path) -> None:
 # Broken images
 
 
-def jpeg(size: tuple[int, int] = (16, 32)) -> bytes:
+def noise(width: int, height: int) -> Image.Image:
+    grey = np.random.default_rng(0).normal(128, 80, (height, width)).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
+
+
+def jpeg(width: int = 16, height: int = 32) -> bytes:
     buffer = io.BytesIO()
-    Image.effect_noise(size, 80).convert("RGB").save(buffer, "JPEG")
+    noise(width, height).save(buffer, "JPEG")
     return buffer.getvalue()
 
 
@@ -243,11 +248,11 @@ def test_check_image_takes_jpegs_of_any_mode(mode: str) -> None:
 
 
 @pytest.fixture
-def damaged(market: Path) -> Path:
+def damaged(own_market: Path) -> Path:
     """The market tree with one train image cut short: 1 of 104."""
-    path = market / "bounding_box_train" / "0003_c2s1_000001_03.jpg"
+    path = own_market / "bounding_box_train" / "0003_c2s1_000001_03.jpg"
     path.write_bytes(path.read_bytes()[:-100])
-    return market
+    return own_market
 
 
 def test_broken_images_fail_the_build_above_one_percent(damaged: Path, tmp_path: Path) -> None:
@@ -275,17 +280,17 @@ def test_broken_images_are_left_out_and_listed(damaged: Path, tmp_path: Path) ->
     assert [image["file"] for image in sample["images"]] == ["000.jpg", "001.jpg"]  # no gap
 
 
-def test_identities_without_a_readable_image_vanish(market: Path, tmp_path: Path) -> None:
-    for path in (market / "bounding_box_train").glob("0010_*.jpg"):
+def test_identities_without_a_readable_image_vanish(own_market: Path, tmp_path: Path) -> None:
+    for path in (own_market / "bounding_box_train").glob("0010_*.jpg"):
         path.write_bytes(b"")
-    manifest = build(market1501.read(market), tmp_path / "out", num_shards=9, max_broken=0.2).manifest
+    manifest = build(market1501.read(own_market), tmp_path / "out", num_shards=9, max_broken=0.2).manifest
     train = manifest.split("train")
     assert train.pids.tolist() == [9, 8, 7, 6, 5, 4, 3, 2]
     assert [shard.name for shard in train.shards] == [f"train-{number:04d}.tar" for number in range(8)]
-    for path in (market / "query").glob("*.jpg"):
+    for path in (own_market / "query").glob("*.jpg"):
         path.write_bytes(b"")
     with pytest.raises(ValueError, match="query: every image is broken"):
-        build(market1501.read(market), tmp_path / "none", max_broken=1)
+        build(market1501.read(own_market), tmp_path / "none", max_broken=1)
 
 
 def test_paths_missing_from_the_disk_count_as_broken(tmp_path: Path, draw: Callable[[Path], Path]) -> None:
@@ -318,7 +323,7 @@ def test_an_earlier_build_is_replaced(market: Path, tmp_path: Path) -> None:
     build(market1501.read(market), out, num_shards=9)
     build(market1501.read(market), out, num_shards=2)
     assert len(list(out.glob("train-*.tar"))) == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["market", "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
 def test_a_foreign_folder_is_refused(market: Path, tmp_path: Path) -> None:
@@ -361,13 +366,13 @@ def test_an_interrupted_build_leaves_no_manifest_and_starts_cleanly(
         patch.setattr("shards.write.pack_shard", interrupted)
         with pytest.raises(KeyboardInterrupt):
             build(raw, out, num_shards=3)
-    assert [path.name for path in tmp_path.iterdir()] == ["market"]
+    assert not list(tmp_path.iterdir())
 
     (tmp_path / ".out.building").mkdir()  # as a killed build leaves it
     (tmp_path / ".out.building" / "train-0000.tar").write_bytes(b"half a shard")
     (tmp_path / ".out.building" / "train-0099.tar").write_bytes(b"half a shard")
     manifest = build(raw, out, num_shards=3).manifest
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["market", "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     assert len(list(out.glob("train-*.tar"))) == len(manifest.split("train").shards) == 3
 
 
@@ -442,7 +447,7 @@ def test_a_killed_worker_is_an_error(market: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("shards.write.os", SimpleNamespace(getpid=lambda: 1))
     with pytest.raises(ValueError, match=r"a worker process was killed.*fewer --workers"):
         build(market1501.read(market), tmp_path / "out", num_shards=3, workers=2)
-    assert [path.name for path in tmp_path.iterdir()] == ["market"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_errors_in_a_worker_reach_the_caller(market: Path, tmp_path: Path) -> None:
@@ -450,7 +455,7 @@ def test_errors_in_a_worker_reach_the_caller(market: Path, tmp_path: Path) -> No
     lost = replace(raw.records[0], path=tmp_path / "elsewhere.jpg")  # not below the root: no source can be given
     with pytest.raises(ValueError, match=r"elsewhere\.jpg"):
         build(replace(raw, records=(*raw.records, lost)), tmp_path / "out", num_shards=3, workers=2)
-    assert [path.name for path in tmp_path.iterdir()] == ["market"]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("knobs", [{"workers": 0}, {"shard_bytes": 0}, {"shard_bytes": 9, "num_shards": 1}])
@@ -471,7 +476,7 @@ def test_shard_size(market: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "RGBA", "P"])
 def test_reencode(mode: str) -> None:
     buffer = io.BytesIO()
-    Image.effect_noise((30, 50), 80).convert("RGB").convert(mode).save(buffer, "JPEG" if mode == "CMYK" else "PNG")
+    noise(30, 50).convert(mode).save(buffer, "JPEG" if mode == "CMYK" else "PNG")
     data = reencode(buffer.getvalue(), Encoding(64, 32, 90))
     with Image.open(io.BytesIO(data)) as image:
         assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (32, 64))
@@ -508,17 +513,16 @@ def test_reencoding_scales_grey_of_16_bits() -> None:
 def test_what_a_build_stores_the_loader_decodes() -> None:
     """One limit of pixels: otherwise a build that passes every check stops a training."""
     assert images.MAX_PIXELS == Pixels(1, 1).max_pixels == DataConfig().max_pixels
-    reencode(jpeg((40, 25)), Encoding(8, 8), max_pixels=1000)
+    reencode(jpeg(40, 25), Encoding(8, 8), max_pixels=1000)
     with pytest.raises(BrokenImage, match="40x26 pixels, over the limit of 1000"):
-        check_image(jpeg((40, 26)), max_pixels=1000)
+        check_image(jpeg(40, 26), max_pixels=1000)
 
 
 def test_reencoding_resizes_as_the_loader_does() -> None:
-    noise = Image.effect_noise((100, 200), 80).convert("RGB")
-    buffer = io.BytesIO()
-    noise.save(buffer, "PNG")
+    original, buffer = noise(100, 200), io.BytesIO()
+    original.save(buffer, "PNG")
     with Image.open(io.BytesIO(reencode(buffer.getvalue(), Encoding(128, 64)))) as image:
-        wanted = noise.resize((64, 128), Image.Resampling.BILINEAR)
+        wanted = original.resize((64, 128), Image.Resampling.BILINEAR)
         difference = ImageStat.Stat(ImageChops.difference(image, wanted)).mean
     assert all(mean < 3 for mean in difference)  # 30 and more with another filter
 
@@ -553,7 +557,7 @@ def test_a_full_disk(market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         patch.setattr("shards.pack.open", open_full, raising=False)
         with pytest.raises(ValueError, match=r"no space left \(No space left on device\); nothing was built.*--out"):
             build(raw, out)
-    assert [path.name for path in tmp_path.iterdir()] == ["market"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_disk_that_is_too_small_is_seen_first(market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -562,7 +566,7 @@ def test_a_disk_that_is_too_small_is_seen_first(market: Path, tmp_path: Path, mo
     monkeypatch.setattr("shards.build.write_shards", None)
     with pytest.raises(ValueError, match=r"they need about 0.2 MiB, 0.0 MiB are free; nothing was built"):
         build(raw, out)
-    assert [path.name for path in tmp_path.iterdir()] == ["market"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_builds_into_one_folder(market: Path, tmp_path: Path) -> None:
@@ -572,4 +576,4 @@ def test_two_builds_into_one_folder(market: Path, tmp_path: Path) -> None:
             build(raw, out)
         build(raw, tmp_path / "other")
     build(raw, out)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["market", "other", "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]

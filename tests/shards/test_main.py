@@ -40,11 +40,11 @@ def test_verify_fails_on_damage(market: Path, tmp_path: Path, capsys: pytest.Cap
     assert "damage: query-0000.tar: is missing" in capsys.readouterr().out
 
 
-def test_verify_warns_without_failing(market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    image = market / "bounding_box_train" / "0002_c1s1_000000_03.jpg"
-    (market / "bounding_box_test" / "0021_c9s1_000000_03.jpg").write_bytes(image.read_bytes())
+def test_verify_warns_without_failing(own_market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = own_market / "bounding_box_train" / "0002_c1s1_000000_03.jpg"
+    (own_market / "bounding_box_test" / "0021_c9s1_000000_03.jpg").write_bytes(image.read_bytes())
     out = tmp_path / "out"
-    assert main(["build", "market1501", "--root", str(market), "--out", str(out)]) == 0
+    assert main(["build", "market1501", "--root", str(own_market), "--out", str(out)]) == 0
     assert "warning: 1 images are in train and in the test splits, byte for byte" in capsys.readouterr().out
     assert main(["verify", str(out)]) == 0
     printed = capsys.readouterr().out
@@ -193,7 +193,7 @@ def test_runs_as_a_module(folder_tree: Path, tmp_path: Path) -> None:
         "--out",
         str(tmp_path / "o"),
     ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "train: 4 images in 1 shards written" in done.stderr  # plain lines where stderr is no terminal
     assert "\r" not in done.stderr

@@ -58,48 +58,48 @@ def test_names_that_do_not(name: str) -> None:
     assert PATTERN.fullmatch(name) is None
 
 
-def test_pattern_sees_only_the_file_name(tmp_path: Path, market: Path) -> None:
+def test_pattern_sees_only_the_file_name(tmp_path: Path, own_market: Path) -> None:
     """A parent folder that looks like an image's name must not lend its identity."""
     moved = tmp_path / "0099_c9s9_000001_01.jpg" / "market"
     moved.parent.mkdir()
-    market.rename(moved)
+    own_market.rename(moved)
     assert 99 not in {record.pid for record in market1501.read(moved).records}
 
 
-def test_junk_outside_the_gallery_is_left_out_with_a_warning(market: Path) -> None:
+def test_junk_outside_the_gallery_is_left_out_with_a_warning(own_market: Path) -> None:
     for source, name in (
         ("0002_c1s1_000000_03.jpg", "-1_c1s1_9_9.jpg"),
         ("0002_c1s1_000000_03.jpg", "0000_c1s1_9_9.jpg"),
     ):
-        folder = market / "bounding_box_train"
+        folder = own_market / "bounding_box_train"
         (folder / name).write_bytes((folder / source).read_bytes())
-    raw = market1501.read(market)
+    raw = market1501.read(own_market)
     assert min(record.pid for record in raw.records if record.split == "train") == 2
     assert raw.warnings == ("2 images with pid -1 or 0 outside bounding_box_test were left out",)
 
 
-def test_drawn_people_are_not_market1501(market: Path) -> None:
-    assert market1501.read(market).name == "market1501"
+def test_drawn_people_are_not_market1501(own_market: Path) -> None:
+    assert market1501.read(own_market).name == "market1501"
     assert market1501.DRAWN_MARKER == pedestrians.MARKER
-    (market / pedestrians.MARKER).write_text("{}")
-    raw = market1501.read(market)
+    (own_market / pedestrians.MARKER).write_text("{}")
+    raw = market1501.read(own_market)
     assert raw.name == "pedestrians" and "Drawn" in raw.notice
     assert raw.published == {}  # of their number, Market-1501's authors say nothing
 
 
-def test_missing_folder_says_what_is_there(market: Path, tmp_path: Path) -> None:
-    (market / "query").rename(market / "queries")
+def test_missing_folder_says_what_is_there(own_market: Path, tmp_path: Path) -> None:
+    (own_market / "query").rename(own_market / "queries")
     with pytest.raises(ValueError, match=r"query: no such folder; .*holds bounding_box_test/, .*queries/"):
-        market1501.read(market)
+        market1501.read(own_market)
     with pytest.raises(ValueError, match="nowhere: no such folder"):
         market1501.read(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="holds market/; give --root the folder that holds bounding_box_train"):
         market1501.read(tmp_path)
 
 
-def test_nothing_matches(market: Path) -> None:
-    for path in (market / "query").iterdir():
+def test_nothing_matches(own_market: Path) -> None:
+    for path in (own_market / "query").iterdir():
         path.unlink()
-    (market / "query" / "IMG_1.jpg").write_bytes(b"x")
+    (own_market / "query" / "IMG_1.jpg").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"query: no image is named like 0002_c1s1_000451_03.jpg; found IMG_1.jpg"):
-        market1501.read(market)
+        market1501.read(own_market)

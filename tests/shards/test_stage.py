@@ -1,9 +1,11 @@
 """shards/stage.py: whole copies, continued copies, many callers, and whatever can be wrong on either side."""
 
 import hashlib
+import multiprocessing
 import os
-import subprocess
-import sys
+import shutil
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,13 +17,20 @@ from shards.build import build
 from shards.stage import Staged, stage
 from shards.verify import verify
 
-ROOT = Path(__file__).parents[2]
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture(scope="module")
+def built(market: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stage") / "shards"
+    build(market1501.read(market), folder, num_shards=4)
+    return folder
 
 
 @pytest.fixture
-def source(market: Path, tmp_path: Path) -> Path:
-    build(market1501.read(market), tmp_path / "network" / "shards", num_shards=4)
-    return tmp_path / "network" / "shards"
+def source(built: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return shutil.copytree(built, tmp_path / "network" / "shards")
 
 
 @pytest.fixture
@@ -33,15 +42,21 @@ def content(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
+def stamp_of(path: Path) -> tuple[int, int]:
+    """Changes when a file is copied anew, however coarse the file system's clock is."""
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
+
+
 def test_copies_everything_and_then_nothing(source: Path, target: Path) -> None:
     shards = list(source.glob("*.tar"))
     size = sum(path.stat().st_size for path in shards)
     assert stage(source, target) == Staged(len(shards), 0, size)
     assert content(target) == content(source) and verify(target).damage == []
     assert [path.name for path in target.parent.iterdir()] == ["shards"]
-    before = {path: path.stat().st_mtime_ns for path in target.iterdir()}
+    before = {path: stamp_of(path) for path in target.iterdir()}
     assert stage(source, target, copies=1) == Staged(0, len(shards), 0)
-    assert {path: path.stat().st_mtime_ns for path in target.iterdir()} == before
+    assert {path: stamp_of(path) for path in target.iterdir()} == before
 
 
 def test_an_interrupted_copy_is_continued(source: Path, target: Path) -> None:
@@ -53,11 +68,11 @@ def test_an_interrupted_copy_is_continued(source: Path, target: Path) -> None:
     data[700] ^= 1
     (target / shards[1]).write_bytes(data)  # a disk that lies: the right size, the wrong bytes
     (target / shards[2]).write_bytes(b"short")
-    kept = (target / shards[3]).stat().st_mtime_ns
+    kept = stamp_of(target / shards[3])
     done = stage(source, target)
     assert (done.copied, done.found) == (3, len(shards) - 3)
     assert content(target) == content(source)
-    assert (target / shards[3]).stat().st_mtime_ns == kept
+    assert stamp_of(target / shards[3]) == kept
 
 
 def test_an_error_leaves_no_manifest_and_keeps_whole_shards(
@@ -161,16 +176,23 @@ def test_a_full_disk(source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_many_processes_at_once_copy_once(source: Path, target: Path) -> None:
-    command = [sys.executable, "-m", "shards", "stage", str(source), str(target)]
-    processes = [
-        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)
-    ]
-    outputs = [process.communicate(timeout=60) for process in processes]
-    assert [process.returncode for process in processes] == [0] * 4, outputs
-    copied = [out for out, _ in outputs if "0 shards, 0.0 MiB copied" not in out]
-    assert len(copied) == 1, outputs
+    shards = len(list(source.glob("*.tar")))
+    begin, results = FORK.Barrier(3, timeout=300), FORK.SimpleQueue()
+    processes = [FORK.Process(target=stage_with_others, args=(source, target, begin, results)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [0] * 3
+    done = [results.get() for _ in processes]
+    assert sorted((each.copied, each.found) for each in done) == [(0, shards)] * 2 + [(shards, 0)]
     assert content(target) == content(source)
     assert [path.name for path in target.parent.iterdir()] == ["shards"]
+
+
+def stage_with_others(source: Path, target: Path, begin: Barrier, results: "SimpleQueue[Staged]") -> None:
+    begin.wait()
+    results.put(stage(source, target))
 
 
 def test_command(source: Path, target: Path, capsys: pytest.CaptureFixture[str]) -> None:

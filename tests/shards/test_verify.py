@@ -17,11 +17,17 @@ from shards.build import build
 from shards.verify import verify
 
 
-@pytest.fixture
-def out(market: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "out"
+@pytest.fixture(scope="module")
+def built(market: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("verify") / "out"
     build(market1501.read(market), folder, num_shards=2)
     return folder
+
+
+@pytest.fixture
+def out(built: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return shutil.copytree(built, tmp_path / "out")
 
 
 def report(out: Path, decode: bool = False) -> list[str]:
@@ -221,13 +227,13 @@ def test_the_same_key_twice(market: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_decode_finds_what_hashes_cannot(market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decode_finds_what_hashes_cannot(own_market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tar packed from a broken image, its hashes all right."""
-    path = market / "query" / "0021_c1s1_000001_00.jpg"
+    path = own_market / "query" / "0021_c1s1_000001_00.jpg"
     path.write_bytes(path.read_bytes()[:-100])
     with monkeypatch.context() as patch:
         patch.setattr("shards.pack.check_image", lambda data: "jpg")
-        build(market1501.read(market), tmp_path / "blind")
+        build(market1501.read(own_market), tmp_path / "blind")
     assert report(tmp_path / "blind") == []
     found = report(tmp_path / "blind", decode=True)
     assert len(found) == 1
