@@ -246,18 +246,20 @@ def test_artifacts(tmp_path):
         assert words in artifacts
 
 
-def test_wandb_that_cannot_start_at_all_warns_and_goes_on(tmp_path, monkeypatch, capsys):
+def test_wandb_that_cannot_start_at_all_warns_without_the_key_and_goes_on(tmp_path, monkeypatch, capsys):
     def init(**knobs):
-        raise wandb.errors.CommError("no room for files")
+        raise wandb.errors.CommError(f"no room for files of {REFUSED}")
 
+    monkeypatch.setenv("WANDB_API_KEY", REFUSED)
     monkeypatch.setattr(wandb, "init", init)
     tracker = make_tracker(tmp_path, mode="online")
     tracker.log(0, {"train/loss": 1.0})
     tracker.summarize({"eval/best_mAP": 1.0})
     tracker.finish()
     assert lines_of(tmp_path) == [{"step": 0, "train/loss": 1.0}]
-    *_, warning = capsys.readouterr().err.splitlines()
-    assert warning == "warning: W&B logging is off from here on: CommError: no room for files"
+    kept, warning = capsys.readouterr().err.splitlines()
+    assert kept.endswith("kept offline, for `wandb sync`: CommError: no room for files of ***")
+    assert warning == "warning: W&B logging is off from here on: CommError: no room for files of ***"
 
 
 SILENT, REFUSED = "a" * 40, "b" * 40  # keys that a server never answers, and that it does not take
