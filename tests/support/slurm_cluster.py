@@ -57,7 +57,7 @@ class Cluster:
     environment: dict[str, str] = field(default_factory=dict)
 
     def call(
-        self, *command: str, cwd: Path | None = None, extra: Mapping[str, str] | None = None, timeout_s: float = 60
+        self, *command: str, cwd: Path | None = None, extra: Mapping[str, str] | None = None, timeout_s: float = 120
     ) -> str:
         """What a command prints; it must succeed."""
         done = subprocess.run(
@@ -75,7 +75,7 @@ class Cluster:
     def state(self, job: str) -> str:
         return self.facts(job)["JobState"]
 
-    def wait(self, job: str, timeout_s: float = 240) -> dict[str, str]:
+    def wait(self, job: str, timeout_s: float = 480) -> dict[str, str]:
         """Until the job has ended: its facts."""
         end = time.monotonic() + timeout_s
         while (facts := self.facts(job))["JobState"] not in ENDED:
@@ -120,7 +120,7 @@ def free_ports(number: int) -> list[int]:
     return ports
 
 
-def wait_for_nodes(cluster: Cluster, daemons: list[subprocess.Popen[bytes]], timeout_s: float = 40) -> None:
+def wait_for_nodes(cluster: Cluster, daemons: list[subprocess.Popen[bytes]], timeout_s: float = 120) -> None:
     end = time.monotonic() + timeout_s
     while True:
         asked = subprocess.run(["sinfo", "-h", "-o", "%T"], env=cluster.environment, capture_output=True, text=True,
