@@ -9,12 +9,14 @@ import tracemalloc
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from reid import loader as loader_module
 from reid.features import read_images
 from reid.loader import Batch, EvalLoader, TrainLoader, _receive, explain_killed_worker, join
 from reid.manifest import Manifest, Split, load_manifest, save_manifest
@@ -582,11 +584,12 @@ def test_an_error_ends_the_program_and_its_workers(drawn, tmp_path):
     assert status == 1 and "MemoryError: too much" in said
 
 
-def test_memory_of_a_worker_that_is_gone_is_explained():
+def test_memory_of_a_worker_that_is_gone_is_explained(monkeypatch):
     def parts():
         raise ConnectionResetError(104, "Connection reset by peer")
         yield
 
+    monkeypatch.setattr(loader_module, "time", SimpleNamespace(sleep=lambda seconds: None))
     with pytest.raises(RuntimeError) as raised:
         _receive(parts())
     assert "a decoding process was killed" in explain_killed_worker(raised.value)
