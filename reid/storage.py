@@ -16,8 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from webdataset.gopen import Pipe
-
 TOOLS = {"http": "curl", "https": "curl", "gs": "gsutil", "s3": "aws"}
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 BUFFER_BYTES = 1 << 16  # what is larger, as most identities are, is read past the buffer: copied once
@@ -79,6 +77,8 @@ def _fetch(place: str, into: IO[bytes]) -> None:
 
 def _run(command: list[str], into: IO[bytes]) -> tuple[int, str]:
     """Exit status and last words of a command whose output is put behind what `into` holds."""
+    from webdataset.gopen import Pipe
+
     with tempfile.TemporaryFile() as errors:
         pipe = Pipe(command, mode="rb", stderr=errors)
         try:
