@@ -1,14 +1,19 @@
 """Charts of one model's results: the AP of its queries, camera pairs, and centroids in two dimensions."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.colors import Colormap, ListedColormap
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from reid.cameras import CameraPairs
-from reid.pictures import DARK, LIGHT, Theme, percent, style_axes, to_png
+from reid.pictures import DARK, LIGHT, Theme, style_axes, to_png
+from reid.tables import percent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
 
 BINS = 20
 SCALE = "viridis"  # even steps look even, also in grey and to the colour-blind
@@ -17,6 +22,8 @@ NUMBERS_FIT = 16  # cameras a side, above which the cells are too small for numb
 
 def draw_ap_histogram(ap: np.ndarray, title: str, theme: Theme = LIGHT) -> bytes:
     """PNG: how many queries have which AP, with the mean marked."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _start(theme, title, (5.6, 3.4))
     axes.hist(100 * ap, bins=BINS, range=(0, 100), color=theme.lines[0], edgecolor=theme.paper, linewidth=0.8)
     axes.axvline(100 * ap.mean(), color=theme.ink, linewidth=1.2, linestyle="--")
@@ -34,6 +41,8 @@ def draw_ap_histogram(ap: np.ndarray, title: str, theme: Theme = LIGHT) -> bytes
 
 def draw_camera_pairs(pairs: CameraPairs, title: str, theme: Theme = LIGHT) -> bytes:
     """PNG: a cell per camera of the query (rows) and of the gallery (columns), its mAP as colour and number."""
+    from matplotlib import colormaps
+
     rows, columns = pairs.mean_ap.shape
     size = max(5.6, min(0.46 * columns + 2.0, 9.0)), max(2.4, min(0.46 * rows + 1.2, 8.2))
     figure, axes = _start(theme, title, size)
@@ -82,10 +91,15 @@ def draw_points(points: np.ndarray, mean_ap: np.ndarray, title: str, labels: tup
 
 def _scale(theme: Theme) -> Colormap:
     """Without its darkest part on dark paper, where dots would vanish."""
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+
     return ListedColormap(colormaps[SCALE](np.linspace(0.3, 1, 256))) if theme == DARK else colormaps[SCALE]
 
 
 def _start(theme: Theme, title: str, size: tuple[float, float]) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=size, dpi=180, facecolor=theme.paper, layout="constrained")
     axes = figure.add_subplot(facecolor=theme.paper)
     axes.set_title(title, color=theme.ink, fontsize=12, fontweight="bold", loc="left", parse_math=False)

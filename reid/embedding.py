@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch.nn.functional as F
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 
 from reid.gallery import Features, build_gallery
 
@@ -37,6 +35,8 @@ def embed_centroids(query: Features, gallery: Features, ap: np.ndarray, valid: n
     Points are normalised means of all images of an identity, distractors and junk left out. ap (V,) belongs to the V
     queries where valid (Q,) is true. Above MAX_IDENTITIES a fixed random sample is drawn.
     """
+    from sklearn.decomposition import PCA
+
     listed = build_gallery(query, gallery, "centroid_all")
     rows = (~listed.distractors).nonzero().squeeze(1)
     total = len(rows)
@@ -64,6 +64,8 @@ def embed_centroids(query: Features, gallery: Features, ap: np.ndarray, valid: n
 
 def _tsne(points: np.ndarray) -> np.ndarray:
     """(N, 2). The exact method adds in one order; Barnes-Hut's threads do not."""
+    from sklearn.manifold import TSNE
+
     perplexity = min(30.0, (len(points) - 1) / 3)
     tsne = TSNE(2, init="pca", method="exact", perplexity=perplexity, random_state=0)
     with warnings.catch_warnings():

@@ -11,18 +11,21 @@ from html import escape
 
 from PIL import Image
 
-from reid.pictures import Ranked, RankList, Results, list_protocols, mark, percent
+from reid.pictures import Ranked, RankList, mark
 from reid.style import list_facts, wrap
 from reid.tables import (
     CENTROID_NOTE,
     COST_COLUMNS,
     PROTOCOLS,
     TABLE_NOTE,
+    Results,
     column_names,
     compares_with,
     format_cells,
     format_interval,
     list_cost,
+    list_protocols,
+    percent,
 )
 
 THUMBNAIL_PX = 256  # longest side of a picture inside the page

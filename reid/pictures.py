@@ -3,15 +3,21 @@
 Figure objects, never pyplot: no global state, no display needed. Text from outside is never read as formulas.
 """
 
+from __future__ import annotations
+
 import io
 import textwrap
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
+
+from reid.tables import Results, list_protocols, percent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 MARKED = (1, 5, 10, 20, 30, 40, 50, 100)  # ranks with a tick and a dot
 ZOOMED = 10
@@ -37,9 +43,6 @@ class RankList:
     gallery: list[Ranked]
     ap: float
     title: str
-
-
-Results = dict[str, dict[str, dict]]  # model -> protocol -> Result.to_json(); the first model is the one reported on
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ def draw_cmc_zoom(results: Results, dataset: str, theme: Theme = LIGHT) -> bytes
 
 def draw_cmc(results: Results, dataset: str, theme: Theme = LIGHT) -> bytes:
     """PNG of the matching rate by rank: a colour per protocol, thick for the first model, thin for the others."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(5.6, 5.0), dpi=180, facecolor=theme.paper, layout="constrained")
     axes = figure.add_subplot(facecolor=theme.paper)
     colours = {protocol: theme.lines[i % len(theme.lines)] for i, protocol in enumerate(list_protocols(results))}
@@ -114,6 +119,7 @@ def _stroke(model: int) -> tuple[str, float, str | None]:
 
 def _draw_legend(figure: Figure, colours: dict[str, str], models: list[str], theme: Theme) -> None:
     """Rows that tell protocols by colour and rows that tell models by stroke."""
+    from matplotlib.lines import Line2D
 
     def sample(model: int) -> Line2D:
         style, width, marker = _stroke(model)
@@ -140,6 +146,8 @@ def draw_rank_lists(rank_lists: list[RankList], theme: Theme = LIGHT) -> bytes:
 
     An entry without a picture is an empty frame.
     """
+    from matplotlib.figure import Figure
+
     columns = 1 + max(len(ranks.gallery) for ranks in rank_lists)
     lines = max(len(_wrap(p.caption)) for ranks in rank_lists for p in (ranks.query, *ranks.gallery))
     aspect = np.median(
@@ -170,6 +178,8 @@ def draw_rank_lists(rank_lists: list[RankList], theme: Theme = LIGHT) -> bytes:
 def _draw_picture(
     figure: Figure, box: tuple[float, float, float, float], picture: Ranked, colour: str, head: str, theme: Theme
 ) -> None:
+    from matplotlib.patches import Rectangle
+
     axes = figure.add_axes(box)
     image = np.zeros((2, 1, 4), np.uint8) if picture.image is None else picture.image
     axes.imshow(image, interpolation="lanczos")
@@ -196,11 +206,3 @@ def to_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor=figure.get_facecolor())
     return buffer.getvalue()
-
-
-def list_protocols(results: Results) -> list[str]:
-    return list(dict.fromkeys(protocol for protocols in results.values() for protocol in protocols))
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.1f}"

@@ -13,8 +13,8 @@ from reid.cameras import CameraPairs
 from reid.charts import draw_ap_histogram, draw_camera_pairs, draw_points
 from reid.embedding import Embedding
 from reid.page import Chart, Section, build_page
-from reid.pictures import DARK, LIGHT, RankList, Results, Theme, draw_cmc, draw_cmc_zoom, draw_rank_lists, percent
-from reid.tables import RANKS
+from reid.pictures import DARK, LIGHT, RankList, Theme, draw_cmc, draw_cmc_zoom, draw_rank_lists
+from reid.tables import RANKS, Results, percent
 
 PICTURES = ("cmc", "cmc_zoom", "rank_lists", "ap_histogram", "cameras", "pca", "tsne")
 

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from reid.pictures import LIGHT, style_axes, to_png
 from reid.sweep import STATES, Knobs, Run
 
 SEED = "seed"
@@ -114,6 +112,10 @@ def choose_axes(settings: Sequence[Setting]) -> tuple[str, str] | None:
 
 def draw_heat_map(settings: Sequence[Setting], names: tuple[str, str], metric: str) -> bytes:
     """PNG of the metric over two knobs: (across, down), mean over seeds and over knobs that are not shown."""
+    from matplotlib.figure import Figure
+
+    from reid.pictures import LIGHT, style_axes, to_png
+
     points: dict[tuple[float, float], list[Setting]] = {}
     for setting in settings:
         points.setdefault((setting.knobs[names[0]], setting.knobs[names[1]]), []).append(setting)

@@ -5,8 +5,8 @@ import textwrap
 from collections.abc import Sequence
 
 from reid.gallery import COMPARES_WITH
-from reid.pictures import Results, list_protocols, percent
 
+Results = dict[str, dict[str, dict]]  # model -> protocol -> Result.to_json(); the first model is the one reported on
 RANKS = (1, 5, 10)
 RERANKED = {"image": "image + re-ranking", "centroid_all": "centroid_all + re-ranking"}  # protocol -> its row
 TABLE_NOTE = (
@@ -50,6 +50,10 @@ def format_cells(figures: dict, ranks: Sequence[int] = RANKS) -> tuple[str, ...]
     )
 
 
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
 def format_interval(ends: Sequence[float] | None) -> str:
     """`84.6–86.2`, in percent."""
     return "-" if ends is None or any(map(math.isnan, ends)) else f"{percent(ends[0])}–{percent(ends[1])}"
@@ -71,6 +75,10 @@ def format_notes(results: Results) -> str:
     widest = max(map(len, compare), default=0)
     lines = [f"  {protocol:<{widest}}  {text}" for protocol, text in compare.items()]
     return "\n".join([textwrap.fill(f"{TABLE_NOTE} {CENTROID_NOTE}", 110), "Compares with", *lines])
+
+
+def list_protocols(results: Results) -> list[str]:
+    return list(dict.fromkeys(protocol for protocols in results.values() for protocol in protocols))
 
 
 def compares_with(results: Results) -> dict[str, str]:
