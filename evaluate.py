@@ -1,6 +1,15 @@
 """Door to reid.evaluate, so that `accelerate launch evaluate.py` works from the root."""
 
-from reid.evaluate import main
+from reid.config import EvaluateConfig, parse
+
+
+def main() -> None:
+    """Parse first: --help and a wrong flag need no torch, which takes seconds to import."""
+    options = parse(EvaluateConfig)
+    from reid.evaluate import start
+
+    start(options)
+
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,15 @@
 """Door to reid.train, so that `accelerate launch train.py` works from the root."""
 
-from reid.train import main
+from reid.config import Config, parse
+
+
+def main() -> None:
+    """Parse first: --help and a wrong flag need no torch, which takes seconds to import."""
+    config = parse(Config)
+    from reid.train import start
+
+    start(config)
+
 
 if __name__ == "__main__":
     main()

@@ -9,15 +9,15 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.models import ConvNeXt, ResNet, SwinTransformer, VisionTransformer
-from torchvision.models.resnet import BasicBlock
 
 from reid import weights as published
+
+if TYPE_CHECKING:
+    from torchvision.models import ResNet, VisionTransformer
 
 ENCODERS = (
     "resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "resnext101_32x8d",
@@ -98,9 +98,7 @@ def build_encoder(
     if is_timm:
         encoder, dim = _build_timm(name, weights, image_size)
     else:
-        encoder, dim = _build_torchvision(name, pool, image_size)
-        if isinstance(encoder, ResNet):
-            _set_strides(encoder, last_stride, stem_stride)
+        encoder, dim = _build_torchvision(name, pool, image_size, last_stride, stem_stride)
     if weights == "imagenet" and not is_timm:
         published.load_weights(encoder, published.fetch(name))
     elif weights not in ("imagenet", "none"):
@@ -110,16 +108,24 @@ def build_encoder(
 
 def resnet10() -> ResNet:
     """A ResNet with one basic block per stage, for work on CPUs. Nobody publishes weights for it."""
+    from torchvision.models import ResNet
+    from torchvision.models.resnet import BasicBlock
+
     return ResNet(BasicBlock, [1, 1, 1, 1])
 
 
-def _build_torchvision(name: str, pool: str, image_size: tuple[int, int]) -> tuple[nn.Module, int]:
+def _build_torchvision(
+    name: str, pool: str, image_size: tuple[int, int], last_stride: int, stem_stride: int
+) -> tuple[nn.Module, int]:
     """The model without its ImageNet classifier, and with our pooling where it pools."""
-    encoder = resnet10() if name == "resnet10" else torchvision.models.get_model(name, weights=None)
+    from torchvision.models import ConvNeXt, ResNet, SwinTransformer, VisionTransformer, get_model
+
+    encoder = resnet10() if name == "resnet10" else get_model(name, weights=None)
     if isinstance(encoder, VisionTransformer):
         return ImageTransformer(encoder, *image_size), int(encoder.hidden_dim)
     encoder.avgpool = GeneralizedMean() if pool == "gem" else nn.AdaptiveAvgPool2d(1)
     if isinstance(encoder, ResNet):
+        _set_strides(encoder, last_stride, stem_stride)
         dim, encoder.fc = encoder.fc.in_features, nn.Identity()
     elif isinstance(encoder, SwinTransformer):
         dim, encoder.head = encoder.head.in_features, nn.Identity()

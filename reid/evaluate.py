@@ -8,11 +8,10 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 from reid import checkpoint, program, rerank
 from reid.about import describe
@@ -25,14 +24,15 @@ from reid.foreign import Foreign, check_finite, read_features, read_pictures, wr
 from reid.gallery import JUNK, Features
 from reid.manifest import Manifest, load_manifest
 from reid.metrics import Result
-from reid.pictures import Results
-from reid.pixels import Pixels
 from reid.precision import AUTOCAST_DTYPES
 from reid.report import list_pictures
-from reid.startup import check_precision, model_knobs, start_accelerator
-from reid.tables import COST_COLUMNS, RERANKED, format_notes, format_results, list_cost
+from reid.startup import build_pixels, check_precision, model_knobs, start_accelerator
+from reid.tables import COST_COLUMNS, RERANKED, Results, format_notes, format_results, list_cost
 from reid.tracking import Tracker
 from reid.trained import build_models, find_run
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 FOREIGN = "features"  # the row's name
 MAX_PIXELS = 50_000_000  # of a picture in a rank list; a guard against decompression bombs
@@ -41,8 +41,12 @@ SHOWN_HEIGHT = 128  # people look at more pixels than a small encoder does
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """The program: parse, evaluate, print the table and where the report is; one line for what the user can mend."""
-    options = parse(EvaluateConfig, args)
+    """The program. evaluate.py parses before it imports this module, and calls `start`."""
+    start(parse(EvaluateConfig, args))
+
+
+def start(options: EvaluateConfig) -> None:
+    """Evaluate, print the table and where the report is; one line and exit status 2 for what the user can fix."""
     program.call(lambda: evaluate(options))
 
 
@@ -144,7 +148,7 @@ def evaluate_model(
     accelerator: Accelerator,
 ) -> Evaluated:
     """Features are extracted once, in float32 unless --precision says otherwise, and serve every protocol."""
-    pixels = Pixels(config.data.height, config.data.width, config.data.max_pixels)
+    pixels = build_pixels(config)
     splits = []
     for split in ("query", "gallery"):
         features = extract(
@@ -202,8 +206,7 @@ def kept_places(manifest: Manifest, split: str) -> np.ndarray:
 
 
 def domain_of_run(found: Path, root: str, manifest: Manifest, config: Config, trained_on: str) -> Domain:
-    larger = max(1, round(SHOWN_HEIGHT / config.data.height))
-    pixels = Pixels(larger * config.data.height, larger * config.data.width, config.data.max_pixels)
+    pixels = build_pixels(config, scale=max(1, round(SHOWN_HEIGHT / config.data.height)))
 
     def read(split: str, rows: Sequence[int]) -> list[np.ndarray]:
         return read_images(root, manifest, split, kept_places(manifest, split)[list(rows)].tolist(), pixels)

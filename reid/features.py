@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,9 +17,11 @@ from reid.distributed import gather_objects, gather_padded, gather_sizes, rank, 
 from reid.loader import EvalLoader
 from reid.manifest import Manifest
 from reid.metrics import Features, Result
-from reid.pixels import Pixels
 from reid.precision import forward_pass
 from reid.samples import read_identities
+
+if TYPE_CHECKING:
+    from reid.pixels import Pixels
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from functools import cache, cached_property
 from itertools import islice
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import numpy as np
@@ -24,11 +24,13 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from reid.augment import Augmentation, Parameters, concatenate
 from reid.manifest import MANIFEST_NAME, Split
-from reid.pixels import Pixels
 from reid.plan import Plan, StreamSteps
 from reid.pool import Pool
 from reid.samples import DamagedData, Dropped, Identity, OnDamage, read_identities
 from reid.storage import stamp_of
+
+if TYPE_CHECKING:
+    from reid.pixels import Pixels
 
 STEPS_PER_DRAW = 64  # steps whose augmentation is drawn at once
 

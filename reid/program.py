@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import TypeVar
 
-from reid.loader import explain_killed_worker
 from reid.samples import DamagedData
 
 Answer = TypeVar("Answer")
 MENDABLE = 2  # exit status
+STOPPED = 75  # exit status after a request to stop; EX_TEMPFAIL of sysexits.h: try again later
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # that request a stop
 
 
 def call(action: Callable[[], Answer]) -> Answer:
@@ -25,6 +27,8 @@ def call(action: Callable[[], Answer]) -> Answer:
     except ValueError as error:
         reason, everywhere = str(error), not isinstance(error, DamagedData)
     except RuntimeError as error:
+        from reid.loader import explain_killed_worker
+
         killed = explain_killed_worker(error)
         if killed is None:
             raise

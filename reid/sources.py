@@ -9,15 +9,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from reid.features import read_images
 from reid.index import Entry, Source
 from reid.manifest import JUNK_PID, MANIFEST_NAME, load_manifest
-from reid.pixels import Pixels
 from reid.samples import Dropped, Identity, read_sound_identities
 from reid.storage import is_remote, place_of
+
+if TYPE_CHECKING:
+    from reid.pixels import Pixels
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 COLUMNS = ("path", "identity", "camera", "time")

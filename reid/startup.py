@@ -11,12 +11,10 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 
 from reid import checkpoint
@@ -31,11 +29,19 @@ from reid.plan import Plan
 from reid.precision import AUTOCAST_DTYPES, find_wrong_convolution
 from reid.validation import hold_out
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from reid.pixels import Pixels
+
 CHECKPOINTS = "checkpoints"
 
 
 def start_accelerator(precision: str, timeout_s: int = 600, device: str = "auto") -> Accelerator:
     """The accelerator, on CUDA where it is there, and a check that the world is what the launcher promised."""
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
     cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes")
     if device == "cuda" and not cuda:
         raise ValueError(
@@ -133,6 +139,14 @@ def build_objective(config: Config, num_classes: int, dim: int) -> Objective:
 def model_knobs(config: Config) -> dict[str, Any]:
     """Arguments of ReIDModel: the `model` section, and the size of the images that a transformer is built for."""
     return {**asdict(config.model), "image_size": (config.data.height, config.data.width)}
+
+
+def build_pixels(config: Config, scale: int = 1) -> Pixels:
+    """How images are decoded. scale: 1 gives the size that the encoder sees, 2 twice its height and width."""
+    from reid.pixels import Pixels
+
+    data = config.data
+    return Pixels(scale * data.height, scale * data.width, data.max_pixels)
 
 
 def describe(config: Config, manifest: Manifest, num_classes: int) -> dict[str, Any]:

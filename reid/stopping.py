@@ -20,9 +20,9 @@ import torch
 import torch.distributed as dist
 
 from reid.distributed import is_distributed, rank
+from reid.program import SIGNALS
+from reid.program import STOPPED as STOPPED
 
-STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 POLL_S = 1.0  # seconds between two looks for the stop file
 
 

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from tqdm import tqdm
 
 from reid import checkpoint, program
@@ -28,10 +28,10 @@ from reid.manifest import MANIFEST_NAME, Manifest, load_manifest
 from reid.model import ReIDModel, drop_frozen_gradients, freeze_heads
 from reid.normalization import convert_sync
 from reid.optim import Schedule, build_optimizer, scale_lr, take_step
-from reid.pixels import Pixels
 from reid.startup import (
     CHECKPOINTS,
     build_objective,
+    build_pixels,
     build_plan,
     can_evaluate,
     check_image_size,
@@ -48,11 +48,16 @@ from reid.startup import (
     start_up_text,
     write_file,
 )
-from reid.stopping import STOPPED, StopRequest
+from reid.stopping import StopRequest
 from reid.storage import is_remote
 from reid.tracking import Tracker, name_in_sweep
 from reid.validation import split_queries
 from reid.watch import DamageWatch, FiniteWatch, HingeWatch, Meter, mean_over_ranks
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from reid.pixels import Pixels
 
 STOPPED_FILE = "stopped.json"
 DRY_STEPS = 2
@@ -60,13 +65,17 @@ SEEDS = 2**64 - 59  # a prime: the seeds of steps are told apart by it however l
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """The program: parse, train, and end with one line instead of a stack trace where the user can mend it.
+    """The program. train.py parses before it imports this module, and calls `start`."""
+    start(parse(Config, args))
 
-    Exit status: 0 trained, 2 an error that names its mend, STOPPED after a request to stop.
+
+def start(config: Config) -> None:
+    """Train, and end with one line instead of a stack trace where the user can fix it.
+
+    Exit status: 0 trained, 2 an error that names its fix, program.STOPPED after a request to stop.
     """
-    config = parse(Config, args)
     if program.call(lambda: train(config)):
-        sys.exit(STOPPED)
+        sys.exit(program.STOPPED)
 
 
 def train(config: Config) -> bool:
@@ -132,7 +141,7 @@ def run(config: Config, manifest: Manifest, accelerator: Accelerator, hosts: Seq
         lr, steps, optim.warmup_epochs, optim.warmup_factor, optim.milestones, optim.gamma, optim.schedule, epochs
     )
     augmentation = Augmentation(**asdict(config.augment))
-    pixels = Pixels(config.data.height, config.data.width, config.data.max_pixels)
+    pixels = build_pixels(config)
     loader = TrainLoader(
         config.data.root,
         split,

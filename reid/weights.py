@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -28,11 +27,13 @@ def url_of(name: str) -> str:
     IMAGENET1K_V1 everywhere: the start of BoT and of the papers it is compared with. V2 is the better classifier, but
     another start gives figures that compare with nobody's; it can be given as a local file.
     """
+    from torchvision.models import get_model_weights
+
     if name == "resnet10":
         raise ValueError(
             "model.weights = imagenet: there are no ImageNet weights for resnet10; use model.weights = none"
         )
-    return str(torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].url)
+    return str(get_model_weights(name)["IMAGENET1K_V1"].url)
 
 
 def cached_file(name: str) -> Path:

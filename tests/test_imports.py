@@ -1,19 +1,30 @@
 """Who may import whom: the shape of the project, read from its source."""
 
 import ast
+import json
+import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from reid import metrics, search
+from reid.about import describe
+from reid.compare import PER_QUERY
+from reid.metrics import Features
+from tests.support.drawn import Drawn
+from tests.support.runs import make_run
 
 ROOT = Path(__file__).parents[1]
 REID = sorted((ROOT / "reid").glob("*.py"))
 SHARDS = sorted((ROOT / "shards").glob("*.py"))
 DOORS = [ROOT / "train.py", ROOT / "evaluate.py"]
 PROGRAMS = {"reid.train", "reid.evaluate", "reid.startup"}  # startup: what train does before its first step
+HEAVY = ("torch", "torch._dynamo", "torchvision", "accelerate", "sklearn", "matplotlib", "wandb", "webdataset")
 RUNS_CODE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 
@@ -150,3 +161,86 @@ def test_importing_does_nothing_visible(tmp_path):
     said = [line for line in done.stderr.splitlines() if "font cache" not in line]
     assert (done.returncode, done.stdout, said) == (0, "", [])
     assert list(tmp_path.iterdir()) == []
+
+
+RUN_DOORS = """
+import contextlib, io, json, runpy, shlex, sys
+commands, heavy = json.loads(sys.argv[1])
+sys.path.insert(0, ".")
+said = []
+for command in commands:
+    sys.argv = shlex.split(command)
+    output, status = io.StringIO(), 0
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        try:
+            (runpy.run_path if sys.argv[0].endswith(".py") else runpy.run_module)(sys.argv[0], run_name="__main__")
+        except SystemExit as ended:
+            status = ended.code or 0
+    said.append([command, status, sorted(sys.modules.keys() & set(heavy)), output.getvalue()[-500:]])
+print(json.dumps(said))
+"""
+
+
+def check_doors(commands: Sequence[tuple[str, int, Set[str]]]) -> None:
+    """Run commands one after the other in one process.
+
+    Args:
+        commands: what a user types after `python` or `python -m`, the exit status, and the modules of HEAVY that the
+            process has imported by then.
+    """
+    given = json.dumps([[command for command, _, _ in commands], HEAVY])
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_DOORS, given], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    for (command, status, allowed), (_, ended, imported, output) in zip(commands, json.loads(done.stdout), strict=True):
+        assert (ended, imported) == (status, sorted(allowed)), f"{command}: {output}"
+
+
+@pytest.mark.timeout(120)
+def test_arguments_and_shards_need_no_torch(drawn: Drawn, tmp_path: Path) -> None:
+    asked = ["train.py", "evaluate.py", "reid.search", "shards", "launch/sweep.py"]
+    root, shards = shlex.quote(str(drawn.raw)), shlex.quote(str(tmp_path / "shards"))
+    check_doors(
+        [
+            *((f"{door} --help", 0, set()) for door in asked),
+            *((f"{door} --print_config", 0, set()) for door in ("train.py", "evaluate.py")),
+            *((f"{door} --los.w1=1", 2, set()) for door in asked),
+            ("reid.search query index", 2, set()),
+            (f"shards build market1501 --root {root} --out {shards} --shards 1", 0, set()),
+            (f"shards verify --decode {shards}", 0, set()),
+            (f"shards stage {shards} {shards}-staged", 0, set()),
+            ("shards verify nowhere", 1, set()),
+            (f"shards stats {shards}", 0, {"matplotlib"}),
+        ]
+    )
+
+
+@pytest.mark.timeout(120)
+def test_a_program_imports_what_it_uses(drawn: Drawn, tmp_path: Path) -> None:
+    """torchvision builds encoders and decodes images; nothing else here needs more than torch."""
+    rng = np.random.default_rng(0)
+    split = Features(rng.normal(size=(20, 4)), np.arange(20) % 5, np.arange(20) % 2)
+    reports = [tmp_path / "a", tmp_path / "b"]
+    for report in reports:
+        report.mkdir()
+        metrics.save_results(report / PER_QUERY, {"image": metrics.evaluate(split, split)})
+        describe("d", "somewhere", "", split, split).save(report)
+    run, index = make_run(tmp_path / "runs" / "tiny", drawn), tmp_path / "index"
+    asked = ["--images", str(drawn.root), "--device", "cpu"]
+    assert search.main(["index", "--checkpoint", str(run), "--out", str(index), *asked]) == 0
+    photo = next(drawn.raw.glob("query/*.jpg"))
+    torch, decoding = {"torch"}, {"torch", "torch._dynamo", "torchvision"}
+    check_doors(
+        [
+            ("reid.export --help", 0, torch),
+            ("reid.model --help", 0, torch),
+            (shlex.join(["reid.search", "info", str(index)]), 0, torch),
+            (shlex.join(["reid.search", "query", "nowhere", str(photo)]), 2, torch),
+            (shlex.join(["reid.search", "index", "--checkpoint", "nowhere", "--out", "nowhere", *asked]), 2, torch),
+            (shlex.join(["evaluate.py", "--compare", *map(str, reports)]), 0, torch),
+            ("evaluate.py --run=nowhere", 2, torch),
+            ("train.py --data.root=nowhere", 2, torch),
+            (shlex.join(["reid.search", "query", str(index), str(photo), "--device", "cpu"]), 0, decoding),
+        ]
+    )
