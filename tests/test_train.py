@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -30,6 +31,7 @@ from reid.train import describe_step, train
 from shards import market1501
 from shards.build import build
 from shards.pedestrians import synthesize
+from tests.support.narrow import use_narrow_resnet10
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +104,9 @@ def test_bad_input_is_named_before_the_first_step(
 
 
 @pytest.fixture
-def _fresh_process() -> Iterator[None]:
-    """Without what a training leaves in its process: accelerate's state, and torch's switches."""
+def _fresh_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Without what a training leaves in its process: accelerate's state, and torch's switches. Encoders are narrow."""
+    use_narrow_resnet10(monkeypatch)
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -117,7 +120,7 @@ def config(root: Path, tmp_path: Path, _fresh_process: None) -> Config:
     config.batch.identities, config.batch.streams, config.batch.images, config.batch.steps_per_epoch = 4, 2, 2, 2
     config.model.encoder, config.model.weights = "resnet10", "none"
     config.optim.epochs, config.optim.milestones = 2, []
-    config.track.wandb, config.track.every_steps, config.track.keep_checkpoints = "off", 1, 9
+    config.track.wandb, config.track.every_steps, config.track.keep_checkpoints = "off", 1, 3
     return config
 
 
@@ -323,7 +326,7 @@ def test_a_disk_without_room_for_the_checkpoints(config: Config, monkeypatch: py
 
 def test_fewer_processes_than_the_launcher_promised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(startup, "Accelerator", lambda **knobs: SimpleNamespace(num_processes=1))
+    monkeypatch.setattr(accelerate, "Accelerator", lambda **knobs: SimpleNamespace(num_processes=1))
     with pytest.raises(ValueError, match="promised WORLD_SIZE = 2 processes but 1 take part; on a CPU launch with"):
         start_accelerator("no")
 
