@@ -14,6 +14,9 @@ from hypothesis import settings
 
 from tests.support.drawn import Drawn, draw_dataset
 
+# Files that take minutes start first, or one process would end with them while the other waits.
+SLOW = ("test_slurm", "test_failures", "test_end_to_end", "test_evaluate", "test_clusters", "test_world_size")
+
 settings.register_profile("machine", deadline=None)
 settings.load_profile("machine")
 
@@ -22,3 +25,8 @@ settings.load_profile("machine")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
     """16 train identities of 2 to 7 images in 8 shards, 6 test identities, 32 x 16 pixels. Only to be read."""
     return draw_dataset(tmp_path_factory.mktemp("drawn"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(SLOW)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(SLOW)))
