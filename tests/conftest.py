@@ -17,7 +17,7 @@ from tests.support.drawn import Drawn, draw_dataset
 # Files that take minutes start first, or one process would end with them while the other waits.
 SLOW = ("test_slurm", "test_failures", "test_end_to_end", "test_evaluate", "test_clusters", "test_world_size")
 
-settings.register_profile("machine", deadline=None)
+settings.register_profile("machine", deadline=None, derandomize=True, database=None)
 settings.load_profile("machine")
 
 
