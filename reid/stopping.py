@@ -21,7 +21,6 @@ import torch.distributed as dist
 
 from reid.distributed import is_distributed, rank
 from reid.program import SIGNALS
-from reid.program import STOPPED as STOPPED
 
 POLL_S = 1.0  # seconds between two looks for the stop file
 
