@@ -1,5 +1,6 @@
 """The report: figures in the table and on the page, pictures that open, nothing that leaves the file or breaks it."""
 
+import ast
 import base64
 import io
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +19,12 @@ from reid.cameras import CameraPairs
 from reid.charts import _scale, draw_ap_histogram, draw_camera_pairs, draw_points
 from reid.embedding import Embedding
 from reid.gallery import PROTOCOLS
-from reid.pictures import DARK, LIGHT, RIGHT, WRONG, Ranked, RankList, draw_cmc, draw_cmc_zoom
+from reid.pictures import DARK, LIGHT, RIGHT, WRONG, Ranked, RankList, draw_cmc, draw_cmc_zoom, draw_rank_lists
 from reid.report import PICTURES, Report, list_pictures, write_report
 from reid.tables import RERANKED, format_notes, format_results, list_cost
+from tests.support.undrawn import leave_out_charts
+
+REID = Path(__file__).parents[1] / "reid"
 
 
 def figures(mean_ap, rank_1, gallery=15_913, max_rank=50):
@@ -42,7 +47,8 @@ RESULTS = {
 
 
 def picture(caption="id 7, camera 2", correct=True, shape=(64, 32), seed=0):
-    image = np.random.default_rng(seed).integers(90, 160, (*shape, 3), dtype=np.uint8)
+    blocks = np.random.default_rng(seed).integers(90, 160, (4, 2, 3), dtype=np.uint8)
+    image = np.asarray(Image.fromarray(blocks).resize(shape[::-1], Image.Resampling.NEAREST))
     return Ranked(image, caption, correct)
 
 
@@ -96,12 +102,26 @@ def embedding(identities=12, total=12, tsne=True):
     )
 
 
-EVERYTHING = {
-    "rank_lists": [rank_list()],
-    "ap": np.linspace(0, 1, 30),
-    "cameras": camera_pairs(),
-    "embedding": embedding(),
-}
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """The folder of a report with everything that one can hold, drawn where pyplot cannot be imported. Only read it."""
+    folder = tmp_path_factory.mktemp("new") / "folder"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib.pyplot", None)
+        write(
+            folder, facts={"run": "runs/a"}, warnings=["one"], notes=["n" * 300], rank_lists=[rank_list()],
+            ap=np.linspace(0, 1, 30), cameras=camera_pairs(), embedding=embedding(),
+        )  # fmt: skip
+    return folder
+
+
+def html_of(folder):
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def without_charts(monkeypatch):
+    leave_out_charts(monkeypatch)
 
 
 def test_table_for_the_terminal():
@@ -141,6 +161,7 @@ def test_cost_beside_what_is_found():
     ]
 
 
+@pytest.mark.usefixtures("without_charts")
 def test_page_has_the_tables_figures(tmp_path):
     text = write(tmp_path).text
     assert "trained image 15,913 3,367 85.4 84.4–86.4 42.7 93.9 96.0 97.6 84.2 centroid" in text
@@ -150,9 +171,9 @@ def test_page_has_the_tables_figures(tmp_path):
     assert "No warnings." in text
 
 
-def test_page_stands_alone(tmp_path):
-    page = write(tmp_path, facts={"command": "evaluate.py"}, warnings=["one"], notes=["two"], **EVERYTHING)
-    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+def test_page_stands_alone(full):
+    html = html_of(full)
+    page = Page(html)
     assert not re.search(r"https?:|<script|@import|url\(", html)
     assert "prefers-color-scheme: dark" in html and 'name="viewport"' in html
     assert len(page.sources) == 2 * 6 + 6  # six charts, dark and light; a query and its five
@@ -174,45 +195,59 @@ def test_everything_from_outside_is_escaped(tmp_path):
     assert all(source.startswith("data:image/") for source in page.sources)
 
 
+@pytest.mark.usefixtures("without_charts")
 def test_facts_and_warnings_are_listed(tmp_path):
     text = write(tmp_path, facts={"checkpoint": "runs/a", "processes": "2"}, warnings=["4 broken", "no cameras"]).text
     assert "checkpoint runs/a processes 2" in text
     assert "2 warnings 4 broken no cameras" in text and "No warnings" not in text
 
 
-def test_pictures_lie_beside_the_page(tmp_path):
-    folder = tmp_path / "new" / "folder"
-    write(folder, **EVERYTHING)
-    assert {path.name for path in folder.glob("*.png")} == {f"{name}.png" for name in PICTURES}
+def test_pictures_lie_beside_the_page(full):
+    assert {path.name for path in full.glob("*.png")} == {f"{name}.png" for name in PICTURES}
+    assert set(list_pictures(full)) == set(PICTURES)
     for name in PICTURES:
-        image = Image.open(folder / f"{name}.png")
+        image = Image.open(full / f"{name}.png")
         assert image.width > 800 and image.height > 200, name
-    write(folder)  # what the second report has not is gone
+
+
+@pytest.mark.usefixtures("without_charts")
+def test_pictures_that_a_second_report_has_not_are_gone(full, tmp_path):
+    folder = shutil.copytree(full, tmp_path / "copy")
+    write(folder)
     assert {path.stem for path in folder.glob("*.png")} == {"cmc", "cmc_zoom"} == set(list_pictures(folder))
 
 
 @pytest.mark.parametrize(("right", "wrong"), [(4, 0), (0, 4), (2, 2)])
-def test_frames_are_green_for_right_and_red_for_wrong(tmp_path, right, wrong):
-    write(tmp_path, rank_lists=[rank_list(right, wrong)])
-    pixels = np.asarray(Image.open(tmp_path / "rank_lists.png").convert("RGB")).reshape(-1, 3)
-
-    def count(colour):
-        return int((pixels == [int(colour[i : i + 2], 16) for i in (1, 3, 5)]).all(1).sum())
-
-    assert (count(RIGHT) > 500) == (right > 0) and (count(WRONG) > 500) == (wrong > 0)
-    assert count(RIGHT) * wrong == pytest.approx(count(WRONG) * right, rel=0.1)
+def test_frames_are_green_for_right_and_red_for_wrong(right, wrong):
+    pixels = pixels_of(draw_rank_lists([rank_list(right, wrong)]))
+    green, red = count(pixels, RIGHT), count(pixels, WRONG)
+    assert (green > 500) == (right > 0) and (red > 500) == (wrong > 0)
+    assert green * wrong == pytest.approx(red * right, rel=0.1)
 
 
+def pixels_of(png):
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def count(pixels, colour):
+    return int((pixels == [int(colour[i : i + 2], 16) for i in (1, 3, 5)]).all(axis=-1).sum())
+
+
+@pytest.mark.usefixtures("without_charts")
 @pytest.mark.parametrize("shape", [(105, 105), (30, 90), (600, 200), (1, 1)])
 def test_any_picture_size(tmp_path, shape):
     write(tmp_path, rank_lists=[rank_list(shape=shape, caption="a_very_long_name_without_any_space_" * 4)])
     assert Image.open(tmp_path / "rank_lists.png").height < 1500
 
 
+@pytest.mark.usefixtures("without_charts")
 @pytest.mark.parametrize("max_rank", [1, 3, 50, 120])
 def test_any_length_of_curve(tmp_path, max_rank):
     results = {str(i): {f"p{j}": figures(0.3, 0.2, max_rank=max_rank) for j in range(6)} for i in range(5)}
     write(tmp_path, results)
+    drawn = {"cmc": draw_cmc, "cmc_zoom": draw_cmc_zoom} if max_rank > 1 else {"cmc": draw_cmc}
+    assert set(list_pictures(tmp_path)) == set(drawn)
+    assert all(pixels_of(draw(results, "d")).shape[1] > 800 for draw in drawn.values())
     assert ("-" in format_results(results).splitlines()[2].split()) == (max_rank < 10)
 
 
@@ -221,6 +256,7 @@ def test_curves_differ_by_theme_and_data():
     assert len({draw_cmc(RESULTS, "a"), draw_cmc(other, "a"), draw_cmc(RESULTS, "b")}) == 3
 
 
+@pytest.mark.usefixtures("without_charts")
 def test_one_model_alone_is_not_told_from_others(tmp_path):
     one, both = (" ".join(write(tmp_path, results).text.split()) for results in ({"a": RESULTS["trained"]}, RESULTS))
     assert "in the second picture: trained" in both and "second picture" not in one
@@ -231,9 +267,8 @@ def test_one_model_alone_is_not_told_from_others(tmp_path):
 def test_image_stands_out():
     """Curves that fall together: the image protocol's colour is the one on top."""
     results = {"a": {"centroid": figures(0.5, 0.5), "image": figures(0.5, 0.5)}}
-    pixels = np.asarray(Image.open(io.BytesIO(draw_cmc(results, "d"))).convert("RGB"))
-    plot = pixels[: pixels.shape[0] * 3 // 4].reshape(-1, 3).tolist()
-    first, second = (plot.count([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) for colour in LIGHT.lines[:2])
+    pixels = pixels_of(draw_cmc(results, "d"))
+    first, second = (count(pixels[: len(pixels) * 3 // 4], colour) for colour in LIGHT.lines[:2])
     assert second > 5 * first
 
 
@@ -248,10 +283,18 @@ def test_dots_can_be_seen_on_dark_paper():
     assert np.abs(darkest - paper).max() > 80 and _scale(LIGHT).name == "viridis"
 
 
-def test_no_pyplot():
-    """pyplot keeps every figure alive and may look for a display."""
-    code = "import sys, reid.report; sys.exit('matplotlib.pyplot' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_no_pyplot(full):
+    """pyplot keeps every figure alive and may look for a display. The report of `full` was drawn without it."""
+    assert set(list_pictures(full)) == set(PICTURES)
+    imported = set()
+    for path in REID.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    assert "matplotlib.figure.Figure" in imported
+    assert not imported & {"matplotlib.pyplot", "matplotlib.pylab", "pylab"}
 
 
 @pytest.mark.parametrize("results", [{}, {"trained": {}}])
@@ -266,6 +309,7 @@ def test_pictures_must_be_rgb_bytes(tmp_path):
         write(tmp_path, rank_lists=[grey])
 
 
+@pytest.mark.usefixtures("without_charts")
 def test_what_is_missing_is_said(tmp_path):
     without = {"cameras": "one camera", "embedding": "2 identities", "no_lists": "As text: no paths."}
     text = write(
@@ -280,14 +324,15 @@ def bare(caption, correct=True):
     return Ranked(None, caption, correct)
 
 
+@pytest.mark.usefixtures("without_charts")
 def test_a_list_may_lack_some_pictures(tmp_path):
     text = write(tmp_path, rank_lists=[RankList(picture(), [picture(), bare("lost")], 0.5, "best")]).text
     assert "no image 2 ✓ lost" in text
     assert (tmp_path / "rank_lists.png").is_file()
 
 
-def test_every_picture_has_words(tmp_path):
-    html = (write(tmp_path, **EVERYTHING), (tmp_path / "report.html").read_text(encoding="utf-8"))[1]
+def test_every_picture_has_words(full):
+    html = html_of(full)
     words = re.findall(r'<img src="[^"]*" alt="([^"]*)"', html)
     assert len(words) == html.count("<img ") and all(len(word) > 5 for word in words)
     assert any("lowest 2 → 5 with 12.5% (9 queries), highest 1 → 5 with 75.0% (3 queries)" in word for word in words)
@@ -295,6 +340,7 @@ def test_every_picture_has_words(tmp_path):
     assert any("12 identities" in word and "50.0% and 25.0% of the variance" in word for word in words)
 
 
+@pytest.mark.usefixtures("without_charts")
 def test_a_sample_of_identities_is_said(tmp_path):
     text = write(tmp_path, embedding=embedding(total=3000, tsne=False)).text
     assert "12 identities of the gallery, a fixed random sample of 3,000" in text and "t-SNE is left out: few" in text
@@ -320,8 +366,9 @@ def test_charts_differ_by_theme_and_data():
         (draw_camera_pairs, (pairs, "t"), (replace(pairs, mean_ap=pairs.mean_ap / 2), "t")),
         (draw_points, (points, ap, "t", ("x", "y")), (points, ap[::-1], "t", ("x", "y"))),
     ):
-        assert len({draw(*one, LIGHT), draw(*one, DARK), draw(*other, LIGHT)}) == 3
-        assert draw(*one, LIGHT) == draw(*one, LIGHT)
+        first = draw(*one, LIGHT)
+        assert len({first, draw(*one, DARK), draw(*other, LIGHT)}) == 3
+        assert draw(*one, LIGHT) == first
 
 
 @pytest.mark.parametrize("count", [1, 17, 40])
@@ -336,28 +383,32 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here to open the page in")
-@pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True), (1100, False)])
-def test_in_a_browser(tmp_path, width, dark):
-    """A probe in a copy of the page, in a frame of the given width, tells how the page came out."""
-    write(tmp_path, facts={"run": "runs/a"}, warnings=["one"], notes=["n" * 300], **EVERYTHING)
-    html = (tmp_path / "report.html").read_text(encoding="utf-8")
-    probe = """<script>addEventListener('load', () => parent.document.title = [
-        document.documentElement.scrollWidth, [...document.images].every(image => image.naturalWidth > 0),
+@pytest.mark.parametrize("dark", [False, True])
+def test_in_a_browser(full, tmp_path, dark):
+    """A probe in a copy of the page, in frames of a phone's and a screen's width, tells how the page came out there."""
+    html = html_of(full)
+    probe = """<script>addEventListener('load', () => parent.document.title += '|' + [
+        window.name, document.documentElement.scrollWidth, [...document.images].every(image => image.naturalWidth > 0),
         Math.max(...[...document.querySelectorAll('tr:not(.model)')].map(row => row.offsetHeight)),
-        getComputedStyle(document.body).backgroundColor].join(' '))</script></body>"""
+        getComputedStyle(document.body).backgroundColor].join(';'))</script></body>"""
     policy = re.search(r"<meta http-equiv=[^>]*>", html)[0]
     (tmp_path / "probe.html").write_text(html.replace(policy, "").replace("</body>", probe), encoding="utf-8")
-    frame = f'<iframe src="probe.html" style="border:0;width:{width}px;height:800px"></iframe>'
-    (tmp_path / "frame.html").write_text(f"<title>none</title><body>{frame}</body>")
+    frame = '<iframe name="{0}" src="probe.html" style="border:0;width:{0}px;height:800px"></iframe>'
+    frames = "".join(frame.format(width) for width in (390, 1100))
+    (tmp_path / "frame.html").write_text(f"<title>found</title><body>{frames}</body>")
     command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
-        f"--user-data-dir={tmp_path / 'profile'}", f"--blink-settings=preferredColorScheme={0 if dark else 1}",
-        "--virtual-time-budget=5000", "--dump-dom", (tmp_path / "frame.html").as_uri(),
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+        "--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}",
+        f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--virtual-time-budget=5000", "--dump-dom",
+        (tmp_path / "frame.html").as_uri(),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
-    found = re.search(r"<title>(\d+) (\w+) (\d+) (.*?)</title>", done.stdout)
-    assert found, done.stderr[-2000:]
-    assert int(found[1]) <= width  # nothing to scroll sideways but the tables in their frames
-    assert found[2] == "true"
-    assert int(found[3]) <= 60  # two lines: names break between words, not between letters
-    assert found[4] == ("rgb(15, 18, 23)" if dark else "rgb(246, 247, 249)")
+    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert title, done.stderr[-2000:]
+    found = [told.split(";") for told in title[1].split("|")[1:]]
+    assert {width for width, *_ in found} == {"390", "1100"}, title[1]
+    for width, reached, images, row_height, background in found:
+        assert int(reached) <= int(width)  # nothing to scroll sideways but the tables in their frames
+        assert images == "true"
+        assert int(row_height) <= 60  # two lines: names break between words, not between letters
+        assert background == ("rgb(15, 18, 23)" if dark else "rgb(246, 247, 249)")
