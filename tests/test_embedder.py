@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import shutil
 import subprocess
@@ -13,7 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
+import reid
 from reid import Embedder, checkpoint
+from reid.export import TOLERANCE
 from reid.features import extract
 from reid.gallery import JUNK
 from tests.support.drawn import HEIGHT, WIDTH, Drawn
@@ -51,13 +54,19 @@ def encoded(image: Image.Image, form: str, **options) -> bytes:
 
 
 def close(one: np.ndarray, other: np.ndarray) -> bool:
-    return bool(np.abs(one - other).max() <= 1e-5 * np.abs(other).max())
+    """Return whether features differ by no more than batches of other sizes and other programs may make them."""
+    return bool(np.abs(one - other).max() <= TOLERANCE * np.abs(other).max())
+
+
+@pytest.fixture(scope="module")
+def one_by_one(run: Path) -> Embedder:
+    return Embedder.load(run, device="cpu", batch_size=1)
 
 
 @pytest.mark.parametrize("split", ["query", "gallery"])
-def test_features_are_those_of_the_evaluator_bit_by_bit(run: Path, drawn: Drawn, split: str) -> None:
+def test_features_are_those_of_the_evaluator_bit_by_bit(one_by_one: Embedder, drawn: Drawn, split: str) -> None:
     """In batches of one: the last digit depends on what else is in a batch."""
-    embedder = Embedder.load(run, device="cpu", batch_size=1)
+    embedder = one_by_one
     wanted = extract(
         embedder.model, drawn.root, drawn.manifest, split, embedder.pixels, batch_size=1, workers=0,
         device=torch.device("cpu"),
@@ -93,9 +102,12 @@ def test_any_mix_of_kinds_in_their_order(embedder: Embedder, drawn: Drawn) -> No
     assert not close(found[:1], found[1:2])
 
 
-def test_batches_do_not_matter(run: Path, embedder: Embedder, drawn: Drawn) -> None:
+def test_batches_do_not_matter(one_by_one: Embedder, embedder: Embedder, drawn: Drawn, monkeypatch) -> None:
     paths = files(drawn)[:11]
-    assert close(Embedder.load(run, device="cpu", batch_size=3).embed(paths), embedder.embed(paths))
+    wanted = embedder.embed(paths)
+    assert close(one_by_one.embed(paths), wanted)
+    monkeypatch.setattr(one_by_one, "batch_size", 3)
+    assert close(one_by_one.embed(paths), wanted)
 
 
 def test_no_images(embedder: Embedder) -> None:
@@ -124,7 +136,7 @@ def test_exif_rotation(embedder: Embedder, form: str, orientation: int) -> None:
     data = encoded(lying, form, exif=exif, **({"quality": 100, "subsampling": 0} if form == "JPEG" else {}))
     found = embedder.embed([upright, data, Image.open(io.BytesIO(data))])
     size = np.abs(found[0]).max()
-    allowed = 0.05 if form == "JPEG" else 1e-5
+    allowed = 0.05 if form == "JPEG" else TOLERANCE
     assert np.abs(found[1:] - found[0]).max() <= allowed * size
     assert np.abs(embedder.embed([upright[::-1]]) - found[0]).max() > 2 * allowed * size  # upside down is far away
 
@@ -177,10 +189,15 @@ def test_damage_is_handed_over_and_the_rest_goes_on(embedder: Embedder) -> None:
 
 
 def test_bfloat16_is_near_and_is_not_the_same(run: Path, embedder: Embedder, drawn: Drawn) -> None:
-    low = Embedder.load(run, device="cpu", dtype="bfloat16").embed(files(drawn)[:4])
-    full = embedder.embed(files(drawn)[:4])
-    assert low.dtype == np.float32
-    assert 0 < np.abs(low - full).max() < 0.1 * np.abs(full).max()
+    """bfloat16 has 8 significant bits: an operation is off by up to 2^-9 of its result. The 30 operations in a row of a
+    resnet10 move a feature by up to 30 * 2^-9 of its length, to a cosine of 0.998; other images' features lie below.
+    """
+    paths = [paths[0] for paths in drawn.sources("query")]
+    low = torch.from_numpy(Embedder.load(run, device="cpu", dtype="bfloat16").embed(paths))
+    full = torch.from_numpy(embedder.embed(paths))
+    assert low.dtype == torch.float32 and low.isfinite().all() and not torch.equal(low, full)
+    assert torch.cosine_similarity(low, full).min() > 0.998
+    assert torch.cosine_similarity(low, full.roll(1, dims=0)).max() < 0.998
 
 
 def test_a_checkpoint_folder_and_its_run_are_one(run: Path, embedder: Embedder) -> None:
@@ -194,8 +211,10 @@ def test_a_checkpoint_folder_and_its_run_are_one(run: Path, embedder: Embedder) 
 def test_the_fingerprint_sees_weights_and_preprocessing_but_not_the_classifier(
     run: Path, embedder: Embedder, tmp_path: Path
 ) -> None:
+    loaded = Embedder.load(run, device="cpu")  # `embedder` may have its fingerprint already, and keeps it
+
     def changed(change) -> str:
-        other = Embedder.load(run, device="cpu")
+        other = copy.deepcopy(loaded)
         change(other)
         return other.fingerprint
 
@@ -243,9 +262,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path, run: Path) -> None:
 
 def test_importing_the_package_is_quick() -> None:
     """`import reid` brings no torch; the name Embedder does."""
-    code = (
-        "import sys, reid; assert 'torch' not in sys.modules; from reid import Embedder; "
-        "assert 'torch' in sys.modules; assert not hasattr(reid, 'Nothing')"
-    )
+    code = "import sys, reid; assert not {'torch', 'numpy'} & sys.modules.keys()"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert reid.Embedder is Embedder and not hasattr(reid, "Nothing")

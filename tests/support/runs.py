@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
+import pytest
 import torch
 
-from reid import checkpoint
+from reid import Embedder, checkpoint
 from reid.checkpoint import Progress
 from reid.config import Config, save
 from reid.model import ReIDModel
@@ -35,3 +37,11 @@ def make_run(folder: Path, drawn: Drawn, seed: int = 0, encoder: str = "resnet10
             describe(config, drawn.manifest, drawn.manifest.split("train").num_pids), keep=2,
         )  # fmt: skip
     return folder
+
+
+def load_once(patch: pytest.MonkeyPatch) -> None:
+    """Let `Embedder.load` keep what it returns and return it again when it is asked for the same.
+
+    For tests of the programs that load a run: reading its configuration and building its model takes most of a call.
+    """
+    patch.setattr(Embedder, "load", staticmethod(cache(Embedder.load)))
