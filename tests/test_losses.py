@@ -94,33 +94,37 @@ def test_cross_entropy_agrees_with_the_oracle(name: str) -> None:
     assert_agrees(loss, features, oracle, "loss_xent", "grad_feat_xent")
 
 
-def distance(a: Tensor, b: Tensor) -> Tensor:
-    gap = ((a - b) ** 2).sum()
-    return gap.sqrt() if gap > 0 else gap
+def distances(anchor: Tensor, others: Tensor) -> Tensor:
+    """(N,) from one row (D,) to each of (N, D); the gradient at distance 0 is 0."""
+    squares = ((anchor - others) ** 2).sum(dim=1)
+    return torch.where(squares > 0, squares.where(squares > 0, 1.0).sqrt(), 0.0)
 
 
-def loop_of_the_paper(features: Tensor, pids: Tensor, w1: float, margin: float, ctl: bool) -> Tensor:
-    """MCTL and CTL with samples as anchors, one anchor at a time."""
-    terms = []
-    people = sorted(set(pids.tolist()))
-    for i, pid in enumerate(pids.tolist()):
-        others = [j for j in range(len(pids)) if pids[j] == pid and j != i]
-        if not others:
-            continue
-        d_ap = distance(features[i], torch.stack([features[j] for j in others]).mean(dim=0))
-        to_negatives = [distance(features[i], features[pids == p].mean(dim=0)) for p in people if p != pid]
-        if ctl:
-            terms.append(torch.relu(d_ap - min(to_negatives) + margin) if to_negatives else d_ap * 0)
-        else:
-            push = torch.relu(margin - min(to_negatives)) ** 2 if to_negatives else 0.0
-            terms.append(w1 * d_ap**2 + (1 - w1) * push)
-    return torch.stack(terms).mean() if terms else features.sum() * 0
+Anchors = list[tuple[Tensor, Tensor]]  # (d_ap, d_an) of each anchor; d_an is infinite without negatives
 
 
-def loop_of_rounds(features: Tensor, pids: Tensor, w1: float, margin: float, ctl: bool) -> Tensor:
+def nearest(to_negatives: Tensor) -> Tensor:
+    return to_negatives.min() if len(to_negatives) else torch.tensor(torch.inf, dtype=to_negatives.dtype)
+
+
+def loop_of_the_paper(features: Tensor, pids: Tensor) -> list[Anchors]:
+    """One round with samples as anchors, one anchor at a time."""
+    anchors: Anchors = []
+    people = pids.unique()
+    means = torch.stack([features[pids == p].mean(dim=0) for p in people])
+    for i, pid in enumerate(pids):
+        others = pids == pid
+        others[i] = False
+        if others.any():
+            (d_ap,) = distances(features[i], features[others].mean(dim=0, keepdim=True))
+            anchors.append((d_ap, nearest(distances(features[i], means[people != pid]))))
+    return [anchors]
+
+
+def loop_of_rounds(features: Tensor, pids: Tensor) -> list[Anchors]:
     """K rounds: each identity's i-th image is the query, the mean of its others the centroid; both are anchors."""
     rows = {p: [j for j in range(len(pids)) if pids[j] == p] for p in sorted(set(pids.tolist()))}
-    means = []
+    rounds = []
     for i in range(max(len(own) for own in rows.values())):
         entries: list[tuple[int, Tensor, bool]] = []
         for p, own in rows.items():
@@ -129,44 +133,48 @@ def loop_of_rounds(features: Tensor, pids: Tensor, w1: float, margin: float, ctl
             entries.append((p, features[own[i]], len(own) > 1))
             if len(own) > 1:
                 entries.append((p, features[[j for j in own if j != own[i]]].mean(dim=0), True))
-        terms = []
+        people, vectors = torch.tensor([p for p, _, _ in entries]), torch.stack([vector for _, vector, _ in entries])
+        anchors: Anchors = []
         for p, anchor, is_anchor in entries:
-            if not is_anchor:
-                continue
-            d_ap = max(distance(anchor, other) for q, other, _ in entries if q == p)
-            negatives = [distance(anchor, other) for q, other, _ in entries if q != p]
-            if ctl:
-                terms.append(torch.relu(d_ap - min(negatives) + margin) if negatives else d_ap * 0)
-            else:
-                push = torch.relu(margin - min(negatives)) ** 2 if negatives else 0.0
-                terms.append(w1 * d_ap**2 + (1 - w1) * push)
-        if terms:
-            means.append(torch.stack(terms).mean())
-    return torch.stack(means).mean() if means else features.sum() * 0
+            if is_anchor:
+                to_all = distances(anchor, vectors)
+                anchors.append((to_all[people == p].max(), nearest(to_all[people != p])))
+        rounds.append(anchors)
+    return rounds
+
+
+def losses_of(rounds: list[Anchors], features: Tensor, w1: float, margin: float) -> dict[str, Tensor]:
+    """The mean of the rounds' means, of the rounds that have anchors."""
+    means: dict[str, list[Tensor]] = {"ctl": [], "mctl": []}
+    for anchors in rounds:
+        if anchors:
+            d_ap, d_an = (torch.stack(column) for column in zip(*anchors, strict=True))
+            means["ctl"].append(torch.relu(d_ap - d_an + margin).mean())
+            means["mctl"].append((w1 * d_ap**2 + (1 - w1) * torch.relu(margin - d_an) ** 2).mean())
+    return {name: torch.stack(of).mean() if of else features.sum() * 0 for name, of in means.items()}
 
 
 def loop_of_triplet(features: Tensor, pids: Tensor, margin: float) -> Tensor:
     terms = []
-    for i, pid in enumerate(pids.tolist()):
-        positives = [distance(features[i], features[j]) for j in range(len(pids)) if pids[j] == pid and j != i]
-        negatives = [distance(features[i], features[j]) for j in range(len(pids)) if pids[j] != pid]
-        if positives and negatives:
-            terms.append(torch.relu(max(positives) - min(negatives) + margin))
+    for i, pid in enumerate(pids):
+        to_all, is_other = distances(features[i], features), torch.arange(len(pids)) != i
+        positives, negatives = to_all[(pids == pid) & is_other], to_all[pids != pid]
+        if len(positives) and len(negatives):
+            terms.append(torch.relu(positives.max() - negatives.min() + margin))
     return torch.stack(terms).mean() if terms else features.sum() * 0
 
 
 def loop_of_quadruplet(features: Tensor, pids: Tensor, margin: float, margin2: float) -> Tensor:
     terms = []
-    rows = range(len(pids))
-    for i, pid in enumerate(pids.tolist()):
-        positives = [distance(features[i], features[j]) for j in rows if pids[j] == pid and j != i]
-        negatives = [j for j in rows if pids[j] != pid]
-        if not positives or not negatives:
+    for i, pid in enumerate(pids):
+        to_all, is_other = distances(features[i], features), torch.arange(len(pids)) != i
+        positives = to_all[(pids == pid) & is_other]
+        if not len(positives) or not (pids != pid).any():
             continue
-        n1 = min(negatives, key=lambda j: distance(features[i], features[j]).item())
-        thirds = [distance(features[n1], features[j]) for j in negatives if pids[j] != pids[n1]]
-        term = torch.relu(max(positives) - distance(features[i], features[n1]) + margin)
-        terms.append(term + (torch.relu(max(positives) - min(thirds) + margin2) if thirds else 0.0))
+        n1 = to_all.detach().masked_fill(pids == pid, torch.inf).argmin()
+        thirds = distances(features[n1], features)[(pids != pid) & (pids != pids[n1])]
+        quadruplet = torch.relu(positives.max() - to_all[n1] + margin)
+        terms.append(quadruplet + (torch.relu(positives.max() - thirds.min() + margin2) if len(thirds) else 0.0))
     return torch.stack(terms).mean() if terms else features.sum() * 0
 
 
@@ -181,29 +189,30 @@ def batches(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     return torch.randn(len(pids), 5, generator=generator, dtype=torch.float64) * scale, pids
 
 
-def both(function, features: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-    own = features.clone().requires_grad_()
-    loss = function(own, *args, **kwargs)
-    (gradient,) = torch.autograd.grad(loss, own)
+def with_gradient(loss: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    (gradient,) = torch.autograd.grad(loss, features, retain_graph=True)
     return loss.detach(), gradient
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(batch=batches(), margin=st.sampled_from([0.5, 2.0, 8.0]), w1=st.sampled_from([0.0, 0.1, 0.6, 1.0]))
 def test_losses_equal_loops_from_the_definitions(batch: tuple[Tensor, Tensor], margin: float, w1: float) -> None:
-    features, pids = batch
+    features, pids = batch[0].requires_grad_(), batch[1]
+    pairs = [
+        (losses.batch_hard_triplet(features, pids, margin), loop_of_triplet(features, pids, margin)),
+        (
+            losses.quadruplet(features, pids, margin, margin / 2),
+            loop_of_quadruplet(features, pids, margin, margin / 2),
+        ),
+    ]
     for reading, loop in (("paper", loop_of_the_paper), ("rounds", loop_of_rounds)):
-        for ctl in (False, True):
-            if ctl:
-                found = both(losses.centroid_triplet, features, pids, margin, reading)
-            else:
-                found = both(losses.modified_centroid_triplet, features, pids, w1, margin, reading)
-            torch.testing.assert_close(found, both(loop, features, pids, w1, margin, ctl), rtol=1e-9, atol=1e-10)
-    found = both(losses.batch_hard_triplet, features, pids, margin)
-    torch.testing.assert_close(found, both(loop_of_triplet, features, pids, margin), rtol=1e-9, atol=1e-10)
-    found = both(losses.quadruplet, features, pids, margin, margin / 2)
-    expected = both(loop_of_quadruplet, features, pids, margin, margin / 2)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+        expected = losses_of(loop(features, pids), features, w1, margin)
+        pairs.append((losses.centroid_triplet(features, pids, margin, reading), expected["ctl"]))
+        pairs.append((losses.modified_centroid_triplet(features, pids, w1, margin, reading), expected["mctl"]))
+    for found, by_loop in pairs:
+        torch.testing.assert_close(
+            with_gradient(found, features), with_gradient(by_loop, features), rtol=1e-9, atol=1e-10
+        )
 
 
 ALL = {
@@ -217,7 +226,7 @@ ALL = {
 }
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(batch=batches(), seed=st.integers(0, 1000))
 def test_order_names_and_place_do_not_matter(batch: tuple[Tensor, Tensor], seed: int) -> None:
     features, pids = batch
@@ -237,7 +246,8 @@ def test_order_names_and_place_do_not_matter(batch: tuple[Tensor, Tensor], seed:
 def test_no_nan_at_zero_distance_or_with_one_identity(name: str) -> None:
     same = torch.ones(6, 4, dtype=torch.float64)
     for pids in (torch.tensor([0, 0, 0, 1, 1, 1]), torch.zeros(6, dtype=torch.int64), torch.arange(6)):
-        value, gradient = both(ALL[name], same, pids)
+        features = same.clone().requires_grad_()
+        value, gradient = with_gradient(ALL[name](features, pids), features)
         assert torch.isfinite(value) and torch.isfinite(gradient).all()
 
 
