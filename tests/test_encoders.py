@@ -1,6 +1,7 @@
 """reid/encoders.py: every encoder against torchvision's (or timm's) own model with the same weights."""
 
 import sys
+from functools import cache
 
 import numpy as np
 import pytest
@@ -30,9 +31,7 @@ def classifier_input(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 def test_features_are_those_of_torchvision(name):
     torch.manual_seed(0)
     reference = torchvision.models.get_model(name, weights=None)
-    with torch.device("meta"):
-        knobs = {"last_stride": 2} if name.startswith("res") else {}
-        encoder, dim = build_encoder(name, **knobs)
+    encoder, dim = build_on_meta(name, last_stride=2) if name.startswith("res") else build_on_meta(name)
     own = {key: value for key, value in reference.state_dict().items() if key in encoder.state_dict()}
     assert len(own) == len(encoder.state_dict()) == len(reference.state_dict()) - 2  # the classifier's two
     encoder.load_state_dict(own, assign=True)
@@ -44,19 +43,42 @@ def test_features_are_those_of_torchvision(name):
     torch.testing.assert_close(found, classifier_input(reference, images), rtol=0, atol=0)
 
 
+def build_on_meta(name, **knobs):
+    """An encoder without weights, for what does not depend on them: initializing them takes most of the time."""
+    with torch.device("meta"):
+        return build_encoder(name, **knobs)
+
+
+@pytest.fixture(scope="module")
+def build():
+    """(name, pool) -> encoder for 32 x 32 pixels, dimension; both pools share weights, which are initialized once."""
+
+    @cache
+    def initialize(name):
+        pool = "gap" if name == "vit_b_16" else "gem"
+        return build_encoder(name, pool=pool, image_size=(32, 32))[0].state_dict()
+
+    def build(name, pool):
+        encoder, dim = build_on_meta(name, pool=pool, image_size=(32, 32))
+        assert not encoder.load_state_dict(initialize(name), strict=False, assign=True).missing_keys
+        return encoder, dim
+
+    return build
+
+
 @pytest.mark.parametrize("name", [name for name in ENCODERS if name != "resnet10"])
 def test_parameters_are_those_that_torchvision_publishes_less_the_classifier(name):
-    with torch.device("meta"):
-        encoder, dim = build_encoder(name, image_size=(224, 224))
+    encoder, dim = build_on_meta(name, image_size=(224, 224))
     published = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].meta["num_params"]
     assert sum(parameter.numel() for parameter in encoder.parameters()) == published - 1000 * dim - 1000
 
 
 def test_names_are_those_of_torchvision():
-    encoder, _ = build_encoder("resnet18")
-    wanted = [name for name in torchvision.models.resnet18().state_dict() if not name.startswith("fc.")]
-    assert list(encoder.state_dict()) == wanted
-    assert set(build_encoder("resnet18", pool="gem")[0].state_dict()) == {*wanted, "avgpool.p"}
+    with torch.device("meta"):
+        reference = torchvision.models.resnet18()
+    wanted = [name for name in reference.state_dict() if not name.startswith("fc.")]
+    assert list(build_on_meta("resnet18")[0].state_dict()) == wanted
+    assert set(build_on_meta("resnet18", pool="gem")[0].state_dict()) == {*wanted, "avgpool.p"}
 
 
 def test_unknown_encoder():
@@ -66,10 +88,10 @@ def test_unknown_encoder():
 
 @pytest.mark.parametrize("name", ["resnet10", "convnext_tiny", "swin_t", "vit_b_16"])
 @pytest.mark.parametrize("pool", ["gap", "gem"])
-def test_bfloat16_autocast(name, pool):
+def test_bfloat16_autocast(build, name, pool):
     if pool == "gem" and name == "vit_b_16":
         return
-    encoder, dim = build_encoder(name, pool=pool, image_size=(32, 32))
+    encoder, dim = build(name, pool)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         found = encoder.eval()(torch.randn(2, 3, 32, 32))
     assert found.shape == (2, dim) and found.isfinite().all()
@@ -90,7 +112,7 @@ def test_strides_set_the_size_of_the_feature_map(last_stride, stem_stride, reduc
 def test_last_stride_1_doubles_the_map(name):
     """Basic blocks carry the stride in their first convolution, bottlenecks in their second, both in the shortcut."""
     with torch.device("meta"):
-        sizes = [map_size(build_encoder(name, last_stride=stride)[0]) for stride in (2, 1)]
+        sizes = [map_size(build_on_meta(name, last_stride=stride)[0]) for stride in (2, 1)]
     assert sizes == [(2, 1), (4, 2)]
 
 
@@ -131,12 +153,12 @@ def test_generalized_mean_against_loops(p):
 @pytest.mark.parametrize(
     ("name", "map_module"), [("resnet10", "layer4"), ("convnext_tiny", "features"), ("swin_t", "permute")]
 )
-def test_gem_pools_the_map(name, map_module):
+def test_gem_pools_the_map(build, name, map_module):
     """The mean of cubes of what the map module gives; ConvNeXt normalises after pooling."""
-    encoder, dim = build_encoder(name, pool="gem")
+    encoder, dim = build(name, "gem")
     maps = []
-    encoder.get_submodule(map_module).register_forward_hook(lambda module, inputs, output: maps.append(output))
-    with torch.no_grad():
+    module = encoder.get_submodule(map_module)
+    with torch.no_grad(), module.register_forward_hook(lambda module, inputs, output: maps.append(output)):
         found = encoder.eval()(torch.randn(2, 3, 64, 64))
         wanted = maps[0].clamp(min=1e-6).pow(3).mean(dim=(2, 3)).pow(1 / 3)
         if name == "convnext_tiny":
@@ -163,12 +185,14 @@ def small_vit(image_size: int = 32) -> VisionTransformer:
     return vit
 
 
-def test_vit_at_224_is_torchvisions():
-    vit = torchvision.models.vit_b_16(weights=None)
-    images = torch.randn(1, 3, 224, 224)
+def test_vit_of_the_size_that_it_was_built_for_is_torchvisions():
+    vit = small_vit(48)
+    images = torch.randn(2, 3, 48, 48)
+    wanted = classifier_input(vit, images)  # before the two share their layers
     with torch.no_grad():
-        found = ImageTransformer(vit, 224, 224).eval()(images)
-    torch.testing.assert_close(found, classifier_input(vit, images), rtol=0, atol=0)
+        found = ImageTransformer(vit, 48, 48).eval()(images)
+    assert found.shape == (2, 12)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
 
 
 def test_vit_of_images_that_are_not_square_patch_by_patch():
@@ -191,7 +215,7 @@ def test_vit_of_images_that_are_not_square_patch_by_patch():
 
 def test_vit_of_sizes_that_are_not_multiples_of_a_patch():
     with pytest.raises(ValueError, match=r"16 x 16 pixels; data\.height = 250 and data\.width = 128 must be multiples"):
-        build_encoder("vit_b_16", image_size=(250, 128))
+        build_on_meta("vit_b_16", image_size=(250, 128))
 
 
 def test_vit_of_another_size_than_it_was_built_for():
