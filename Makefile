@@ -55,8 +55,9 @@ market-folder:
 	    exit 1; \
 	done
 
+# Many tests start Python anew: compiled files are kept even where the environment says not to.
 test: check
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 check: .venv/installed
 	$(BIN)/ruff check .

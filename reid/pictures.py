@@ -163,35 +163,38 @@ def draw_rank_lists(rank_lists: list[RankList], theme: Theme = LIGHT) -> bytes:
     row = head + height + foot
     size = (columns + 0.5) * (width + 0.12) + 0.1, row * len(rank_lists) + 0.1
     figure = Figure(figsize=size, dpi=120, facecolor=theme.paper)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, size[0]), ylim=(0, size[1]))  # inches; one, as axes are slow to make
+    axes.set_axis_off()
     for i, ranks in enumerate(rank_lists):
         top = size[1] - i * row
-        figure.text(0.12 / size[0], (top - 0.3) / size[1], f"{ranks.title}  ·  AP {percent(ranks.ap)}%",
-                    color=theme.ink, fontsize=11, fontweight="bold", parse_math=False)  # fmt: skip
+        axes.text(0.12, top - 0.3, f"{ranks.title}  ·  AP {percent(ranks.ap)}%",
+                  color=theme.ink, fontsize=11, fontweight="bold", parse_math=False)  # fmt: skip
         for j, picture in enumerate([ranks.query, *ranks.gallery]):
             left = 0.12 + j * (width + 0.12) + (0.3 if j else 0)
-            box = (left / size[0], (top - head - height) / size[1], width / size[0], height / size[1])
             colour = theme.ink if j == 0 else RIGHT if picture.correct else WRONG
-            _draw_picture(figure, box, picture, colour, f"{j} {mark(picture)}" if j else "query", theme)
+            box = left, top - head - height, width, height
+            _draw_picture(axes, box, picture, colour, f"{j} {mark(picture)}" if j else "query", theme)
     return to_png(figure)
 
 
 def _draw_picture(
-    figure: Figure, box: tuple[float, float, float, float], picture: Ranked, colour: str, head: str, theme: Theme
+    axes: Axes, box: tuple[float, float, float, float], picture: Ranked, colour: str, head: str, theme: Theme
 ) -> None:
+    """In the middle of `box`, as large as fits: left, bottom, width and height in inches."""
     from matplotlib.patches import Rectangle
 
-    axes = figure.add_axes(box)
     image = np.zeros((2, 1, 4), np.uint8) if picture.image is None else picture.image
-    axes.imshow(image, interpolation="lanczos")
-    axes.set_axis_off()
-    height, width = image.shape[:2]
-    frame = Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor=colour, linewidth=3.5, clip_on=False)
+    scale = min(box[2] / image.shape[1], box[3] / image.shape[0])
+    width, height = scale * image.shape[1], scale * image.shape[0]
+    middle, foot = box[0] + box[2] / 2, box[1] + (box[3] - height) / 2
+    place = middle - width / 2, middle + width / 2, foot, foot + height
+    axes.imshow(image, interpolation="lanczos", extent=place, aspect="auto")
+    frame = Rectangle((place[0], foot), width, height, fill=False, edgecolor=colour, linewidth=3.5, clip_on=False)
     axes.add_patch(frame)
-    axes.annotate(head, (0.5, 0), xytext=(0, -7), xycoords="axes fraction", textcoords="offset points",
+    axes.annotate(head, (middle, foot), xytext=(0, -7), textcoords="offset points",
                   ha="center", va="top", fontsize=9, fontweight="bold", color=colour)  # fmt: skip
-    axes.annotate("\n".join(_wrap(picture.caption)), (0.5, 0), xytext=(0, -20), xycoords="axes fraction",
-                  textcoords="offset points", ha="center", va="top", fontsize=8, color=theme.ink,
-                  parse_math=False)  # fmt: skip
+    axes.annotate("\n".join(_wrap(picture.caption)), (middle, foot), xytext=(0, -20), textcoords="offset points",
+                  ha="center", va="top", fontsize=8, color=theme.ink, parse_math=False)  # fmt: skip
 
 
 def _wrap(caption: str) -> list[str]:

@@ -15,27 +15,11 @@ from torch import Tensor, nn
 from reid.embedder import Embedder
 from reid.precision import CHECKED_SHAPES, find_wrong_convolution
 from tests.support.drawn import Drawn
+from tests.support.programs import ROOT, Program
 from tests.support.runs import make_run
 
-ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 CONVOLVE = nn.functional.conv2d
-# In a process of its own, as a user starts a program; the fault is injected, so that it is there on any processor.
-WRONG = """
-import runpy, sys
-from torch.nn import functional
-
-def wrong(images, weights, convolve=functional.conv2d, **options):
-    result = convolve(images, weights, **options)
-    return 1.2 * result if "bfloat16" in str(images.dtype) else result
-
-functional.conv2d = wrong
-program, *sys.argv[1:] = sys.argv[1:]
-if program.endswith(".py"):
-    runpy.run_path(program, run_name="__main__")
-else:
-    runpy.run_module(program, run_name="__main__", alter_sys=True)
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +62,16 @@ def test_an_embedder_is_refused(monkeypatch: pytest.MonkeyPatch, drawn: Drawn, t
         Embedder.load(run, device="cpu", dtype="bfloat16")
 
 
+def make_bfloat16_wrong() -> None:
+    """In the process of a program: the fault is there on any processor."""
+
+    def wrong(images: Tensor, weights: Tensor, **options: int) -> Tensor:
+        result = CONVOLVE(images, weights, **options)
+        return 1.2 * result if images.dtype == torch.bfloat16 else result
+
+    nn.functional.conv2d = wrong
+
+
 def test_every_program_is_refused_with_one_line_and_writes_nothing(drawn: Drawn, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", drawn)
     before = sorted(tmp_path.rglob("*"))
@@ -85,19 +79,15 @@ def test_every_program_is_refused_with_one_line_and_writes_nothing(drawn: Drawn,
     small = ["--config=configs/quickstart.yaml", data, "--batch.streams=2", "--batch.identities=4", "--track.wandb=off"]
     index = ["index", f"--checkpoint={run}", f"--images={drawn.raw}", f"--out={tmp_path / 'index'}"]
     programs = [
-        ["train.py", *small, f"--runs={tmp_path}", "--name=new", "--precision=bf16"],
-        ["evaluate.py", f"--run={run}", f"--out={tmp_path / 'out'}", "--precision=bf16", "--wandb=off"],
-        ["reid.search", *index, "--dtype=bfloat16"],
+        (["train.py", *small, f"--runs={tmp_path}", "--name=new", "--precision=bf16"], 2),
+        (["evaluate.py", f"--run={run}", f"--out={tmp_path / 'out'}", "--precision=bf16", "--wandb=off"], 1),
+        (["reid.search", *index, "--dtype=bfloat16"], 1),
     ]
-    started = [
-        subprocess.Popen([sys.executable, "-c", WRONG, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        for words in programs
-    ]
-    for process in started:
-        errors = process.communicate(timeout=300)[1]
-        said = [line for line in errors.splitlines() if "error: " in line]
-        assert process.returncode == 2 and "Traceback" not in errors, errors
-        assert len(said) == 1 and "off by 20%: a self-check failed" in said[0], errors
+    for words, ranks in programs:
+        status, said = Program(*words, ranks=ranks, prepare=make_bfloat16_wrong).end()
+        (line,) = (line for line in said.splitlines() if "error: " in line)
+        assert status == 2 and "Traceback" not in said, said
+        assert "off by 20%: a self-check failed" in line
     assert sorted(tmp_path.rglob("*")) == before
 
 
