@@ -26,7 +26,7 @@ from reid.manifest import Manifest, load_manifest
 from reid.metrics import Result
 from reid.precision import AUTOCAST_DTYPES
 from reid.report import list_pictures
-from reid.startup import build_pixels, check_precision, model_knobs, start_accelerator
+from reid.startup import build_pixels, check_precision, check_writable, model_knobs, start_accelerator
 from reid.tables import COST_COLUMNS, RERANKED, Results, format_notes, format_results, list_cost
 from reid.tracking import Tracker
 from reid.trained import build_models, find_run
@@ -89,13 +89,14 @@ def evaluate_run(options: EvaluateConfig) -> Path:
     started = time.perf_counter()
     folder, found = find_run(options.run, options.checkpoint)
     config = load(folder / "config.yaml")
+    base = Path(options.out or folder / "eval")
+    check_writable(base, "--out")
     manifests = load_manifests(options.data or [config.data.root])
     models = build_models(found, model_knobs(config), options.baselines, config.seed)
     trained_on = checkpoint.read_state(found)["describes"].get("data", "")
-    base = Path(options.out or folder / "eval")
     # Other ranks wait while rank 0 re-ranks and draws.
     accelerator = start_accelerator("no", options.timeout_s)
-    check_precision(accelerator, AUTOCAST_DTYPES[options.precision])
+    check_precision(accelerator, options.precision)
     make_folder(base)
 
     tables: dict[Path, dict[str, Any]] = {}

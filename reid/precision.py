@@ -57,17 +57,20 @@ def find_wrong_convolution(device: torch.device, dtype: torch.dtype) -> str | No
         images = torch.randn(image_shape, generator=generator).to(dtype)
         weights = torch.randn(weight_shape, generator=generator).to(dtype)
         expected = F.conv2d(images.double(), weights.double(), stride=2, padding=1)
-        computed = F.conv2d(images.to(device), weights.to(device), stride=2, padding=1).cpu().double()
+        try:
+            computed = F.conv2d(images.to(device), weights.to(device), stride=2, padding=1).cpu().double()
+        except RuntimeError as failure:
+            return _wrong_convolution_text(device, dtype, f"not possible ({str(failure).splitlines()[0]})")
         error = float((computed - expected).abs().max() / expected.abs().max())
         if not error <= TOLERANCE:  # NaN fails, too
-            return _wrong_convolution_text(device, dtype, error)
+            size = f"off by {error:.0%}" if error < 100 else "not finite or far too large"
+            return _wrong_convolution_text(device, dtype, f"wrong ({size})")
     return None
 
 
-def _wrong_convolution_text(device: torch.device, dtype: torch.dtype, error: float) -> str:
+def _wrong_convolution_text(device: torch.device, dtype: torch.dtype, what: str) -> str:
     name = str(dtype).removeprefix("torch.")
-    size = f"off by {error:.0%}" if error < 100 else "not finite or far too large"
     fix = "compute in float32 (precision no, dtype float32)"
     if device.type == "cpu":
         fix = f"set ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 in the environment before the program starts, or {fix}"
-    return f"{name} convolutions on the {device.type} of {socket.gethostname()} are {size}: a self-check failed; {fix}"
+    return f"{name} convolutions on the {device.type} of {socket.gethostname()} are {what}: a self-check failed; {fix}"

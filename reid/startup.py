@@ -68,15 +68,22 @@ def start_accelerator(precision: str, timeout_s: int = 600, device: str = "auto"
             f"the launcher promised WORLD_SIZE = {promised} processes but {accelerator.num_processes} take part; on a "
             "CPU launch with --config_file launch/cpu.yaml"
         )
-    check_precision(accelerator, AUTOCAST_DTYPES[precision])
+    check_precision(accelerator, precision)
     return accelerator
 
 
-def check_precision(accelerator: Accelerator, dtype: torch.dtype) -> None:
-    """Collective. ValueError on every rank if one of them computes wrong values in `dtype`."""
-    for message in gather_objects(find_wrong_convolution(accelerator.device, dtype)):
+def check_precision(accelerator: Accelerator, precision: str) -> None:
+    """Check on all ranks that low-precision results are correct. Collective.
+
+    Args:
+        precision: no, bf16 or fp16.
+
+    Raises:
+        ValueError: on every rank, if any rank computes wrong results.
+    """
+    for message in gather_objects(find_wrong_convolution(accelerator.device, AUTOCAST_DTYPES[precision])):
         if message:
-            raise ValueError(message)
+            raise ValueError(f"precision = {precision}: {message}")
 
 
 def set_speed(speed: SpeedConfig) -> None:
@@ -187,15 +194,15 @@ def own_folder(config: Config) -> Iterator[None]:
         yield
 
 
-def check_writable(folder: Path) -> None:
-    """ValueError where nothing can be written into `folder`; it, and its parents, are made and removed again."""
+def check_writable(folder: Path, flag: str = "--runs") -> None:
+    """Raise ValueError, which names `flag`, if nothing can be written into `folder`. Leave no folder behind."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(f"{folder} cannot be written: {error.strerror or error}; give another --runs") from error
+        raise ValueError(f"{folder} cannot be written: {error.strerror or error}; give another {flag}") from error
     finally:
         for path in made:
             with contextlib.suppress(OSError):

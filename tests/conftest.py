@@ -3,7 +3,7 @@
 import os
 
 # Before torch is imported; processes that tests start inherit them.
-os.environ["OMP_NUM_THREADS"] = "1"  # ranks share two cores; sums are the same in each process
+os.environ["OMP_NUM_THREADS"] = "1"  # ranks share the cores; sums are the same in each process
 os.environ["ACCELERATE_USE_CPU"] = "true"  # figures are compared between programs that may and may not see a GPU
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")  # bfloat16 on AMX: see reid/precision.py
 for name in ("no_proxy", "NO_PROXY"):
@@ -14,7 +14,7 @@ from hypothesis import settings
 
 from tests.support.drawn import Drawn, draw_dataset
 
-# Files that take minutes start first, or one process would end with them while the other waits.
+# Slow files start first; otherwise one process would still run them after the others have ended.
 SLOW = ("test_slurm", "test_failures", "test_end_to_end", "test_evaluate", "test_clusters", "test_world_size")
 
 settings.register_profile("machine", deadline=None, derandomize=True, database=None)

@@ -23,7 +23,7 @@ CONVOLVE = nn.functional.conv2d
 
 
 @pytest.fixture(autouse=True)
-def _asked_anew() -> Iterator[None]:
+def _clear_cache() -> Iterator[None]:
     find_wrong_convolution.cache_clear()
     yield
     find_wrong_convolution.cache_clear()
@@ -87,12 +87,12 @@ def test_every_program_is_refused_with_one_line_and_writes_nothing(drawn: Drawn,
         status, said = Program(*words, ranks=ranks, prepare=make_bfloat16_wrong).end()
         (line,) = (line for line in said.splitlines() if "error: " in line)
         assert status == 2 and "Traceback" not in said, said
-        assert "off by 20%: a self-check failed" in line
+        assert "off by 20%): a self-check failed" in line
     assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.skipif("amx_tile" not in Path("/proc/cpuinfo").read_text(), reason="the processor has no AMX")
-def test_the_documented_variable_cures_amx() -> None:
+def test_the_documented_variable_fixes_amx() -> None:
     code = "import torch, reid.precision as p; print(p.find_wrong_convolution(torch.device('cpu'), torch.bfloat16))"
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)

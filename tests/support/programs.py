@@ -1,4 +1,4 @@
-"""Programs in processes of their own, forked from one that has imported all they need: a start costs no imports.
+"""Run programs in processes forked from one that has imported all they need, so that a start costs no imports.
 
 Each rank gets the environment that torchrun would give it. What is about the launcher itself uses `launch`.
 """
@@ -45,7 +45,7 @@ class Program:
         name: a script at the repository's root, or a module that can be run (`reid.search`).
         arguments: what a user types after it.
         ranks: number of processes.
-        environment: variables beside those of this process.
+        environment: variables beside those of this process. Those that torch reads at its import have no effect.
         prepare: called first in each process; a function that can be imported.
     """
 
@@ -82,6 +82,7 @@ class Program:
         for rank, process in enumerate(self.processes):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid(rank), signal.SIGKILL)
+            process.kill()  # it may not lead a process group yet
             process.join()
 
     def said(self) -> str:
@@ -94,7 +95,7 @@ class Program:
         while not ready():
             if any(process.exitcode is not None for process in self.processes) or time.monotonic() > end:
                 self.kill()
-                raise AssertionError(f"it did not come so far:\n{self.said()}")
+                raise AssertionError(f"it ended or took too long before the test went on:\n{self.said()}")
             time.sleep(0.01)
 
     def end(self) -> tuple[int, str]:
