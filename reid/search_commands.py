@@ -1,4 +1,4 @@
-"""What the commands of `python -m reid.search` do: images into an index, and photos searched in it."""
+"""The commands of `python -m reid.search`: add images to an index, and search it for photos."""
 
 from __future__ import annotations
 
