@@ -40,8 +40,8 @@ def describe_environment() -> dict[str, str]:
 def code_version() -> str:
     """The version and a hash of the source as it is on disk here, committed or not."""
     digest = hashlib.sha256()
-    for path in sorted(SOURCE.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in sorted(SOURCE.rglob("*.py")):
+        digest.update(path.relative_to(SOURCE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return f"{__version__} {digest.hexdigest()[:12]}"
 
 

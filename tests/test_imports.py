@@ -20,8 +20,8 @@ from tests.support.drawn import Drawn
 from tests.support.runs import make_run
 
 ROOT = Path(__file__).parents[1]
-REID = sorted((ROOT / "reid").glob("*.py"))
-SHARDS = sorted((ROOT / "shards").glob("*.py"))
+REID = sorted((ROOT / "reid").rglob("*.py"))
+SHARDS = sorted((ROOT / "shards").rglob("*.py"))
 DOORS = [ROOT / "train.py", ROOT / "evaluate.py"]
 PROGRAMS = {"reid.train", "reid.evaluate", "reid.startup"}  # startup: what train does before its first step
 HEAVY = ("torch", "torch._dynamo", "torchvision", "accelerate", "sklearn", "matplotlib", "wandb", "webdataset")
