@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from reid.config import Config, check, parse, to_dict
-from reid.lock import Held, hold
+from reid.files import Held, hold
 from reid.program import SIGNALS, STOPPED
 from reid.sweep import PROGRAM, Knobs, Sweep, check_knobs, corners, falls_behind, propose, read_sweep
 from reid.sweep_folder import DONE, SweepFolder, to_flags

@@ -5,13 +5,20 @@ Every function works without a process group too; it then sees a world of one.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
+
+from reid.precision import AUTOCAST_DTYPES, find_wrong_convolution
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 Decision = TypeVar("Decision")
 
@@ -139,3 +146,52 @@ def from_rank_0(decide: Callable[[], Decision]) -> Decision:
         raise ValueError(answer[1])
     decision: Decision = answer[0]
     return decision
+
+
+def start_accelerator(precision: str, timeout_s: int = 600, device: str = "auto") -> Accelerator:
+    """The accelerator, on CUDA where it is there, and a check that the world is what the launcher promised."""
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes")
+    if device == "cuda" and not cuda:
+        raise ValueError(
+            "device = cuda, and torch finds no CUDA device here; use auto or cpu, or see what nvidia-smi says"
+        )
+    cuda = cuda and device != "cpu"
+    if precision == "auto":
+        precision = "bf16" if cuda else "no"
+    if precision == "fp16" and not cuda:
+        raise ValueError("precision = fp16 needs a CUDA device, and there is none; use no, bf16 or auto")
+    accelerator = Accelerator(
+        # Without cpu=True accelerate starts no process group on a machine without CUDA: every process would believe
+        # that it is alone, and train by itself.
+        cpu=not cuda,
+        mixed_precision=precision,
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s)),
+        ],
+    )
+    promised = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != promised or world_size() != promised:
+        raise ValueError(
+            f"the launcher promised WORLD_SIZE = {promised} processes but {accelerator.num_processes} take part; on a "
+            "CPU launch with --config_file launch/cpu.yaml"
+        )
+    check_precision(accelerator, precision)
+    return accelerator
+
+
+def check_precision(accelerator: Accelerator, precision: str) -> None:
+    """Check on all ranks that low-precision results are correct. Collective.
+
+    Args:
+        precision: no, bf16 or fp16.
+
+    Raises:
+        ValueError: on every rank, if any rank computes wrong results.
+    """
+    for message in gather_objects(find_wrong_convolution(accelerator.device, AUTOCAST_DTYPES[precision])):
+        if message:
+            raise ValueError(f"precision = {precision}: {message}")

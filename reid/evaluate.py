@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -17,16 +16,17 @@ from reid import checkpoint, program, rerank
 from reid.about import describe
 from reid.compare import compare, format_comparison, write_comparison
 from reid.config import Config, EvaluateConfig, check_evaluation, load, parse, to_dict
-from reid.distributed import rank
+from reid.distributed import check_precision, rank, start_accelerator
 from reid.domain import Domain, Evaluated, choose_folder, read_about, step_aside, write_domain, write_json
 from reid.features import evaluate_over_ranks, extract, read_images
+from reid.files import check_writable, make_folder
 from reid.foreign import Foreign, check_finite, read_features, read_pictures, write_features
 from reid.gallery import JUNK, Features
 from reid.manifest import Manifest, load_manifest
 from reid.metrics import Result
 from reid.precision import AUTOCAST_DTYPES
 from reid.report import list_pictures
-from reid.startup import build_pixels, check_precision, check_writable, model_knobs, start_accelerator
+from reid.startup import build_pixels, model_knobs
 from reid.tables import COST_COLUMNS, RERANKED, Results, format_notes, format_results, list_cost
 from reid.tracking import Tracker
 from reid.trained import build_models, find_run
@@ -61,16 +61,6 @@ def evaluate(options: EvaluateConfig) -> Path:
     if options.compare:
         return compare_reports(options)
     return evaluate_features(options) if options.features else evaluate_run(options)
-
-
-def make_folder(folder: Path) -> None:
-    """ValueError where it cannot be made or written to: before an hour of work, not after it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be written: {error.strerror or error}; give another --out") from error
 
 
 def compare_reports(options: EvaluateConfig) -> Path:

@@ -17,6 +17,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
+from reid.files import Held, hold
 from reid.gallery import UNKNOWN
 from reid.index import (
     DTYPES,
@@ -32,7 +33,6 @@ from reid.index import (
     read_meta,
     row_bytes,
 )
-from reid.lock import Held, hold
 from reid.similarity import squared_norms
 
 ROWS = 8192  # features looked at together: 64 MiB at 2,048 dimensions

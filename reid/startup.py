@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +18,12 @@ from torch import nn
 from reid import checkpoint
 from reid.checkpoint import Progress
 from reid.config import Config, SpeedConfig, save
-from reid.distributed import from_rank_0, gather_objects, world_size
+from reid.distributed import from_rank_0
+from reid.files import Held, hold
 from reid.gallery import UNKNOWN
-from reid.lock import Held, hold
 from reid.manifest import JUNK_PID, Manifest, Split
 from reid.objective import Objective
 from reid.plan import Plan
-from reid.precision import AUTOCAST_DTYPES, find_wrong_convolution
 from reid.validation import hold_out
 
 if TYPE_CHECKING:
@@ -35,55 +32,6 @@ if TYPE_CHECKING:
     from reid.pixels import Pixels
 
 CHECKPOINTS = "checkpoints"
-
-
-def start_accelerator(precision: str, timeout_s: int = 600, device: str = "auto") -> Accelerator:
-    """The accelerator, on CUDA where it is there, and a check that the world is what the launcher promised."""
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
-
-    cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes")
-    if device == "cuda" and not cuda:
-        raise ValueError(
-            "device = cuda, and torch finds no CUDA device here; use auto or cpu, or see what nvidia-smi says"
-        )
-    cuda = cuda and device != "cpu"
-    if precision == "auto":
-        precision = "bf16" if cuda else "no"
-    if precision == "fp16" and not cuda:
-        raise ValueError("precision = fp16 needs a CUDA device, and there is none; use no, bf16 or auto")
-    accelerator = Accelerator(
-        # Without cpu=True accelerate starts no process group on a machine without CUDA: every process would believe
-        # that it is alone, and train by itself.
-        cpu=not cuda,
-        mixed_precision=precision,
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s)),
-        ],
-    )
-    promised = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != promised or world_size() != promised:
-        raise ValueError(
-            f"the launcher promised WORLD_SIZE = {promised} processes but {accelerator.num_processes} take part; on a "
-            "CPU launch with --config_file launch/cpu.yaml"
-        )
-    check_precision(accelerator, precision)
-    return accelerator
-
-
-def check_precision(accelerator: Accelerator, precision: str) -> None:
-    """Check on all ranks that low-precision results are correct. Collective.
-
-    Args:
-        precision: no, bf16 or fp16.
-
-    Raises:
-        ValueError: on every rank, if any rank computes wrong results.
-    """
-    for message in gather_objects(find_wrong_convolution(accelerator.device, AUTOCAST_DTYPES[precision])):
-        if message:
-            raise ValueError(f"precision = {precision}: {message}")
 
 
 def set_speed(speed: SpeedConfig) -> None:
@@ -192,31 +140,6 @@ def own_folder(config: Config) -> Iterator[None]:
 
         from_rank_0(take)
         yield
-
-
-def check_writable(folder: Path, flag: str = "--runs") -> None:
-    """Raise ValueError, which names `flag`, if nothing can be written into `folder`. Leave no folder behind."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be written: {error.strerror or error}; give another {flag}") from error
-    finally:
-        for path in made:
-            with contextlib.suppress(OSError):
-                path.rmdir()
-
-
-def write_file(path: Path, text: str) -> None:
-    """ValueError, which all ranks may share, where it cannot be written."""
-    try:
-        path.write_text(text)
-    except OSError as error:
-        raise ValueError(
-            f"{path} cannot be written: {error.strerror or error}; make room, or give another --runs"
-        ) from error
 
 
 def _take_lock(stack: contextlib.ExitStack, path: Path) -> None:

@@ -20,9 +20,10 @@ from reid import checkpoint, program
 from reid.augment import Augmentation, copy_to
 from reid.checkpoint import Progress
 from reid.config import Config, check, parse, to_dict, to_yaml
-from reid.distributed import copy_buffers_from_rank_0, from_rank_0, gather_objects
+from reid.distributed import copy_buffers_from_rank_0, from_rank_0, gather_objects, start_accelerator
 from reid.environment import check_same_everywhere, code_version, describe_environment
 from reid.features import Extracted, evaluate_over_ranks, extract
+from reid.files import check_writable, write_file
 from reid.loader import TrainLoader
 from reid.manifest import MANIFEST_NAME, Manifest, load_manifest
 from reid.model import ReIDModel, drop_frozen_gradients, freeze_heads
@@ -37,16 +38,13 @@ from reid.startup import (
     check_image_size,
     check_matches,
     check_space,
-    check_writable,
     choose_checkpoint,
     describe,
     hold_out_rows,
     model_knobs,
     own_folder,
     set_speed,
-    start_accelerator,
     start_up_text,
-    write_file,
 )
 from reid.stopping import StopRequest
 from reid.storage import is_remote

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from reid.lock import hold
+from reid.files import hold
 
 # Position embeddings of a transformer, as torchvision and timm name them: resized to the encoder's grid of patches.
 POSITIONS = ("encoder.pos_embedding", "pos_embed")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reid.lock import Held, hold
+from reid.files import Held, hold
 from reid.manifest import MANIFEST_NAME, Manifest, Split, load_manifest, save_manifest
 from shards.checks import find_warnings
 from shards.dealing import Layout, lay_out

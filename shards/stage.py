@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from reid.lock import hold
+from reid.files import hold
 from reid.manifest import MANIFEST_NAME, Manifest, Shard, load_manifest, save_manifest
 
 COPIES = 4  # shards at once: hides a network file system's latency; hashing lets threads run side by side

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from reid import startup
 from reid.checkpoint import find
-from reid.lock import hold
+from reid.files import hold
 from reid.program import STOPPED
 from reid.trained import find_run
 from shards.__main__ import main as shards_main

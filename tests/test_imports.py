@@ -97,9 +97,9 @@ def test_reid_knows_nothing_of_shards():
     assert [path.name for path in REID if "shards" in top(imports(path))] == []
 
 
-def test_shards_needs_nothing_of_reid_but_the_manifest_and_the_lock():
+def test_shards_needs_nothing_of_reid_but_the_manifest_and_files():
     for path in SHARDS:
-        assert {name for name in imports(path) if name.startswith("reid")} <= {"reid.manifest", "reid.lock"}, path.name
+        assert {name for name in imports(path) if name.startswith("reid")} <= {"reid.manifest", "reid.files"}, path.name
 
 
 def test_only_the_programs_see_the_config():
@@ -113,7 +113,7 @@ def test_no_library_module_imports_a_program():
 
 
 def test_accelerate_stays_in_the_programs_and_checkpoints():
-    assert importers("accelerate") <= PROGRAMS | {"reid.checkpoint"}
+    assert importers("accelerate") <= PROGRAMS | {"reid.checkpoint", "reid.distributed"}
 
 
 def test_wandb_stays_in_tracking():

@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from reid.config import Config, parse
-from reid.lock import hold
+from reid.files import hold
 from reid.sweep import METRICS, Run, Sweep, check_knobs, corners, falls_behind, propose, read_history, read_sweep
 from reid.sweep_table import choose_axes, draw_heat_map, format_csv, format_settings, group_seeds
 from tests.support.drawn import draw_dataset

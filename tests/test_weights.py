@@ -15,7 +15,7 @@ from torch import nn
 
 from reid import weights as weights_module
 from reid.encoders import ImageTransformer, build_encoder, resnet10
-from reid.lock import hold
+from reid.files import hold
 from reid.model import ReIDModel
 from reid.weights import cached_file, fetch, load_weights, resize_positions, url_of
 from tests.support.drawn import Bomb

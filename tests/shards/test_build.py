@@ -19,7 +19,7 @@ import webdataset
 from PIL import Image, ImageChops, ImageStat
 
 from reid.config import DataConfig
-from reid.lock import hold
+from reid.files import hold
 from reid.manifest import load_manifest
 from reid.pixels import Pixels
 from shards import csv_file, folder, images, market1501

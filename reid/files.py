@@ -1,9 +1,11 @@
-"""One process at a time: a lock file that the kernel lets go of when its holder dies, however it dies."""
+"""Files: a lock that one process holds at a time, and folders and files that can be written or say why not."""
 
+import contextlib
 import errno
 import fcntl
 import os
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,3 +74,38 @@ def _is_current(handle: int, path: Path) -> bool:
 
 def _silent(holder: str) -> None:
     return None
+
+
+def check_writable(folder: Path, flag: str = "--runs") -> None:
+    """Raise ValueError, which names `flag`, if nothing can be written into `folder`. Leave no folder behind."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written: {error.strerror or error}; give another {flag}") from error
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def write_file(path: Path, text: str) -> None:
+    """ValueError, which all ranks may share, where it cannot be written."""
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be written: {error.strerror or error}; make room, or give another --runs"
+        ) from error
+
+
+def make_folder(folder: Path) -> None:
+    """ValueError where it cannot be made or written to: before an hour of work, not after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written: {error.strerror or error}; give another --out") from error

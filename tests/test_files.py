@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from reid.lock import Held, hold
+from reid.files import Held, hold
 
 ROOT = Path(__file__).parents[2]
 HOLDER = """
 import sys
 from pathlib import Path
-from reid.lock import hold
+from reid.files import hold
 with hold(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.readline()
@@ -80,7 +80,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def refuse(*_: object) -> None:
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr("reid.lock.fcntl.flock", refuse)
+    monkeypatch.setattr("reid.files.fcntl.flock", refuse)
     with hold(tmp_path / "lock"):
         pass
     assert not list(tmp_path.iterdir())
