@@ -24,12 +24,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from reid import config
-from reid.augment import IMAGENET_MEAN, IMAGENET_STD, normalize
+from reid.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalize
 from reid.precision import find_wrong_convolution, forward_pass
 from reid.trained import TRAINED, build_models, find_run
 
 if TYPE_CHECKING:
-    from reid.pixels import Pixels
+    from reid.data.images import Pixels
 
 Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 """A file, an encoded image, a PIL image, or (height, width, 3) uint8 RGB."""
@@ -86,7 +86,9 @@ class Embedder:
         is_checkpoint = (Path(name) / "state.json").is_file()
         folder, found = find_run("", name) if is_checkpoint else find_run(name, "newest")
         run = config.load(folder / "config.yaml")
-        from reid.pixels import Pixels  # after what a user can mistype: it imports torchvision, which takes seconds
+        from reid.data.images import (
+            Pixels,  # after what a user can mistype: it imports torchvision, which takes seconds
+        )
 
         pixels = Pixels(run.data.height, run.data.width, run.data.max_pixels)
         knobs = {**asdict(run.model), "image_size": (pixels.height, pixels.width)}

@@ -16,13 +16,14 @@ from reid import checkpoint, program, rerank
 from reid.about import describe
 from reid.compare import compare, format_comparison, write_comparison
 from reid.config import Config, EvaluateConfig, check_evaluation, load, parse, to_dict
+from reid.data.eval_loader import read_images
+from reid.data.manifest import Manifest, load_manifest
 from reid.distributed import check_precision, rank, start_accelerator
 from reid.domain import Domain, Evaluated, choose_folder, read_about, step_aside, write_domain, write_json
-from reid.features import evaluate_over_ranks, extract, read_images
+from reid.features import evaluate_over_ranks, extract
 from reid.files import check_writable, make_folder
 from reid.foreign import Foreign, check_finite, read_features, read_pictures, write_features
 from reid.gallery import JUNK, Features
-from reid.manifest import Manifest, load_manifest
 from reid.metrics import Result
 from reid.precision import AUTOCAST_DTYPES
 from reid.report import list_pictures

@@ -28,9 +28,9 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from reid import __version__
-from reid.augment import IMAGENET_MEAN, IMAGENET_STD, normalize
+from reid.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalize
+from reid.data.manifest import load_manifest
 from reid.embedder import Embedder
-from reid.manifest import load_manifest
 from reid.model import ReIDModel
 from reid.sources import Found, is_shards, list_folder, list_shards
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,16 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from reid import metrics
-from reid.augment import normalize
+from reid.data.augmentation import normalize
+from reid.data.eval_loader import EvalLoader
+from reid.data.manifest import Manifest
 from reid.distributed import gather_objects, gather_padded, gather_sizes, rank, world_size
-from reid.loader import EvalLoader
-from reid.manifest import Manifest
 from reid.metrics import Features, Result
 from reid.precision import forward_pass
-from reid.samples import read_identities
 
 if TYPE_CHECKING:
-    from reid.pixels import Pixels
+    from reid.data.images import Pixels
 
 
 @dataclass(frozen=True)
@@ -96,21 +95,3 @@ def evaluate_over_ranks(
         )
         for protocol in protocols
     }
-
-
-def read_images(
-    root: str | Path, manifest: Manifest, split: str, index: Sequence[int], pixels: Pixels
-) -> list[np.ndarray]:
-    """The images (H, W, 3) uint8 at `index`, places in the split's storage order; opens the shards that hold them."""
-    part = manifest.split(split)
-    ends = np.cumsum(part.images)
-    rows = np.searchsorted(ends, np.asarray(index), side="right")
-    wanted: dict[int, list[int]] = {}
-    for place, row in zip(index, rows, strict=True):
-        wanted.setdefault(int(row), []).append(int(place))
-    found: dict[int, np.ndarray] = {}
-    for identity in read_identities(root, part, sorted({int(part.shard[row]) for row in wanted})):
-        for place in wanted.get(identity.row, []):
-            i = place - int(ends[identity.row] - part.images[identity.row])
-            found[place] = pixels.decode(identity.image(i), identity.place(i)).permute(1, 2, 0).numpy()
-    return [found[int(place)] for place in index]

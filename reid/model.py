@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from reid.augment import denormalize
+from reid.data.augmentation import denormalize
 from reid.encoders import ENCODERS, TIMM, build_encoder
 from reid.weights import cached_file, fetch
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import TypeVar
 
-from reid.samples import DamagedData
+from reid.data.shard_reader import DamagedData
 
 Answer = TypeVar("Answer")
 MENDABLE = 2  # exit status
@@ -27,7 +27,7 @@ def call(action: Callable[[], Answer]) -> Answer:
     except ValueError as error:
         reason, everywhere = str(error), not isinstance(error, DamagedData)
     except RuntimeError as error:
-        from reid.loader import explain_killed_worker
+        from reid.data.workers import explain_killed_worker
 
         killed = explain_killed_worker(error)
         if killed is None:

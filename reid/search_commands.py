@@ -25,7 +25,7 @@ from reid.search_page import Answer, build_page, to_csv, to_json, to_text
 from reid.sources import Found, is_shards, list_folder, list_shards, read_pictures
 
 if TYPE_CHECKING:
-    from reid.pixels import Pixels
+    from reid.data.images import Pixels
 
 SHOWN_HEIGHT = 256  # people look at more pixels than a small encoder does
 

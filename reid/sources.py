@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reid.features import read_images
+from reid.data.eval_loader import read_images
+from reid.data.manifest import JUNK_PID, MANIFEST_NAME, load_manifest
+from reid.data.shard_reader import Dropped, Identity, read_sound_identities
+from reid.data.storage import is_remote, place_of
 from reid.index import Entry, Source
-from reid.manifest import JUNK_PID, MANIFEST_NAME, load_manifest
-from reid.samples import Dropped, Identity, read_sound_identities
-from reid.storage import is_remote, place_of
 
 if TYPE_CHECKING:
-    from reid.pixels import Pixels
+    from reid.data.images import Pixels
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 COLUMNS = ("path", "identity", "camera", "time")

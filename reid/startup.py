@@ -18,18 +18,18 @@ from torch import nn
 from reid import checkpoint
 from reid.checkpoint import Progress
 from reid.config import Config, SpeedConfig, save
+from reid.data.manifest import JUNK_PID, Manifest, Split
+from reid.data.plan import Plan
 from reid.distributed import from_rank_0
 from reid.files import Held, hold
 from reid.gallery import UNKNOWN
-from reid.manifest import JUNK_PID, Manifest, Split
 from reid.objective import Objective
-from reid.plan import Plan
 from reid.validation import hold_out
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from reid.pixels import Pixels
+    from reid.data.images import Pixels
 
 CHECKPOINTS = "checkpoints"
 
@@ -98,7 +98,7 @@ def model_knobs(config: Config) -> dict[str, Any]:
 
 def build_pixels(config: Config, scale: int = 1) -> Pixels:
     """How images are decoded. scale: 1 gives the size that the encoder sees, 2 twice its height and width."""
-    from reid.pixels import Pixels
+    from reid.data.images import Pixels
 
     data = config.data
     return Pixels(scale * data.height, scale * data.width, data.max_pixels)

@@ -17,15 +17,16 @@ import torch
 from tqdm import tqdm
 
 from reid import checkpoint, program
-from reid.augment import Augmentation, copy_to
 from reid.checkpoint import Progress
 from reid.config import Config, check, parse, to_dict, to_yaml
+from reid.data.augmentation import Augmentation, copy_to
+from reid.data.manifest import MANIFEST_NAME, Manifest, load_manifest
+from reid.data.storage import is_remote
+from reid.data.train_loader import TrainLoader
 from reid.distributed import copy_buffers_from_rank_0, from_rank_0, gather_objects, start_accelerator
 from reid.environment import check_same_everywhere, code_version, describe_environment
 from reid.features import Extracted, evaluate_over_ranks, extract
 from reid.files import check_writable, write_file
-from reid.loader import TrainLoader
-from reid.manifest import MANIFEST_NAME, Manifest, load_manifest
 from reid.model import ReIDModel, drop_frozen_gradients, freeze_heads
 from reid.normalization import convert_sync
 from reid.optim import Schedule, build_optimizer, scale_lr, take_step
@@ -47,7 +48,6 @@ from reid.startup import (
     start_up_text,
 )
 from reid.stopping import StopRequest
-from reid.storage import is_remote
 from reid.tracking import Tracker, name_in_sweep
 from reid.validation import split_queries
 from reid.watch import DamageWatch, FiniteWatch, HingeWatch, Meter, mean_over_ranks
@@ -55,7 +55,7 @@ from reid.watch import DamageWatch, FiniteWatch, HingeWatch, Meter, mean_over_ra
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from reid.pixels import Pixels
+    from reid.data.images import Pixels
 
 STOPPED_FILE = "stopped.json"
 DRY_STEPS = 2

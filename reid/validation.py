@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reid.manifest import Split
+from reid.data.manifest import Split
 from reid.metrics import Features
 
 SEED = 0  # of the choice: the same identities for every run on the same data, whatever the run's seed

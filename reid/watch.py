@@ -10,8 +10,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from reid.data.shard_reader import Dropped
 from reid.distributed import gather_objects, rank, sum_over_ranks, world_size
-from reid.samples import Dropped
 
 Item = TypeVar("Item")
 

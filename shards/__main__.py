@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from reid.manifest import load_manifest
+from reid.data.manifest import load_manifest
 from shards import csv_file, cuhk03, dukemtmc, folder, market1501, msmt17, veri776
 from shards.build import MAX_BROKEN, Build, build
 from shards.checks import run_checks

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from reid.data.manifest import MANIFEST_NAME, Manifest, Split, load_manifest, save_manifest
 from reid.files import Held, hold
-from reid.manifest import MANIFEST_NAME, Manifest, Split, load_manifest, save_manifest
 from shards.checks import find_warnings
 from shards.dealing import Layout, lay_out
 from shards.images import Encoding

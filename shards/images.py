@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from reid.manifest import MAX_PIXELS
+from reid.data.manifest import MAX_PIXELS
 
 _SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}  # MPO: a JPEG with a second picture behind the first
 

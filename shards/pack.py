@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from reid.manifest import Shard
+from reid.data.manifest import Shard
 from shards.images import BrokenImage, Encoding, check_image, reencode
 from shards.records import Record, Sighting, digest_image
 

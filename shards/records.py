@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from reid.manifest import JUNK_PID as JUNK_PID
+from reid.data.manifest import JUNK_PID as JUNK_PID
 
 SPLITS = ("train", "query", "gallery")
 UNKNOWN_CAMERA = -1

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from reid.data.manifest import MANIFEST_NAME, Manifest, Shard, load_manifest, save_manifest
 from reid.files import hold
-from reid.manifest import MANIFEST_NAME, Manifest, Shard, load_manifest, save_manifest
 
 COPIES = 4  # shards at once: hides a network file system's latency; hashing lets threads run side by side
 _CHUNK = 4 * 2**20

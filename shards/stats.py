@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from reid.manifest import JUNK_PID, Manifest, Split
+from reid.data.manifest import JUNK_PID, Manifest, Split
 from shards.records import UNKNOWN_CAMERA
 from shards.summary import align
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from reid.manifest import JUNK_PID, Manifest, Split
+from reid.data.manifest import JUNK_PID, Manifest, Split
 from shards.records import UNKNOWN_CAMERA, Counts
 
 

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from reid.manifest import MANIFEST_NAME, Manifest, Split, load_manifest
+from reid.data.manifest import MANIFEST_NAME, Manifest, Split, load_manifest
 from shards.images import BrokenImage, check_image
 from shards.records import Sighting, digest_image
 

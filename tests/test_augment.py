@@ -1,4 +1,4 @@
-"""reid/augment.py: batched changes against one image at a time, in loops, numpy and Pillow."""
+"""reid/data/augmentation.py: batched changes against one image at a time, in loops, numpy and Pillow."""
 
 import math
 from dataclasses import fields
@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from reid.augment import (
+from reid.data.augmentation import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Augmentation,

@@ -1,4 +1,4 @@
-"""reid/config.py: YAML and flags, what is refused and how, and a line of documentation for every knob."""
+"""reid/config/schema.py: YAML and flags, what is refused and how, and a line of documentation for every knob."""
 
 import ast
 import inspect
@@ -11,8 +11,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from reid import config as config_module
-from reid.config import Config, EvaluateConfig, check, check_evaluation, load, make_parser, parse, save, to_dict
+from reid.config import (
+    Config,
+    EvaluateConfig,
+    check,
+    check_evaluation,
+    load,
+    make_parser,
+    parse,
+    parsing,
+    save,
+    schema,
+    to_dict,
+)
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if "sweeps" not in path.parts)
@@ -22,7 +33,7 @@ SHIPPED = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if "sweeps"
 def _one_parser() -> Iterator[None]:
     """Of each kind: it takes a quarter of a second, and parsing leaves it as it was."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(config_module, "make_parser", cache(make_parser))
+        patch.setattr(parsing, "make_parser", cache(make_parser))
         yield
 
 
@@ -314,7 +325,7 @@ def test_folder_of_a_run():
 
 
 def test_every_knob_has_its_line_of_documentation():
-    source = ast.parse(inspect.getsource(config_module))
+    source = ast.parse(inspect.getsource(schema))
     classes = [node for node in source.body if isinstance(node, ast.ClassDef) and node.decorator_list]
     assert {node.name for node in classes} >= {"Config", "EvaluateConfig", "LossConfig", "BatchConfig"}
     for node in classes:

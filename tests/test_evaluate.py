@@ -15,12 +15,12 @@ import torch
 from reid import checkpoint, evaluate, metrics
 from reid.compare import PER_QUERY
 from reid.config import Config, EvaluateConfig, parse
+from reid.data.images import Pixels
+from reid.data.manifest import load_manifest
 from reid.features import extract
 from reid.foreign import read_features
 from reid.gallery import PROTOCOLS
-from reid.manifest import load_manifest
 from reid.model import ReIDModel
-from reid.pixels import Pixels
 from reid.report import PICTURES
 from reid.rerank import evaluate_reranked
 from reid.tables import RERANKED

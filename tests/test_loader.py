@@ -1,4 +1,4 @@
-"""reid/loader.py (and read_images of reid/features.py): the plan's images, whoever reads them, and damage by name."""
+"""The loaders of reid/data: the plan's images, whoever reads them, and damage by name."""
 
 import io
 import json
@@ -16,13 +16,14 @@ import pytest
 import torch
 from PIL import Image
 
-from reid import loader as loader_module
-from reid.features import read_images
-from reid.loader import Batch, EvalLoader, TrainLoader, _receive, explain_killed_worker, join
-from reid.manifest import Manifest, Split, load_manifest, save_manifest
-from reid.pixels import Pixels
-from reid.pool import Pool
-from reid.samples import mend, read_identities
+from reid.data import train_loader as loader_module
+from reid.data.eval_loader import EvalLoader, read_images
+from reid.data.images import Pixels
+from reid.data.manifest import Manifest, Split, load_manifest, save_manifest
+from reid.data.pool import Pool
+from reid.data.shard_reader import mend, read_identities
+from reid.data.train_loader import Batch, TrainLoader, join
+from reid.data.workers import _receive, explain_killed_worker
 from tests.support.drawn import HEIGHT, WIDTH, Drawn
 from tests.support.loading import PIXELS, STEPS, assert_same, make_loader, tensors_of
 from tests.support.programs import Program
@@ -549,11 +550,11 @@ def run_with_workers(drawn: Drawn, folder: Path, at_step_2: str, batches: str = 
     """The exit status and the output of a program that does `at_step_2` while two workers decode, and continues."""
     (folder / "program.py").write_text(f"""
 import multiprocessing, os, signal, sys
-from reid.augment import Augmentation
-from reid.loader import EvalLoader, TrainLoader, explain_killed_worker
-from reid.manifest import load_manifest
-from reid.pixels import Pixels
-from reid.plan import Plan
+from reid.data.augmentation import Augmentation
+from reid.data.train_loader import EvalLoader, TrainLoader, explain_killed_worker
+from reid.data.manifest import load_manifest
+from reid.data.images import Pixels
+from reid.data.plan import Plan
 root = {str(drawn.root)!r}
 split = load_manifest(root).split("train")
 plan = Plan(split.images, split.shard, len(split.shards), identities=8, images=3, streams=4)

@@ -1,4 +1,4 @@
-"""reid/manifest.py: what is written is read back; whatever is wrong is refused by name."""
+"""reid/data/manifest.py: what is written is read back; whatever is wrong is refused by name."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reid.manifest import Manifest, Shard, Split, load_manifest, save_manifest
+from reid.data.manifest import Manifest, Shard, Split, load_manifest, save_manifest
 from tests.support.counting import count_instructions
 
 
@@ -214,6 +214,6 @@ def test_loading_does_a_little_for_each_identity(tmp_path: Path) -> None:
 
 
 def test_library_does_not_import_the_builder() -> None:
-    code = "import sys, reid.manifest; sys.exit(any(name.split('.')[0] == 'shards' for name in sys.modules))"
+    code = "import sys, reid.data.manifest; sys.exit(any(name.split('.')[0] == 'shards' for name in sys.modules))"
     root = Path(__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from reid import model as model_module
-from reid.augment import normalize
 from reid.config import ModelConfig
+from reid.data.augmentation import normalize
 from reid.encoders import ENCODERS
 from reid.model import (
     Classifier,

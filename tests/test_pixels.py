@@ -1,4 +1,4 @@
-"""reid/pixels.py against Pillow, and what must not be decoded."""
+"""reid/data/images.py against Pillow, and what must not be decoded."""
 
 import io
 import struct
@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from reid import pixels
-from reid.pixels import Pixels, find_jpeg_size
+from reid.data import images as pixels
+from reid.data.images import Pixels, find_jpeg_size
 
 
 def picture(mode: str = "RGB", height: int = 40, width: int = 24) -> Image.Image:

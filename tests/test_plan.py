@@ -1,4 +1,4 @@
-"""reid/plan.py: every promise about an epoch, counted one by one."""
+"""reid/data/plan.py: every promise about an epoch, counted one by one."""
 
 from collections import Counter
 from dataclasses import replace
@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reid import plan as plan_module
-from reid.plan import Plan, _take_distinct
+from reid.data import plan as plan_module
+from reid.data.plan import Plan, _take_distinct
 from tests.support.counting import count_instructions
 from tests.support.plans import market_like
 

@@ -1,4 +1,4 @@
-"""reid/storage.py: local folders, and URLs through a real server and a stand-in for `aws`."""
+"""reid/data/storage.py: local folders, and URLs through a real server and a stand-in for `aws`."""
 
 import http.server
 import os
@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from reid import storage
-from reid.manifest import load_manifest
-from reid.samples import DamagedData, read_identities
-from reid.storage import is_remote, open_file, place_of, read_file, stamp_of
+from reid.data import storage
+from reid.data.manifest import load_manifest
+from reid.data.shard_reader import DamagedData, read_identities
+from reid.data.storage import is_remote, open_file, place_of, read_file, stamp_of
 from tests.support.loading import assert_same, make_loader
 
 

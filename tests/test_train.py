@@ -21,13 +21,13 @@ from torch import nn
 from reid import checkpoint, startup, stopping
 from reid import train as program
 from reid.config import Config
+from reid.data.images import Pixels
+from reid.data.manifest import load_manifest
 from reid.distributed import start_accelerator
 from reid.features import Extracted, extract
 from reid.files import check_writable, write_file
-from reid.manifest import load_manifest
 from reid.model import ReIDModel
 from reid.objective import Objective
-from reid.pixels import Pixels
 from reid.startup import check_image_size, check_matches, check_space
 from reid.train import describe_step, train
 from shards import market1501

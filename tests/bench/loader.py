@@ -24,12 +24,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import transforms
 
-from reid.augment import Augmentation
-from reid.loader import TrainLoader
-from reid.manifest import Manifest, Shard, Split, load_manifest, save_manifest
-from reid.pixels import Pixels
-from reid.plan import Plan
-from reid.samples import read_identities
+from reid.data.augmentation import Augmentation
+from reid.data.images import Pixels
+from reid.data.manifest import Manifest, Shard, Split, load_manifest, save_manifest
+from reid.data.plan import Plan
+from reid.data.shard_reader import read_identities
+from reid.data.train_loader import TrainLoader
 from shards.__main__ import main as shards_main
 from tests.support.plans import market_like
 

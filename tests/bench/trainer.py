@@ -25,11 +25,11 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from reid.augment import normalize
+from reid.data.augmentation import normalize
+from reid.data.images import Pixels
 from reid.model import ReIDModel
 from reid.objective import Objective
 from reid.optim import build_optimizer
-from reid.pixels import Pixels
 from shards.__main__ import main as shards_main
 
 K, CLASSES, ROUNDS = 4, 80, 2

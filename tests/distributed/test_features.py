@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from reid.data.images import Pixels
+from reid.data.manifest import load_manifest
 from reid.features import evaluate_over_ranks, extract
-from reid.manifest import load_manifest
 from reid.metrics import Result
-from reid.pixels import Pixels
 from tests.support.drawn import HEIGHT, WIDTH, Drawn, draw_dataset
 from tests.support.pool import Pool
 

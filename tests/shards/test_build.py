@@ -19,9 +19,9 @@ import webdataset
 from PIL import Image, ImageChops, ImageStat
 
 from reid.config import DataConfig
+from reid.data.images import Pixels
+from reid.data.manifest import load_manifest
 from reid.files import hold
-from reid.manifest import load_manifest
-from reid.pixels import Pixels
 from shards import csv_file, folder, images, market1501
 from shards.build import build
 from shards.dealing import deal, default_num_shards

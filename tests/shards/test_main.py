@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from reid.manifest import load_manifest
+from reid.data.manifest import load_manifest
 from shards import pedestrians
 from shards.__main__ import main
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from reid.manifest import load_manifest
+from reid.data.manifest import load_manifest
 from shards import cuhk03, dukemtmc, market1501, msmt17, veri776
 from shards.__main__ import main
 from shards.build import build

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from reid.manifest import load_manifest
+from reid.data.manifest import load_manifest
 from shards import msmt17
 from shards.__main__ import main
 from shards.build import build

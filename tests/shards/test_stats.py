@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reid.manifest import Manifest, Shard, Split
+from reid.data.manifest import Manifest, Shard, Split
 from shards import folder, market1501
 from shards.__main__ import main
 from shards.build import build

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from reid.manifest import Manifest
+from reid.data.manifest import Manifest
 from shards.build import build
 from shards.market1501 import read
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from reid.augment import Augmentation
-from reid.loader import Batch, TrainLoader
-from reid.manifest import Manifest
-from reid.pixels import Pixels
-from reid.plan import Plan
+from reid.data.augmentation import Augmentation
+from reid.data.images import Pixels
+from reid.data.manifest import Manifest
+from reid.data.plan import Plan
+from reid.data.train_loader import Batch, TrainLoader
 from tests.support.drawn import HEIGHT, WIDTH
 
 PIXELS = Pixels(HEIGHT, WIDTH)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from reid.plan import Plan
+from reid.data.plan import Plan
 
 
 def market_like(rng: np.random.Generator) -> Plan:

@@ -8,16 +8,16 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from reid.augment import Augmentation
+from reid.data.augmentation import Augmentation
+from reid.data.images import Pixels
+from reid.data.manifest import load_manifest
+from reid.data.plan import Plan
+from reid.data.train_loader import TrainLoader
 from reid.distributed import gather_objects, is_distributed
-from reid.loader import TrainLoader
-from reid.manifest import load_manifest
 from reid.model import ReIDModel
 from reid.normalization import convert_sync
 from reid.objective import Objective
 from reid.optim import Schedule, build_optimizer
-from reid.pixels import Pixels
-from reid.plan import Plan
 from reid.watch import mean_over_ranks
 from tests.support.drawn import HEIGHT, WIDTH
 

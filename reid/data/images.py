@@ -10,7 +10,7 @@ import torchvision.io  # noqa: F401 (registers the operator used below)
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from reid.manifest import MAX_PIXELS
+from reid.data.manifest import MAX_PIXELS
 
 # torchvision's public decode_jpeg warns at each call that it will move to TorchCodec, whose versions depend on torch's.
 # The operator behind it is called directly; a torchvision without it leaves the work to Pillow.

@@ -14,9 +14,9 @@ from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 
-from reid.manifest import JUNK_PID, Shard, Split
-from reid.storage import is_remote, open_file, place_of
-from reid.tar import BLOCK, END, padded, parse_header
+from reid.data.manifest import JUNK_PID, Shard, Split
+from reid.data.storage import is_remote, open_file, place_of
+from reid.data.tar import BLOCK, END, padded, parse_header
 
 OnDamage = Literal["stop", "skip"]
 

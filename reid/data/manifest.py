@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from reid.storage import is_remote, place_of, read_file
+from reid.data.storage import is_remote, place_of, read_file
 
 FORMAT = 2  # 2: the JSON of an identity gives the bytes of its images
 MANIFEST_NAME = "manifest.json"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from reid.manifest import Split
-from reid.plan import StreamSteps
-from reid.samples import Dropped, Identity, OnDamage, mend, read_sound_identities
+from reid.data.manifest import Split
+from reid.data.plan import StreamSteps
+from reid.data.shard_reader import Dropped, Identity, OnDamage, mend, read_sound_identities
 
 
 class Pool:

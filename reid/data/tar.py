@@ -2,7 +2,7 @@
 
 WebDataset's reader (Python's tarfile) takes 26 us a member where decoding a JPEG of 64 x 128 pixels takes 62, says not
 at which byte a tar is damaged, and drops everything behind an overwritten header without a word. So shards are read by
-reid/samples.py with these few lines; the files stay tars that WebDataset and tar read, too.
+reid/data/shard_reader.py with these few lines; the files stay tars that WebDataset and tar read, too.
 """
 
 import struct

@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import math
-import multiprocessing
-import signal
-import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
-from itertools import islice
-from multiprocessing.process import BaseProcess
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
-from reid.augment import Augmentation, Parameters, concatenate
-from reid.manifest import MANIFEST_NAME, Split
-from reid.plan import Plan, StreamSteps
-from reid.pool import Pool
-from reid.samples import DamagedData, Dropped, Identity, OnDamage, read_identities
-from reid.storage import stamp_of
+from reid.data.augmentation import Augmentation, Parameters, concatenate
+from reid.data.manifest import MANIFEST_NAME, Split
+from reid.data.plan import Plan, StreamSteps
+from reid.data.pool import Pool
+from reid.data.shard_reader import DamagedData, Dropped, Identity, OnDamage
+from reid.data.storage import stamp_of
+from reid.data.workers import WorkerError, begin_worker, receive, start_workers
 
 if TYPE_CHECKING:
-    from reid.pixels import Pixels
+    from reid.data.images import Pixels
 
 STEPS_PER_DRAW = 64  # steps whose augmentation is drawn at once
 
@@ -52,13 +45,6 @@ class Batch:
     dropped: tuple[Dropped, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Damage:
-    """An error on its way from a worker to the training process, without a worker's stack trace around it."""
-
-    message: str
-
-
 class _Streams(IterableDataset):
     """The streams of one rank, shared among its workers in consecutive blocks; one Batch per worker and step."""
 
@@ -68,11 +54,11 @@ class _Streams(IterableDataset):
         self.loader, self.streams, self.start, self.epochs, self.dropped = loader, streams, start, epochs, dropped
         self.stamp = stamp_of(loader.root, MANIFEST_NAME)
 
-    def __iter__(self) -> Iterator[Batch | _Damage]:
+    def __iter__(self) -> Iterator[Batch | WorkerError]:
         worker = get_worker_info()
         streams = self.streams
         if worker is not None:
-            _begin_worker()
+            begin_worker()
             streams = np.array_split(np.array(streams), worker.num_workers)[worker.id].tolist()
         try:
             first_epoch, first_step = self.start
@@ -81,7 +67,7 @@ class _Streams(IterableDataset):
                 resumed = (first_step, self.dropped) if epoch == first_epoch else (0, ())
                 yield from self.loader.read_streams(epoch, streams, *resumed)
         except (ValueError, OSError) as error:
-            yield _Damage(str(error))
+            yield WorkerError(str(error))
 
     def _check_manifest(self) -> None:
         if stamp_of(self.loader.root, MANIFEST_NAME) != self.stamp:
@@ -125,11 +111,11 @@ class TrainLoader:
         """
         streams = self.plan.streams_of_rank(self.rank, self.world_size)
         workers = min(self.workers, len(streams))
-        parts = _start(_Streams(self, streams, start, epochs, dropped), workers)
+        parts = start_workers(_Streams(self, streams, start, epochs, dropped), workers)
         first_epoch, first_step = start
         for epoch in range(first_epoch, epochs):
             for step in range(first_step if epoch == first_epoch else 0, self.plan.steps_per_epoch):
-                batch = join([_receive(parts) for _ in range(max(1, workers))])
+                batch = join([receive(parts) for _ in range(max(1, workers))])
                 if not len(batch.ids):
                     raise DamagedData(
                         f"{self.root}: epoch {epoch}, step {step}: every identity of rank {self.rank} is damaged; "
@@ -207,47 +193,6 @@ def classes_of(pids: np.ndarray, trained: np.ndarray) -> np.ndarray:
     return classes
 
 
-def _start(dataset: IterableDataset, workers: int) -> Iterator[Any]:
-    """The dataset's items, made by so many decoding processes, which end with the iterator or with the program."""
-    others = multiprocessing.active_children()
-    parts = iter(
-        DataLoader(
-            dataset,
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=4 if workers else None,
-            generator=torch.Generator(),  # or it would take a number from the global one
-        )
-    )
-    _started.update(process for process in multiprocessing.active_children() if process not in others)
-    _kill_at_exit()
-    return parts
-
-
-_started: WeakSet[BaseProcess] = WeakSet()
-
-
-@cache
-def _kill_at_exit() -> None:
-    """An error that ends the program keeps iterators alive, and so their processes. multiprocessing then sends SIGTERM,
-    which they ignore, and waits for them for ever; what is registered last comes first."""
-
-    def kill() -> None:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report their death
-        for process in _started:
-            process.kill()
-
-    atexit.register(kill)
-
-
-def _begin_worker() -> None:
-    """A decoding process uses one thread and leaves signals to the process that it serves: launchers and terminals send
-    them to all, and the training could not end its step without data."""
-    torch.set_num_threads(1)
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-
-
 def _allocate(count: int, pixels: Pixels) -> Tensor:
     """(count, 3, H, W) uint8, channels last, as decoders write; a worker's in memory that the training process sees."""
     shape = count, pixels.height, pixels.width, 3
@@ -269,102 +214,3 @@ def join(parts: Sequence[Batch]) -> Batch:
         parameters=concatenate([part.parameters for part in parts]),
         dropped=tuple(dropped for part in parts for dropped in part.dropped),
     )
-
-
-def _receive(parts: Iterator[Any]) -> Any:
-    """The next item of a DataLoader. DamagedData for damage that a worker met."""
-    try:
-        item = next(parts)
-    except (ConnectionError, EOFError, FileNotFoundError) as error:
-        # A batch lies in memory that its worker hands over by a socket, if it is still there to do so.
-        time.sleep(1)  # torch's own error, by the signal of a child's death, follows at once: here, and not later
-        raise RuntimeError(f"DataLoader worker is gone: {error or type(error).__name__}") from error
-    if isinstance(item, _Damage):
-        raise DamagedData(item.message)
-    return item
-
-
-def explain_killed_worker(error: RuntimeError) -> str | None:
-    """What to say about an error with which torch reports that a decoding process died; None for any other error.
-
-    torch raises it from a signal handler, at whatever line the program is: only the program's outermost lines can
-    catch it.
-    """
-    if "DataLoader worker" not in str(error):
-        return None
-    return (
-        f"a decoding process was killed ({error}); if the machine ran out of memory, lower data.workers or "
-        "data.pool_images"
-    )
-
-
-@dataclass(frozen=True)
-class EvalBatch:
-    """B images of an evaluation split: images (B, 3, H, W) uint8; index, pids, camids (B,) int64.
-
-    index counts the split's images in storage order: each image of the split has one, on any rank and worker.
-    """
-
-    images: Tensor
-    index: Tensor
-    pids: Tensor
-    camids: Tensor
-
-
-class EvalLoader(IterableDataset):
-    """Every image of some shards of a split once; junk (pid -1), which no protocol looks at, is left out.
-
-    rows: only these identities, if given.
-
-    A batch holds images of one shard, so an image's batch, and with it the last digit of its features, does not depend
-    on the number of ranks and workers. Damage always stops: figures over a part of the images would be no figures.
-    """
-
-    def __init__(
-        self,
-        root: str | Path,
-        split: Split,
-        shards: Sequence[int],
-        pixels: Pixels,
-        batch_size: int,
-        rows: np.ndarray | None = None,
-    ) -> None:
-        self.root, self.split, self.shards, self.pixels, self.batch_size = root, split, shards, pixels, batch_size
-        self.wanted = split.pids != -1
-        if rows is not None:
-            self.wanted &= np.isin(np.arange(len(split.pids)), rows)
-
-    def batches(self, workers: int = 0) -> Iterator[EvalBatch]:
-        workers = min(workers, len(self.shards))
-        parts = _start(self, workers)
-        with contextlib.suppress(StopIteration):
-            while True:
-                yield _receive(parts)
-
-    def __iter__(self) -> Iterator[EvalBatch | _Damage]:
-        worker = get_worker_info()
-        shards = self.shards
-        if worker is not None:
-            _begin_worker()
-            shards = self.shards[worker.id :: worker.num_workers]
-        try:
-            for shard in shards:
-                images = self._images(shard)
-                while entries := list(islice(images, self.batch_size)):
-                    yield _stack(entries)
-        except ValueError as error:
-            yield _Damage(str(error))
-
-    def _images(self, shard: int) -> Iterator[tuple[Tensor, int, int, int]]:
-        first_image = np.cumsum(self.split.images) - self.split.images
-        for identity in read_identities(self.root, self.split, [shard]):
-            if not self.wanted[identity.row]:
-                continue
-            for i, camid in enumerate(identity.camids):
-                pixels = self.pixels.decode(identity.image(i), identity.place(i))
-                yield pixels, int(first_image[identity.row]) + i, identity.pid, camid
-
-
-def _stack(entries: Sequence[tuple[Tensor, int, int, int]]) -> EvalBatch:
-    images, index, pids, camids = zip(*entries, strict=True)
-    return EvalBatch(torch.stack(images), torch.tensor(index), torch.tensor(pids), torch.tensor(camids))

@@ -1,0 +1,1 @@
+"""Shards, the plan of batches, and the loaders that read them."""

@@ -1,0 +1,112 @@
+"""Images of a split in storage order, for feature extraction, and single images for pictures."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from reid.data.manifest import Manifest, Split
+from reid.data.shard_reader import read_identities
+from reid.data.workers import WorkerError, begin_worker, receive, start_workers
+
+if TYPE_CHECKING:
+    from reid.data.images import Pixels
+
+
+@dataclass(frozen=True)
+class EvalBatch:
+    """B images of an evaluation split: images (B, 3, H, W) uint8; index, pids, camids (B,) int64.
+
+    index counts the split's images in storage order: each image of the split has one, on any rank and worker.
+    """
+
+    images: Tensor
+    index: Tensor
+    pids: Tensor
+    camids: Tensor
+
+
+class EvalLoader(IterableDataset):
+    """Every image of some shards of a split once; junk (pid -1), which no protocol looks at, is left out.
+
+    rows: only these identities, if given.
+
+    A batch holds images of one shard, so an image's batch, and with it the last digit of its features, does not depend
+    on the number of ranks and workers. Damage always stops: figures over a part of the images would be no figures.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: Split,
+        shards: Sequence[int],
+        pixels: Pixels,
+        batch_size: int,
+        rows: np.ndarray | None = None,
+    ) -> None:
+        self.root, self.split, self.shards, self.pixels, self.batch_size = root, split, shards, pixels, batch_size
+        self.wanted = split.pids != -1
+        if rows is not None:
+            self.wanted &= np.isin(np.arange(len(split.pids)), rows)
+
+    def batches(self, workers: int = 0) -> Iterator[EvalBatch]:
+        workers = min(workers, len(self.shards))
+        parts = start_workers(self, workers)
+        with contextlib.suppress(StopIteration):
+            while True:
+                yield receive(parts)
+
+    def __iter__(self) -> Iterator[EvalBatch | WorkerError]:
+        worker = get_worker_info()
+        shards = self.shards
+        if worker is not None:
+            begin_worker()
+            shards = self.shards[worker.id :: worker.num_workers]
+        try:
+            for shard in shards:
+                images = self._images(shard)
+                while entries := list(islice(images, self.batch_size)):
+                    yield _stack(entries)
+        except ValueError as error:
+            yield WorkerError(str(error))
+
+    def _images(self, shard: int) -> Iterator[tuple[Tensor, int, int, int]]:
+        first_image = np.cumsum(self.split.images) - self.split.images
+        for identity in read_identities(self.root, self.split, [shard]):
+            if not self.wanted[identity.row]:
+                continue
+            for i, camid in enumerate(identity.camids):
+                pixels = self.pixels.decode(identity.image(i), identity.place(i))
+                yield pixels, int(first_image[identity.row]) + i, identity.pid, camid
+
+
+def _stack(entries: Sequence[tuple[Tensor, int, int, int]]) -> EvalBatch:
+    images, index, pids, camids = zip(*entries, strict=True)
+    return EvalBatch(torch.stack(images), torch.tensor(index), torch.tensor(pids), torch.tensor(camids))
+
+
+def read_images(
+    root: str | Path, manifest: Manifest, split: str, index: Sequence[int], pixels: Pixels
+) -> list[np.ndarray]:
+    """The images (H, W, 3) uint8 at `index`, places in the split's storage order; opens the shards that hold them."""
+    part = manifest.split(split)
+    ends = np.cumsum(part.images)
+    rows = np.searchsorted(ends, np.asarray(index), side="right")
+    wanted: dict[int, list[int]] = {}
+    for place, row in zip(index, rows, strict=True):
+        wanted.setdefault(int(row), []).append(int(place))
+    found: dict[int, np.ndarray] = {}
+    for identity in read_identities(root, part, sorted({int(part.shard[row]) for row in wanted})):
+        for place in wanted.get(identity.row, []):
+            i = place - int(ends[identity.row] - part.images[identity.row])
+            found[place] = pixels.decode(identity.image(i), identity.place(i)).permute(1, 2, 0).numpy()
+    return [found[int(place)] for place in index]
