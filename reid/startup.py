@@ -23,7 +23,7 @@ from reid.data.plan import Plan
 from reid.distributed import from_rank_0
 from reid.files import Held, hold
 from reid.gallery import UNKNOWN
-from reid.objective import Objective
+from reid.losses.objective import Objective
 from reid.validation import hold_out
 
 if TYPE_CHECKING:

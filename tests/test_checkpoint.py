@@ -9,8 +9,8 @@ from torch import nn
 
 from reid import checkpoint
 from reid.checkpoint import Progress
+from reid.losses.objective import Objective
 from reid.model import ReIDModel
-from reid.objective import Objective
 from reid.optim import build_optimizer
 from tests.support.drawn import Bomb
 from tests.support.narrow import use_narrow_resnet10

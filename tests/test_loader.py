@@ -23,7 +23,7 @@ from reid.data.manifest import Manifest, Split, load_manifest, save_manifest
 from reid.data.pool import Pool
 from reid.data.shard_reader import mend, read_identities
 from reid.data.train_loader import Batch, TrainLoader, join
-from reid.data.workers import _receive, explain_killed_worker
+from reid.data.workers import explain_killed_worker, receive
 from tests.support.drawn import HEIGHT, WIDTH, Drawn
 from tests.support.loading import PIXELS, STEPS, assert_same, make_loader, tensors_of
 from tests.support.programs import Program
@@ -592,7 +592,7 @@ def test_memory_of_a_worker_that_is_gone_is_explained(monkeypatch):
 
     monkeypatch.setattr(loader_module, "time", SimpleNamespace(sleep=lambda seconds: None))
     with pytest.raises(RuntimeError) as raised:
-        _receive(parts())
+        receive(parts())
     assert "a decoding process was killed" in explain_killed_worker(raised.value)
 
 

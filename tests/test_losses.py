@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from reid import losses
-from reid.centroids import gather_centroids
+from reid.losses import centroid, identity, triplet
+from reid.losses.centroid import gather_centroids
+from reid.losses.distances import euclidean
 from tests.support.oracles import ORACLES, real_rows
 
 MARGINS = [0.3, 0.5, 1.0, 5.0, 20.0]
@@ -30,7 +31,7 @@ def assert_agrees(
 def test_mctl_in_rounds_agrees_with_the_oracle(name: str, margin: float) -> None:
     oracle = ORACLES[name]
     features, pids = real_rows(oracle)
-    loss = losses.modified_centroid_triplet(features, pids, 0.1, margin, reading="rounds")
+    loss = centroid.modified_centroid_triplet(features, pids, 0.1, margin, reading="rounds")
     assert_agrees(loss, features, oracle, f"cand_loss_mctl_dropin_m{margin}", f"cand_gradfeat_mctl_dropin_m{margin}")
 
 
@@ -38,7 +39,7 @@ def test_mctl_in_rounds_agrees_with_the_oracle(name: str, margin: float) -> None
 def test_mctl_of_the_paper_agrees_with_the_oracle(margin: float) -> None:
     oracle = ORACLES["full_groups"]
     features, pids = real_rows(oracle)
-    loss = losses.modified_centroid_triplet(features, pids, 0.1, margin)
+    loss = centroid.modified_centroid_triplet(features, pids, 0.1, margin)
     key = f"mctl_literal_fullneg_m{margin}"
     assert_agrees(loss, features, oracle, f"cand_loss_{key}", f"cand_gradfeat_{key}")
 
@@ -48,12 +49,12 @@ def test_mctl_of_the_paper_with_short_groups_differs_from_the_oracle_by_its_mean
     """The oracle averages over the anchors of a round, then over rounds; the paper over anchors. The terms agree."""
     oracle = ORACLES["short_groups"]
     features, pids = real_rows(oracle)
-    anchors = losses.centroid_anchors(features, pids)
+    anchors = centroid.centroid_anchors(features, pids)
     rounds = torch.tensor([int((pids[:i] == pids[i]).sum()) for i in range(len(pids))])
     per_round = torch.bincount(rounds)
     object.__setattr__(anchors, "weight", 1.0 / (per_round[rounds] * len(per_round)))
     key = f"mctl_literal_fullneg_m{margin}"
-    loss = losses.modified_centroid_triplet_of(anchors, 0.1, margin)
+    loss = centroid.modified_centroid_triplet_of(anchors, 0.1, margin)
     assert_agrees(loss, features, oracle, f"cand_loss_{key}", f"cand_gradfeat_{key}")
 
 
@@ -61,7 +62,7 @@ def test_mctl_of_the_paper_with_short_groups_differs_from_the_oracle_by_its_mean
 @pytest.mark.parametrize(("margin", "suffix"), [(0.3, "_m0.3"), (0.5, ""), (1.0, "_m1.0")])
 def test_ctl_in_rounds_agrees_with_the_oracle(name: str, margin: float, suffix: str) -> None:
     features, pids = real_rows(ORACLES[name])
-    loss = losses.centroid_triplet(features, pids, margin, reading="rounds")
+    loss = centroid.centroid_triplet(features, pids, margin, reading="rounds")
     gradient = "grad_feat_ctl" if margin == 0.5 else ""
     assert_agrees(loss, features, ORACLES[name], f"loss_ctl{suffix}", gradient)
 
@@ -70,7 +71,7 @@ def test_ctl_in_rounds_agrees_with_the_oracle(name: str, margin: float, suffix: 
 def test_triplet_agrees_with_the_oracle(margin: float, suffix: str) -> None:
     oracle = ORACLES["full_groups"]  # in the other one the padded rows were candidates
     features, pids = real_rows(oracle)
-    loss = losses.batch_hard_triplet(features, pids, margin)
+    loss = triplet.batch_hard_triplet(features, pids, margin)
     assert_agrees(loss, features, oracle, f"loss_triplet{suffix}", "grad_feat_triplet" if margin == 0.5 else "")
 
 
@@ -78,7 +79,7 @@ def test_triplet_agrees_with_the_oracle(margin: float, suffix: str) -> None:
 def test_center_loss_agrees_with_the_oracle(name: str) -> None:
     oracle = ORACLES[name]
     features, labels = real_rows(oracle)
-    center = losses.CenterLoss(int(oracle["num_classes"]), features.shape[1], lr=0.5)
+    center = identity.CenterLoss(int(oracle["num_classes"]), features.shape[1], lr=0.5)
     center.centers = torch.tensor(oracle["centers_init"], dtype=torch.float64)
     assert_agrees(center(features, labels), features, oracle, "loss_center_raw", "grad_feat_center_raw")
     center.update(gather_centroids(features, labels))
@@ -90,11 +91,11 @@ def test_cross_entropy_agrees_with_the_oracle(name: str) -> None:
     oracle = ORACLES[name]
     features, labels = real_rows(oracle)
     after_neck = torch.nn.functional.batch_norm(features, None, None, training=True)
-    loss = losses.cross_entropy(after_neck @ torch.tensor(oracle["fc_weight"]).double().T, labels, smoothing=0.1)
+    loss = identity.cross_entropy(after_neck @ torch.tensor(oracle["fc_weight"]).double().T, labels, smoothing=0.1)
     assert_agrees(loss, features, oracle, "loss_xent", "grad_feat_xent")
 
 
-def distances(anchor: Tensor, others: Tensor) -> Tensor:
+def all_distances(anchor: Tensor, others: Tensor) -> Tensor:
     """(N,) from one row (D,) to each of (N, D); the gradient at distance 0 is 0."""
     squares = ((anchor - others) ** 2).sum(dim=1)
     return torch.where(squares > 0, squares.where(squares > 0, 1.0).sqrt(), 0.0)
@@ -116,8 +117,8 @@ def loop_of_the_paper(features: Tensor, pids: Tensor) -> list[Anchors]:
         others = pids == pid
         others[i] = False
         if others.any():
-            (d_ap,) = distances(features[i], features[others].mean(dim=0, keepdim=True))
-            anchors.append((d_ap, nearest(distances(features[i], means[people != pid]))))
+            (d_ap,) = all_distances(features[i], features[others].mean(dim=0, keepdim=True))
+            anchors.append((d_ap, nearest(all_distances(features[i], means[people != pid]))))
     return [anchors]
 
 
@@ -137,7 +138,7 @@ def loop_of_rounds(features: Tensor, pids: Tensor) -> list[Anchors]:
         anchors: Anchors = []
         for p, anchor, is_anchor in entries:
             if is_anchor:
-                to_all = distances(anchor, vectors)
+                to_all = all_distances(anchor, vectors)
                 anchors.append((to_all[people == p].max(), nearest(to_all[people != p])))
         rounds.append(anchors)
     return rounds
@@ -157,7 +158,7 @@ def losses_of(rounds: list[Anchors], features: Tensor, w1: float, margin: float)
 def loop_of_triplet(features: Tensor, pids: Tensor, margin: float) -> Tensor:
     terms = []
     for i, pid in enumerate(pids):
-        to_all, is_other = distances(features[i], features), torch.arange(len(pids)) != i
+        to_all, is_other = all_distances(features[i], features), torch.arange(len(pids)) != i
         positives, negatives = to_all[(pids == pid) & is_other], to_all[pids != pid]
         if len(positives) and len(negatives):
             terms.append(torch.relu(positives.max() - negatives.min() + margin))
@@ -167,12 +168,12 @@ def loop_of_triplet(features: Tensor, pids: Tensor, margin: float) -> Tensor:
 def loop_of_quadruplet(features: Tensor, pids: Tensor, margin: float, margin2: float) -> Tensor:
     terms = []
     for i, pid in enumerate(pids):
-        to_all, is_other = distances(features[i], features), torch.arange(len(pids)) != i
+        to_all, is_other = all_distances(features[i], features), torch.arange(len(pids)) != i
         positives = to_all[(pids == pid) & is_other]
         if not len(positives) or not (pids != pid).any():
             continue
         n1 = to_all.detach().masked_fill(pids == pid, torch.inf).argmin()
-        thirds = distances(features[n1], features)[(pids != pid) & (pids != pids[n1])]
+        thirds = all_distances(features[n1], features)[(pids != pid) & (pids != pids[n1])]
         quadruplet = torch.relu(positives.max() - to_all[n1] + margin)
         terms.append(quadruplet + (torch.relu(positives.max() - thirds.min() + margin2) if len(thirds) else 0.0))
     return torch.stack(terms).mean() if terms else features.sum() * 0
@@ -199,16 +200,16 @@ def with_gradient(loss: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
 def test_losses_equal_loops_from_the_definitions(batch: tuple[Tensor, Tensor], margin: float, w1: float) -> None:
     features, pids = batch[0].requires_grad_(), batch[1]
     pairs = [
-        (losses.batch_hard_triplet(features, pids, margin), loop_of_triplet(features, pids, margin)),
+        (triplet.batch_hard_triplet(features, pids, margin), loop_of_triplet(features, pids, margin)),
         (
-            losses.quadruplet(features, pids, margin, margin / 2),
+            triplet.quadruplet(features, pids, margin, margin / 2),
             loop_of_quadruplet(features, pids, margin, margin / 2),
         ),
     ]
     for reading, loop in (("paper", loop_of_the_paper), ("rounds", loop_of_rounds)):
         expected = losses_of(loop(features, pids), features, w1, margin)
-        pairs.append((losses.centroid_triplet(features, pids, margin, reading), expected["ctl"]))
-        pairs.append((losses.modified_centroid_triplet(features, pids, w1, margin, reading), expected["mctl"]))
+        pairs.append((centroid.centroid_triplet(features, pids, margin, reading), expected["ctl"]))
+        pairs.append((centroid.modified_centroid_triplet(features, pids, w1, margin, reading), expected["mctl"]))
     for found, by_loop in pairs:
         torch.testing.assert_close(
             with_gradient(found, features), with_gradient(by_loop, features), rtol=1e-9, atol=1e-10
@@ -216,13 +217,13 @@ def test_losses_equal_loops_from_the_definitions(batch: tuple[Tensor, Tensor], m
 
 
 ALL = {
-    "mctl": lambda f, p: losses.modified_centroid_triplet(f, p, 0.3, 3.0),
-    "mctl rounds": lambda f, p: losses.modified_centroid_triplet(f, p, 0.3, 3.0, "rounds"),
-    "ctl": lambda f, p: losses.centroid_triplet(f, p, 3.0),
-    "ctl rounds": lambda f, p: losses.centroid_triplet(f, p, 3.0, "rounds"),
-    "triplet": lambda f, p: losses.batch_hard_triplet(f, p, 3.0),
-    "soft triplet": lambda f, p: losses.batch_hard_triplet(f, p, None),
-    "quadruplet": lambda f, p: losses.quadruplet(f, p, 3.0, 1.5),
+    "mctl": lambda f, p: centroid.modified_centroid_triplet(f, p, 0.3, 3.0),
+    "mctl rounds": lambda f, p: centroid.modified_centroid_triplet(f, p, 0.3, 3.0, "rounds"),
+    "ctl": lambda f, p: centroid.centroid_triplet(f, p, 3.0),
+    "ctl rounds": lambda f, p: centroid.centroid_triplet(f, p, 3.0, "rounds"),
+    "triplet": lambda f, p: triplet.batch_hard_triplet(f, p, 3.0),
+    "soft triplet": lambda f, p: triplet.batch_hard_triplet(f, p, None),
+    "quadruplet": lambda f, p: triplet.quadruplet(f, p, 3.0, 1.5),
 }
 
 
@@ -253,21 +254,21 @@ def test_no_nan_at_zero_distance_or_with_one_identity(name: str) -> None:
 
 def test_one_identity_keeps_the_pull_alone() -> None:
     features = torch.tensor([[0.0, 0.0], [2.0, 0.0]])
-    assert losses.modified_centroid_triplet(features, torch.tensor([4, 4]), w1=0.1, margin=5.0) == pytest.approx(0.4)
+    assert centroid.modified_centroid_triplet(features, torch.tensor([4, 4]), w1=0.1, margin=5.0) == pytest.approx(0.4)
 
 
 def test_a_single_image_is_no_anchor_but_a_negative() -> None:
     features = torch.tensor([[0.0], [0.0], [1.0]], dtype=torch.float64)
     pids = torch.tensor([1, 1, 2])
-    loss = losses.modified_centroid_triplet(features, pids, w1=0.1, margin=3.0)
+    loss = centroid.modified_centroid_triplet(features, pids, w1=0.1, margin=3.0)
     assert loss == pytest.approx(0.9 * (3.0 - 1.0) ** 2)
 
 
 def test_w2_is_the_complement_of_w1_unless_given() -> None:
     features, pids = real_rows(ORACLES["full_groups"])
-    default = losses.modified_centroid_triplet(features, pids, w1=0.3, margin=5.0)
-    assert losses.modified_centroid_triplet(features, pids, w1=0.3, margin=5.0, w2=0.7) == default
-    assert losses.modified_centroid_triplet(features, pids, w1=0.3, margin=5.0, w2=0.1) < default
+    default = centroid.modified_centroid_triplet(features, pids, w1=0.3, margin=5.0)
+    assert centroid.modified_centroid_triplet(features, pids, w1=0.3, margin=5.0, w2=0.7) == default
+    assert centroid.modified_centroid_triplet(features, pids, w1=0.3, margin=5.0, w2=0.1) < default
 
 
 def test_distances_of_large_features_keep_their_digits() -> None:
@@ -278,7 +279,7 @@ def test_distances_of_large_features_keep_their_digits() -> None:
     b = a + 1e-3 * torch.randn(64, 2048, generator=generator, dtype=torch.float64)
     exact = (a - b).norm(dim=1)
     a32, b32 = a.float(), b.float()
-    ours = losses.euclidean(a32, b32).double()
+    ours = euclidean(a32, b32).double()
     expanded = (a32.square().sum(1) + b32.square().sum(1) - 2 * (a32 * b32).sum(1)).clamp(min=0).sqrt().double()
     assert ((ours - exact).abs() / exact).max() < 1e-4
     assert ((expanded - exact).abs() / exact).max() > 1e-2
@@ -294,20 +295,20 @@ def test_losses_are_float32_islands_under_autocast(dtype: torch.dtype) -> None:
             assert loss(half, pids).dtype == torch.float32, name
             torch.testing.assert_close(loss(half, pids), loss(half.float(), pids))
         logits = single @ torch.ones(single.shape[1], 20)
-        assert losses.cross_entropy(logits, pids).dtype == torch.float32
+        assert identity.cross_entropy(logits, pids).dtype == torch.float32
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda f, p: losses.modified_centroid_triplet(f, p, w1=1.5), r"w1 = 1.5 lies outside \[0, 1\]"),
-        (lambda f, p: losses.modified_centroid_triplet(f, p, margin=0.0), "margin = 0.0 must be greater than 0"),
-        (lambda f, p: losses.centroid_triplet(f, p, margin=-1.0), "margin = -1.0 must be greater than 0"),
-        (lambda f, p: losses.centroid_triplet(f, p, reading="loop"), "reading = 'loop'; choose one of paper, rounds"),
-        (lambda f, p: losses.batch_hard_triplet(f, p, scope="world"), "scope = 'world'; choose one of local, global"),
-        (lambda f, p: losses.quadruplet(f, p, 0.5, 0.5), "margin2 = 0.5 must lie between 0 and margin = 0.5"),
-        (lambda f, p: losses.centroid_triplet(f[:3], p), "with the same B"),
-        (lambda f, p: losses.batch_hard_triplet(f[0], p), "features must be"),
+        (lambda f, p: centroid.modified_centroid_triplet(f, p, w1=1.5), r"w1 = 1.5 lies outside \[0, 1\]"),
+        (lambda f, p: centroid.modified_centroid_triplet(f, p, margin=0.0), "margin = 0.0 must be greater than 0"),
+        (lambda f, p: centroid.centroid_triplet(f, p, margin=-1.0), "margin = -1.0 must be greater than 0"),
+        (lambda f, p: centroid.centroid_triplet(f, p, reading="loop"), "reading = 'loop'; choose one of paper, rounds"),
+        (lambda f, p: triplet.batch_hard_triplet(f, p, scope="world"), "scope = 'world'; choose one of local, global"),
+        (lambda f, p: triplet.quadruplet(f, p, 0.5, 0.5), "margin2 = 0.5 must lie between 0 and margin = 0.5"),
+        (lambda f, p: centroid.centroid_triplet(f[:3], p), "with the same B"),
+        (lambda f, p: triplet.batch_hard_triplet(f[0], p), "features must be"),
     ],
 )
 def test_bad_arguments_are_named(call, message: str) -> None:
@@ -316,7 +317,7 @@ def test_bad_arguments_are_named(call, message: str) -> None:
 
 
 def test_features_that_overflowed_leave_their_center_where_it_is() -> None:
-    loss = losses.CenterLoss(3, 2, generator=torch.Generator().manual_seed(0))
+    loss = identity.CenterLoss(3, 2, generator=torch.Generator().manual_seed(0))
     before = loss.centers.clone()
     features = torch.tensor([[1.0, 2.0], [torch.inf, 0.0], [3.0, 4.0]])
     loss.update(gather_centroids(features, torch.tensor([0, 1, 2])))
@@ -329,11 +330,11 @@ def test_rounds_use_deterministic_kernels_alone() -> None:
     features = torch.randn(12, 4, device="cuda", requires_grad=True)
     torch.use_deterministic_algorithms(True)
     try:
-        losses.centroid_triplet(features, torch.arange(4, device="cuda").repeat(3), reading="rounds").backward()
+        centroid.centroid_triplet(features, torch.arange(4, device="cuda").repeat(3), reading="rounds").backward()
     finally:
         torch.use_deterministic_algorithms(False)
 
 
 def test_rounds_do_not_call_what_is_not_deterministic_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch, "bincount")
-    losses.centroid_triplet(torch.randn(12, 4), torch.arange(4).repeat(3), reading="rounds")
+    centroid.centroid_triplet(torch.randn(12, 4), torch.arange(4).repeat(3), reading="rounds")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from reid import losses
-from reid.centroids import gather_centroids
-from reid.objective import Objective, diagnose
+from reid.losses import centroid, identity, triplet
+from reid.losses.centroid import gather_centroids
+from reid.losses.objective import Objective, diagnose
 from tests.support.oracles import ORACLES, real_rows
 
 
@@ -23,7 +23,7 @@ def test_centers_move_by_the_features_and_not_by_a_scaled_gradient() -> None:
         assert objective.center.centers.dtype == torch.float32
         moved.append(objective.state_dict()["center.centers"])
     assert torch.equal(moved[0], moved[1])
-    untouched = losses.CenterLoss(10, 16, generator=torch.Generator().manual_seed(0))
+    untouched = identity.CenterLoss(10, 16, generator=torch.Generator().manual_seed(0))
     seen = labels.unique()
     assert not torch.isclose(moved[0][seen], untouched.centers[seen]).all(dim=1).any()
 
@@ -37,14 +37,14 @@ def test_the_objective_sums_its_weighted_terms_and_says_what_it_saw() -> None:
     )
     total, terms = objective(features, logits, labels)
     expected = (
-        losses.cross_entropy(logits, labels)
-        + 2.0 * losses.batch_hard_triplet(features, labels, 0.3)
-        + 0.5 * losses.modified_centroid_triplet(features, labels, 0.1, 1.0)
-        + 0.25 * losses.centroid_triplet(features, labels, 1.0)
+        identity.cross_entropy(logits, labels)
+        + 2.0 * triplet.batch_hard_triplet(features, labels, 0.3)
+        + 0.5 * centroid.modified_centroid_triplet(features, labels, 0.1, 1.0)
+        + 0.25 * centroid.centroid_triplet(features, labels, 1.0)
         + 0.01 * objective.center(features, labels)
     )
     torch.testing.assert_close(total, expected)
-    anchors = losses.centroid_anchors(features, labels)
+    anchors = centroid.centroid_anchors(features, labels)
     assert terms["d_ap"] == pytest.approx(anchors.d_ap.mean().item(), rel=1e-5)
     assert terms["d_an"] == pytest.approx(anchors.d_an.mean().item(), rel=1e-5)
     assert terms["hinge_active"] == pytest.approx((anchors.d_an < 1.0).float().mean().item())
@@ -54,7 +54,7 @@ def test_the_objective_sums_its_weighted_terms_and_says_what_it_saw() -> None:
 def test_relative_distances_do_not_see_the_scale_of_the_features() -> None:
     features, labels = real_rows(ORACLES["full_groups"])
     only_mctl = {"cross_entropy_weight": 0, "triplet_weight": 0, "center_weight": 0, "margin": 0.7}
-    for reading in losses.READINGS:
+    for reading in centroid.READINGS:
         totals = []
         for scale in (0.01, 1.0, 24.0):
             objective = Objective(10, 16, relative=True, reading=reading, **only_mctl)
@@ -65,7 +65,7 @@ def test_relative_distances_do_not_see_the_scale_of_the_features() -> None:
             assert terms["centroid_spread"] == objective.spread
             totals.append(total.item())
         assert totals == pytest.approx([totals[0]] * 3, rel=1e-5)
-        expected = losses.modified_centroid_triplet(features, labels, 0.1, 0.7 * spread.item() / 24, reading)
+        expected = centroid.modified_centroid_triplet(features, labels, 0.1, 0.7 * spread.item() / 24, reading)
         assert totals[1] == pytest.approx(expected.item() / (spread.item() / 24) ** 2, rel=1e-5)
 
 
@@ -88,7 +88,7 @@ def test_entropy_tells_whether_one_identity_attracts_everybody() -> None:
     star = torch.tensor([[0.0, 0.0], [5.0, 0.0], [0.0, 5.0], [-5.0, 0.0]])
     entropies = []
     for centers in (corners, star):
-        anchors = losses.centroid_anchors(centers[labels], labels)
+        anchors = centroid.centroid_anchors(centers[labels], labels)
         entropies.append(diagnose(anchors, torch.tensor(1.0))["negative_entropy"].item())
     assert entropies[0] == pytest.approx(np.log(4))
     shares = np.array([0.75, 0.25])

@@ -26,8 +26,8 @@ from reid.data.manifest import load_manifest
 from reid.distributed import start_accelerator
 from reid.features import Extracted, extract
 from reid.files import check_writable, write_file
+from reid.losses.objective import Objective
 from reid.model import ReIDModel
-from reid.objective import Objective
 from reid.startup import check_image_size, check_matches, check_space
 from reid.train import describe_step, train
 from shards import market1501

@@ -10,9 +10,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from reid import losses
-from reid.centroids import Centroids, gather_centroids, sum_by_pid
 from reid.distributed import rank, world_size
+from reid.losses import centroid
+from reid.losses.centroid import Centroids, gather_centroids, sum_by_pid
 from tests.support.pool import Pool
 
 DIM, MARGIN = 8, 3.0
@@ -26,7 +26,7 @@ def batch(number: int) -> tuple[Tensor, Tensor]:
 
 
 def exact(features: Tensor, pids: Tensor) -> Tensor:
-    return losses.modified_centroid_triplet(features, pids, 0.1, MARGIN)
+    return centroid.modified_centroid_triplet(features, pids, 0.1, MARGIN)
 
 
 def times_world_size(features: Tensor, pids: Tensor) -> Tensor:
@@ -38,19 +38,19 @@ def detached_remotes(features: Tensor, pids: Tensor) -> Tensor:
     own = sum_by_pid(features, pids)
     rows = everyone.index(own.pids)
     sums = everyone.sums.index_copy(0, rows, own.sums)
-    anchors = losses.centroid_anchors(features, pids, centroids=Centroids(sums, everyone.counts, everyone.pids))
-    return losses.modified_centroid_triplet_of(anchors, 0.1, MARGIN)
+    anchors = centroid.centroid_anchors(features, pids, centroids=Centroids(sums, everyone.counts, everyone.pids))
+    return centroid.modified_centroid_triplet_of(anchors, 0.1, MARGIN)
 
 
 def no_gather(features: Tensor, pids: Tensor) -> Tensor:
-    anchors = losses.centroid_anchors(features, pids, centroids=sum_by_pid(features, pids))
-    return losses.modified_centroid_triplet_of(anchors, 0.1, MARGIN) / world_size()
+    anchors = centroid.centroid_anchors(features, pids, centroids=sum_by_pid(features, pids))
+    return centroid.modified_centroid_triplet_of(anchors, 0.1, MARGIN) / world_size()
 
 
 def mean_of_local_means(features: Tensor, pids: Tensor) -> Tensor:
-    anchors = losses.centroid_anchors(features, pids, centroids=gather_centroids(features, pids))
+    anchors = centroid.centroid_anchors(features, pids, centroids=gather_centroids(features, pids))
     own = len(pids) * anchors.weight
-    return losses.modified_centroid_triplet_of(anchors, 0.1, MARGIN) / own.sum() * len(pids) / world_size()
+    return centroid.modified_centroid_triplet_of(anchors, 0.1, MARGIN) / own.sum() * len(pids) / world_size()
 
 
 WAYS = {

@@ -14,10 +14,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from reid import losses
-from reid.centroids import sum_by_pid
 from reid.distributed import gather_padded, gather_sizes
+from reid.losses import centroid, triplet
+from reid.losses.centroid import sum_by_pid
+from reid.losses.objective import Objective
 from reid.model import ReIDModel
-from reid.objective import Objective
 from tests.support.pool import Pool
 
 P, K, DIM = 16, 4, 2048
@@ -47,21 +48,21 @@ def mctl_from_all_features(features: Tensor, pids: Tensor) -> Tensor:
     sizes = gather_sizes(len(features), features.device)
     everyone, all_pids = gather_padded(features, sizes), gather_padded(pids, sizes)
     centroids = sum_by_pid(everyone, all_pids)
-    loss = losses.modified_centroid_triplet_of(
-        losses.centroid_anchors(features, pids, centroids=centroids), w1=0.1, margin=5.0
+    loss = centroid.modified_centroid_triplet_of(
+        centroid.centroid_anchors(features, pids, centroids=centroids), w1=0.1, margin=5.0
     )
     loss.backward()
     return loss
 
 
 def mctl(features: Tensor, pids: Tensor) -> Tensor:
-    loss = losses.modified_centroid_triplet(features, pids, margin=5.0)
+    loss = centroid.modified_centroid_triplet(features, pids, margin=5.0)
     loss.backward()
     return loss
 
 
 def rounds(features: Tensor, pids: Tensor) -> Tensor:
-    loss = losses.centroid_triplet(features, pids, reading="rounds")
+    loss = centroid.centroid_triplet(features, pids, reading="rounds")
     loss.backward()
     return loss
 
@@ -77,7 +78,7 @@ def rounds_loop(features: Tensor, pids: Tensor) -> Tensor:
             centroids.append(features[own[torch.arange(K) != i]].mean(dim=0))
             labels.append(pid)
         both = torch.stack(queries + centroids)
-        total = total + losses.batch_hard_triplet(both, torch.tensor(labels * 2), 0.5) / K
+        total = total + triplet.batch_hard_triplet(both, torch.tensor(labels * 2), 0.5) / K
     total.backward()
     return total
 
@@ -138,8 +139,8 @@ def candidates_time(identities: int) -> float:
         all_pids = torch.cat([pids, torch.arange(identities).repeat_interleave(2) + P])
         start = time.perf_counter()
         centroids = losses.gather_centroids(everyone, all_pids)
-        anchors = losses.centroid_anchors(own, pids, centroids=centroids)
-        losses.modified_centroid_triplet_of(anchors, 0.1, 5.0).backward()
+        anchors = centroid.centroid_anchors(own, pids, centroids=centroids)
+        centroid.modified_centroid_triplet_of(anchors, 0.1, 5.0).backward()
         times.append(time.perf_counter() - start)
     return min(times)
 

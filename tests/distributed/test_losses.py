@@ -9,22 +9,22 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from reid import losses
-from reid.centroids import gather_centroids
 from reid.distributed import gather_padded, gather_sizes, world_size
-from reid.objective import Objective
+from reid.losses import centroid, triplet
+from reid.losses.centroid import gather_centroids
+from reid.losses.objective import Objective
 from tests.distributed.batches import DIM, PIDS, split_batch
 from tests.support.pool import Pool
 
 LOSSES = {
-    "mctl": functools.partial(losses.modified_centroid_triplet, margin=2.0),
-    "mctl rounds": functools.partial(losses.modified_centroid_triplet, margin=2.0, reading="rounds"),
-    "mctl normalised": functools.partial(losses.modified_centroid_triplet, margin=1.0, normalize=True),
-    "ctl": functools.partial(losses.centroid_triplet, margin=1.0),
-    "ctl rounds": functools.partial(losses.centroid_triplet, margin=1.0, reading="rounds"),
-    "triplet": functools.partial(losses.batch_hard_triplet, margin=1.0, scope="global"),
-    "soft triplet": functools.partial(losses.batch_hard_triplet, margin=None, scope="global"),
-    "quadruplet": functools.partial(losses.quadruplet, margin=1.0, margin2=0.5, scope="global"),
+    "mctl": functools.partial(centroid.modified_centroid_triplet, margin=2.0),
+    "mctl rounds": functools.partial(centroid.modified_centroid_triplet, margin=2.0, reading="rounds"),
+    "mctl normalised": functools.partial(centroid.modified_centroid_triplet, margin=1.0, normalize=True),
+    "ctl": functools.partial(centroid.centroid_triplet, margin=1.0),
+    "ctl rounds": functools.partial(centroid.centroid_triplet, margin=1.0, reading="rounds"),
+    "triplet": functools.partial(triplet.batch_hard_triplet, margin=1.0, scope="global"),
+    "soft triplet": functools.partial(triplet.batch_hard_triplet, margin=None, scope="global"),
+    "quadruplet": functools.partial(triplet.quadruplet, margin=1.0, margin2=0.5, scope="global"),
 }
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
@@ -146,7 +146,7 @@ def _rank() -> int:
 
 
 @pytest.mark.parametrize("relative", [False, True])
-@pytest.mark.parametrize("reading", losses.READINGS)
+@pytest.mark.parametrize("reading", centroid.READINGS)
 def test_five_steps_of_ddp_equal_one_process(pool: Pool, reading: str, relative: bool) -> None:
     expected = train_net(reading, relative)
     for ranks in (2, 3, 4):

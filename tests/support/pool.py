@@ -38,13 +38,13 @@ class Pool:
             store = f"file://{Path(folder) / 'store'}"
             for rank in range(world_size):
                 self.connections[rank].send((function, args, rank, world_size, store))
-            answers = [self._receive(rank) for rank in range(world_size)]
+            answers = [self.receive(rank) for rank in range(world_size)]
         for rank, (ok, value) in enumerate(answers):
             if not ok:
                 raise AssertionError(f"rank {rank} of {world_size} failed:\n{value}")
         return [value for _, value in answers]
 
-    def _receive(self, rank: int) -> tuple[bool, Any]:
+    def receive(self, rank: int) -> tuple[bool, Any]:
         if not self.connections[rank].poll(TIMEOUT_S + 30):
             return False, f"no answer within {TIMEOUT_S + 30} s"
         answer: tuple[bool, Any] = self.connections[rank].recv()

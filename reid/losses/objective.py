@@ -6,19 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reid.centroids import Centroids, gather_centroids
 from reid.distributed import global_mean
-from reid.losses import (
+from reid.losses.centroid import (
     Anchors,
-    CenterLoss,
-    as_float,
-    batch_hard_triplet,
+    Centroids,
     centroid_anchors,
     centroid_triplet_of,
-    cross_entropy,
+    gather_centroids,
     modified_centroid_triplet_of,
-    quadruplet,
 )
+from reid.losses.distances import as_float
+from reid.losses.identity import CenterLoss, cross_entropy
+from reid.losses.triplet import batch_hard_triplet, quadruplet
 
 
 class Objective(nn.Module):

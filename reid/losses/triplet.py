@@ -1,0 +1,97 @@
+"""Triplet and quadruplet losses of batch-hard mining, in the batch of one rank or of all ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reid.distributed import gather_padded, gather_sizes, global_mean, rank
+from reid.losses.distances import as_float, check_batch, check_margin, euclidean, find_nearest
+
+SCOPES = ("local", "global")
+
+
+def batch_hard_triplet(features: Tensor, pids: Tensor, margin: float | None = 0.3, scope: str = "local") -> Tensor:
+    """Batch-hard triplet loss (Hermans, Beyer & Leibe, 2017).
+
+        L = mean over anchors of  max(0, max_p d(a, p) - min_n d(a, n) + margin);  margin None: softplus(d_ap - d_an)
+
+    features (B, D); pids (B,) int64. `scope="local"` mines in this rank's batch, "global" in that of all ranks. Rows
+    without a positive or without a negative are no anchors; the mean is over the anchors of all ranks.
+    """
+    if margin is not None:
+        check_margin(margin)
+    with torch.autocast(features.device.type, enabled=False):
+        hard = _mine_hardest(features, pids, scope)
+        gap = hard.d_ap - hard.d_an
+        values = F.softplus(gap) if margin is None else F.relu(gap + margin)
+        return global_mean((values * hard.is_anchor).sum(), hard.is_anchor.sum())
+
+
+def quadruplet(
+    features: Tensor, pids: Tensor, margin: float = 0.5, margin2: float = 0.25, scope: str = "local"
+) -> Tensor:
+    """Quadruplet loss (Chen et al., CVPR 2017) in batch-hard form.
+
+        L = mean over anchors of  max(0, d(a, p) - d(a, n1) + margin) + max(0, d(a, p) - d(n1, n2) + margin2)
+
+    p is the farthest positive, n1 the nearest negative of the anchor, n2 the image nearest to n1 of a third identity;
+    margin2 < margin, so that the second term, which does not touch the anchor's own negatives, stays the weaker one.
+    Distances are Euclidean on raw features. With two identities in the batch there is no n2 and no second term.
+    Arguments and anchors as `batch_hard_triplet`.
+    """
+    check_margin(margin)
+    if not 0 < margin2 < margin:
+        raise ValueError(f"margin2 = {margin2} must lie between 0 and margin = {margin}")
+    with torch.autocast(features.device.type, enabled=False):
+        hard = _mine_hardest(features, pids, scope)
+        n1, n1_pids = hard.candidates[hard.nearest], hard.candidate_pids[hard.nearest]
+        taken = (pids[:, None] == hard.candidate_pids) | (n1_pids[:, None] == hard.candidate_pids)
+        n2, has_third = find_nearest(n1.detach(), hard.candidates, forbidden=taken)
+        second = F.relu(hard.d_ap - euclidean(n1, hard.candidates[n2]) + margin2) * has_third
+        values = F.relu(hard.d_ap - hard.d_an + margin) + second
+        return global_mean((values * hard.is_anchor).sum(), hard.is_anchor.sum())
+
+
+@dataclass(frozen=True)
+class _Hardest:
+    """Farthest positive and nearest negative of each of this rank's rows among N candidates.
+
+    d_ap, d_an (B,) with gradient; nearest (B,) index of the negative; is_anchor (B,) bool: has both.
+    candidates (N, D) with gradient and candidate_pids (N,): this rank's rows, or those of all ranks.
+    """
+
+    d_ap: Tensor
+    d_an: Tensor
+    nearest: Tensor
+    is_anchor: Tensor
+    candidates: Tensor
+    candidate_pids: Tensor
+
+
+def _mine_hardest(features: Tensor, pids: Tensor, scope: str) -> _Hardest:
+    if scope not in SCOPES:
+        raise ValueError(f"scope = {scope!r}; choose one of {', '.join(SCOPES)}")
+    check_batch(features, pids)
+    features = as_float(features)
+    candidates, candidate_pids, start = features, pids, 0
+    if scope == "global":
+        sizes = gather_sizes(len(features), features.device)
+        candidates, candidate_pids = gather_padded(features, sizes), gather_padded(pids, sizes)
+        start = sum(sizes[: rank()])
+    same = pids[:, None] == candidate_pids
+    itself = torch.zeros_like(same)
+    itself.diagonal(start).fill_(True)
+    hardest, has_positive = find_nearest(features, candidates, forbidden=~same | itself, farthest=True)
+    nearest, has_negative = find_nearest(features, candidates, forbidden=same)
+    return _Hardest(
+        d_ap=euclidean(features, candidates[hardest]),
+        d_an=euclidean(features, candidates[nearest]),
+        nearest=nearest,
+        is_anchor=has_positive & has_negative,
+        candidates=candidates,
+        candidate_pids=candidate_pids,
+    )
