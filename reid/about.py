@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reid.gallery import JUNK, Features
+from reid.metrics.features import JUNK, Features
 
 NAME = "about.json"
 DISTRACTOR = -2  # whatever pid a dataset gives them

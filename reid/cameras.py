@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reid import metrics
-from reid.gallery import JUNK, UNKNOWN, Features
+from reid.metrics import retrieval
+from reid.metrics.features import JUNK, UNKNOWN, Features
 
 MAX_CAMERAS = 40  # a larger matrix can be neither read nor drawn
 
@@ -43,7 +43,7 @@ def measure_camera_pairs(query: Features, gallery: Features, metric: str = "cosi
     num_queries = np.zeros(mean_ap.shape, dtype=np.int64)
     camids = query.camids.cpu().numpy()
     for j, camera in enumerate(listed):
-        result = metrics.evaluate(query, _cut(gallery, camera), "image", metric, max_rank=1, partial=True)
+        result = retrieval.evaluate(query, _cut(gallery, camera), "image", metric, max_rank=1, partial=True)
         of = camids[result.valid]
         for i, asked in enumerate(asking):
             num_queries[i, j] = (of == asked).sum()

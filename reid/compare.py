@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from reid.about import NAME, About, difference, load_about
-from reid.bootstrap import Difference, paired
-from reid.metrics import Result, load_results
+from reid.metrics.bootstrap import Difference, paired
+from reid.metrics.retrieval import Result, load_results
 from reid.tables import format_interval, format_table, percent
 
 PER_QUERY = "per_query.npz"

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reid import metrics
 from reid.about import NAME, About, describe, difference, load_about
 from reid.cameras import CameraPairs, measure_camera_pairs
 from reid.compare import PER_QUERY
 from reid.embedding import embed_centroids
-from reid.gallery import UNKNOWN, Features
-from reid.metrics import Result
+from reid.metrics import retrieval
+from reid.metrics.features import UNKNOWN, Features
+from reid.metrics.retrieval import Result
 from reid.pictures import RankList
 from reid.rank_lists import Read, choose_rank_lists
 from reid.report import Report, write_report
@@ -98,7 +98,7 @@ def write_domain(
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "metrics.json", row.figures())
     write_json(folder / "baselines.json", {name: rows[name].figures() for name in others})
-    metrics.save_results(folder / PER_QUERY, row.results)
+    retrieval.save_results(folder / PER_QUERY, row.results)
     origin = describe(domain.dataset, domain.source, domain.data_fingerprint, row.query, row.gallery)
     origin.save(folder)
     shown = "image" if "image" in row.results else next(iter(row.results))
@@ -149,7 +149,7 @@ def find_warnings(row: Evaluated) -> list[str]:
         left_out = len(result.valid) - result.num_valid_queries
         if left_out:
             warnings.append(f"{protocol}: {left_out} of {len(result.valid)} queries have no possible match; left out")
-    missing = metrics.missing_identities(row.query, row.gallery)
+    missing = retrieval.missing_identities(row.query, row.gallery)
     if missing:
         warnings.append(f"{missing} identities of the queries have no image in the gallery")
     for name, split in (("query", row.query), ("gallery", row.gallery)):

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch.nn.functional as F
 
-from reid.gallery import Features, build_gallery
+from reid.metrics.features import Features
+from reid.metrics.protocols import build_gallery
 
 MAX_IDENTITIES = 500  # more points hide each other, and the exact t-SNE takes time with their square
 MIN_TSNE = 10

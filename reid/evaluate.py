@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from reid import checkpoint, program, rerank
+from reid import checkpoint, program
 from reid.about import describe
 from reid.compare import compare, format_comparison, write_comparison
 from reid.config import Config, EvaluateConfig, check_evaluation, load, parse, to_dict
@@ -23,8 +23,9 @@ from reid.domain import Domain, Evaluated, choose_folder, read_about, step_aside
 from reid.features import evaluate_over_ranks, extract
 from reid.files import check_writable, make_folder
 from reid.foreign import Foreign, check_finite, read_features, read_pictures, write_features
-from reid.gallery import JUNK, Features
-from reid.metrics import Result
+from reid.metrics import rerank
+from reid.metrics.features import JUNK, Features
+from reid.metrics.retrieval import Result
 from reid.precision import AUTOCAST_DTYPES
 from reid.report import list_pictures
 from reid.startup import build_pixels, model_knobs

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reid import metrics
 from reid.data.augmentation import normalize
 from reid.data.eval_loader import EvalLoader
 from reid.data.manifest import Manifest
 from reid.distributed import gather_objects, gather_padded, gather_sizes, rank, world_size
-from reid.metrics import Features, Result
+from reid.metrics import Features, retrieval
+from reid.metrics.retrieval import Result
 from reid.precision import forward_pass
 
 if TYPE_CHECKING:
@@ -90,8 +90,8 @@ def evaluate_over_ranks(
     """Every protocol's result, equal on every rank: each rank ranks its slice of the queries."""
     part = query.take(torch.arange(len(query.pids)).tensor_split(world_size())[rank()])
     return {
-        protocol: metrics.merge(
-            gather_objects(metrics.evaluate(part, gallery, protocol, metric, max_rank, partial=True))
+        protocol: retrieval.merge(
+            gather_objects(retrieval.evaluate(part, gallery, protocol, metric, max_rank, partial=True))
         )
         for protocol in protocols
     }

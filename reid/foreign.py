@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from reid.gallery import JUNK, UNKNOWN, Features
-from reid.similarity import squared_norms
+from reid.metrics.features import JUNK, UNKNOWN, Features
+from reid.metrics.scores import squared_norms
 
 KEYS = ("features", "embeddings", "pids", "camids", "distractors", "paths")
 SHOWN_PX = 256  # longest side of a picture in a rank list

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from reid.gallery import UNKNOWN
+from reid.metrics.features import UNKNOWN
 
 FORMAT = 1
 META, ENTRIES = "index.json", "entries.jsonl"

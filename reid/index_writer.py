@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from reid.files import Held, hold
-from reid.gallery import UNKNOWN
 from reid.index import (
     DTYPES,
     ENTRIES,
@@ -33,7 +32,8 @@ from reid.index import (
     read_meta,
     row_bytes,
 )
-from reid.similarity import squared_norms
+from reid.metrics.features import UNKNOWN
+from reid.metrics.scores import squared_norms
 
 ROWS = 8192  # features looked at together: 64 MiB at 2,048 dimensions
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from reid import metrics
-from reid.gallery import Features
-from reid.metrics import Result
+from reid.metrics.features import Features
+from reid.metrics.retrieval import Result
 from reid.pictures import Ranked, RankList
 
 SHOWN_RANKS = 10

@@ -22,8 +22,8 @@ from reid.data.manifest import JUNK_PID, Manifest, Split
 from reid.data.plan import Plan
 from reid.distributed import from_rank_0
 from reid.files import Held, hold
-from reid.gallery import UNKNOWN
 from reid.losses.objective import Objective
+from reid.metrics.features import UNKNOWN
 from reid.validation import hold_out
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 
-from reid.gallery import COMPARES_WITH
+from reid.metrics.protocols import COMPARES_WITH
 
 Results = dict[str, dict[str, dict]]  # model -> protocol -> Result.to_json(); the first model is the one reported on
 RANKS = (1, 5, 10)

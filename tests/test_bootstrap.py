@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from reid import bootstrap
-from reid.bootstrap import Difference, interval, intervals, paired
+from reid.metrics import bootstrap
+from reid.metrics.bootstrap import Difference, interval, intervals, paired
 
 
 def values(count, seed=0):

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from reid import metrics, ranking, similarity
 from reid.cameras import MAX_CAMERAS, CameraPairs, measure_camera_pairs
-from reid.gallery import Features
+from reid.metrics import ranking, retrieval
+from reid.metrics import scores as similarity
+from reid.metrics.features import Features
 from tests.support.memory import allocations
 
 
@@ -34,7 +35,7 @@ def test_cells_are_evaluations_of_their_own(most_by_one):
                 assert np.isnan(pairs.mean_ap[i, j]) and pairs.num_queries[i, j] == 0
                 continue
             asked, listed = query.camids == i, gallery.camids == j
-            result = metrics.evaluate(
+            result = retrieval.evaluate(
                 Features(query.embeddings[asked], query.pids[asked], query.camids[asked], query.distractors[asked]),
                 Features(
                     gallery.embeddings[listed],

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from reid import metrics
 from reid.about import describe, difference, load_about
-from reid.bootstrap import paired
 from reid.compare import PER_QUERY, compare, format_comparison, write_comparison
-from reid.gallery import Features
+from reid.metrics import retrieval
+from reid.metrics.bootstrap import paired
+from reid.metrics.features import Features
 
 RNG = np.random.default_rng(0)
 PIDS, CAMIDS = np.arange(80) % 10, np.arange(80) % 3
@@ -26,8 +26,8 @@ def features(noise, rows=slice(None), pids=PIDS, camids=CAMIDS):
 def report(folder, noise=1.0, protocols=("image", "centroid"), dataset="d", fingerprint="f" * 64, **more):
     query, gallery = features(noise, slice(None, 30), **more), features(noise, slice(30, None), **more)
     folder.mkdir(parents=True)
-    results = {protocol: metrics.evaluate(query, gallery, protocol) for protocol in protocols}
-    metrics.save_results(folder / PER_QUERY, results)
+    results = {protocol: retrieval.evaluate(query, gallery, protocol) for protocol in protocols}
+    retrieval.save_results(folder / PER_QUERY, results)
     describe(dataset, "somewhere", fingerprint, query, gallery).save(folder)
     return results
 
@@ -97,11 +97,11 @@ def about(folder):
 
 def test_other_valid_queries_are_refused(tmp_path):
     report(tmp_path / "a"), report(tmp_path / "b", protocols=("image",))
-    result = metrics.load_results(tmp_path / "b" / PER_QUERY)["image"]
+    result = retrieval.load_results(tmp_path / "b" / PER_QUERY)["image"]
     valid = result.valid.copy()
     valid[0] = False
     shorter = {name: getattr(result, name)[1:] for name in ("ap", "ap_trapezoid", "inp", "first_ranks")}
-    metrics.save_results(tmp_path / "b" / PER_QUERY, {"image": replace(result, valid=valid, **shorter)})
+    retrieval.save_results(tmp_path / "b" / PER_QUERY, {"image": replace(result, valid=valid, **shorter)})
     with pytest.raises(ValueError, match="other queries can match"):
         compare([str(tmp_path / "a"), str(tmp_path / "b")])
 

@@ -25,8 +25,9 @@ import numpy as np
 import pytest
 from accelerate.commands.launch import launch_command_parser
 
-from reid import bootstrap, config, export, metrics, model, search
+from reid import config, export, model, search
 from reid.config import Config, EvaluateConfig, check, check_evaluation, parse
+from reid.metrics import bootstrap, retrieval
 from shards.__main__ import main as shards_main
 from tests.test_metrics import random_split
 from tests.test_sweep import program as sweep_program
@@ -347,11 +348,11 @@ def test_the_comparison_of_two_results_runs(
         (tmp_path / name).mkdir()
         query = random_split(20, 3, 8, 2, seed=2)
         query.embeddings.add_(seed)
-        metrics.save_results(tmp_path / name / "results.npz", {"image": metrics.evaluate(query, gallery)})
+        retrieval.save_results(tmp_path / name / "results.npz", {"image": retrieval.evaluate(query, gallery)})
     (code,) = blocks(ROOT / "docs" / "protocols.md", "python")
     names: dict[str, object] = {}
     exec(code, names)
-    assert isinstance(names["a"], metrics.Result) and np.isfinite(names["a"].ap).any()
+    assert isinstance(names["a"], retrieval.Result) and np.isfinite(names["a"].ap).any()
     assert bootstrap.Difference.__name__ in capsys.readouterr().out
 
 

@@ -18,7 +18,7 @@ import reid
 from reid import Embedder, checkpoint
 from reid.export import TOLERANCE
 from reid.features import extract
-from reid.gallery import JUNK
+from reid.metrics.features import JUNK
 from tests.support.drawn import HEIGHT, WIDTH, Drawn
 from tests.support.runs import make_run
 

@@ -7,7 +7,7 @@ from sklearn.decomposition import PCA
 
 from reid import embedding
 from reid.embedding import Embedding, embed_centroids
-from reid.gallery import Features
+from reid.metrics.features import Features
 
 
 def draw(identities, images=3, seed=0):

@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 import torch
 
-from reid import checkpoint, evaluate, metrics
+from reid import checkpoint, evaluate
 from reid.compare import PER_QUERY
 from reid.config import Config, EvaluateConfig, parse
 from reid.data.images import Pixels
 from reid.data.manifest import load_manifest
 from reid.features import extract
 from reid.foreign import read_features
-from reid.gallery import PROTOCOLS
+from reid.metrics import retrieval
+from reid.metrics.protocols import PROTOCOLS
+from reid.metrics.rerank import evaluate_reranked
 from reid.model import ReIDModel
 from reid.report import PICTURES
-from reid.rerank import evaluate_reranked
 from reid.tables import RERANKED
 from reid.tracking import Tracker
 from tests.support.drawn import HEIGHT, WIDTH, Drawn, draw_dataset
@@ -100,13 +101,13 @@ def test_the_figures_are_those_of_the_features(done: Done) -> None:
     figures = read(folders(done)[0] / "metrics.json")
     assert list(figures) == [*PROTOCOLS, *RERANKED.values()]
     for protocol in PROTOCOLS:
-        assert figures[protocol] == metrics.evaluate(query, gallery, protocol, max_rank=60).to_json()
+        assert figures[protocol] == retrieval.evaluate(query, gallery, protocol, max_rank=60).to_json()
     for protocol, row in RERANKED.items():
         assert figures[row] == evaluate_reranked(query, gallery, protocol, max_rank=60).to_json()
     saved = read_features(folders(done)[0] / "gallery.npz").features
     assert torch.equal(saved.embeddings, gallery.embeddings) and torch.equal(saved.distractors, gallery.distractors)
     assert len(figures["image"]["cmc"]) == 60  # as far as --ranks looks
-    per_query = metrics.load_results(folders(done)[0] / PER_QUERY)
+    per_query = retrieval.load_results(folders(done)[0] / PER_QUERY)
     assert per_query["image"].to_json() == figures["image"]
 
 
@@ -282,7 +283,7 @@ def test_runs_are_compared(done: Done, drawn: Drawn, tmp_path: Path, capsys: pyt
 def evaluate_with(done: Done, knob: str, out: Path) -> tuple[torch.Tensor, np.ndarray]:
     """The queries' features and image APs of an evaluation that differs from that of `done` by a knob."""
     call("--run", str(done.run), "--out", str(out), "--save_features", "--protocols=[image]", knob)
-    return query_features(out / "drawn"), metrics.load_results(out / "drawn" / PER_QUERY)["image"].ap
+    return query_features(out / "drawn"), retrieval.load_results(out / "drawn" / PER_QUERY)["image"].ap
 
 
 def query_features(folder: Path) -> torch.Tensor:
@@ -293,7 +294,7 @@ def query_features(folder: Path) -> torch.Tensor:
 def test_the_metric_changes_the_figures_and_not_the_features(done: Done, tmp_path: Path) -> None:
     features, ap = evaluate_with(done, "--metric=euclidean", tmp_path / "out")
     assert torch.equal(features, query_features(folders(done)[0]))
-    assert not np.array_equal(ap, metrics.load_results(folders(done)[0] / PER_QUERY)["image"].ap)
+    assert not np.array_equal(ap, retrieval.load_results(folders(done)[0] / PER_QUERY)["image"].ap)
 
 
 @pytest.mark.usefixtures("undrawn")

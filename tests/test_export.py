@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from reid import Embedder, checkpoint, export
 from reid.config import load, save
-from reid.gallery import JUNK
+from reid.metrics.features import JUNK
 from tests.support.drawn import HEIGHT, WIDTH, Drawn
 from tests.support.runs import load_once, make_run
 

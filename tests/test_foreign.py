@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from reid import metrics
 from reid.foreign import read_features, read_pictures, write_features
-from reid.gallery import Features
+from reid.metrics import retrieval
+from reid.metrics.features import Features
 from tests.support.drawn import Bomb
 
 RNG = np.random.default_rng(0)
@@ -67,7 +67,7 @@ def test_ours_come_back_to_the_last_digit(tmp_path, distractors):
     for name in ("embeddings", "pids", "camids"):
         assert torch.equal(getattr(ours, name), getattr(theirs, name))
     assert (ours.is_distractor() == theirs.is_distractor()).all()
-    assert metrics.evaluate(ours, ours).to_json() == metrics.evaluate(theirs, theirs).to_json()
+    assert retrieval.evaluate(ours, ours).to_json() == retrieval.evaluate(theirs, theirs).to_json()
 
 
 def test_junk_may_hold_anything(tmp_path):

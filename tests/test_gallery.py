@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from reid import gallery as gallery_module
-from reid.gallery import EMPTIED, LISTED, PROTOCOLS, Features, build_gallery
+from reid.metrics import protocols as gallery_module
+from reid.metrics.features import Features
+from reid.metrics.protocols import EMPTIED, LISTED, PROTOCOLS, build_gallery
 from tests.support.memory import allocations
 
 DATA = Path(__file__).parent / "data"
@@ -214,7 +215,7 @@ def test_a_gallery_of_junk_lists_nothing(protocol):
 
 def test_sums_in_parts_equal_sums_at_once(monkeypatch):
     whole = build_gallery(QUERY, GALLERY, "centroid")
-    monkeypatch.setattr("reid.gallery.ROWS_PER_SUM", 2)
+    monkeypatch.setattr("reid.metrics.protocols.ROWS_PER_SUM", 2)
     parts = build_gallery(QUERY, GALLERY, "centroid")
     assert torch.equal(whole.embeddings, parts.embeddings) and torch.equal(whole.own, parts.own)
 

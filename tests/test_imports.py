@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reid import metrics, search
+from reid import search
 from reid.about import describe
 from reid.compare import PER_QUERY
-from reid.metrics import Features
+from reid.metrics import Features, retrieval
 from tests.support.drawn import Drawn
 from tests.support.runs import make_run
 
@@ -60,8 +60,12 @@ def importers(package: str) -> set[str]:
 
 def test_the_files_are_found():
     assert {"reid.data.plan", "reid.train", "shards.build", "shards.__main__"} <= MODULES
-    assert imports(ROOT / "reid" / "data" / "train_loader.py") >= {"torch", "numpy", "reid.data.plan", "reid.data.manifest"}
-
+    assert imports(ROOT / "reid" / "data" / "train_loader.py") >= {
+        "torch",
+        "numpy",
+        "reid.data.plan",
+        "reid.data.manifest",
+    }
 
 
 @pytest.mark.parametrize("files", [REID, SHARDS], ids=["reid", "shards"])
@@ -227,7 +231,7 @@ def test_a_program_imports_what_it_uses(drawn: Drawn, tmp_path: Path) -> None:
     reports = [tmp_path / "a", tmp_path / "b"]
     for report in reports:
         report.mkdir()
-        metrics.save_results(report / PER_QUERY, {"image": metrics.evaluate(split, split)})
+        retrieval.save_results(report / PER_QUERY, {"image": retrieval.evaluate(split, split)})
         describe("d", "somewhere", "", split, split).save(report)
     run, index = make_run(tmp_path / "runs" / "tiny", drawn), tmp_path / "index"
     asked = ["--images", str(drawn.root), "--device", "cpu"]

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reid import index_writer, nearest, ranking
+from reid import index_writer, nearest
 from reid.index import Entry, Index, Meta, Source
 from reid.index_writer import append, create, remove
+from reid.metrics import ranking
 from reid.nearest import Hit, search
 from tests.support.gaps import are_apart
 

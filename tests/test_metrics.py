@@ -13,9 +13,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from reid import bootstrap, metrics, ranking
-from reid.gallery import PROTOCOLS, build_gallery
-from reid.metrics import Features, evaluate, merge, top_k
+from reid import metrics
+from reid.metrics import Features, bootstrap, ranking, retrieval, top_k
+from reid.metrics.protocols import PROTOCOLS, build_gallery
+from reid.metrics.retrieval import evaluate, merge
 from tests.support.gaps import are_apart
 
 DATA = Path(__file__).parent / "data"
@@ -687,8 +688,8 @@ def test_intervals_are_the_bootstraps_of_each_figure():
 def test_results_come_back_from_a_file(tmp_path):
     query, gallery = random_split(40, 4, 12, 3, seed=5), random_split(200, 4, 15, 3, seed=6)
     results = {protocol: evaluate(query, gallery, protocol, max_rank=30) for protocol in PROTOCOLS}
-    metrics.save_results(tmp_path / "results.npz", results)
-    loaded = metrics.load_results(tmp_path / "results.npz")
+    retrieval.save_results(tmp_path / "results.npz", results)
+    loaded = retrieval.load_results(tmp_path / "results.npz")
     assert list(loaded) == list(PROTOCOLS)
     for protocol, result in results.items():
         assert loaded[protocol].to_json() == result.to_json()
@@ -708,14 +709,14 @@ def test_a_file_without_results_is_named(tmp_path, content):
         else:
             np.savez(file, x=np.zeros(3) if content == "other arrays" else np.array([{}]))
     with pytest.raises(ValueError, match=r"x\.npz does not hold results: .*evaluate the run again"):
-        metrics.load_results(path)
+        retrieval.load_results(path)
 
 
 def test_missing_identities_are_counted():
     query = features(np.eye(8), [1, 2, 2, 3, 4, 5, -1, 0], distractors=[False] * 7 + [True])
     gallery = features(np.eye(6), [1, 3, -1, 4, 5, 9], distractors=[False, False, False, True, True, False])
-    assert metrics.missing_identities(query, gallery) == 3  # 2 is absent, 4 and 5 are pids of distractors only
-    assert metrics.missing_identities(query, query) == 0
+    assert retrieval.missing_identities(query, gallery) == 3  # 2 is absent, 4 and 5 are pids of distractors only
+    assert retrieval.missing_identities(query, query) == 0
 
 
 def test_every_protocol_says_what_it_compares_with():

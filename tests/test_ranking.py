@@ -9,10 +9,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reid import counting, ranking, similarity
-from reid.counting import NEVER
-from reid.gallery import JUNK, PROTOCOLS, Features
-from reid.metrics import evaluate, merge, top_k
+from reid.metrics import ranking, scores, top_k
+from reid.metrics import scores as counting
+from reid.metrics import scores as similarity
+from reid.metrics.features import JUNK, Features
+from reid.metrics.protocols import PROTOCOLS
+from reid.metrics.retrieval import evaluate, merge
+from reid.metrics.scores import NEVER
 from tests.support.gaps import are_apart
 from tests.support.memory import allocations
 
@@ -170,7 +173,7 @@ def test_merged_slices_equal_the_whole_where_the_gallery_is_sliced(cuts):
 @pytest.mark.parametrize(("size", "lengths"), [(0, [0]), (5, [5]), (6, [3, 3]), (11, [3, 4, 4])])
 def test_no_slice_is_a_remnant(size, lengths):
     with blocks():
-        parts = ranking.cut(size)
+        parts = scores.cut(size)
     assert [part.stop - part.start for part in parts] == lengths
     assert parts[0].start == 0 and parts[-1].stop == size
 
@@ -207,8 +210,8 @@ def test_nothing_as_large_as_the_gallery_is_made(metric, junk):
 
 def test_slices_of_a_gallery_with_junk_are_those_of_its_rows():
     with blocks(GALLERY_BLOCK=4):
-        assert ranking.cut_listed(12, torch.tensor([0, 2, 3, 8, 11])) == [slice(0, 3), slice(3, 5)]
-        assert ranking.cut_listed(12, torch.tensor([], dtype=torch.int64)) == [slice(0, 0)]
+        assert scores.cut_listed(12, torch.tensor([0, 2, 3, 8, 11])) == [slice(0, 3), slice(3, 5)]
+        assert scores.cut_listed(12, torch.tensor([], dtype=torch.int64)) == [slice(0, 0)]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -18,7 +18,7 @@ from PIL import Image
 from reid.cameras import CameraPairs
 from reid.charts import _scale, draw_ap_histogram, draw_camera_pairs, draw_points
 from reid.embedding import Embedding
-from reid.gallery import PROTOCOLS
+from reid.metrics.protocols import PROTOCOLS
 from reid.pictures import DARK, LIGHT, RIGHT, WRONG, Ranked, RankList, draw_cmc, draw_cmc_zoom, draw_rank_lists
 from reid.report import PICTURES, Report, list_pictures, write_report
 from reid.tables import RERANKED, format_notes, format_results, list_cost

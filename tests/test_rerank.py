@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from reid import ranking, rerank
-from reid.gallery import Features, build_gallery
-from reid.metrics import evaluate
-from reid.rerank import Reranked, evaluate_reranked, top_k_reranked
+from reid.metrics import ranking, rerank
+from reid.metrics.features import Features
+from reid.metrics.protocols import build_gallery
+from reid.metrics.rerank import Reranked, evaluate_reranked, top_k_reranked
+from reid.metrics.retrieval import evaluate
 from tests.support.gaps import are_apart
 from tests.support.memory import allocations
 

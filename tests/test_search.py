@@ -22,8 +22,8 @@ from PIL import Image
 from reid import Embedder, export, search
 from reid.data.images import Pixels
 from reid.export import TOLERANCE
-from reid.gallery import JUNK
 from reid.index import Index
+from reid.metrics.features import JUNK
 from reid.sources import list_folder, read_pictures
 from tests.support.drawn import HEIGHT, WIDTH, Drawn
 from tests.support.gaps import are_apart

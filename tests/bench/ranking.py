@@ -27,10 +27,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reid import ranking
-from reid.gallery import Features
-from reid.metrics import evaluate, top_k
-from reid.rerank import evaluate_reranked
+from reid.metrics import scores, top_k
+from reid.metrics.features import Features
+from reid.metrics.rerank import evaluate_reranked
+from reid.metrics.retrieval import evaluate
 
 MARKET = 3368, 15_913, 751  # queries, gallery, identities
 MSMT17 = 11_659, 82_161, 3060
@@ -99,9 +99,9 @@ class PeakMemory:
 
 def multiply(query: Tensor, gallery: Tensor) -> None:
     """The bare product, in the blocks that ranking uses; every score is computed and dropped."""
-    for part in ranking.cut(len(gallery)):
-        for i in range(0, len(query), ranking.PRODUCT_ROWS):
-            query[i : i + ranking.PRODUCT_ROWS] @ gallery[part].T
+    for part in scores.cut(len(gallery)):
+        for i in range(0, len(query), scores.PRODUCT_ROWS):
+            query[i : i + scores.PRODUCT_ROWS] @ gallery[part].T
 
 
 def multiply_all(query: Tensor, gallery: Tensor) -> None:

@@ -19,11 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reid import metrics, ranking
-from reid.gallery import Features, find
+from reid.metrics import ranking, retrieval
+from reid.metrics.features import Features
+from reid.metrics.protocols import find
+from reid.metrics.ranking import Search
+from reid.metrics.scores import Vectors, squared_norms
 from reid.precision import exact_products
-from reid.ranking import Search, spread
-from reid.similarity import Vectors, squared_norms
 
 PROTOCOLS = ("image", "centroid_all")
 ITEMS = 1 << 22  # items at a time where lists are laid out, about 100 MiB
@@ -32,7 +33,7 @@ ONE = 1 << 30  # the weight 1
 
 
 class Reranked(Search):
-    """A search whose scores are minus the re-ranked distances: `reid.ranking` ranks it as any other.
+    """A search whose scores are minus the re-ranked distances: `reid.metrics.ranking` ranks it as any other.
 
     Distances are those of raw features (metric `euclidean`) or of normalised ones (`cosine`). Holds one copy of all
     features. ValueError on the protocol `centroid`: there, each query sees another centroid of its identity, so it
@@ -80,10 +81,10 @@ class Reranked(Search):
         """(B, E) int32 sums of the smaller weights, from what shares a column with the rows. entries ascend."""
         width = entries.stop - entries.start if isinstance(entries, slice) else len(entries)
         sums = torch.zeros((rows.stop - rows.start) * width, dtype=torch.int32, device=self.device)
-        row, mine = spread(self._sets.begin[rows], self._sets.count[rows])
+        row, mine = expand_ranges(self._sets.begin[rows], self._sets.count[rows])
         column = self._sets.column[mine]
         for some in split_items(self._inverted.count[column]):
-            of, other = spread(self._inverted.begin[column[some]], self._inverted.count[column[some]])
+            of, other = expand_ranges(self._inverted.begin[column[some]], self._inverted.count[column[some]])
             entry = self._inverted.column[other]
             if isinstance(entries, slice):
                 place = torch.where((entry >= entries.start) & (entry < entries.stop), entry - entries.start, -1)
@@ -112,7 +113,7 @@ class Sparse:
 
     def inverted(self, first: int) -> "Sparse":
         """By column: the rows, counted from `first` on (earlier ones are left out), and their values."""
-        row, place = spread(self.begin[first:], self.count[first:])
+        row, place = expand_ranges(self.begin[first:], self.count[first:])
         column, order = self.column[place].sort(stable=True)
         return Sparse.of(column, row[order], self.value[place][order], len(self.count))
 
@@ -121,16 +122,16 @@ def find_neighbours(vectors: Vectors, squares: Tensor, k: int) -> tuple[Tensor, 
     """nearest (N, min(k, N)): the nodes nearest to each, itself among them, ties by number; farthest (N,): the squared
     distance to the node farthest away, 1 where all are equal."""
     nearest, farthest = [], []
-    for i in range(0, len(squares), ranking.PRODUCT_ROWS):
-        queries = vectors.rows[i : i + ranking.PRODUCT_ROWS]
+    for i in range(0, len(squares), PRODUCT_ROWS):
+        queries = vectors.rows[i : i + PRODUCT_ROWS]
         size = len(queries)
-        queries = F.pad(queries, (0, 0, 0, ranking.PRODUCT_ROWS - size))
+        queries = F.pad(queries, (0, 0, 0, PRODUCT_ROWS - size))
         best, lowest = [], []
-        for part in ranking.cut(len(squares)):
+        for part in cut(len(squares)):
             scores = vectors.scores(queries, part)[:size]
             lowest.append(scores.amin(1))
-            best.append(ranking.best_of_scores(scores, k, part.start))
-        nearest.append(ranking.join_best(best, k)[0])
+            best.append(best_of_scores(scores, k, part.start))
+        nearest.append(join_best(best, k)[0])
         farthest.append(squares[i : i + size] - 2 * torch.stack(lowest).amin(0))
     all_farthest = torch.cat(farthest)
     return torch.cat(nearest), all_farthest.where(all_farthest > 0, 1)
@@ -193,7 +194,7 @@ def average(sets: Sparse, nearest: Tensor) -> Sparse:
     keys, values = [], []
     for rows in split_items(sets.count[nearest].sum(1)):
         near = nearest[rows].flatten()
-        of, place = spread(sets.begin[near], sets.count[near])
+        of, place = expand_ranges(sets.begin[near], sets.count[near])
         key, group = ((of // nearest.shape[1] + rows.start) * size + sets.column[place]).unique(return_inverse=True)
         keys.append(key)
         values.append(torch.zeros_like(key).scatter_add_(0, group, sets.value[place].long()))
@@ -211,15 +212,15 @@ def evaluate_reranked(
     k2: int = 6,
     lambda_: float = 0.3,
     max_rank: int = 50,
-) -> metrics.Result:
+) -> retrieval.Result:
     """`reid.metrics.evaluate` of the re-ranked lists. Neighbourhoods need every query: give them all, not a slice.
 
     Cost: a product of all nodes with all nodes. ValueError on bad input and on the protocol `centroid`.
     """
     if max_rank < 1:
         raise ValueError(f"max_rank is {max_rank}; give at least 1")
-    return metrics.require_valid(
-        metrics.evaluate_search(Reranked(query, gallery, protocol, metric, k1, k2, lambda_), max_rank)
+    return retrieval.require_valid(
+        retrieval.evaluate_search(Reranked(query, gallery, protocol, metric, k1, k2, lambda_), max_rank)
     )
 
 
@@ -233,7 +234,7 @@ def top_k_reranked(
     k2: int = 6,
     lambda_: float = 0.3,
 ) -> tuple[Tensor, Tensor]:
-    """`reid.ranking.top_k` of the re-ranked lists: indices (Q, k) and distances (Q, k), inf where none is left."""
+    """`top_k` of the re-ranked lists: indices (Q, k) and distances (Q, k), inf where none is left."""
     search = Reranked(query, gallery, protocol, metric, k1, k2, lambda_)
     indices, scores = ranking.best_of_search(search, k)
     return indices, -scores

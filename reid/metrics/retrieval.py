@@ -15,23 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reid import bootstrap, ranking
-from reid.gallery import COMPARES_WITH, JUNK, UNKNOWN, Features
+from reid.metrics import bootstrap, ranking
+from reid.metrics.features import JUNK, UNKNOWN, Features
 from reid.precision import exact_products
-from reid.ranking import METRICS, top_k
 
-__all__ = [
-    "COMPARES_WITH",
-    "METRICS",
-    "Features",
-    "Result",
-    "evaluate",
-    "load_results",
-    "merge",
-    "missing_identities",
-    "save_results",
-    "top_k",
-]
 PER_QUERY = ("valid", "ap", "ap_trapezoid", "inp", "first_ranks")
 KEPT = (*PER_QUERY, "cmc", "gallery_size", "dimension", "own")  # what a file holds; the means follow from it
 
@@ -117,7 +104,7 @@ def evaluate(
 ) -> Result:
     """Rank the gallery for every query and summarise where the matches stand.
 
-    protocol: a key of reid.gallery.PROTOCOLS. metric: `cosine` (normalised after any averaging) or `euclidean` (raw
+    protocol: a key of PROTOCOLS. metric: `cosine` (normalised after any averaging) or `euclidean` (raw
     features). partial: `query` is one process's slice of the queries (Features.take), perhaps an empty one; a slice
     without a valid query is then no error and its means are NaN until `merge`.
     Scores are float32; ties are equal float32 scores. Errors: ValueError on bad input or where no query can match.

@@ -9,50 +9,38 @@ another, so a memory-mapped gallery is read once for its norms and then once per
 labels and norms are held.
 """
 
-import itertools
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reid.counting import NEVER, count_before
-from reid.gallery import JUNK, Features, build_gallery
+from reid.metrics.features import JUNK, Features
+from reid.metrics.protocols import build_gallery
+from reid.metrics.scores import (
+    METRICS,
+    NEVER,
+    PRODUCT_ROWS,
+    best_of_scores,
+    count_before,
+    cut,
+    cut_listed,
+    expand_ranges,
+    join_best,
+    squared_norms,
+)
 from reid.precision import exact_products
-from reid.similarity import METRICS, squared_norms
 
 QUERY_BLOCK = 4096  # queries per reading of the gallery
-PRODUCT_ROWS, GALLERY_BLOCK = 256, 65_536  # at most 64 MiB of scores at a time
 MATCH_BLOCK = 1024  # entries scored together for their own sake
-TIE_BLOCK = 1 << 24  # scores at a time while ties are settled
 
 
 def _as_distance(scores: Tensor, embeddings: Tensor) -> Tensor:
     return -(embeddings.square().sum(1, keepdim=True) - 2 * scores).clamp(min=0).sqrt()
 
 
-def cut(size: int) -> list[slice]:
-    """Slices of at most GALLERY_BLOCK entries, all about as long: a product of few columns may round differently."""
-    number = max(1, -(-size // GALLERY_BLOCK))
-    edges = [size * i // number for i in range(number + 1)]
-    return [slice(begin, end) for begin, end in itertools.pairwise(edges)]
-
-
-def cut_listed(size: int, listed: Tensor) -> list[slice]:
-    """Slices of entries that are the rows `listed` (E,) of `size`, each out of one slice of the rows."""
-    edges = [int(torch.searchsorted(listed, part.stop)) for part in cut(size)]
-    return [slice(begin, end) for begin, end in itertools.pairwise([0, *edges]) if begin < end] or [slice(0, 0)]
-
-
-def spread(begin: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Lists (L,) that begin somewhere and have so many items, laid out: list (N,) and place (N,) of every item."""
-    of = torch.arange(len(count), device=count.device).repeat_interleave(count)
-    nth = torch.arange(len(of), device=count.device) - (count.cumsum(0) - count)[of]
-    return of, begin[of] + nth
-
-
 @dataclass(frozen=True)
-class Relatives:
+class SameIdentityPairs:
     """All pairs of a query in a product and an entry of its identity, by query, then in gallery order: row (N,) in the
     product, entry (N,), removed (N,) whether a rule removes the pair."""
 
@@ -99,11 +87,11 @@ class Search:
         """(B, E) of the queries of a product against some entries; larger is nearer. Writable."""
         return self.entries.scores(self._pad(self.queries[rows]), entries)[: rows.stop - rows.start]
 
-    def relatives(self, rows: slice) -> Relatives:
-        row, place = spread(self._begin[rows], self._count[rows])
+    def relatives(self, rows: slice) -> SameIdentityPairs:
+        row, place = expand_ranges(self._begin[rows], self._count[rows])
         entry = self._by_pid[place]
         query = row + rows.start
-        return Relatives(row, entry, self.gallery.removes(query, self.query.camids[query], entry))
+        return SameIdentityPairs(row, entry, self.gallery.removes(query, self.query.camids[query], entry))
 
     def own_scores(self, rows: slice) -> tuple[Tensor, Tensor]:
         """(B,) bool: which queries of a product have a centroid of their own; (B,) its score."""
@@ -125,7 +113,7 @@ class _Matches:
     """The matches of a product's queries as tables (B, P), best first, ties in gallery order, NEVER behind the last:
     scores, entries and `ahead`, what ranks before each so far; count (B,)."""
 
-    def __init__(self, search: Search, rows: slice, relatives: Relatives, scores: Tensor) -> None:
+    def __init__(self, search: Search, rows: slice, relatives: SameIdentityPairs, scores: Tensor) -> None:
         """scores (N,) of the pairs."""
         self.rows, self.relatives = rows, relatives
         has_own, own_scores = search.own_scores(rows)
@@ -133,7 +121,7 @@ class _Matches:
         kept = ~relatives.removed
         row = relatives.row[kept]
         self.count = torch.bincount(row, minlength=rows.stop - rows.start)
-        place = spread(torch.zeros_like(self.count), self.count)[1]
+        place = expand_ranges(torch.zeros_like(self.count), self.count)[1]
         shape = len(self.count), int(self.count.max())
         table, entries = scores.new_full(shape, NEVER), row.new_zeros(shape)
         table[row, place], entries[row, place] = scores[kept], relatives.entry[kept]
@@ -180,7 +168,7 @@ def _match_by_slices(search: Search, products: list[slice]) -> list[_Matches]:
     return tables
 
 
-def _score_pairs(search: Search, rows: slice, pairs: Relatives) -> Tensor:
+def _score_pairs(search: Search, rows: slice, pairs: SameIdentityPairs) -> Tensor:
     """Scores (N,) of the pairs, by products over these entries alone, of one shape for all."""
     entries, place = pairs.entry.unique(return_inverse=True)
     found = torch.zeros(len(place), device=search.device)
@@ -197,7 +185,7 @@ def top_k(
 ) -> tuple[Tensor, Tensor]:
     """The k best entries of each query after the rules: indices (Q, k) int64 and scores (Q, k) float32, on the CPU.
 
-    Indices count rows of the `gallery` given (`image`) or entries of `reid.gallery.build_gallery` (centroid protocols).
+    Indices count rows of the `gallery` given (`image`) or entries of `build_gallery` (centroid protocols).
     Scores: cosine similarity, or minus the Euclidean distance. Where fewer than k entries are left: -1 and -inf.
     """
     indices, scores = best_of_search(Search(query, gallery, protocol, metric), k)
@@ -229,27 +217,6 @@ def _best_of_pass(search: Search, start: int, k: int) -> list[tuple[Tensor, Tens
             pairs.write(scores, part, pairs.removed, NEVER)
             found[:] = [join_best([*found, best_of_scores(scores, k, part.start)], k)]
     return [found[0] for found in best]
-
-
-def best_of_scores(scores: Tensor, k: int, first: int = 0) -> tuple[Tensor, Tensor]:
-    """Entries, counted from `first`, and values of the k largest of each row, ties by the lower entry.
-
-    torch.topk promises no order among ties, so one more is taken, and rows with a tie among these are sorted.
-    """
-    values, entries = scores.topk(min(k + 1, scores.shape[1]), dim=1)
-    tied = (values[:, 1:] == values[:, :-1]).any(1).nonzero().squeeze(1)
-    for rows in tied.split(max(1, TIE_BLOCK // max(1, scores.shape[1]))):
-        # + 0.0 makes -0.0 equal 0.0 for any sort
-        found = (scores[rows] + 0.0).sort(dim=1, descending=True, stable=True)
-        values[rows], entries[rows] = (column[:, : values.shape[1]] for column in found)
-    return entries[:, :k] + first, values[:, :k]
-
-
-def join_best(parts: list[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor]:
-    """The best k of several answers of best_of_scores, given in the order of their entries."""
-    entries, values = (torch.cat(column, dim=1) for column in zip(*parts, strict=True))
-    values, order = values.sort(dim=1, descending=True, stable=True)
-    return entries.gather(1, order)[:, :k], values[:, :k]
 
 
 def _check(query: Features, gallery: Features, metric: str, partial: bool) -> Tensor:

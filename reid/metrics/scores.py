@@ -1,0 +1,182 @@
+"""Scores of queries against gallery features under a metric, exact and without a second copy of the features."""
+
+import itertools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NORM_ROWS = 8192  # features squared at a time: 64 MiB at 2,048 dimensions
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What a metric ranks by: products with rows (N, D), times `scale` (N,), plus `bias` (N,), where given.
+
+    listed (E,), ascending: the rows that are entries, where not all are; the others are multiplied and dropped, which
+    a copy of the entries would spare at the price of its memory.
+    """
+
+    rows: Tensor
+    scale: Tensor | None = None
+    bias: Tensor | None = None
+    listed: Tensor | None = None
+
+    def scores(self, queries: Tensor, entries: slice | Tensor) -> Tensor:
+        """(B, E) float32 of queries (B, D) against some entries; larger is nearer."""
+        if self.listed is None:
+            return self._multiply(queries, entries)
+        rows = self.listed[entries]
+        if not isinstance(entries, slice) or not len(rows):
+            return self._multiply(queries, rows)
+        begin, end = int(rows[0]), int(rows[-1]) + 1
+        scores = self._multiply(queries, slice(begin, end))
+        return scores if end - begin == len(rows) else scores[:, rows - begin]
+
+    def _multiply(self, queries: Tensor, entries: slice | Tensor) -> Tensor:
+        if self.bias is not None:
+            return torch.addmm(self.bias[entries], queries, self.rows[entries].T)
+        scores = queries @ self.rows[entries].T
+        return scores if self.scale is None else scores.mul_(self.scale[entries])
+
+
+def squared_norms(embeddings: Tensor) -> Tensor:
+    """(N,) squared lengths of (N, D), without a second array of that size."""
+    squares = embeddings.new_empty(len(embeddings))
+    for i in range(0, len(embeddings), NORM_ROWS):
+        squares[i : i + NORM_ROWS] = embeddings[i : i + NORM_ROWS].square().sum(1)
+    return squares
+
+
+def _cosine(embeddings: Tensor, squares: Tensor) -> Vectors:
+    """The scores are divided by the norms, not the features, which may be too many to copy. A zero scores zero."""
+    return Vectors(embeddings, scale=1 / squares.sqrt().clamp(min=1e-12))
+
+
+def _euclidean(embeddings: Tensor, squares: Tensor) -> Vectors:
+    """q.g - |g|^2 / 2 = (|q|^2 - d^2) / 2: ranks as the distance does, for a query."""
+    return Vectors(embeddings, bias=squares / -2)
+
+
+METRICS: dict[str, Callable[[Tensor, Tensor], Vectors]] = {"cosine": _cosine, "euclidean": _euclidean}
+
+NEVER = -torch.inf  # the score of what a rule removed, below every real one
+
+COMPARED = 64  # matches of a query up to which comparing with each is faster than sorting
+
+
+def count_before(scores: Tensor, matches: Tensor, entries: Tensor) -> Tensor:
+    """(B, P): how many of `scores` (B, E) rank before each of `matches` (B, P), which descend, NEVER behind the last.
+
+    entries (B, P): where the matches stand in the gallery, counted from the first of the E; they may lie outside.
+    """
+    return (_count_by_bucket if scores.is_cuda else _count_by_comparing)(scores, matches, entries)
+
+
+def _count_by_comparing(scores: Tensor, matches: Tensor, entries: Tensor) -> Tensor:
+    """Row by row in numpy, on the CPU. For 256 x 15,913 scores and 20 matches a query on one core it takes 3 to 20 ms,
+    as the matches stand high or anywhere; sorting the rows takes 66 ms, the product at 2,048 dimensions 270 ms.
+    """
+    rows, thresholds, places = scores.numpy(), matches.numpy(), entries.numpy()
+    number = (matches > NEVER).sum(1).numpy()
+    above = np.zeros(matches.shape, np.int64)
+
+    def count_rows(numbers: np.ndarray) -> None:
+        for r in numbers:
+            n = number[r]
+            if n:
+                above[r, :n] = _count_row(rows[r], thresholds[r, :n], places[r, :n])
+
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(count_rows, np.array_split(np.arange(len(rows)), threads)))
+    return torch.from_numpy(above)
+
+
+def _count_row(scores: np.ndarray, matches: np.ndarray, entries: np.ndarray) -> np.ndarray:
+    """The same for one query; matches descend. Only scores that reach the last match matter, often few."""
+    near = np.flatnonzero(scores >= matches[-1])
+    rest = scores[near]
+    if len(matches) <= COMPARED:
+        above = np.array([np.count_nonzero(rest > match) for match in matches])
+        tied = np.arange(len(matches))
+    else:
+        ordered = np.sort(rest)
+        above = len(rest) - np.searchsorted(ordered, matches, "right")
+        tied = np.flatnonzero(len(rest) - above > np.searchsorted(ordered, matches))
+    before = np.searchsorted(near, entries)
+    for i in tied:
+        above[i] += np.count_nonzero(rest[: before[i]] == matches[i])
+    return above
+
+
+def _count_by_bucket(scores: Tensor, matches: Tensor, entries: Tensor) -> Tensor:
+    """The same on any device, for all rows together, without sorting the scores: each falls between two matches."""
+    ascending = matches.flip(1).contiguous()
+    above = _count_reaching(scores, ascending, right=False)
+    not_below = _count_reaching(scores, ascending, right=True)
+    row, place = ((not_below > above) & (matches > NEVER)).nonzero(as_tuple=True)
+    column = torch.arange(scores.shape[1], device=scores.device)
+    # No more ties at a time than rows, so that their comparisons stay as small as the scores.
+    for r, p in zip(row.split(len(scores)), place.split(len(scores)), strict=True):
+        equal = scores[r] == matches[r, p][:, None]
+        above[r, p] += (equal & (column < entries[r, p][:, None])).sum(1)
+    return above
+
+
+def _count_reaching(scores: Tensor, ascending: Tensor, right: bool) -> Tensor:
+    """(B, P): how many scores (B, E) exceed each of `ascending` (B, P), or with `right` reach it; the largest first."""
+    size, buckets = len(scores), ascending.shape[1] + 1
+    passed = torch.searchsorted(ascending, scores, right=right)  # how many of the row each score exceeds (or reaches)
+    passed += torch.arange(size, device=scores.device)[:, None] * buckets
+    counts = torch.bincount(passed.flatten(), minlength=size * buckets).view(size, buckets)
+    return counts.flip(1).cumsum(1)[:, :-1]
+
+
+PRODUCT_ROWS, GALLERY_BLOCK = 256, 65_536  # at most 64 MiB of scores at a time
+
+TIE_BLOCK = 1 << 24  # scores at a time while ties are settled
+
+
+def cut(size: int) -> list[slice]:
+    """Slices of at most GALLERY_BLOCK entries, all about as long: a product of few columns may round differently."""
+    number = max(1, -(-size // GALLERY_BLOCK))
+    edges = [size * i // number for i in range(number + 1)]
+    return [slice(begin, end) for begin, end in itertools.pairwise(edges)]
+
+
+def cut_listed(size: int, listed: Tensor) -> list[slice]:
+    """Slices of entries that are the rows `listed` (E,) of `size`, each out of one slice of the rows."""
+    edges = [int(torch.searchsorted(listed, part.stop)) for part in cut(size)]
+    return [slice(begin, end) for begin, end in itertools.pairwise([0, *edges]) if begin < end] or [slice(0, 0)]
+
+
+def expand_ranges(begin: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Lists (L,) that begin somewhere and have so many items, laid out: list (N,) and place (N,) of every item."""
+    of = torch.arange(len(count), device=count.device).repeat_interleave(count)
+    nth = torch.arange(len(of), device=count.device) - (count.cumsum(0) - count)[of]
+    return of, begin[of] + nth
+
+
+def best_of_scores(scores: Tensor, k: int, first: int = 0) -> tuple[Tensor, Tensor]:
+    """Entries, counted from `first`, and values of the k largest of each row, ties by the lower entry.
+
+    torch.topk promises no order among ties, so one more is taken, and rows with a tie among these are sorted.
+    """
+    values, entries = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    tied = (values[:, 1:] == values[:, :-1]).any(1).nonzero().squeeze(1)
+    for rows in tied.split(max(1, TIE_BLOCK // max(1, scores.shape[1]))):
+        # + 0.0 makes -0.0 equal 0.0 for any sort
+        found = (scores[rows] + 0.0).sort(dim=1, descending=True, stable=True)
+        values[rows], entries[rows] = (column[:, : values.shape[1]] for column in found)
+    return entries[:, :k] + first, values[:, :k]
+
+
+def join_best(parts: list[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor]:
+    """The best k of several answers of best_of_scores, given in the order of their entries."""
+    entries, values = (torch.cat(column, dim=1) for column in zip(*parts, strict=True))
+    values, order = values.sort(dim=1, descending=True, stable=True)
+    return entries.gather(1, order)[:, :k], values[:, :k]
