@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from reid import config
 from reid.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalize
 from reid.precision import find_wrong_convolution, forward_pass
-from reid.trained import TRAINED, build_models, find_run
+from reid.runs.folder import find_run
+from reid.runs.models import TRAINED, build_models
 
 if TYPE_CHECKING:
     from reid.data.images import Pixels

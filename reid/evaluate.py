@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from reid import checkpoint, program
+from reid import program
 from reid.about import describe
 from reid.compare import compare, format_comparison, write_comparison
 from reid.config import Config, EvaluateConfig, check_evaluation, load, parse, to_dict
@@ -28,10 +28,12 @@ from reid.metrics.features import JUNK, Features
 from reid.metrics.retrieval import Result
 from reid.precision import AUTOCAST_DTYPES
 from reid.report import list_pictures
-from reid.startup import build_pixels, model_knobs
+from reid.runs import checkpoint
+from reid.runs.folder import find_run
+from reid.runs.models import build_models, model_knobs
+from reid.runs.tracking import Tracker
+from reid.startup import build_pixels
 from reid.tables import COST_COLUMNS, RERANKED, Results, format_notes, format_results, list_cost
-from reid.tracking import Tracker
-from reid.trained import build_models, find_run
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

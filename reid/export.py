@@ -31,7 +31,7 @@ from reid import __version__
 from reid.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalize
 from reid.data.manifest import load_manifest
 from reid.embedder import Embedder
-from reid.model import ReIDModel
+from reid.model.network import ReIDModel
 from reid.sources import Found, is_shards, list_folder, list_shards
 
 CHECKED = 8  # images that the file is compared on

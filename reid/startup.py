@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
-import time
-from collections.abc import Iterator
+import socket
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from reid import checkpoint
-from reid.checkpoint import Progress
-from reid.config import Config, SpeedConfig, save
+from reid.config import Config, SpeedConfig
 from reid.data.manifest import JUNK_PID, Manifest, Split
 from reid.data.plan import Plan
-from reid.distributed import from_rank_0
-from reid.files import Held, hold
+from reid.distributed import gather_objects
 from reid.losses.objective import Objective
 from reid.metrics.features import UNKNOWN
+from reid.runs.checkpoint import Progress
 from reid.validation import hold_out
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from reid.data.images import Pixels
-
-CHECKPOINTS = "checkpoints"
 
 
 def set_speed(speed: SpeedConfig) -> None:
@@ -91,11 +83,6 @@ def build_objective(config: Config, num_classes: int, dim: int) -> Objective:
     )
 
 
-def model_knobs(config: Config) -> dict[str, Any]:
-    """Arguments of ReIDModel: the `model` section, and the size of the images that a transformer is built for."""
-    return {**asdict(config.model), "image_size": (config.data.height, config.data.width)}
-
-
 def build_pixels(config: Config, scale: int = 1) -> Pixels:
     """How images are decoded. scale: 1 gives the size that the encoder sees, 2 twice its height and width."""
     from reid.data.images import Pixels
@@ -117,74 +104,6 @@ def describe(config: Config, manifest: Manifest, num_classes: int) -> dict[str, 
         "plan": {"seed": config.seed, **batches, "data.pool_images": config.data.pool_images},
         "optimizer": {"optim.algorithm": config.optim.algorithm},
     }
-
-
-@contextlib.contextmanager
-def own_folder(config: Config) -> Iterator[None]:
-    """The run's folder, made, and this run's alone for the length of the block. ValueError on every rank otherwise."""
-    with contextlib.ExitStack() as stack:
-
-        def take() -> None:
-            try:
-                config.folder.mkdir(parents=True, exist_ok=True)
-                _take_lock(stack, config.folder / ".lock")
-                save(config, config.folder / "config.yaml.new")
-            except Held as error:
-                raise ValueError(
-                    f"{config.folder}: {error} is training in this folder; wait for it, or give another --name"
-                ) from error
-            except OSError as error:
-                reason = error.strerror or error
-                raise ValueError(f"{config.folder} cannot be written: {reason}; give another --runs") from error
-            (config.folder / "config.yaml.new").unlink()
-
-        from_rank_0(take)
-        yield
-
-
-def _take_lock(stack: contextlib.ExitStack, path: Path) -> None:
-    """Held if another run keeps it; a killed run's decoding processes let go of it a few seconds after it."""
-    for _ in range(20):
-        try:
-            stack.enter_context(hold(path))
-            return
-        except Held:
-            time.sleep(0.5)
-    stack.enter_context(hold(path))
-
-
-def choose_checkpoint(config: Config) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from, the same on every rank, and what is wrong with newer ones.
-
-    ValueError rather than write over an earlier run, and where there are only damaged ones.
-    """
-
-    def choose() -> tuple[Path | None, list[str]]:
-        folder = config.folder / CHECKPOINTS
-        if not config.dry_run:
-            checkpoint.restore(folder)
-        found = checkpoint.find(folder)
-        if found and config.resume == "never" and not config.dry_run:
-            raise ValueError(
-                f"{config.folder} holds a run already ({found[0].name}); continue it with --resume=auto, "
-                "or give another --name"
-            )
-        return checkpoint.find_sound(folder) if config.resume == "auto" else (None, [])
-
-    return from_rank_0(choose)
-
-
-def check_space(config: Config, model: nn.Module, objective: nn.Module) -> None:
-    """ValueError where the disk has no room for the checkpoints that will be kept, and the next one."""
-    weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
-    centers = sum(value.numel() * value.element_size() for value in objective.state_dict().values())
-    wanted = (3 * weights + centers) * (config.track.keep_checkpoints + 2)  # weights and Adam's two moments
-    free = shutil.disk_usage(config.folder).free
-    if free < wanted:
-        raise ValueError(
-            f"{config.folder}: {free / 2**20:,.0f} MiB are free, {config.track.keep_checkpoints + 2} checkpoints take "
-            f"{wanted / 2**20:,.0f} MiB; make room, lower track.keep_checkpoints, or give another --runs"
-        )
 
 
 def start_up_text(
@@ -255,3 +174,32 @@ def check_image_size(config: Config, model: nn.Module, device: torch.device) -> 
         ) from error
     finally:
         model.train(was_training)
+
+
+def check_same_everywhere(code: str, data: str) -> list[str]:
+    """Collective. The hosts of the job, each once; ValueError on every rank where code or data differ between ranks.
+
+    code: `code_version()`; data: the manifest's fingerprint. A node with an old copy of either trains something else.
+    """
+    seen = gather_objects((socket.gethostname(), code, data))
+    mends = {"code": "install or copy the same version everywhere", "data": "stage or copy the same shards everywhere"}
+    for place, (what, mend) in enumerate(mends.items(), start=1):
+        groups: dict[str, list[int]] = {}
+        for rank, facts in enumerate(seen):
+            groups.setdefault(facts[place], []).append(rank)
+        if len(groups) > 1:
+            usual = max(groups.values(), key=len)
+            others = {value: ranks for value, ranks in groups.items() if ranks is not usual}
+            named = "; ".join(
+                f"{_name_ranks(ranks)} ({', '.join(sorted({seen[rank][0] for rank in ranks}))}): {value[:24]}"
+                for value, ranks in others.items()
+            )
+            raise ValueError(
+                f"the processes of this run have different {what}: {_name_ranks(usual)}: {seen[usual[0]][place][:24]}, "
+                f"but {named}; {mend}"
+            )
+    return sorted({host for host, _, _ in seen})
+
+
+def _name_ranks(ranks: list[int]) -> str:
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import sys
@@ -16,39 +15,38 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from reid import checkpoint, program
-from reid.checkpoint import Progress
+from reid import program
 from reid.config import Config, check, parse, to_dict, to_yaml
 from reid.data.augmentation import Augmentation, copy_to
 from reid.data.manifest import MANIFEST_NAME, Manifest, load_manifest
 from reid.data.storage import is_remote
 from reid.data.train_loader import TrainLoader
 from reid.distributed import copy_buffers_from_rank_0, from_rank_0, gather_objects, start_accelerator
-from reid.environment import check_same_everywhere, code_version, describe_environment
 from reid.features import Extracted, evaluate_over_ranks, extract
 from reid.files import check_writable, write_file
-from reid.model import ReIDModel, drop_frozen_gradients, freeze_heads
-from reid.normalization import convert_sync
+from reid.model.network import ReIDModel, drop_frozen_gradients, freeze_heads
+from reid.model.sync_batchnorm import convert_sync
 from reid.optim import Schedule, build_optimizer, scale_lr, take_step
+from reid.runs import checkpoint
+from reid.runs.checkpoint import Progress
+from reid.runs.environment import code_version, describe_environment
+from reid.runs.folder import CHECKPOINTS, STOPPED_FILE, check_space, choose_checkpoint, own_folder, write_stopped
+from reid.runs.models import model_knobs
+from reid.runs.tracking import Tracker, name_in_sweep
 from reid.startup import (
-    CHECKPOINTS,
     build_objective,
     build_pixels,
     build_plan,
     can_evaluate,
     check_image_size,
     check_matches,
-    check_space,
-    choose_checkpoint,
+    check_same_everywhere,
     describe,
     hold_out_rows,
-    model_knobs,
-    own_folder,
     set_speed,
     start_up_text,
 )
 from reid.stopping import StopRequest
-from reid.tracking import Tracker, name_in_sweep
 from reid.validation import split_queries
 from reid.watch import DamageWatch, FiniteWatch, HingeWatch, Meter, mean_over_ranks
 
@@ -57,7 +55,6 @@ if TYPE_CHECKING:
 
     from reid.data.images import Pixels
 
-STOPPED_FILE = "stopped.json"
 DRY_STEPS = 2
 SEEDS = 2**64 - 59  # a prime: the seeds of steps are told apart by it however large the run's seed is
 
@@ -365,12 +362,6 @@ def describe_mend(config: Config, saved: bool) -> str:
     """What to do about a loss that is not finite, and what is left of the run."""
     left = f"checkpoints from before are in {config.folder / CHECKPOINTS}" if saved else "no checkpoint exists yet"
     return f"lower optim.lr (now {config.optim.lr}) or set optim.clip_norm; {left}"
-
-
-def write_stopped(config: Config, progress: Progress, reason: str) -> None:
-    """The file that a job script looks for before it asks to be started again."""
-    at = {"epoch": progress.epoch, "step": progress.step, "reason": reason, "checkpoint": progress.name}
-    write_file(config.folder / STOPPED_FILE, json.dumps(at) + "\n")
 
 
 def tell_end(

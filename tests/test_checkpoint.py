@@ -1,4 +1,4 @@
-"""reid/checkpoint.py: what is saved comes back bit by bit, whole or not at all, and only where it belongs."""
+"""reid/runs/checkpoint.py: what is saved comes back bit by bit, whole or not at all, and only where it belongs."""
 
 import json
 from pathlib import Path
@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from reid import checkpoint
-from reid.checkpoint import Progress
 from reid.losses.objective import Objective
-from reid.model import ReIDModel
+from reid.model.network import ReIDModel
 from reid.optim import build_optimizer
+from reid.runs import checkpoint
+from reid.runs.checkpoint import Progress
 from tests.support.drawn import Bomb
 from tests.support.narrow import use_narrow_resnet10
 

@@ -12,7 +12,7 @@ import pytest
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
 
-from reid.tracking import name_in_sweep
+from reid.runs.tracking import name_in_sweep
 from tests.support.programs import ROOT, Program, free_port, launch
 
 BIN = Path(sys.executable).parent

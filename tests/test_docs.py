@@ -25,9 +25,10 @@ import numpy as np
 import pytest
 from accelerate.commands.launch import launch_command_parser
 
-from reid import config, export, model, search
+from reid import config, export, search
 from reid.config import Config, EvaluateConfig, check, check_evaluation, parse
 from reid.metrics import bootstrap, retrieval
+from reid.model import __main__
 from shards.__main__ import main as shards_main
 from tests.test_metrics import random_split
 from tests.test_sweep import program as sweep_program
@@ -264,7 +265,7 @@ CHECKS: dict[str, Callable[[Sequence[str]], None]] = {
     "shards": parser_of(shards_main),
     "reid.search": parser_of(search.main),
     "reid.export": parser_of(export.main),
-    "reid.model": parser_of(model.main),
+    "reid.model": parser_of(__main__.main),
     "launch.sweep": parser_of(sweep_program.main),
 }
 PROGRAMS = {

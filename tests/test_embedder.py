@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 
 import reid
-from reid import Embedder, checkpoint
+from reid import Embedder
 from reid.export import TOLERANCE
 from reid.features import extract
 from reid.metrics.features import JUNK
+from reid.runs import checkpoint
 from tests.support.drawn import HEIGHT, WIDTH, Drawn
 from tests.support.runs import make_run
 

@@ -1,4 +1,4 @@
-"""reid/encoders.py: every encoder against torchvision's (or timm's) own model with the same weights."""
+"""reid/model/encoders.py: every encoder against torchvision's (or timm's) own model with the same weights."""
 
 import sys
 from functools import cache
@@ -10,8 +10,8 @@ import torchvision
 from torch import nn
 from torchvision.models import VisionTransformer
 
-from reid.encoders import ENCODERS, GeneralizedMean, ImageTransformer, build_encoder, resnet10
-from reid.weights import load_weights
+from reid.model.encoders import ENCODERS, GeneralizedMean, ImageTransformer, build_encoder, resnet10
+from reid.model.pretrained import load_weights
 
 HAS_TIMM_REASON = "timm, an optional dependency, is not installed"
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from reid import checkpoint, evaluate
+from reid import evaluate
 from reid.compare import PER_QUERY
 from reid.config import Config, EvaluateConfig, parse
 from reid.data.images import Pixels
@@ -22,10 +22,11 @@ from reid.foreign import read_features
 from reid.metrics import retrieval
 from reid.metrics.protocols import PROTOCOLS
 from reid.metrics.rerank import evaluate_reranked
-from reid.model import ReIDModel
+from reid.model.network import ReIDModel
 from reid.report import PICTURES
+from reid.runs import checkpoint
+from reid.runs.tracking import Tracker
 from reid.tables import RERANKED
-from reid.tracking import Tracker
 from tests.support.drawn import HEIGHT, WIDTH, Drawn, draw_dataset
 from tests.support.runs import make_run
 from tests.support.undrawn import leave_out_pictures

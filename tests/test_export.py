@@ -17,9 +17,10 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from reid import Embedder, checkpoint, export
+from reid import Embedder, export
 from reid.config import load, save
 from reid.metrics.features import JUNK
+from reid.runs import checkpoint
 from tests.support.drawn import HEIGHT, WIDTH, Drawn
 from tests.support.runs import load_once, make_run
 

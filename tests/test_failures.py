@@ -16,10 +16,10 @@ import pytest
 from safetensors.torch import load_file
 
 from reid import startup
-from reid.checkpoint import find
 from reid.files import hold
 from reid.program import STOPPED
-from reid.trained import find_run
+from reid.runs.checkpoint import find
+from reid.runs.folder import find_run
 from shards.__main__ import main as shards_main
 from tests.support.programs import Program, launch
 from tests.support.waiting import WAITS, wait_in_step_6

@@ -120,11 +120,11 @@ def test_no_library_module_imports_a_program():
 
 
 def test_accelerate_stays_in_the_programs_and_checkpoints():
-    assert importers("accelerate") <= PROGRAMS | {"reid.checkpoint", "reid.distributed"}
+    assert importers("accelerate") <= PROGRAMS | {"reid.runs.checkpoint", "reid.distributed"}
 
 
 def test_wandb_stays_in_tracking():
-    assert importers("wandb") == {"reid.tracking"}
+    assert importers("wandb") == {"reid.runs.tracking"}
 
 
 def test_webdataset_stays_in_storage():

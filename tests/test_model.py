@@ -1,4 +1,4 @@
-"""reid/model.py: the neck, heads, what stands still, the command line and the colour histogram, by slow versions."""
+"""The packages reid.model and its neighbours: neck, heads, frozen parts, the command line, the colour histogram."""
 
 from dataclasses import asdict
 
@@ -7,19 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from reid import model as model_module
 from reid.config import ModelConfig
 from reid.data.augmentation import normalize
-from reid.encoders import ENCODERS
-from reid.model import (
-    Classifier,
-    ColourHistogram,
-    ReIDModel,
-    drop_frozen_gradients,
-    freeze_encoder,
-    freeze_heads,
-    main,
-)
+from reid.model import network as model_module
+from reid.model.__main__ import main
+from reid.model.encoders import ENCODERS
+from reid.model.network import Classifier, ReIDModel, drop_frozen_gradients, freeze_encoder, freeze_heads
+from reid.runs.models import ColourHistogram
 from tests.support.narrow import use_narrow_resnet10
 
 LOGITS = {"rtol": 0, "atol": 4e-5}  # float32: 8 roundings of sums up to 40, divided by a temperature of 0.5

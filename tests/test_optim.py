@@ -8,7 +8,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from reid.model import ReIDModel
+from reid.model.network import ReIDModel
 from reid.optim import Schedule, build_optimizer, scale_lr, take_step
 
 

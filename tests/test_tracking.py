@@ -1,4 +1,4 @@
-"""reid/tracking.py: metrics.jsonl line by line, an offline W&B run read back, and W&B failing."""
+"""reid/runs/tracking.py: metrics.jsonl line by line, an offline W&B run read back, and W&B failing."""
 
 import base64
 import json
@@ -13,9 +13,9 @@ import torch
 import wandb
 from PIL import Image
 
-from reid import tracking
-from reid.environment import code_version
-from reid.tracking import Tracker, keep_steps_before
+from reid.runs import tracking
+from reid.runs.environment import code_version
+from reid.runs.tracking import Tracker, keep_steps_before
 from tests.support.offline_runs import read_back, run_of
 
 

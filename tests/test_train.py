@@ -18,7 +18,7 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from reid import checkpoint, startup, stopping
+from reid import startup, stopping
 from reid import train as program
 from reid.config import Config
 from reid.data.images import Pixels
@@ -27,8 +27,10 @@ from reid.distributed import start_accelerator
 from reid.features import Extracted, extract
 from reid.files import check_writable, write_file
 from reid.losses.objective import Objective
-from reid.model import ReIDModel
-from reid.startup import check_image_size, check_matches, check_space
+from reid.model.network import ReIDModel
+from reid.runs import checkpoint
+from reid.runs.folder import check_space
+from reid.startup import check_image_size, check_matches
 from reid.train import describe_step, train
 from shards import market1501
 from shards.build import build

@@ -1,4 +1,4 @@
-"""reid/weights.py: files of tensors and what does not fit, torch's cache, downloads, resized position embeddings."""
+"""reid/model/pretrained.py: files of tensors and what does not fit, the cache, downloads, resized position embeddings."""
 
 import hashlib
 import threading
@@ -13,11 +13,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from reid import weights as weights_module
-from reid.encoders import ImageTransformer, build_encoder, resnet10
 from reid.files import hold
-from reid.model import ReIDModel
-from reid.weights import cached_file, fetch, load_weights, resize_positions, url_of
+from reid.model.encoders import ImageTransformer, build_encoder, resnet10
+from reid.model.network import ReIDModel
+from reid.model.network import pretrained as weights_module
+from reid.model.pretrained import cached_file, fetch, load_weights, resize_positions, url_of
 from tests.support.drawn import Bomb
 from tests.support.narrow import NarrowResNet10, use_narrow_resnet10
 from tests.test_encoders import small_vit

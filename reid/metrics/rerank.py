@@ -23,7 +23,7 @@ from reid.metrics import ranking, retrieval
 from reid.metrics.features import Features
 from reid.metrics.protocols import find
 from reid.metrics.ranking import Search
-from reid.metrics.scores import Vectors, squared_norms
+from reid.metrics.scores import PRODUCT_ROWS, Vectors, best_of_scores, cut, expand_ranges, join_best, squared_norms
 from reid.precision import exact_products
 
 PROTOCOLS = ("image", "centroid_all")

@@ -18,7 +18,7 @@ from reid.distributed import gather_padded, gather_sizes
 from reid.losses import centroid, triplet
 from reid.losses.centroid import sum_by_pid
 from reid.losses.objective import Objective
-from reid.model import ReIDModel
+from reid.model.network import ReIDModel
 from tests.support.pool import Pool
 
 P, K, DIM = 16, 4, 2048

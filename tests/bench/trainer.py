@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from reid.data.augmentation import normalize
 from reid.data.images import Pixels
 from reid.losses.objective import Objective
-from reid.model import ReIDModel
+from reid.model.network import ReIDModel
 from reid.optim import build_optimizer
 from shards.__main__ import main as shards_main
 

@@ -7,7 +7,8 @@ import socket
 import pytest
 import torch.distributed as dist
 
-from reid.environment import check_same_everywhere, code_version, describe_environment, git_commit
+from reid.runs.environment import code_version, describe_environment, git_commit
+from reid.startup import check_same_everywhere
 from tests.support.pool import Pool
 
 

@@ -1,4 +1,4 @@
-"""reid/normalization.py and the frozen encoder under DDP: gloo ranks against one process on the whole batch."""
+"""reid/model/sync_batchnorm.py and the frozen encoder under DDP: gloo ranks against one process on the whole batch."""
 
 import copy
 
@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from reid.distributed import global_mean, rank, world_size
-from reid.model import ReIDModel, drop_frozen_gradients, freeze_encoder
-from reid.normalization import SyncBatchNorm, convert_sync
+from reid.model.network import ReIDModel, drop_frozen_gradients, freeze_encoder
+from reid.model.sync_batchnorm import SyncBatchNorm, convert_sync
 
 SIZES = {2: [3, 5], 3: [4, 1, 3]}  # images of each rank
 

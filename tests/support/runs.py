@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from reid import Embedder, checkpoint
-from reid.checkpoint import Progress
+from reid import Embedder
 from reid.config import Config, save
-from reid.model import ReIDModel
+from reid.model.network import ReIDModel
+from reid.runs import checkpoint
+from reid.runs.checkpoint import Progress
 from reid.startup import describe
 from tests.support.drawn import HEIGHT, WIDTH, Drawn
 

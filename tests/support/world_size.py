@@ -15,8 +15,8 @@ from reid.data.plan import Plan
 from reid.data.train_loader import TrainLoader
 from reid.distributed import gather_objects, is_distributed
 from reid.losses.objective import Objective
-from reid.model import ReIDModel
-from reid.normalization import convert_sync
+from reid.model.network import ReIDModel
+from reid.model.sync_batchnorm import convert_sync
 from reid.optim import Schedule, build_optimizer
 from reid.watch import mean_over_ranks
 from tests.support.drawn import HEIGHT, WIDTH

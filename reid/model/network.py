@@ -1,21 +1,16 @@
-"""The network: encoder, neck (BNNeck) and classifier; and `python -m reid.model`, which fetches weights of encoders."""
+"""The network: encoder, neck (BNNeck) and classifier."""
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import math
 import sys
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from reid.data.augmentation import denormalize
-from reid.encoders import ENCODERS, TIMM, build_encoder
-from reid.weights import cached_file, fetch
+from reid.model.__main__ import main
+from reid.model.encoders import build_encoder
 
 
 class Classifier(nn.Module):
@@ -134,77 +129,6 @@ def freeze_heads(model: ReIDModel) -> None:
     """
     model.neck.requires_grad_(False)
     model.classifier.requires_grad_(False)
-
-
-class ColourHistogram(nn.Module):
-    """A baseline without learning: joint RGB histograms of horizontal stripes of the middle of the image.
-
-    Takes normalised images (B, 3, H, W), as the model does, and gives (B, stripes * product of bins) square roots of
-    shares. Sides are cut off because there the background outweighs the person.
-    """
-
-    def __init__(self, stripes: int = 6, bins: tuple[int, int, int] = (3, 8, 8), side: float = 0.22) -> None:
-        super().__init__()
-        self.stripes, self.bins, self.side = stripes, bins, side
-
-    def forward(self, images: Tensor) -> Tensor:
-        cut = round(self.side * images.shape[3])
-        colours = denormalize(images[..., cut : images.shape[3] - cut]).long()
-        red, green, blue = (colours[:, i] * self.bins[i] // 256 for i in range(3))
-        joint = (red * self.bins[1] + green) * self.bins[2] + blue
-        num_bins = math.prod(self.bins)
-        parts = [stripe.flatten(1) for stripe in joint.tensor_split(self.stripes, dim=1)]
-        counts = [
-            torch.zeros(len(part), num_bins, device=part.device).scatter_add(1, part, torch.ones_like(part).float())
-            for part in parts
-        ]
-        return torch.cat([(count / count.sum(dim=1, keepdim=True)).sqrt() for count in counts], dim=1)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m reid.model list` and `fetch NAME ...`; returns the exit status, 1 on what the user can mend."""
-    parser = argparse.ArgumentParser(prog="python -m reid.model", description="ImageNet weights of encoders.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="the encoders, their parameters, and whether their weights are in the cache")
-    fetching = commands.add_parser("fetch", help="download weights into the cache, for machines without internet")
-    fetching.add_argument("names", nargs="+", metavar="NAME", help=f"e.g. resnet50, or {TIMM}<a model of timm>")
-    options = parser.parse_args(arguments)
-    try:
-        if options.command == "list":
-            _list()
-        for name in options.names if options.command == "fetch" else []:
-            _fetch(name)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _list() -> None:
-    print(f"{'encoder':<18}{'dim':>5}{'parameters':>13}  ImageNet weights")
-    for name in ENCODERS:
-        with torch.device("meta"):
-            encoder, dim = build_encoder(name)
-        size = sum(parameter.numel() for parameter in encoder.parameters())
-        if name == "resnet10":
-            where = "none are published"
-        else:
-            where = f"{cached_file(name)}{'' if cached_file(name).is_file() else ' (not fetched)'}"
-        print(f"{name:<18}{dim:>5}{size:>13,}  {where}")
-    print(f"{TIMM + '<name>':<18}  any model of timm (pip install timm)")
-
-
-def _fetch(name: str) -> None:
-    """Download, and print what a copy on another machine can be compared with."""
-    if name.startswith(TIMM):
-        build_encoder(name, "imagenet")
-        print(f"{name}: in the Hugging Face cache")
-        return
-    if name not in ENCODERS:
-        raise ValueError(f"{name} is no encoder; choose from {', '.join(ENCODERS)}, or timm/<a model of timm>")
-    path = fetch(name)
-    with open(path, "rb") as file:
-        print(f"{path} sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}")
 
 
 if __name__ == "__main__":

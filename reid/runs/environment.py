@@ -1,4 +1,4 @@
-"""What a run was made with: code, versions, machines; and that all its processes have the same code and data."""
+"""What a run was made with: code, versions, machines; for the tracker."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from pathlib import Path
 import torch
 
 from reid import __version__
-from reid.distributed import gather_objects
 
 PACKAGES = ("torch", "torchvision", "accelerate", "webdataset", "wandb", "numpy")
-SOURCE = Path(__file__).parent
+SOURCE = Path(__file__).parents[1]
 
 
 def describe_environment() -> dict[str, str]:
@@ -58,32 +57,3 @@ def _git(*words: str) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def check_same_everywhere(code: str, data: str) -> list[str]:
-    """Collective. The hosts of the job, each once; ValueError on every rank where code or data differ between ranks.
-
-    code: `code_version()`; data: the manifest's fingerprint. A node with an old copy of either trains something else.
-    """
-    seen = gather_objects((socket.gethostname(), code, data))
-    mends = {"code": "install or copy the same version everywhere", "data": "stage or copy the same shards everywhere"}
-    for place, (what, mend) in enumerate(mends.items(), start=1):
-        groups: dict[str, list[int]] = {}
-        for rank, facts in enumerate(seen):
-            groups.setdefault(facts[place], []).append(rank)
-        if len(groups) > 1:
-            usual = max(groups.values(), key=len)
-            others = {value: ranks for value, ranks in groups.items() if ranks is not usual}
-            named = "; ".join(
-                f"{_name_ranks(ranks)} ({', '.join(sorted({seen[rank][0] for rank in ranks}))}): {value[:24]}"
-                for value, ranks in others.items()
-            )
-            raise ValueError(
-                f"the processes of this run have different {what}: {_name_ranks(usual)}: {seen[usual[0]][place][:24]}, "
-                f"but {named}; {mend}"
-            )
-    return sorted({host for host, _, _ in seen})
-
-
-def _name_ranks(ranks: list[int]) -> str:
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reid.environment import describe_environment
+from reid.runs.environment import describe_environment
 
 RUN_ID = "wandb_run_id.txt"
 START_TIMEOUT_S = 60.0  # for the server's answer; the other ranks wait for it at the first step

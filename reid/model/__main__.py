@@ -1,0 +1,59 @@
+"""`python -m reid.model`: lists encoders and downloads their weights."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from reid.model.encoders import ENCODERS, TIMM, build_encoder
+from reid.model.pretrained import cached_file, fetch
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m reid.model list` and `fetch NAME ...`; returns the exit status, 1 on what the user can mend."""
+    parser = argparse.ArgumentParser(prog="python -m reid.model", description="ImageNet weights of encoders.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="the encoders, their parameters, and whether their weights are in the cache")
+    fetching = commands.add_parser("fetch", help="download weights into the cache, for machines without internet")
+    fetching.add_argument("names", nargs="+", metavar="NAME", help=f"e.g. resnet50, or {TIMM}<a model of timm>")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "list":
+            _list()
+        for name in options.names if options.command == "fetch" else []:
+            _fetch(name)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _list() -> None:
+    print(f"{'encoder':<18}{'dim':>5}{'parameters':>13}  ImageNet weights")
+    for name in ENCODERS:
+        with torch.device("meta"):
+            encoder, dim = build_encoder(name)
+        size = sum(parameter.numel() for parameter in encoder.parameters())
+        if name == "resnet10":
+            where = "none are published"
+        else:
+            where = f"{cached_file(name)}{'' if cached_file(name).is_file() else ' (not fetched)'}"
+        print(f"{name:<18}{dim:>5}{size:>13,}  {where}")
+    print(f"{TIMM + '<name>':<18}  any model of timm (pip install timm)")
+
+
+def _fetch(name: str) -> None:
+    """Download, and print what a copy on another machine can be compared with."""
+    if name.startswith(TIMM):
+        build_encoder(name, "imagenet")
+        print(f"{name}: in the Hugging Face cache")
+        return
+    if name not in ENCODERS:
+        raise ValueError(f"{name} is no encoder; choose from {', '.join(ENCODERS)}, or timm/<a model of timm>")
+    path = fetch(name)
+    with open(path, "rb") as file:
+        print(f"{path} sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}")

@@ -1,0 +1,74 @@
+"""A training run's checkpoint as models to evaluate: the trained one, and baselines beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reid.config import Config
+from reid.data.augmentation import denormalize
+from reid.model.network import ReIDModel
+from reid.runs import checkpoint
+
+
+class ColourHistogram(nn.Module):
+    """A baseline without learning: joint RGB histograms of horizontal stripes of the middle of the image.
+
+    Takes normalised images (B, 3, H, W), as the model does, and gives (B, stripes * product of bins) square roots of
+    shares. Sides are cut off because there the background outweighs the person.
+    """
+
+    def __init__(self, stripes: int = 6, bins: tuple[int, int, int] = (3, 8, 8), side: float = 0.22) -> None:
+        super().__init__()
+        self.stripes, self.bins, self.side = stripes, bins, side
+
+    def forward(self, images: Tensor) -> Tensor:
+        cut = round(self.side * images.shape[3])
+        colours = denormalize(images[..., cut : images.shape[3] - cut]).long()
+        red, green, blue = (colours[:, i] * self.bins[i] // 256 for i in range(3))
+        joint = (red * self.bins[1] + green) * self.bins[2] + blue
+        num_bins = math.prod(self.bins)
+        parts = [stripe.flatten(1) for stripe in joint.tensor_split(self.stripes, dim=1)]
+        counts = [
+            torch.zeros(len(part), num_bins, device=part.device).scatter_add(1, part, torch.ones_like(part).float())
+            for part in parts
+        ]
+        return torch.cat([(count / count.sum(dim=1, keepdim=True)).sqrt() for count in counts], dim=1)
+
+
+TRAINED, UNTRAINED, HISTOGRAM = "trained", "untrained encoder", "colour histogram"
+
+
+def build_models(found: Path, knobs: Mapping[str, Any], baselines: Sequence[str], seed: int) -> dict[str, nn.Module]:
+    """The trained model and the baselines asked for, by their row's name. knobs: the run's `model` config.
+
+    ValueError where the checkpoint is of another model.
+    """
+    state = checkpoint.read_state(found)["describes"]
+    saved = state.get("model", {})
+    for name in sorted(saved.keys() & knobs.keys() - {"weights"}):
+        if saved[name] != knobs[name]:
+            raise ValueError(
+                f"{found} holds another model: its {name} is {saved[name]!r}, the run's config.yaml says "
+                f"{knobs[name]!r}; give the run that it belongs to"
+            )
+    trained = ReIDModel(state["classes"], **{**knobs, "weights": "none"})
+    checkpoint.load_weights(found, trained)
+    models: dict[str, nn.Module] = {TRAINED: trained}
+    if "untrained" in baselines:
+        torch.manual_seed(seed)
+        models[UNTRAINED] = ReIDModel(state["classes"], **knobs)
+    if "histogram" in baselines:
+        models[HISTOGRAM] = ColourHistogram()
+    return models
+
+
+def model_knobs(config: Config) -> dict[str, Any]:
+    """Arguments of ReIDModel: the `model` section, and the size of the images that a transformer is built for."""
+    return {**asdict(config.model), "image_size": (config.data.height, config.data.width)}
