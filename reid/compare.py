@@ -12,7 +12,7 @@ import numpy as np
 from reid.about import NAME, About, difference, load_about
 from reid.metrics.bootstrap import Difference, paired
 from reid.metrics.retrieval import Result, load_results
-from reid.tables import format_interval, format_table, percent
+from reid.reports.tables import format_interval, format_table, percent
 
 PER_QUERY = "per_query.npz"
 NOTE = (

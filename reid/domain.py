@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from reid.about import NAME, About, describe, difference, load_about
-from reid.cameras import CameraPairs, measure_camera_pairs
 from reid.compare import PER_QUERY
-from reid.embedding import embed_centroids
 from reid.metrics import retrieval
 from reid.metrics.features import UNKNOWN, Features
 from reid.metrics.retrieval import Result
-from reid.pictures import RankList
-from reid.rank_lists import Read, choose_rank_lists
-from reid.report import Report, write_report
-from reid.tables import RANKS
+from reid.reports.analysis import CameraPairs, RankList, Read, choose_rank_lists, embed_centroids, measure_camera_pairs
+from reid.reports.report import Report, write_report
+from reid.reports.tables import RANKS
 
 
 @dataclass(frozen=True)

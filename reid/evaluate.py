@@ -27,13 +27,13 @@ from reid.metrics import rerank
 from reid.metrics.features import JUNK, Features
 from reid.metrics.retrieval import Result
 from reid.precision import AUTOCAST_DTYPES
-from reid.report import list_pictures
+from reid.reports.report import list_pictures
+from reid.reports.tables import COST_COLUMNS, RERANKED, Results, format_notes, format_results, list_cost
 from reid.runs import checkpoint
 from reid.runs.folder import find_run
 from reid.runs.models import build_models, model_knobs
 from reid.runs.tracking import Tracker
 from reid.startup import build_pixels
-from reid.tables import COST_COLUMNS, RERANKED, Results, format_notes, format_results, list_cost
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

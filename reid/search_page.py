@@ -13,7 +13,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from reid.style import list_facts, wrap
+from reid.reports.style import list_facts, wrap
 
 THUMBNAIL_PX = 256  # longest side of a picture inside the page
 

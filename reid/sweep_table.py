@@ -114,7 +114,7 @@ def draw_heat_map(settings: Sequence[Setting], names: tuple[str, str], metric: s
     """PNG of the metric over two knobs: (across, down), mean over seeds and over knobs that are not shown."""
     from matplotlib.figure import Figure
 
-    from reid.pictures import LIGHT, style_axes, to_png
+    from reid.reports.figures import LIGHT, style_axes, to_png
 
     points: dict[tuple[float, float], list[Setting]] = {}
     for setting in settings:

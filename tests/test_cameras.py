@@ -1,4 +1,4 @@
-"""reid/cameras.py: every cell against an evaluation of the images that the cell is about."""
+"""reid/reports/analysis.py: every cell against an evaluation of the images that the cell is about."""
 
 from unittest import mock
 
@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from reid.cameras import MAX_CAMERAS, CameraPairs, measure_camera_pairs
 from reid.metrics import ranking, retrieval
 from reid.metrics import scores as similarity
 from reid.metrics.features import Features
+from reid.reports.analysis import MAX_CAMERAS, CameraPairs, measure_camera_pairs
 from tests.support.memory import allocations
 
 

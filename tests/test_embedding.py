@@ -1,13 +1,13 @@
-"""reid/embedding.py: what the dots are, that they are the same every time, and when there are none."""
+"""reid/reports/analysis.py: what the dots are, that they are the same every time, and when there are none."""
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.decomposition import PCA
 
-from reid import embedding
-from reid.embedding import Embedding, embed_centroids
 from reid.metrics.features import Features
+from reid.reports import analysis as embedding
+from reid.reports.analysis import Embedding, embed_centroids
 
 
 def draw(identities, images=3, seed=0):

@@ -23,10 +23,10 @@ from reid.metrics import retrieval
 from reid.metrics.protocols import PROTOCOLS
 from reid.metrics.rerank import evaluate_reranked
 from reid.model.network import ReIDModel
-from reid.report import PICTURES
+from reid.reports.report import PICTURES
+from reid.reports.tables import RERANKED
 from reid.runs import checkpoint
 from reid.runs.tracking import Tracker
-from reid.tables import RERANKED
 from tests.support.drawn import HEIGHT, WIDTH, Drawn, draw_dataset
 from tests.support.runs import make_run
 from tests.support.undrawn import leave_out_pictures

@@ -15,13 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reid.cameras import CameraPairs
-from reid.charts import _scale, draw_ap_histogram, draw_camera_pairs, draw_points
-from reid.embedding import Embedding
 from reid.metrics.protocols import PROTOCOLS
-from reid.pictures import DARK, LIGHT, RIGHT, WRONG, Ranked, RankList, draw_cmc, draw_cmc_zoom, draw_rank_lists
-from reid.report import PICTURES, Report, list_pictures, write_report
-from reid.tables import RERANKED, format_notes, format_results, list_cost
+from reid.reports.analysis import CameraPairs, Embedding, Ranked, RankList
+from reid.reports.charts import _scale, draw_ap_histogram, draw_camera_pairs, draw_points
+from reid.reports.figures import DARK, LIGHT, RIGHT, WRONG, draw_cmc, draw_cmc_zoom, draw_rank_lists
+from reid.reports.report import PICTURES, Report, list_pictures, write_report
+from reid.reports.tables import RERANKED, format_notes, format_results, list_cost
 from tests.support.undrawn import leave_out_charts
 
 REID = Path(__file__).parents[1] / "reid"

@@ -1,4 +1,4 @@
-"""reid/model/pretrained.py: files of tensors and what does not fit, the cache, downloads, resized position embeddings."""
+"""reid/model/pretrained.py: files of tensors and what does not fit, the cache, downloads, position embeddings."""
 
 import hashlib
 import threading

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from reid.model.network import pretrained as published
+from reid.model import pretrained as published
 
 if TYPE_CHECKING:
     from torchvision.models import ResNet, VisionTransformer

@@ -7,7 +7,7 @@ import base64
 
 import pytest
 
-from reid import report
+from reid.reports import report
 
 CHARTS = ("draw_cmc", "draw_cmc_zoom", "draw_ap_histogram", "draw_camera_pairs", "draw_points")
 DOT = base64.b64decode(

@@ -11,9 +11,10 @@ from html import escape
 
 from PIL import Image
 
-from reid.pictures import Ranked, RankList, mark
-from reid.style import list_facts, wrap
-from reid.tables import (
+from reid.reports.analysis import Ranked, RankList
+from reid.reports.figures import mark
+from reid.reports.style import list_facts, wrap
+from reid.reports.tables import (
     CENTROID_NOTE,
     COST_COLUMNS,
     PROTOCOLS,

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reid.tables import Results, list_protocols, percent
+from reid.reports.analysis import Ranked, RankList
+from reid.reports.tables import Results, list_protocols, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,25 +25,6 @@ ZOOMED = 10
 LEGEND_COLUMNS, LONG_NAME = 3, 20  # of longer names, two columns fit
 STROKES = (("-", 1.8, "o"), ("--", 1.1, None), (":", 1.4, None), ("-.", 1.1, None))  # by model, the first stands out
 RIGHT, WRONG = "#1a9850", "#d73027"
-
-
-@dataclass
-class Ranked:
-    """One entry of a rank list: image (H, W, 3) uint8 if it is at hand, caption, and whether it matches the query."""
-
-    image: np.ndarray | None
-    caption: str
-    correct: bool
-
-
-@dataclass
-class RankList:
-    """A query and the best entries of its gallery, best first. ap in [0, 1]; title, for example, `best` or `median`."""
-
-    query: Ranked
-    gallery: list[Ranked]
-    ap: float
-    title: str
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from reid.cameras import CameraPairs
-from reid.charts import draw_ap_histogram, draw_camera_pairs, draw_points
-from reid.embedding import Embedding
-from reid.page import Chart, Section, build_page
-from reid.pictures import DARK, LIGHT, RankList, Theme, draw_cmc, draw_cmc_zoom, draw_rank_lists
-from reid.tables import RANKS, Results, percent
+from reid.reports.analysis import CameraPairs, Embedding, RankList
+from reid.reports.charts import draw_ap_histogram, draw_camera_pairs, draw_points
+from reid.reports.figures import DARK, LIGHT, Theme, draw_cmc, draw_cmc_zoom, draw_rank_lists
+from reid.reports.html import Chart, Section, build_page
+from reid.reports.tables import RANKS, Results, percent
 
 PICTURES = ("cmc", "cmc_zoom", "rank_lists", "ap_histogram", "cameras", "pca", "tsne")
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reid.cameras import CameraPairs
-from reid.pictures import DARK, LIGHT, Theme, style_axes, to_png
-from reid.tables import percent
+from reid.reports.analysis import CameraPairs
+from reid.reports.figures import DARK, LIGHT, Theme, style_axes, to_png
+from reid.reports.tables import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,0 +1,1 @@
+"""Reports on an evaluation: tables, figures, analyses and pages."""
