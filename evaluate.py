@@ -1,4 +1,4 @@
-"""Door to reid.evaluate, so that `accelerate launch evaluate.py` works from the root."""
+"""Door to reid.evaluation.evaluate, so that `accelerate launch evaluate.py` works from the root."""
 
 from reid.config import EvaluateConfig, parse
 
@@ -6,7 +6,7 @@ from reid.config import EvaluateConfig, parse
 def main() -> None:
     """Parse first: --help and a wrong flag need no torch, which takes seconds to import."""
     options = parse(EvaluateConfig)
-    from reid.evaluate import start
+    from reid.evaluation.evaluate import start
 
     start(options)
 

@@ -1,4 +1,4 @@
-"""Door to reid.train, so that `accelerate launch train.py` works from the root."""
+"""Door to reid.training.train, so that `accelerate launch train.py` works from the root."""
 
 from reid.config import Config, parse
 
@@ -6,7 +6,7 @@ from reid.config import Config, parse
 def main() -> None:
     """Parse first: --help and a wrong flag need no torch, which takes seconds to import."""
     config = parse(Config)
-    from reid.train import start
+    from reid.training.train import start
 
     start(config)
 

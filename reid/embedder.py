@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,12 +25,10 @@ from torch import Tensor, nn
 
 from reid import config
 from reid.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalize
+from reid.data.images import Pixels
 from reid.precision import find_wrong_convolution, forward_pass
 from reid.runs.folder import find_run
-from reid.runs.models import TRAINED, build_models
-
-if TYPE_CHECKING:
-    from reid.data.images import Pixels
+from reid.runs.models import TRAINED, build_models, model_knobs
 
 Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 """A file, an encoded image, a PIL image, or (height, width, 3) uint8 RGB."""
@@ -87,13 +85,9 @@ class Embedder:
         is_checkpoint = (Path(name) / "state.json").is_file()
         folder, found = find_run("", name) if is_checkpoint else find_run(name, "newest")
         run = config.load(folder / "config.yaml")
-        from reid.data.images import (
-            Pixels,  # after what a user can mistype: it imports torchvision, which takes seconds
-        )
 
-        pixels = Pixels(run.data.height, run.data.width, run.data.max_pixels)
-        knobs = {**asdict(run.model), "image_size": (pixels.height, pixels.width)}
-        model = build_models(found, knobs, [], run.seed)[TRAINED]
+        pixels = Pixels.from_config(run.data)
+        model = build_models(found, model_knobs(run), [], run.seed)[TRAINED]
         return cls(model, pixels, asdict(run.model), found, device, dtype, batch_size, run.data.root)
 
     def embed(self, images: Iterable[Picture]) -> np.ndarray:

@@ -11,21 +11,18 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
+from reid.data.images import Pixels
 from reid.embedder import Embedder
 from reid.index import Entry, Index, Meta
 from reid.index_writer import Appender, append, create, remove
 from reid.nearest import Hit, search
 from reid.search_page import Answer, build_page, to_csv, to_json, to_text
 from reid.sources import Found, is_shards, list_folder, list_shards, read_pictures
-
-if TYPE_CHECKING:
-    from reid.data.images import Pixels
 
 SHOWN_HEIGHT = 256  # people look at more pixels than a small encoder does
 

@@ -9,18 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from reid.data.eval_loader import read_images
+from reid.data.images import Pixels
 from reid.data.manifest import JUNK_PID, MANIFEST_NAME, load_manifest
 from reid.data.shard_reader import Dropped, Identity, read_sound_identities
 from reid.data.storage import is_remote, place_of
 from reid.index import Entry, Source
-
-if TYPE_CHECKING:
-    from reid.data.images import Pixels
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 COLUMNS = ("path", "identity", "camera", "time")

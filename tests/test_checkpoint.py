@@ -9,9 +9,9 @@ from torch import nn
 
 from reid.losses.objective import Objective
 from reid.model.network import ReIDModel
-from reid.optim import build_optimizer
 from reid.runs import checkpoint
 from reid.runs.checkpoint import Progress
+from reid.training.optim import build_optimizer
 from tests.support.drawn import Bomb
 from tests.support.narrow import use_narrow_resnet10
 

@@ -1,4 +1,4 @@
-"""reid/compare.py and reid/about.py: differences over the same queries, and what does not compare."""
+"""reid/evaluation/comparison.py: differences over the same queries, and what does not compare."""
 
 import json
 from dataclasses import replace
@@ -7,8 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from reid.about import describe, difference, load_about
-from reid.compare import PER_QUERY, compare, format_comparison, write_comparison
+from reid.evaluation.comparison import (
+    PER_QUERY,
+    compare,
+    describe,
+    difference,
+    format_comparison,
+    load_about,
+    write_comparison,
+)
 from reid.metrics import retrieval
 from reid.metrics.bootstrap import paired
 from reid.metrics.features import Features

@@ -16,8 +16,8 @@ from PIL import Image
 
 import reid
 from reid import Embedder
+from reid.evaluation.evaluator import extract
 from reid.export import TOLERANCE
-from reid.features import extract
 from reid.metrics.features import JUNK
 from reid.runs import checkpoint
 from tests.support.drawn import HEIGHT, WIDTH, Drawn

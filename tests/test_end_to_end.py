@@ -10,8 +10,8 @@ import pytest
 from safetensors.torch import load_file
 
 from reid.data.manifest import load_manifest
+from reid.evaluation.external_features import read_features
 from reid.export import TOLERANCE
-from reid.foreign import read_features
 from shards.__main__ import main as shards_main
 from tests.support.offline_runs import WANDB, find_files, history_of, read_back, run_of, summary_of
 from tests.support.programs import launch, run_program

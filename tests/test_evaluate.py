@@ -1,4 +1,4 @@
-"""reid/evaluate.py: what a user types and what then lies on disk; bad input ends with one line and status 2."""
+"""The evaluation program: what a user types and what then lies on disk; bad input ends with one line and status 2."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from reid import evaluate
-from reid.compare import PER_QUERY
 from reid.config import Config, EvaluateConfig, parse
 from reid.data.images import Pixels
 from reid.data.manifest import load_manifest
-from reid.features import extract
-from reid.foreign import read_features
+from reid.evaluation import dataset_report, evaluate
+from reid.evaluation.comparison import PER_QUERY
+from reid.evaluation.evaluator import extract
+from reid.evaluation.external_features import read_features
 from reid.metrics import retrieval
 from reid.metrics.protocols import PROTOCOLS
 from reid.metrics.rerank import evaluate_reranked
@@ -226,7 +226,7 @@ def test_a_second_report_on_features_leaves_their_files_and_no_cameras(tmp_path:
     same = np.load(out / "g.npz")
     np.savez(out / "gallery.npz", **same), np.savez(out / "query.npz", **np.load(out / "q.npz"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("reid.domain.measure_camera_pairs", lambda *_: "too many")
+        patch.setattr("reid.evaluation.dataset_report.measure_camera_pairs", lambda *_: "too many")
         call("--features", str(out / "query.npz"), str(out / "gallery.npz"), "--out", str(out))
     assert not (out / "cameras.json").exists() and (out / "query.npz").is_file() and (out / "gallery.npz").is_file()
 
@@ -373,7 +373,7 @@ def test_images_are_named_where_they_lie(drawn: Drawn) -> None:
     sources = [file for files in drawn.sources("gallery") for file in files if not file.name.startswith("-1")]
     identities = drawn.manifest.split("gallery")
     for row in (0, 7, len(sources) - 1):
-        named = evaluate.name_image(drawn.manifest, "gallery", row)
+        named = dataset_report.name_image(drawn.manifest, "gallery", row)
         pid = int(sources[row].name.split("_")[0])
         nth = 1 + [file for file in sources if file.name[:4] == sources[row].name[:4]].index(sources[row])
         assert f"(pid {pid}, row {row})" in named and any(shard.name in named for shard in identities.shards)

@@ -15,11 +15,11 @@ from types import SimpleNamespace
 import pytest
 from safetensors.torch import load_file
 
-from reid import startup
 from reid.files import hold
 from reid.program import STOPPED
 from reid.runs.checkpoint import find
 from reid.runs.folder import find_run
+from reid.training import setup as startup
 from shards.__main__ import main as shards_main
 from tests.support.programs import Program, launch
 from tests.support.waiting import WAITS, wait_in_step_6

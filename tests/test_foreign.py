@@ -1,4 +1,4 @@
-"""reid/foreign.py: features of other systems, what is refused, and our own written and read back."""
+"""reid/evaluation/external_features.py: features of other systems, what is refused, our own read back."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from reid.foreign import read_features, read_pictures, write_features
+from reid.evaluation.external_features import read_features, read_pictures, write_features
 from reid.metrics import retrieval
 from reid.metrics.features import Features
 from tests.support.drawn import Bomb

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from reid import search
-from reid.about import describe
-from reid.compare import PER_QUERY
+from reid.evaluation.comparison import PER_QUERY, describe
 from reid.metrics import Features, retrieval
 from tests.support.drawn import Drawn
 from tests.support.runs import make_run
@@ -23,7 +22,11 @@ ROOT = Path(__file__).parents[1]
 REID = sorted((ROOT / "reid").rglob("*.py"))
 SHARDS = sorted((ROOT / "shards").rglob("*.py"))
 DOORS = [ROOT / "train.py", ROOT / "evaluate.py"]
-PROGRAMS = {"reid.train", "reid.evaluate", "reid.startup"}  # startup: what train does before its first step
+PROGRAMS = {
+    "reid.training.train",
+    "reid.evaluation.evaluate",
+    "reid.training.setup",
+}  # startup: what train does before its first step
 HEAVY = ("torch", "torch._dynamo", "torchvision", "accelerate", "sklearn", "matplotlib", "wandb", "webdataset")
 RUNS_CODE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
@@ -59,7 +62,7 @@ def importers(package: str) -> set[str]:
 
 
 def test_the_files_are_found():
-    assert {"reid.data.plan", "reid.train", "shards.build", "shards.__main__"} <= MODULES
+    assert {"reid.data.plan", "reid.training.train", "shards.build", "shards.__main__"} <= MODULES
     assert imports(ROOT / "reid" / "data" / "train_loader.py") >= {
         "torch",
         "numpy",

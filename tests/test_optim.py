@@ -1,4 +1,4 @@
-"""reid/optim.py: the learning rate against a table made by hand, Adam against its equations."""
+"""reid/training/optim.py: the learning rate against a table made by hand, Adam against its equations."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from reid.model.network import ReIDModel
-from reid.optim import Schedule, build_optimizer, scale_lr, take_step
+from reid.training.optim import Schedule, build_optimizer, scale_lr, take_step
 
 
 @pytest.mark.parametrize(

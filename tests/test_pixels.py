@@ -46,7 +46,7 @@ def by_pillow(data: bytes, height: int, width: int) -> np.ndarray:
     ],
 )
 def test_agrees_with_pillow(monkeypatch, operator, size, mode, form, options):
-    monkeypatch.setattr(pixels, "_HAS_OPERATOR", operator and pixels._HAS_OPERATOR)
+    monkeypatch.setattr(pixels, "_has_jpeg_operator", lambda: operator and hasattr(torch.ops.image, "decode_jpeg"))
     data = encode(picture(mode), form, **options)
     found = Pixels(*size).decode(data, "x")
     assert found.shape == (3, *size) and found.dtype == torch.uint8

@@ -18,20 +18,21 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from reid import startup, stopping
-from reid import train as program
 from reid.config import Config
 from reid.data.images import Pixels
 from reid.data.manifest import load_manifest
 from reid.distributed import start_accelerator
-from reid.features import Extracted, extract
+from reid.evaluation.evaluator import Extracted, extract
 from reid.files import check_writable, write_file
 from reid.losses.objective import Objective
 from reid.model.network import ReIDModel
 from reid.runs import checkpoint
 from reid.runs.folder import check_space
-from reid.startup import check_image_size, check_matches
-from reid.train import describe_step, train
+from reid.training import preemption as stopping
+from reid.training import setup as startup
+from reid.training import train as program
+from reid.training.setup import check_image_size, check_matches
+from reid.training.train import describe_step, train
 from shards import market1501
 from shards.build import build
 from shards.pedestrians import synthesize

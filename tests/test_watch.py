@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from reid import watch as watch_module
-from reid.watch import FiniteWatch, HingeWatch, Meter
+from reid.training import monitors as watch_module
+from reid.training.monitors import FiniteWatch, HingeWatch, Meter
 
 NAMES = ["0002", "0007", "0010"]
 

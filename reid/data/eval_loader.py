@@ -7,19 +7,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from reid.data.images import Pixels
 from reid.data.manifest import Manifest, Split
 from reid.data.shard_reader import read_identities
 from reid.data.workers import WorkerError, begin_worker, receive, start_workers
-
-if TYPE_CHECKING:
-    from reid.data.images import Pixels
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,37 @@
 """Encoded images -> pixels: the one way in which training, evaluation and search see an image."""
 
+from __future__ import annotations
+
 import io
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision.io  # noqa: F401 (registers the operator used below)
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from reid.config import DataConfig
 from reid.data.manifest import MAX_PIXELS
 
-# torchvision's public decode_jpeg warns at each call that it will move to TorchCodec, whose versions depend on torch's.
-# The operator behind it is called directly; a torchvision without it leaves the work to Pillow.
-_HAS_OPERATOR = hasattr(torch.ops.image, "decode_jpeg")
 _RGB = 3  # torchvision's ImageReadMode.RGB
 _HAS_SIZE = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG frame headers; the three are tables
 _ALONE = frozenset({0x01, *range(0xD0, 0xDA)})  # no length stands behind them; no encoder puts one before a frame
 _JPEG_COLOURS = (1, 3)  # grey, colour; four components (CMYK) are Pillow's work
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")  # Pillow reads 40 more, some by running other programs
+
+
+@cache
+def _has_jpeg_operator() -> bool:
+    """Import torchvision and return whether it registered its JPEG operator.
+
+    torchvision's public decode_jpeg warns at each call that it will move to TorchCodec, whose versions depend on
+    torch's. The operator behind it is called directly; a torchvision without it leaves the work to Pillow.
+    """
+    import torchvision.io  # noqa: F401
+
+    return hasattr(torch.ops.image, "decode_jpeg")
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,14 @@ class Pixels:
     height: int
     width: int
     max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        _has_jpeg_operator()  # imported before decoding processes start, once for all of them
+
+    @classmethod
+    def from_config(cls, data: DataConfig, scale: int = 1) -> Pixels:
+        """Return the decoder of a configuration, at `scale` times the encoder's height and width."""
+        return cls(scale * data.height, scale * data.width, data.max_pixels)
 
     def decode(self, data: bytes | memoryview, where: str) -> Tensor:
         """Encoded image -> (3, height, width) uint8 RGB, upright as EXIF says. Errors (ValueError) name `where`.
@@ -51,7 +71,7 @@ class Pixels:
     def _decode_jpeg(self, data: bytes | memoryview) -> Tensor | None:
         """(3, h, w) uint8, or None for what is no usual JPEG."""
         found = find_jpeg_size(data)
-        if found is None or found[2] not in _JPEG_COLOURS or not _HAS_OPERATOR:
+        if found is None or found[2] not in _JPEG_COLOURS or not _has_jpeg_operator():
             return None
         self._check_size(found[1], found[0])
         try:

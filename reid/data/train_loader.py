@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,15 +14,13 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from reid.data.augmentation import Augmentation, Parameters, concatenate
+from reid.data.images import Pixels
 from reid.data.manifest import MANIFEST_NAME, Split
 from reid.data.plan import Plan, StreamSteps
 from reid.data.pool import Pool
 from reid.data.shard_reader import DamagedData, Dropped, Identity, OnDamage
 from reid.data.storage import stamp_of
 from reid.data.workers import WorkerError, begin_worker, receive, start_workers
-
-if TYPE_CHECKING:
-    from reid.data.images import Pixels
 
 STEPS_PER_DRAW = 64  # steps whose augmentation is drawn at once
 

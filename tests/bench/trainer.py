@@ -29,7 +29,7 @@ from reid.data.augmentation import normalize
 from reid.data.images import Pixels
 from reid.losses.objective import Objective
 from reid.model.network import ReIDModel
-from reid.optim import build_optimizer
+from reid.training.optim import build_optimizer
 from shards.__main__ import main as shards_main
 
 K, CLASSES, ROUNDS = 4, 80, 2

@@ -8,7 +8,7 @@ import pytest
 import torch.distributed as dist
 
 from reid.runs.environment import code_version, describe_environment, git_commit
-from reid.startup import check_same_everywhere
+from reid.training.setup import check_same_everywhere
 from tests.support.pool import Pool
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from reid.data.images import Pixels
 from reid.data.manifest import load_manifest
-from reid.features import evaluate_over_ranks, extract
+from reid.evaluation.evaluator import evaluate_over_ranks, extract
 from reid.metrics.retrieval import Result
 from tests.support.drawn import HEIGHT, WIDTH, Drawn, draw_dataset
 from tests.support.pool import Pool

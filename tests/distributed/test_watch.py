@@ -3,7 +3,7 @@
 import torch
 import torch.distributed as dist
 
-from reid.watch import FiniteWatch, HingeWatch, mean_over_ranks
+from reid.training.monitors import FiniteWatch, HingeWatch, mean_over_ranks
 from tests.support.pool import Pool
 
 

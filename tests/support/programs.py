@@ -27,7 +27,15 @@ GRACE_S = 30  # from a launcher's SIGTERM to its SIGKILL, as torchrun's
 CONTEXT = multiprocessing.get_context("forkserver")
 # Not wandb: it makes a temporary folder when it is imported, which the first of the processes to end would remove.
 CONTEXT.set_forkserver_preload(
-    ["torch._dynamo", "torchvision", "accelerate", "webdataset", "matplotlib.figure", "sklearn.manifold", "reid.train"]
+    [
+        "torch._dynamo",
+        "torchvision",
+        "accelerate",
+        "webdataset",
+        "matplotlib.figure",
+        "sklearn.manifold",
+        "reid.training.train",
+    ]
 )
 
 

@@ -14,7 +14,7 @@ from reid.config import Config, save
 from reid.model.network import ReIDModel
 from reid.runs import checkpoint
 from reid.runs.checkpoint import Progress
-from reid.startup import describe
+from reid.training.setup import describe
 from tests.support.drawn import HEIGHT, WIDTH, Drawn
 
 FEW = 6

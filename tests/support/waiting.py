@@ -11,7 +11,7 @@ import runpy
 import time
 from pathlib import Path
 
-from reid.stopping import POLL_S, StopRequest
+from reid.training.preemption import POLL_S, StopRequest
 
 WAITS = "waits for its signal"
 

@@ -17,8 +17,8 @@ from reid.distributed import gather_objects, is_distributed
 from reid.losses.objective import Objective
 from reid.model.network import ReIDModel
 from reid.model.sync_batchnorm import convert_sync
-from reid.optim import Schedule, build_optimizer
-from reid.watch import mean_over_ranks
+from reid.training.monitors import mean_over_ranks
+from reid.training.optim import Schedule, build_optimizer
 from tests.support.drawn import HEIGHT, WIDTH
 
 

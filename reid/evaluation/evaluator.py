@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,16 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from reid.config import Config, EvaluateConfig
 from reid.data.augmentation import normalize
 from reid.data.eval_loader import EvalLoader
-from reid.data.manifest import Manifest
+from reid.data.images import Pixels
+from reid.data.manifest import Manifest, load_manifest
 from reid.distributed import gather_objects, gather_padded, gather_sizes, rank, world_size
-from reid.metrics import Features, retrieval
+from reid.evaluation.dataset_report import Evaluated, name_image
+from reid.evaluation.external_features import check_finite
+from reid.metrics import Features, rerank, retrieval
+from reid.metrics.features import JUNK
 from reid.metrics.retrieval import Result
-from reid.precision import forward_pass
+from reid.precision import AUTOCAST_DTYPES, forward_pass
+from reid.reports.tables import RERANKED
 
 if TYPE_CHECKING:
-    from reid.data.images import Pixels
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -95,3 +101,66 @@ def evaluate_over_ranks(
         )
         for protocol in protocols
     }
+
+
+def load_manifests(roots: Sequence[str]) -> dict[str, Manifest]:
+    """ValueError on data without queries and gallery, and on data given twice."""
+    manifests: dict[str, Manifest] = {}
+    for root in roots:
+        manifest = load_manifest(root)
+        for split in ("query", "gallery"):
+            if not (manifest.split(split).pids != JUNK).any():
+                raise ValueError(f"{root}: the {split} split holds no image; there is nothing to evaluate")
+        same = [other for other, known in manifests.items() if known.fingerprint == manifest.fingerprint]
+        if root in manifests or same:
+            raise ValueError(f"--data: {root} holds the same data as {(same or [root])[0]}; give each dataset once")
+        manifests[root] = manifest
+    return manifests
+
+
+def evaluate_model(
+    model: torch.nn.Module,
+    root: str,
+    manifest: Manifest,
+    config: Config,
+    options: EvaluateConfig,
+    accelerator: Accelerator,
+) -> Evaluated:
+    """Features are extracted once, in float32 unless --precision says otherwise, and serve every protocol."""
+    pixels = Pixels.from_config(config.data)
+    splits = []
+    for split in ("query", "gallery"):
+        features = extract(
+            model, root, manifest, split, pixels, batch_size=options.batch_size, workers=options.workers,
+            device=accelerator.device, dtype=AUTOCAST_DTYPES[options.precision],
+        ).features  # fmt: skip
+        check_finite(features, f"{root}: {split}", lambda i, split=split: name_image(manifest, split, i))  # type: ignore[misc]
+        splits.append(features)
+    return rank_protocols(splits[0], splits[1], options)
+
+
+def rank_protocols(query: Features, gallery: Features, options: EvaluateConfig) -> Evaluated:
+    """Every protocol's result. One without a possible match is left out with a warning, unless all are."""
+    results: dict[str, Result] = {}
+    warnings: list[str] = []
+    first_error: ValueError | None = None
+    max_rank = max(options.max_rank, *options.ranks)
+    for protocol in options.protocols:
+        try:
+            results |= evaluate_over_ranks(query, gallery, [protocol], max_rank, options.metric)
+        except ValueError as error:
+            first_error = first_error or error
+            warnings.append(f"{protocol} is left out: {error}")
+    if first_error and not results:
+        raise first_error
+    for asked, row in RERANKED.items():
+        if not options.rerank or asked not in options.protocols or rank():  # one rank: it needs all queries at once
+            continue
+        try:
+            results[row] = rerank.evaluate_reranked(
+                query, gallery, asked, options.metric, options.rerank_k1, options.rerank_k2, options.rerank_lambda,
+                max_rank,
+            )  # fmt: skip
+        except ValueError as error:
+            warnings.append(f"{row} is left out: {error}")
+    return Evaluated(query, gallery, results, warnings)

@@ -7,10 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reid.about import NAME, About, describe, difference, load_about
-from reid.compare import PER_QUERY
+import numpy as np
+
+from reid.config import Config
+from reid.data.eval_loader import read_images
+from reid.data.images import Pixels
+from reid.data.manifest import Manifest
+from reid.evaluation.comparison import NAME, PER_QUERY, About, describe, difference, load_about
+from reid.evaluation.external_features import Foreign, read_pictures
 from reid.metrics import retrieval
-from reid.metrics.features import UNKNOWN, Features
+from reid.metrics.features import JUNK, UNKNOWN, Features
 from reid.metrics.retrieval import Result
 from reid.reports.analysis import CameraPairs, RankList, Read, choose_rank_lists, embed_centroids, measure_camera_pairs
 from reid.reports.report import Report, write_report
@@ -160,3 +166,68 @@ def find_warnings(row: Evaluated) -> list[str]:
 
 def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+MAX_PIXELS = 50_000_000  # of a picture in a rank list; a guard against decompression bombs
+
+SHOWN_HEIGHT = 128  # people look at more pixels than a small encoder does
+
+
+def name_image(manifest: Manifest, split: str, row: int) -> str:
+    """Where the image of a row of the features (junk left out) lies, for a person who looks for it."""
+    part = manifest.split(split)
+    place = int(kept_places(manifest, split)[row])
+    identity = int(np.searchsorted(np.cumsum(part.images), place, side="right"))
+    nth = place - int(part.images[:identity].sum()) + 1
+    return (
+        f"image {nth} of identity {part.names[identity]} (pid {part.pids[identity]}, row {row}) in "
+        f"{part.shards[part.shard[identity]].name}"
+    )
+
+
+def kept_places(manifest: Manifest, split: str) -> np.ndarray:
+    """(N,) places in storage order of the images that have features: all but junk."""
+    part = manifest.split(split)
+    return np.flatnonzero(np.repeat(part.pids != JUNK, part.images))
+
+
+def domain_of_run(found: Path, root: str, manifest: Manifest, config: Config, trained_on: str) -> Domain:
+    pixels = Pixels.from_config(config.data, scale=max(1, round(SHOWN_HEIGHT / config.data.height)))
+
+    def read(split: str, rows: Sequence[int]) -> list[np.ndarray]:
+        return read_images(root, manifest, split, kept_places(manifest, split)[list(rows)].tolist(), pixels)
+
+    notes, warnings = [], []
+    if trained_on and trained_on != manifest.fingerprint:
+        notes.append(
+            f"Across domains: the checkpoint was trained on other data (fingerprint {trained_on[:12]}) than it is "
+            f"evaluated on ({manifest.fingerprint[:12]})."
+        )
+    if manifest.skipped:
+        warnings.append(f"{len(manifest.skipped)} broken images were left out when the shards were built")
+    return Domain(manifest.dataset, str(found), manifest.fingerprint, read, "", notes, warnings)
+
+
+def domain_of_features(dataset: str, query: Foreign, gallery: Foreign, images: str) -> Domain:
+    splits = {"query": query, "gallery": gallery}
+
+    def read(split: str, rows: Sequence[int]) -> list[np.ndarray | None]:
+        folder = Path(images) if images else splits[split].source.parent
+        return read_pictures(splits[split], rows, folder, MAX_PIXELS)
+
+    named = query.paths is not None and gallery.paths is not None
+    no_pictures = "" if named else "As text: the feature files name no images: they have no paths."
+    notes = []
+    if not (query.knows_cameras and gallery.knows_cameras):
+        notes.append(
+            "No camera ids: images of the query's identity by its own camera are not removed. Figures are then higher "
+            "than published ones, which remove them."
+        )
+    warnings = []
+    if gallery.features.distractors is None and bool((gallery.features.pids == 0).any()):
+        number = int((gallery.features.pids == 0).sum())
+        warnings.append(
+            f"{number:,} gallery images have pid 0 and the file has no distractors key: they count as one identity"
+        )
+    source = f"{query.source}, {gallery.source}"
+    return Domain(dataset, source, "", read if named else None, no_pictures, notes, warnings)

@@ -18,24 +18,25 @@ from tqdm import tqdm
 from reid import program
 from reid.config import Config, check, parse, to_dict, to_yaml
 from reid.data.augmentation import Augmentation, copy_to
+from reid.data.images import Pixels
 from reid.data.manifest import MANIFEST_NAME, Manifest, load_manifest
 from reid.data.storage import is_remote
 from reid.data.train_loader import TrainLoader
-from reid.distributed import copy_buffers_from_rank_0, from_rank_0, gather_objects, start_accelerator
-from reid.features import Extracted, evaluate_over_ranks, extract
+from reid.distributed import from_rank_0, gather_objects, start_accelerator
 from reid.files import check_writable, write_file
 from reid.model.network import ReIDModel, drop_frozen_gradients, freeze_heads
 from reid.model.sync_batchnorm import convert_sync
-from reid.optim import Schedule, build_optimizer, scale_lr, take_step
 from reid.runs import checkpoint
 from reid.runs.checkpoint import Progress
 from reid.runs.environment import code_version, describe_environment
 from reid.runs.folder import CHECKPOINTS, STOPPED_FILE, check_space, choose_checkpoint, own_folder, write_stopped
 from reid.runs.models import model_knobs
 from reid.runs.tracking import Tracker, name_in_sweep
-from reid.startup import (
+from reid.training.monitors import DamageWatch, FiniteWatch, HingeWatch, Meter, mean_over_ranks
+from reid.training.optim import Schedule, build_optimizer, scale_lr, take_step
+from reid.training.preemption import StopRequest
+from reid.training.setup import (
     build_objective,
-    build_pixels,
     build_plan,
     can_evaluate,
     check_image_size,
@@ -46,14 +47,11 @@ from reid.startup import (
     set_speed,
     start_up_text,
 )
-from reid.stopping import StopRequest
-from reid.validation import split_queries
-from reid.watch import DamageWatch, FiniteWatch, HingeWatch, Meter, mean_over_ranks
+from reid.training.validation import describe_scores, evaluate_held_out, evaluate_test, extract_part
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from reid.data.images import Pixels
 
 DRY_STEPS = 2
 SEEDS = 2**64 - 59  # a prime: the seeds of steps are told apart by it however large the run's seed is
@@ -136,7 +134,7 @@ def run(config: Config, manifest: Manifest, accelerator: Accelerator, hosts: Seq
         lr, steps, optim.warmup_epochs, optim.warmup_factor, optim.milestones, optim.gamma, optim.schedule, epochs
     )
     augmentation = Augmentation(**asdict(config.augment))
-    pixels = build_pixels(config)
+    pixels = Pixels.from_config(config.data)
     loader = TrainLoader(
         config.data.root,
         split,
@@ -353,11 +351,6 @@ def describe_step(epoch: int, epochs: int, values: dict[str, float], speed: dict
     )
 
 
-def describe_scores(scores: dict[str, float]) -> str:
-    parts = [f"{name} {value:.4f}" for name, value in scores.items() if name.endswith(("/mAP", "/rank1"))]
-    return ", ".join(parts)
-
-
 def describe_mend(config: Config, saved: bool) -> str:
     """What to do about a loss that is not finite, and what is left of the run."""
     left = f"checkpoints from before are in {config.folder / CHECKPOINTS}" if saved else "no checkpoint exists yet"
@@ -381,55 +374,6 @@ def tell_end(
             metric = "val/mAP" if config.data.val_identities else "image/mAP"
             print(f"{metric}: best {figures['best']:.4f} ({progress.best_name or 'not kept'}), last "
                   f"{figures['last']:.4f}", flush=True)  # fmt: skip
-
-
-def evaluate_test(
-    config: Config, model: torch.nn.Module, manifest: Manifest, pixels: Pixels, accelerator: Accelerator
-) -> dict[str, float]:
-    """Image and centroid figures of query against gallery, on all ranks; the unwrapped model, as DDP would hang."""
-    query, gallery = (
-        extract_part(config, model, manifest, pixels, accelerator, split, None).features
-        for split in ("query", "gallery")
-    )
-    scores: dict[str, float] = {}
-    for protocol, result in evaluate_over_ranks(query, gallery, ["image", "centroid"]).items():
-        scores |= {
-            f"{protocol}/mAP": result.mAP,
-            f"{protocol}/mINP": result.mINP,
-            f"{protocol}/rank1": float(result.cmc[0]),
-        }
-    return scores
-
-
-def evaluate_held_out(
-    config: Config,
-    model: torch.nn.Module,
-    manifest: Manifest,
-    pixels: Pixels,
-    accelerator: Accelerator,
-    held_out: np.ndarray,
-) -> dict[str, float]:
-    """Image figures of the identities that were held out of training."""
-    rows = np.flatnonzero(held_out)
-    query, gallery = split_queries(extract_part(config, model, manifest, pixels, accelerator, "train", rows).features)
-    result = evaluate_over_ranks(query, gallery, ["image"])["image"]
-    return {"val/mAP": result.mAP, "val/mINP": result.mINP, "val/rank1": float(result.cmc[0])}
-
-
-def extract_part(
-    config: Config,
-    model: torch.nn.Module,
-    manifest: Manifest,
-    pixels: Pixels,
-    accelerator: Accelerator,
-    split: str,
-    rows: np.ndarray | None,
-) -> Extracted:
-    copy_buffers_from_rank_0(model)
-    return extract(
-        model, config.data.root, manifest, split, pixels, batch_size=config.eval.batch_size,
-        workers=config.data.workers, device=accelerator.device, rows=rows,
-    )  # fmt: skip
 
 
 if __name__ == "__main__":

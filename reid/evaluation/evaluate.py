@@ -9,39 +9,39 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from reid import program
-from reid.about import describe
-from reid.compare import compare, format_comparison, write_comparison
-from reid.config import Config, EvaluateConfig, check_evaluation, load, parse, to_dict
-from reid.data.eval_loader import read_images
-from reid.data.manifest import Manifest, load_manifest
-from reid.distributed import check_precision, rank, start_accelerator
-from reid.domain import Domain, Evaluated, choose_folder, read_about, step_aside, write_domain, write_json
-from reid.features import evaluate_over_ranks, extract
+from reid.config import EvaluateConfig, check_evaluation, load, parse, to_dict
+from reid.distributed import check_precision, start_accelerator
+from reid.evaluation.comparison import compare, describe, format_comparison, write_comparison
+from reid.evaluation.dataset_report import (
+    Domain,
+    Evaluated,
+    choose_folder,
+    domain_of_features,
+    domain_of_run,
+    read_about,
+    step_aside,
+    write_domain,
+    write_json,
+)
+from reid.evaluation.evaluator import evaluate_model, load_manifests, rank_protocols
+from reid.evaluation.external_features import read_features, write_features
 from reid.files import check_writable, make_folder
-from reid.foreign import Foreign, check_finite, read_features, read_pictures, write_features
-from reid.metrics import rerank
-from reid.metrics.features import JUNK, Features
-from reid.metrics.retrieval import Result
-from reid.precision import AUTOCAST_DTYPES
+from reid.metrics.features import Features
 from reid.reports.report import list_pictures
 from reid.reports.tables import COST_COLUMNS, RERANKED, Results, format_notes, format_results, list_cost
 from reid.runs import checkpoint
 from reid.runs.folder import find_run
 from reid.runs.models import build_models, model_knobs
 from reid.runs.tracking import Tracker
-from reid.startup import build_pixels
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 FOREIGN = "features"  # the row's name
-MAX_PIXELS = 50_000_000  # of a picture in a rank list; a guard against decompression bombs
 RAW = ("mAP", "mAP_trapezoid", "mINP", "gallery_size", "num_valid_queries")  # columns of W&B's table
-SHOWN_HEIGHT = 128  # people look at more pixels than a small encoder does
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -119,104 +119,6 @@ def evaluate_run(options: EvaluateConfig) -> Path:
     return base if len(manifests) > 1 else next(iter(tables), base)
 
 
-def load_manifests(roots: Sequence[str]) -> dict[str, Manifest]:
-    """ValueError on data without queries and gallery, and on data given twice."""
-    manifests: dict[str, Manifest] = {}
-    for root in roots:
-        manifest = load_manifest(root)
-        for split in ("query", "gallery"):
-            if not (manifest.split(split).pids != JUNK).any():
-                raise ValueError(f"{root}: the {split} split holds no image; there is nothing to evaluate")
-        same = [other for other, known in manifests.items() if known.fingerprint == manifest.fingerprint]
-        if root in manifests or same:
-            raise ValueError(f"--data: {root} holds the same data as {(same or [root])[0]}; give each dataset once")
-        manifests[root] = manifest
-    return manifests
-
-
-def evaluate_model(
-    model: torch.nn.Module,
-    root: str,
-    manifest: Manifest,
-    config: Config,
-    options: EvaluateConfig,
-    accelerator: Accelerator,
-) -> Evaluated:
-    """Features are extracted once, in float32 unless --precision says otherwise, and serve every protocol."""
-    pixels = build_pixels(config)
-    splits = []
-    for split in ("query", "gallery"):
-        features = extract(
-            model, root, manifest, split, pixels, batch_size=options.batch_size, workers=options.workers,
-            device=accelerator.device, dtype=AUTOCAST_DTYPES[options.precision],
-        ).features  # fmt: skip
-        check_finite(features, f"{root}: {split}", lambda i, split=split: name_image(manifest, split, i))  # type: ignore[misc]
-        splits.append(features)
-    return rank_protocols(splits[0], splits[1], options)
-
-
-def rank_protocols(query: Features, gallery: Features, options: EvaluateConfig) -> Evaluated:
-    """Every protocol's result. One without a possible match is left out with a warning, unless all are."""
-    results: dict[str, Result] = {}
-    warnings: list[str] = []
-    first_error: ValueError | None = None
-    max_rank = max(options.max_rank, *options.ranks)
-    for protocol in options.protocols:
-        try:
-            results |= evaluate_over_ranks(query, gallery, [protocol], max_rank, options.metric)
-        except ValueError as error:
-            first_error = first_error or error
-            warnings.append(f"{protocol} is left out: {error}")
-    if first_error and not results:
-        raise first_error
-    for asked, row in RERANKED.items():
-        if not options.rerank or asked not in options.protocols or rank():  # one rank: it needs all queries at once
-            continue
-        try:
-            results[row] = rerank.evaluate_reranked(
-                query, gallery, asked, options.metric, options.rerank_k1, options.rerank_k2, options.rerank_lambda,
-                max_rank,
-            )  # fmt: skip
-        except ValueError as error:
-            warnings.append(f"{row} is left out: {error}")
-    return Evaluated(query, gallery, results, warnings)
-
-
-def name_image(manifest: Manifest, split: str, row: int) -> str:
-    """Where the image of a row of the features (junk left out) lies, for a person who looks for it."""
-    part = manifest.split(split)
-    place = int(kept_places(manifest, split)[row])
-    identity = int(np.searchsorted(np.cumsum(part.images), place, side="right"))
-    nth = place - int(part.images[:identity].sum()) + 1
-    return (
-        f"image {nth} of identity {part.names[identity]} (pid {part.pids[identity]}, row {row}) in "
-        f"{part.shards[part.shard[identity]].name}"
-    )
-
-
-def kept_places(manifest: Manifest, split: str) -> np.ndarray:
-    """(N,) places in storage order of the images that have features: all but junk."""
-    part = manifest.split(split)
-    return np.flatnonzero(np.repeat(part.pids != JUNK, part.images))
-
-
-def domain_of_run(found: Path, root: str, manifest: Manifest, config: Config, trained_on: str) -> Domain:
-    pixels = build_pixels(config, scale=max(1, round(SHOWN_HEIGHT / config.data.height)))
-
-    def read(split: str, rows: Sequence[int]) -> list[np.ndarray]:
-        return read_images(root, manifest, split, kept_places(manifest, split)[list(rows)].tolist(), pixels)
-
-    notes, warnings = [], []
-    if trained_on and trained_on != manifest.fingerprint:
-        notes.append(
-            f"Across domains: the checkpoint was trained on other data (fingerprint {trained_on[:12]}) than it is "
-            f"evaluated on ({manifest.fingerprint[:12]})."
-        )
-    if manifest.skipped:
-        warnings.append(f"{len(manifest.skipped)} broken images were left out when the shards were built")
-    return Domain(manifest.dataset, str(found), manifest.fingerprint, read, "", notes, warnings)
-
-
 def evaluate_features(options: EvaluateConfig) -> Path:
     """Another system's features: no model, and pictures only where the files name them."""
     started = time.perf_counter()
@@ -243,31 +145,6 @@ def evaluate_features(options: EvaluateConfig) -> Path:
 def move(features: Features, device: torch.device) -> Features:
     """On a CPU nothing is copied: mapped files stay mapped."""
     return Features(features.embeddings.to(device), features.pids, features.camids, features.distractors)
-
-
-def domain_of_features(dataset: str, query: Foreign, gallery: Foreign, images: str) -> Domain:
-    splits = {"query": query, "gallery": gallery}
-
-    def read(split: str, rows: Sequence[int]) -> list[np.ndarray | None]:
-        folder = Path(images) if images else splits[split].source.parent
-        return read_pictures(splits[split], rows, folder, MAX_PIXELS)
-
-    named = query.paths is not None and gallery.paths is not None
-    no_pictures = "" if named else "As text: the feature files name no images: they have no paths."
-    notes = []
-    if not (query.knows_cameras and gallery.knows_cameras):
-        notes.append(
-            "No camera ids: images of the query's identity by its own camera are not removed. Figures are then higher "
-            "than published ones, which remove them."
-        )
-    warnings = []
-    if gallery.features.distractors is None and bool((gallery.features.pids == 0).any()):
-        number = int((gallery.features.pids == 0).sum())
-        warnings.append(
-            f"{number:,} gallery images have pid 0 and the file has no distractors key: they count as one identity"
-        )
-    source = f"{query.source}, {gallery.source}"
-    return Domain(dataset, source, "", read if named else None, no_pictures, notes, warnings)
 
 
 def say_how(options: EvaluateConfig, accelerator: Accelerator, started: float) -> dict[str, str]:

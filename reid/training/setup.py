@@ -18,12 +18,10 @@ from reid.distributed import gather_objects
 from reid.losses.objective import Objective
 from reid.metrics.features import UNKNOWN
 from reid.runs.checkpoint import Progress
-from reid.validation import hold_out
+from reid.training.validation import hold_out
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-    from reid.data.images import Pixels
 
 
 def set_speed(speed: SpeedConfig) -> None:
@@ -81,14 +79,6 @@ def build_objective(config: Config, num_classes: int, dim: int) -> Objective:
         center_lr=loss.center_lr,
         generator=torch.Generator().manual_seed(config.seed),
     )
-
-
-def build_pixels(config: Config, scale: int = 1) -> Pixels:
-    """How images are decoded. scale: 1 gives the size that the encoder sees, 2 twice its height and width."""
-    from reid.data.images import Pixels
-
-    data = config.data
-    return Pixels(scale * data.height, scale * data.width, data.max_pixels)
 
 
 def describe(config: Config, manifest: Manifest, num_classes: int) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""The evaluation program and what it needs: features, protocols, reports per dataset, comparisons."""

@@ -1,0 +1,1 @@
+"""The training program: what it prepares, its steps, and what it watches."""
