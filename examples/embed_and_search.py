@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from reid import Embedder
-from reid.index import Entry, Index, Meta, Source
-from reid.index_writer import append, create
-from reid.nearest import search
+from reid.search.index import Entry, Index, Meta, Source
+from reid.search.nearest import search
+from reid.search.writer import append, create
 
 
 def main(run: str, pictures: str) -> float:

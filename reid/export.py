@@ -32,7 +32,7 @@ from reid.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalize
 from reid.data.manifest import load_manifest
 from reid.embedder import Embedder
 from reid.model.network import ReIDModel
-from reid.sources import Found, is_shards, list_folder, list_shards
+from reid.search.sources import Found, is_shards, list_folder, list_shards
 
 CHECKED = 8  # images that the file is compared on
 TOLERANCE = 1e-4  # of the largest feature; float32 runners differ by about a hundredth of it

@@ -25,10 +25,11 @@ import numpy as np
 import pytest
 from accelerate.commands.launch import launch_command_parser
 
-from reid import config, export, search
+from reid import config, export
 from reid.config import Config, EvaluateConfig, check, check_evaluation, parse
 from reid.metrics import bootstrap, retrieval
 from reid.model import __main__
+from reid.search import __main__ as search
 from shards.__main__ import main as shards_main
 from tests.test_metrics import random_split
 from tests.test_sweep import program as sweep_program

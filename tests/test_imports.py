@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reid import search
 from reid.evaluation.comparison import PER_QUERY, describe
 from reid.metrics import Features, retrieval
+from reid.search import __main__ as search
 from tests.support.drawn import Drawn
 from tests.support.runs import make_run
 
@@ -247,7 +247,11 @@ def test_a_program_imports_what_it_uses(drawn: Drawn, tmp_path: Path) -> None:
             ("reid.model --help", 0, torch),
             (shlex.join(["reid.search", "info", str(index)]), 0, torch),
             (shlex.join(["reid.search", "query", "nowhere", str(photo)]), 2, torch),
-            (shlex.join(["reid.search", "index", "--checkpoint", "nowhere", "--out", "nowhere", *asked]), 2, torch),
+            (
+                shlex.join(["reid.search", "index", "--checkpoint", "nowhere", "--out", "nowhere", *asked]),
+                2,
+                torch,
+            ),
             (shlex.join(["evaluate.py", "--compare", *map(str, reports)]), 0, torch),
             ("evaluate.py --run=nowhere", 2, torch),
             ("train.py --data.root=nowhere", 2, torch),

@@ -1,4 +1,4 @@
-"""reid/index.py, index_writer.py and nearest.py against loops in float64; kills, damage, versions."""
+"""reid/search/index.py, index_writer.py and nearest.py against loops in float64; kills, damage, versions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reid import index_writer, nearest
-from reid.index import Entry, Index, Meta, Source
-from reid.index_writer import append, create, remove
 from reid.metrics import ranking
-from reid.nearest import Hit, search
+from reid.search import nearest
+from reid.search import writer as index_writer
+from reid.search.index import Entry, Index, Meta, Source
+from reid.search.nearest import Hit, search
+from reid.search.writer import append, create, remove
 from tests.support.gaps import are_apart
 
 DIM, SOURCE = 8, Source("/photos")

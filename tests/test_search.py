@@ -1,4 +1,4 @@
-"""reid/search.py: what a user types, what is printed and written; bad input ends with one line and status 2."""
+"""reid/search/__main__.py: what a user types, what is printed and written; bad input ends with one line and status 2."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reid import Embedder, export, search
+from reid import Embedder, export
 from reid.data.images import Pixels
 from reid.export import TOLERANCE
-from reid.index import Index
 from reid.metrics.features import JUNK
-from reid.sources import list_folder, read_pictures
+from reid.search import __main__ as search
+from reid.search.index import Index
+from reid.search.sources import list_folder, read_pictures
 from tests.support.drawn import HEIGHT, WIDTH, Drawn
 from tests.support.gaps import are_apart
 from tests.support.runs import load_once, make_run

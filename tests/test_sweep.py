@@ -23,8 +23,8 @@ import yaml
 
 from reid.config import Config, parse
 from reid.files import hold
-from reid.sweep import METRICS, Run, Sweep, check_knobs, corners, falls_behind, propose, read_history, read_sweep
-from reid.sweep_table import choose_axes, draw_heat_map, format_csv, format_settings, group_seeds
+from reid.sweeps.spec import METRICS, Run, Sweep, check_knobs, corners, falls_behind, propose, read_history, read_sweep
+from reid.sweeps.table import choose_axes, draw_heat_map, format_csv, format_settings, group_seeds
 from tests.support.drawn import draw_dataset
 from tests.support.programs import ROOT, TIMEOUT_S, Program
 

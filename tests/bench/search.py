@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from reid.index import Entry, Index, Meta, Source
-from reid.index_writer import append, create
-from reid.nearest import search
+from reid.search.index import Entry, Index, Meta, Source
+from reid.search.nearest import search
+from reid.search.writer import append, create
 
 DIM, IMAGES_EACH, BLOCK = 2048, 20, 4096
 SOURCE = Source("/photos")

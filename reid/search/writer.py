@@ -1,4 +1,4 @@
-"""Making and changing an index (reid/index.py): entries are appended behind the others, or all is written anew.
+"""Making and changing an index (reid/search/index.py): entries are appended behind the others, or all is written anew.
 
 An append that is killed leaves the index as it was: index.json, replaced last, says how much of each file counts.
 """
@@ -18,7 +18,9 @@ import numpy as np
 import torch
 
 from reid.files import Held, hold
-from reid.index import (
+from reid.metrics.features import UNKNOWN
+from reid.metrics.scores import squared_norms
+from reid.search.index import (
     DTYPES,
     ENTRIES,
     FORMAT,
@@ -32,8 +34,6 @@ from reid.index import (
     read_meta,
     row_bytes,
 )
-from reid.metrics.features import UNKNOWN
-from reid.metrics.scores import squared_norms
 
 ROWS = 8192  # features looked at together: 64 MiB at 2,048 dimensions
 

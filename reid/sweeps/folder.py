@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from reid.sweep import Knobs, Run, Sweep, read_history, read_sweep
-from reid.sweep_table import write_results
+from reid.sweeps.spec import Knobs, Run, Sweep, read_history, read_sweep
+from reid.sweeps.table import write_results
 
 DONE = ("finished", "stopped")
 

@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from reid.data.images import Pixels
 from reid.embedder import Embedder
-from reid.index import Entry, Index, Meta
-from reid.index_writer import Appender, append, create, remove
-from reid.nearest import Hit, search
-from reid.search_page import Answer, build_page, to_csv, to_json, to_text
-from reid.sources import Found, is_shards, list_folder, list_shards, read_pictures
+from reid.search.index import Entry, Index, Meta
+from reid.search.nearest import Hit, search
+from reid.search.results import Answer, build_page, to_csv, to_json, to_text
+from reid.search.sources import Found, is_shards, list_folder, list_shards, read_pictures
+from reid.search.writer import Appender, append, create, remove
 
 SHOWN_HEIGHT = 256  # people look at more pixels than a small encoder does
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from reid.sweep import STATES, Knobs, Run
+from reid.sweeps.spec import STATES, Knobs, Run
 
 SEED = "seed"
 SPARSE = 0.5  # below this share of cells with a value the points of a search are drawn instead of a grid

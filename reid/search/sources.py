@@ -17,7 +17,7 @@ from reid.data.images import Pixels
 from reid.data.manifest import JUNK_PID, MANIFEST_NAME, load_manifest
 from reid.data.shard_reader import Dropped, Identity, read_sound_identities
 from reid.data.storage import is_remote, place_of
-from reid.index import Entry, Source
+from reid.search.index import Entry, Source
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 COLUMNS = ("path", "identity", "camera", "time")

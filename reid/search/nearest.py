@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reid.index import Index, add_up
 from reid.metrics.features import UNKNOWN
 from reid.metrics.scores import METRICS, best_of_scores, cut, join_best, squared_norms
 from reid.precision import exact_products
+from reid.search.index import Index, add_up
 
 GALLERIES = ("images", "centroids")
 QUERIES = 256  # scored together: a slice has at most 65,536 entries, 64 MiB of scores

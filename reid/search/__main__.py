@@ -10,7 +10,7 @@ from collections.abc import Sequence
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 2, with one line on stderr, on what the user can mend."""
     options = _parser().parse_args(arguments)
-    from reid.search_commands import COMMANDS  # after parsing: --help and a wrong flag need no torch
+    from reid.search.commands import COMMANDS  # after parsing: --help and a wrong flag need no torch
 
     try:
         COMMANDS[options.command](options)
