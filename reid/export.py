@@ -27,11 +27,11 @@ from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from reid import __version__
 from reid.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalize
 from reid.data.manifest import load_manifest
 from reid.embedder import Embedder
 from reid.model.network import ReIDModel
+from reid.runs.environment import PRODUCT, version_of
 from reid.search.sources import Found, is_shards, list_folder, list_shards
 
 CHECKED = 8  # images that the file is compared on
@@ -117,7 +117,7 @@ def export(checkpoint: str, name: str, out: Path, images: str = "", tolerance: f
 def describe(embedder: Embedder, name: str) -> dict[str, Any]:
     """The metadata; JSON."""
     return {
-        "made_by": f"mctl-reid {__version__}",
+        "made_by": f"{PRODUCT} {version_of(PRODUCT)}",
         "checkpoint": embedder.source.name,
         "fingerprint": embedder.fingerprint,
         "input": WEIGHTS_INPUT if name == "safetensors" else INPUT,

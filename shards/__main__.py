@@ -8,15 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from reid.data.manifest import load_manifest
-from shards import csv_file, cuhk03, dukemtmc, folder, market1501, msmt17, veri776
 from shards.build import MAX_BROKEN, Build, build
 from shards.checks import run_checks
 from shards.images import Encoding
+from shards.readers import csv_file, cuhk03, dukemtmc, folder, market1501, msmt17, veri776
 from shards.records import RawDataset
 from shards.stage import stage
-from shards.summary import format_table
+from shards.summary import format_table, format_verification, to_json
 from shards.verify import verify
-from shards.verify_report import format_verification, to_json
 
 # What each reader takes beside --root: command-line option -> the argument of its `read`.
 READERS: dict[str, tuple[Callable[..., RawDataset], dict[str, str]]] = {
@@ -210,7 +209,7 @@ def _stage(options: argparse.Namespace) -> int:
 
 
 def _synth(options: argparse.Namespace) -> int:
-    from shards.pedestrians import synthesize  # building and verifying need none of it
+    from shards.pedestrians.dataset import synthesize  # building and verifying need none of it
 
     given = {name: getattr(options, name) for name in SYNTH_OPTIONS if getattr(options, name) is not None}
     counts = synthesize(options.out, **given)

@@ -1,12 +1,8 @@
-"""README, CONTRIBUTING and docs/: modules are all named, links lead somewhere, commands are ones that exist.
-
-`python -m tests.test_docs` writes the module tables of docs/architecture.md anew from the modules' docstrings.
-"""
+"""README, CONTRIBUTING and docs/: links lead somewhere, commands and named files exist."""
 
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
 import functools
 import importlib
@@ -14,7 +10,6 @@ import itertools
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -36,9 +31,7 @@ from tests.test_sweep import program as sweep_program
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-ARCHITECTURE = ROOT / "docs" / "architecture.md"
 BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-ROW = re.compile(r"^\| `((?:reid|shards)/[\w/]+\.py)` \| ?(.*?) ?\|$", re.MULTILINE)
 # What a command needs that a test has not: it is read by people alone. Everything else is parsed below.
 NEEDS = {
     "wandb login": "an account at W&B",
@@ -55,34 +48,6 @@ def blocks(page: Path, *languages: str) -> list[str]:
 
 def prose(page: Path) -> str:
     return BLOCK.sub("", page.read_text())
-
-
-# Modules
-
-
-def modules() -> dict[str, str]:
-    """Path from the root -> the first line of the docstring, which names the one idea that the module owns."""
-    files = sorted([*(ROOT / "reid").rglob("*.py"), *(ROOT / "shards").rglob("*.py")])
-    docstrings = {path: ast.get_docstring(ast.parse(path.read_text())) or "" for path in files}
-    return {str(path.relative_to(ROOT)): text.partition("\n")[0] for path, text in docstrings.items()}
-
-
-def to_cell(idea: str) -> str:
-    return idea.removesuffix(".").replace("|", "\\|")
-
-
-def test_every_module_is_in_the_architecture_page_once_with_its_idea() -> None:
-    rows, found = ROW.findall(ARCHITECTURE.read_text()), modules()
-    named = [path for path, _ in rows]
-    assert set(named) ^ found.keys() == set(), "docs/architecture.md: add or remove these rows, then run `make docs`"
-    assert len(named) == len(found), "docs/architecture.md names a module twice"
-    assert dict(rows) == {path: to_cell(idea) for path, idea in found.items()}, "run `make docs`"
-
-
-def write_tables() -> None:
-    ideas = {path: to_cell(idea) for path, idea in modules().items()}
-    text = ROW.sub(lambda row: f"| `{row[1]}` | {ideas.get(row[1], row[2])} |", ARCHITECTURE.read_text())
-    ARCHITECTURE.write_text(text)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -358,18 +323,6 @@ def test_the_comparison_of_two_results_runs(
     assert bootstrap.Difference.__name__ in capsys.readouterr().out
 
 
-@pytest.mark.skipif(shutil.which("git") is None, reason="git, which applies the diffs, is not installed")
-@pytest.mark.parametrize("number", range(3))
-def test_an_example_diff_applies(number: int) -> None:
-    """Those of CONTRIBUTING.md, to the code as it is; nothing is changed."""
-    diffs = blocks(ROOT / "CONTRIBUTING.md", "diff")
-    assert len(diffs) == 3
-    done = subprocess.run(
-        ["git", "apply", "--check", "-"], cwd=ROOT, input=diffs[number], capture_output=True, text=True
-    )
-    assert done.returncode == 0, f"CONTRIBUTING.md: an example has aged; make its diff anew\n{done.stderr}"
-
-
 # Make
 
 
@@ -424,7 +377,3 @@ def test_help_names_every_target() -> None:
     named = set(re.findall(r"^make ([\w-]+)", make("help").stdout, re.MULTILINE))
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert phony is not None and named == set(phony[1].split()) - {"help", "market-folder"}
-
-
-if __name__ == "__main__":
-    write_tables()

@@ -1,4 +1,4 @@
-"""Who may import whom: the shape of the project, read from its source."""
+"""The shape of the project, read from its source: which package may import which, and which libraries."""
 
 import ast
 import json
@@ -22,11 +22,16 @@ ROOT = Path(__file__).parents[1]
 REID = sorted((ROOT / "reid").rglob("*.py"))
 SHARDS = sorted((ROOT / "shards").rglob("*.py"))
 DOORS = [ROOT / "train.py", ROOT / "evaluate.py"]
-PROGRAMS = {
-    "reid.training.train",
-    "reid.evaluation.evaluate",
-    "reid.training.setup",
-}  # startup: what train does before its first step
+# From the bottom up; a part may import from lower layers only.
+LAYERS = (
+    ("config", "files", "precision"),
+    ("data", "distributed", "metrics"),
+    ("losses", "model", "program", "reports"),
+    ("runs", "sweeps"),
+    ("embedder", "evaluation"),
+    ("search", "training"),
+    ("export",),
+)
 HEAVY = ("torch", "torch._dynamo", "torchvision", "accelerate", "sklearn", "matplotlib", "wandb", "webdataset")
 RUNS_CODE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
@@ -45,8 +50,10 @@ def imports(path: Path) -> frozenset[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: relative import"
-            found.add(node.module)
-            found |= {f"{node.module}.{alias.name}" for alias in node.names if f"{node.module}.{alias.name}" in MODULES}
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names & MODULES
+            if names - MODULES:
+                found.add(node.module)
     return frozenset(found)
 
 
@@ -106,24 +113,32 @@ def test_reid_knows_nothing_of_shards():
 
 def test_shards_needs_nothing_of_reid_but_the_manifest_and_files():
     for path in SHARDS:
-        assert {name for name in imports(path) if name.startswith("reid")} <= {"reid.data.manifest", "reid.files"}, (
-            path.name
-        )
+        used = {name for name in imports(path) if name.startswith("reid.")}
+        assert used <= {"reid.data", "reid.data.manifest", "reid.files"}, path.name
 
 
-def test_only_the_programs_see_the_config():
-    seen = {module_name(path) for path in REID if "reid.config" in imports(path)}
-    assert {name for name in seen if not name.startswith("reid.config")} <= PROGRAMS | {"reid.embedder"}
+@pytest.mark.parametrize("path", REID, ids=module_name)
+def test_imports_point_down(path: Path) -> None:
+    """A package imports from its own modules and from packages of lower layers only."""
+    floor = {name: number for number, names in enumerate(LAYERS) for name in names}
+    own = part_of(module_name(path))
+    for name in imports(path):
+        if name.startswith("reid.") and part_of(name) != own and own:
+            assert floor[part_of(name)] < floor[own], f"{module_name(path)} imports {name}"
 
 
-def test_no_library_module_imports_a_program():
-    for path in REID:
-        if module_name(path) not in PROGRAMS:
-            assert not imports(path) & PROGRAMS, path.name
+def part_of(module: str) -> str:
+    """reid.data.plan -> data; the package itself -> ""."""
+    return (module + ".").split(".")[1]
 
 
-def test_accelerate_stays_in_the_programs_and_checkpoints():
-    assert importers("accelerate") <= PROGRAMS | {"reid.runs.checkpoint", "reid.distributed"}
+def test_every_part_has_its_layer():
+    parts = {part_of(module_name(path)) for path in REID} - {""}
+    assert sorted(parts) == sorted(name for names in LAYERS for name in names)
+
+
+def test_accelerate_stays_in_training_and_the_process_group():
+    assert {part_of(name) for name in importers("accelerate")} <= {"training", "evaluation", "distributed"}
 
 
 def test_wandb_stays_in_tracking():

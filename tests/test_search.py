@@ -1,4 +1,4 @@
-"""reid/search/__main__.py: what a user types, what is printed and written; bad input ends with one line and status 2."""
+"""The search program: what a user types, what is printed and written; bad input ends with one line and status 2."""
 
 from __future__ import annotations
 

@@ -33,9 +33,9 @@ from reid.training import setup as startup
 from reid.training import train as program
 from reid.training.setup import check_image_size, check_matches
 from reid.training.train import describe_step, train
-from shards import market1501
 from shards.build import build
-from shards.pedestrians import synthesize
+from shards.pedestrians.dataset import synthesize
+from shards.readers import market1501
 from tests.support.narrow import use_narrow_resnet10
 
 

@@ -120,7 +120,7 @@ class LossConfig:
     margin: float = 0.5
     """Margin of MCTL and CTL, in units of feature distance."""
     reading: Literal["paper", "rounds"] = "paper"
-    """How MCTL and CTL choose anchors and centroids (see reid/losses.py)."""
+    """How MCTL and CTL choose anchors and centroids (see reid/losses/)."""
     normalize: bool = False
     """MCTL and CTL on unit vectors instead of raw features."""
     relative: bool = False

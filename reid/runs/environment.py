@@ -13,8 +13,7 @@ from pathlib import Path
 
 import torch
 
-from reid import __version__
-
+PRODUCT = "mctl-reid"
 PACKAGES = ("torch", "torchvision", "accelerate", "webdataset", "wandb", "numpy")
 SOURCE = Path(__file__).parents[1]
 
@@ -23,16 +22,20 @@ def describe_environment() -> dict[str, str]:
     """Versions and places of this process, for a tracker; of environment variables the job's id alone (secrets)."""
     found = {"code": code_version(), "commit": git_commit(), "python": platform.python_version(),
              "host": socket.gethostname(), "platform": platform.platform()}  # fmt: skip
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "none"
+    found |= {name: version_of(name) for name in PACKAGES}
     found["cuda"] = torch.version.cuda or "none"
     found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     if job := os.environ.get("SLURM_JOB_ID"):
         found["slurm_job"] = job
     return found
+
+
+def version_of(package: str) -> str:
+    """Return the installed version, or "none"."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
 
 
 @cache
@@ -41,7 +44,7 @@ def code_version() -> str:
     digest = hashlib.sha256()
     for path in sorted(SOURCE.rglob("*.py")):
         digest.update(path.relative_to(SOURCE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return f"{__version__} {digest.hexdigest()[:12]}"
+    return f"{version_of(PRODUCT)} {digest.hexdigest()[:12]}"
 
 
 @cache

@@ -22,11 +22,12 @@ from reid.config import DataConfig
 from reid.data.images import Pixels
 from reid.data.manifest import load_manifest
 from reid.files import hold
-from shards import csv_file, folder, images, market1501
+from shards import images
 from shards.build import build
 from shards.dealing import deal, default_num_shards
 from shards.images import BrokenImage, Encoding, check_image, reencode
 from shards.pack import Packed
+from shards.readers import csv_file, folder, market1501
 from shards.verify import verify
 
 

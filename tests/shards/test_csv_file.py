@@ -1,10 +1,10 @@
-"""shards/csv_file.py: the table, its paths, its labels, and what is wrong with it by line."""
+"""shards/readers/csv_file.py: the table, its paths, its labels, and what is wrong with it by line."""
 
 from pathlib import Path
 
 import pytest
 
-from shards import csv_file
+from shards.readers import csv_file
 
 TABLE = """path,identity,camera,split
 a/1.jpg,zoe,10,train

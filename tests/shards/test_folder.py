@@ -1,10 +1,10 @@
-"""shards/folder.py: split/identity/*.jpg."""
+"""shards/readers/folder.py: split/identity/*.jpg."""
 
 from pathlib import Path
 
 import pytest
 
-from shards import folder
+from shards.readers import folder
 
 
 def test_identities_are_numbered_from_one_over_all_splits(folder_tree: Path) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from reid.data.manifest import load_manifest
-from shards import pedestrians
 from shards.__main__ import main
+from shards.pedestrians import dataset as pedestrians
 
 ROOT = Path(__file__).parents[2]
 
@@ -175,7 +175,7 @@ def test_options_of_another_reader_are_refused(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_every_reader_states_terms_of_use(market: Path) -> None:
-    from shards import csv_file, cuhk03, dukemtmc, folder, market1501, msmt17, veri776
+    from shards.readers import csv_file, cuhk03, dukemtmc, folder, market1501, msmt17, veri776
 
     for module in (csv_file, cuhk03, dukemtmc, folder, market1501, msmt17, veri776):
         assert len(module.NOTICE) > 50

@@ -1,12 +1,13 @@
-"""shards/market1501.py against a drawn tree in the exact layout."""
+"""shards/readers/market1501.py against a drawn tree in the exact layout."""
 
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from shards import market1501, pedestrians
-from shards.market_layout import PATTERN
+from shards.pedestrians import dataset as pedestrians
+from shards.readers import market1501
+from shards.readers.market_layout import PATTERN
 
 
 def test_counts_and_labels(market: Path) -> None:

@@ -1,4 +1,4 @@
-"""shards/market_layout.py and the datasets in that layout: DukeMTMC-reID, CUHK03-NP, VeRi-776."""
+"""shards/readers/market_layout.py and the datasets in that layout: DukeMTMC-reID, CUHK03-NP, VeRi-776."""
 
 from collections import Counter
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from reid.data.manifest import load_manifest
-from shards import cuhk03, dukemtmc, market1501, msmt17, veri776
 from shards.__main__ import main
 from shards.build import build
+from shards.readers import cuhk03, dukemtmc, market1501, msmt17, veri776
 from shards.records import SPLITS, Counts, RawDataset
 from shards.summary import compare_counts
 

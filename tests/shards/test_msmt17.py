@@ -1,13 +1,13 @@
-"""shards/msmt17.py: both versions, list files, identities that count from 0 twice."""
+"""shards/readers/msmt17.py: both versions, list files, identities that count from 0 twice."""
 
 from pathlib import Path
 
 import pytest
 
 from reid.data.manifest import load_manifest
-from shards import msmt17
 from shards.__main__ import main
 from shards.build import build
+from shards.readers import msmt17
 
 CONTENT = {  # list -> (identity, file)
     "train": [(0, "0000_000_01_0303morning_0015_0.jpg"), (1, "0001_002_14_0113noon_1068_1.jpg")],

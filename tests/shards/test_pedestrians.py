@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from shards import pedestrians
-from shards.drawing import figure, patterns, wardrobe
-from shards.drawing.photo import draw_pedestrian
-from shards.pedestrians import synthesize
+from shards.pedestrians import dataset as pedestrians
+from shards.pedestrians import figure, patterns, wardrobe
+from shards.pedestrians.dataset import synthesize
+from shards.pedestrians.photo import draw_pedestrian
 
 NAME = re.compile(r"^(-1|\d{4})_c(\d+)s(\d)_(\d{6})_(\d{2,})\.jpg$")
 SIZES = dict(identities_train=12, identities_test=16, images_per_identity=9, cameras=3, distractors=14, junk=7)

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from shards import market1501
 from shards.__main__ import main
 from shards.build import build
+from shards.readers import market1501
 from shards.stage import Staged, stage
 from shards.verify import verify
 

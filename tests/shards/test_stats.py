@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from reid.data.manifest import Manifest, Shard, Split
-from shards import folder, market1501
 from shards.__main__ import main
 from shards.build import build
+from shards.readers import folder, market1501
 from shards.stats import count_per_identity, draw_stats, format_stats
 
 

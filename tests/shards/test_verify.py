@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from reid.data.manifest import load_manifest
-from shards import market1501
 from shards.__main__ import main
 from shards.build import build
+from shards.readers import market1501
 from shards.verify import verify
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from reid.data.manifest import Manifest
 from shards.build import build
-from shards.market1501 import read
+from shards.readers.market1501 import read
 
 HEIGHT, WIDTH = 32, 16
 TRAIN_IMAGES = (2, 3, 4, 5, 6, 7, 2, 3, 4, 5, 6, 7, 2, 3, 4, 5)  # images of each train identity

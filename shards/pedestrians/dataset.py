@@ -18,9 +18,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from shards.drawing.photo import draw_pedestrian
-from shards.drawing.places import make_camera
-from shards.drawing.wardrobe import keyed
+from shards.pedestrians.photo import draw_pedestrian
+from shards.pedestrians.places import make_camera
+from shards.pedestrians.wardrobe import keyed
 
 VERSION = 1  # raise it with any change of the pictures: an older folder is then refused instead of silently mixed
 MARKER = "pedestrians.json"

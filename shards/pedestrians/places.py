@@ -9,8 +9,8 @@ from functools import lru_cache
 
 from PIL import Image, ImageDraw, ImageFilter
 
-from shards.drawing.figure import SUPERSAMPLE, Colour, Pen, View, shade
-from shards.drawing.wardrobe import GEAR, OUTFITS, keyed, pick
+from shards.pedestrians.figure import SUPERSAMPLE, Colour, Pen, View, shade
+from shards.pedestrians.wardrobe import GEAR, OUTFITS, keyed, pick
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from shards.drawing.figure import Colour
-from shards.drawing.patterns import PATTERNS
+from shards.pedestrians.figure import Colour
+from shards.pedestrians.patterns import PATTERNS
 
 T = TypeVar("T")
 

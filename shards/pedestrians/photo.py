@@ -10,10 +10,10 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from shards.drawing.figure import SUPERSAMPLE, View
-from shards.drawing.painter import paint_person
-from shards.drawing.places import Camera, draw_place, make_camera, paint_occluder
-from shards.drawing.wardrobe import keyed, make_identity, make_pose, pick
+from shards.pedestrians.figure import SUPERSAMPLE, View
+from shards.pedestrians.painter import paint_person
+from shards.pedestrians.places import Camera, draw_place, make_camera, paint_occluder
+from shards.pedestrians.wardrobe import keyed, make_identity, make_pose, pick
 
 
 @lru_cache(maxsize=4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from shards.drawing.figure import Colour, Pen, Tube
+from shards.pedestrians.figure import Colour, Pen, Tube
 
 
 def _plain(pen: Pen, tube: Tube, colour: Colour, repeats: int) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from shards.drawing.figure import SUPERSAMPLE, Pen, Tube, View, limb, shade
-from shards.drawing.patterns import PATTERNS
-from shards.drawing.wardrobe import Identity, Pose
+from shards.pedestrians.figure import SUPERSAMPLE, Pen, Tube, View, limb, shade
+from shards.pedestrians.patterns import PATTERNS
+from shards.pedestrians.wardrobe import Identity, Pose
 
 
 def _leg(who: Identity, side: int, angle: float) -> tuple[tuple[float, float, float], ...]:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from shards.market_layout import read_layout
+from shards.readers.market_layout import read_layout
 from shards.records import Counts, RawDataset
 
 NAME = "market1501"

@@ -1,0 +1,1 @@
+"""Readers: a raw dataset as records, one file per dataset."""
