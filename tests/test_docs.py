@@ -25,9 +25,9 @@ from reid.config import Config, EvaluateConfig, check, check_evaluation, parse
 from reid.metrics import bootstrap, retrieval
 from reid.model import __main__
 from reid.search import __main__ as search
+from reid.sweeps import __main__ as sweep_program
 from shards.__main__ import main as shards_main
-from tests.test_metrics import random_split
-from tests.test_sweep import program as sweep_program
+from tests.support.features import random_split
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -35,7 +35,7 @@ BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # What a command needs that a test has not: it is read by people alone. Everything else is parsed below.
 NEEDS = {
     "wandb login": "an account at W&B",
-    "wandb sweep": "W&B's server; the file is checked by tests/test_sweep.py",
+    "wandb sweep": "W&B's server; the file is checked by tests/sweeps/test_sweep.py",
     "wandb agent": "W&B's server",
     "$EDITOR": "a person",
     "source": "a cluster",
@@ -261,7 +261,7 @@ def reading() -> Iterator[None]:
 @pytest.mark.usefixtures("reading")
 @pytest.mark.parametrize(("page", "command"), documented())
 def test_a_documented_command_exists(page: str, command: str) -> None:
-    """Those of docs/search.md run, too: tests/test_search.py."""
+    """Those of docs/search.md run, too: tests/search/test_search.py."""
     check_command(command)
 
 

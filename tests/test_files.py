@@ -10,7 +10,7 @@ import pytest
 
 from reid.files import Held, hold
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 HOLDER = """
 import sys
 from pathlib import Path

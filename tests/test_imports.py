@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -273,3 +274,11 @@ def test_a_program_imports_what_it_uses(drawn: Drawn, tmp_path: Path) -> None:
             (shlex.join(["reid.search", "query", str(index), str(photo), "--device", "cpu"]), 0, decoding),
         ]
     )
+
+
+def test_no_test_imports_another() -> None:
+    tests = sorted((ROOT / "tests").rglob("test_*.py"))
+    assert tests
+    for path in tests:
+        named = re.findall(r"^ *(?:from|import) (tests[\w.]*)", path.read_text(), re.MULTILINE)
+        assert [name for name in named if not name.startswith("tests.support")] == [], path

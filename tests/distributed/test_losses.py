@@ -13,7 +13,7 @@ from reid.distributed import gather_padded, gather_sizes, world_size
 from reid.losses import centroid, triplet
 from reid.losses.centroid import gather_centroids
 from reid.losses.objective import Objective
-from tests.distributed.batches import DIM, PIDS, split_batch
+from tests.support.batches import DIM, PIDS, split_batch
 from tests.support.pool import Pool
 
 LOSSES = {

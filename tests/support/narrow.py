@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.models import ResNet
 from torchvision.models.resnet import BasicBlock
 
-from reid.model.network import encoders
+from reid.model import encoders
 
 SHARE = 8
 

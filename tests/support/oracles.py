@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parent / "data"
 # Computed once by the CTL authors' code (float32) and, for MCTL, by float64 loops: 4 x 4 rows; 2, 3, 4, 2, 4, 4 rows.
 ORACLES = {name: dict(np.load(DATA / f"losses_{name}.npz")) for name in ("full_groups", "short_groups")}
 

@@ -1,6 +1,6 @@
 """Reports without their pictures, for tests of everything else that an evaluation does: drawing takes most of its time.
 
-What the pictures show is tested in tests/test_report.py.
+What the pictures show is tested in tests/reports/test_report.py.
 """
 
 import base64

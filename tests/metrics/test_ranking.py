@@ -9,20 +9,21 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reid.metrics import ranking, scores, top_k
+from reid.metrics import scores, top_k
 from reid.metrics import scores as counting
 from reid.metrics import scores as similarity
 from reid.metrics.features import JUNK, Features
 from reid.metrics.protocols import PROTOCOLS
 from reid.metrics.retrieval import evaluate, merge
 from reid.metrics.scores import NEVER
+from tests.support.blocks import block_sizes
 from tests.support.gaps import are_apart
 from tests.support.memory import allocations
 
 
 def blocks(**sizes):
     small = dict(QUERY_BLOCK=7, PRODUCT_ROWS=3, GALLERY_BLOCK=5, MATCH_BLOCK=2, TIE_BLOCK=4)
-    return mock.patch.multiple(ranking, **{**small, **sizes})
+    return block_sizes(**{**small, **sizes})
 
 
 def random_split(size, dim, identities, seed, copies=0):
@@ -200,7 +201,7 @@ def test_nothing_as_large_as_the_gallery_is_made(metric, junk):
     query, gallery = random_split(32, 256, 40, seed=13), random_split(6000, 256, 1200, seed=14)
     gallery.pids[::60][:junk] = JUNK
     sizes = dict(QUERY_BLOCK=32, PRODUCT_ROWS=32, GALLERY_BLOCK=1500, MATCH_BLOCK=256)
-    with blocks(**sizes), mock.patch.object(similarity, "NORM_ROWS", 500):
+    with blocks(**sizes), block_sizes(NORM_ROWS=500):
         largest = max(
             *allocations(lambda: evaluate(query, gallery, metric=metric)),
             *allocations(lambda: top_k(query, gallery, 10, metric=metric)),

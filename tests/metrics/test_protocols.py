@@ -1,7 +1,6 @@
 """Which entries each protocol lists, against loops and against the CTL authors' camera-aware centroids."""
 
 import itertools
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -12,8 +11,7 @@ from reid.metrics import protocols as gallery_module
 from reid.metrics.features import Features
 from reid.metrics.protocols import EMPTIED, LISTED, PROTOCOLS, build_gallery
 from tests.support.memory import allocations
-
-DATA = Path(__file__).parent / "data"
+from tests.support.oracles import DATA
 
 
 def split(pids, camids, distractors=None, dim=5, seed=0):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 import json
 import math
@@ -13,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import IO, Any
 
 import matplotlib.image
@@ -23,6 +21,7 @@ import yaml
 
 from reid.config import Config, parse
 from reid.files import hold
+from reid.sweeps import __main__ as program
 from reid.sweeps.spec import METRICS, Run, Sweep, check_knobs, corners, falls_behind, propose, read_history, read_sweep
 from reid.sweeps.table import choose_axes, draw_heat_map, format_csv, format_settings, group_seeds
 from tests.support.drawn import draw_dataset
@@ -34,17 +33,6 @@ TINY = [
     "--optim.warmup_epochs=1", "--batch.steps_per_epoch=2", "--track.every_steps=1", "--track.wandb=off",
     "--data.workers=0",
 ]  # fmt: skip
-
-
-def load_program() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("sweep_program", PROGRAM)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-program = load_program()
 
 
 def write_sweep(folder: Path, **changes: Any) -> Path:

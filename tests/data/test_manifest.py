@@ -215,5 +215,5 @@ def test_loading_does_a_little_for_each_identity(tmp_path: Path) -> None:
 
 def test_library_does_not_import_the_builder() -> None:
     code = "import sys, reid.data.manifest; sys.exit(any(name.split('.')[0] == 'shards' for name in sys.modules))"
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

@@ -1,15 +1,13 @@
 """reid/reports/analysis.py: every cell against an evaluation of the images that the cell is about."""
 
-from unittest import mock
-
 import numpy as np
 import pytest
 import torch
 
-from reid.metrics import ranking, retrieval
-from reid.metrics import scores as similarity
+from reid.metrics import retrieval
 from reid.metrics.features import Features
 from reid.reports.analysis import MAX_CAMERAS, CameraPairs, measure_camera_pairs
+from tests.support.blocks import block_sizes
 from tests.support.memory import allocations
 
 
@@ -53,8 +51,7 @@ def test_no_copy_as_large_as_half_the_gallery(cameras):
     query, gallery = draw(8, 1, 1, dim=32), draw(2000, 1, 2, dim=32)
     gallery.camids = torch.tensor(cameras)[torch.arange(2000) % len(cameras)]
     with (
-        mock.patch.multiple(ranking, PRODUCT_ROWS=4, GALLERY_BLOCK=500, MATCH_BLOCK=128),
-        mock.patch.object(similarity, "NORM_ROWS", 500),
+        block_sizes(PRODUCT_ROWS=4, GALLERY_BLOCK=500, MATCH_BLOCK=128, NORM_ROWS=500),
     ):
         largest = max(allocations(lambda: measure_camera_pairs(query, gallery)))
     assert 0 < largest < gallery.embeddings.nbytes / 2

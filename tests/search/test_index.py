@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reid.metrics import ranking
 from reid.search import nearest
 from reid.search import writer as index_writer
 from reid.search.index import Entry, Index, Meta, Source
@@ -132,7 +131,7 @@ def slow_search(features, entries, queries, k, gallery="images", without="") -> 
 @pytest.mark.parametrize("gallery", ["images", "centroids"])
 @pytest.mark.parametrize("k", [1, 10, 200])
 def test_search_equals_loops(tmp_path: Path, monkeypatch, block: int, without: str, gallery: str, k: int) -> None:
-    monkeypatch.setattr(ranking, "GALLERY_BLOCK", block)
+    monkeypatch.setattr("reid.metrics.scores.GALLERY_BLOCK", block)
     monkeypatch.setattr(nearest, "QUERIES", 2)
     features, entries = draw(60, identities=9)
     index = make(tmp_path / "i", (features[:20], entries[:20]), (features[20:], entries[20:]))

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from reid.data import train_loader as loader_module
+from reid.data import workers
 from reid.data.eval_loader import EvalLoader, read_images
 from reid.data.images import Pixels
 from reid.data.manifest import Manifest, Split, load_manifest, save_manifest
@@ -551,7 +551,9 @@ def run_with_workers(drawn: Drawn, folder: Path, at_step_2: str, batches: str = 
     (folder / "program.py").write_text(f"""
 import multiprocessing, os, signal, sys
 from reid.data.augmentation import Augmentation
-from reid.data.train_loader import EvalLoader, TrainLoader, explain_killed_worker
+from reid.data.eval_loader import EvalLoader
+from reid.data.train_loader import TrainLoader
+from reid.data.workers import explain_killed_worker
 from reid.data.manifest import load_manifest
 from reid.data.images import Pixels
 from reid.data.plan import Plan
@@ -590,7 +592,7 @@ def test_memory_of_a_worker_that_is_gone_is_explained(monkeypatch):
         raise ConnectionResetError(104, "Connection reset by peer")
         yield
 
-    monkeypatch.setattr(loader_module, "time", SimpleNamespace(sleep=lambda seconds: None))
+    monkeypatch.setattr(workers, "time", SimpleNamespace(sleep=lambda seconds: None))
     with pytest.raises(RuntimeError) as raised:
         receive(parts())
     assert "a decoding process was killed" in explain_killed_worker(raised.value)

@@ -2,9 +2,7 @@
 
 import json
 import math
-from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,34 +12,17 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from reid import metrics
-from reid.metrics import Features, bootstrap, ranking, retrieval, top_k
+from reid.metrics import Features, bootstrap, retrieval, top_k
 from reid.metrics.protocols import PROTOCOLS, build_gallery
 from reid.metrics.retrieval import evaluate, merge
+from tests.support.blocks import block_sizes
+from tests.support.features import exact_split, features, random_split
 from tests.support.gaps import are_apart
-
-DATA = Path(__file__).parent / "data"
+from tests.support.oracles import DATA
 
 
 def small_blocks():
-    return mock.patch.multiple(ranking, QUERY_BLOCK=4, PRODUCT_ROWS=2, GALLERY_BLOCK=3, TIE_BLOCK=4)
-
-
-def features(embeddings, pids, camids=None, distractors=None):
-    embeddings = torch.as_tensor(np.array(embeddings, dtype=np.float32))
-    return Features(embeddings, np.array(pids), np.full(len(pids), -1) if camids is None else camids, distractors)
-
-
-def random_split(size, dim, identities, cameras, seed, with_junk=True):
-    rng = np.random.default_rng(seed)
-    pids = rng.integers(-1 if with_junk else 1, identities + 1, size)
-    return features(rng.normal(size=(size, dim)), pids, rng.integers(0, cameras, size), pids == 0)
-
-
-def exact_split(size, dim, identities, cameras, seed):
-    """As `random_split`, of multiples of 1/16: products are exact in float32, in whatever order they are added up."""
-    split = random_split(size, dim, identities, cameras, seed)
-    split.embeddings.mul_(16).round_().div_(16)
-    return split
+    return block_sizes(QUERY_BLOCK=4, PRODUCT_ROWS=2, GALLERY_BLOCK=3, TIE_BLOCK=4)
 
 
 # --- the slow obvious version: one query after another, plain lists, float64
@@ -210,7 +191,7 @@ def splits(draw, vectors, unique=False):
 
 def agree_on(pair, rankings, protocol, metric, max_rank, blocks):
     assert float32_agrees(rankings, k=4)
-    with small_blocks() if blocks == "small" else mock.patch.object(ranking, "QUERY_BLOCK", 8):
+    with small_blocks() if blocks == "small" else block_sizes(QUERY_BLOCK=8):
         if any(entry.matches for ranked in rankings for entry in ranked):
             assert_agree(evaluate(*pair, protocol, metric, max_rank), figures_by_hand(rankings, max_rank))
         else:
@@ -538,7 +519,7 @@ def test_euclidean_is_raw():
 def test_merged_slices_equal_the_whole_to_the_last_digit(protocol, cuts):
     """Products are exact here; that a query's own are the same in every slice is tested below."""
     query, gallery = exact_split(70, 300, 40, 3, seed=7), exact_split(400, 300, 40, 3, seed=8)
-    with mock.patch.multiple(ranking, QUERY_BLOCK=64, PRODUCT_ROWS=32):
+    with block_sizes(QUERY_BLOCK=64, PRODUCT_ROWS=32):
         whole = evaluate(query, gallery, protocol)
         parts = []
         for begin, end in zip(cuts, [*cuts[1:], 70], strict=True):

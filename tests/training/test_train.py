@@ -29,8 +29,8 @@ from reid.model.network import ReIDModel
 from reid.runs import checkpoint
 from reid.runs.folder import check_space
 from reid.training import preemption as stopping
-from reid.training import setup as startup
 from reid.training import train as program
+from reid.training import validation
 from reid.training.setup import check_image_size, check_matches
 from reid.training.train import describe_step, train
 from shards.build import build
@@ -148,7 +148,7 @@ def test_bf16_trains_and_is_evaluated_in_float32_as_evaluate_does_it(
         seen[split] = extract(model, root, manifest, split, pixels, **knobs)
         return seen[split]
 
-    monkeypatch.setattr(program, "extract", watched)
+    monkeypatch.setattr(validation, "extract", watched)
     assert not train(config)
     model = ReIDModel(8, "resnet10")
     checkpoint.load_weights(checkpoint.find(config.folder / "checkpoints")[0], model)
@@ -275,7 +275,7 @@ def test_a_dry_run_looks_at_the_query(config: Config, monkeypatch: pytest.Monkey
         return extract(*args, rows=rows, **knobs)
 
     config.dry_run, config.eval.batch_size = True, 1
-    monkeypatch.setattr(program, "extract", watched)
+    monkeypatch.setattr(validation, "extract", watched)
     assert not train(config)
     assert seen == [("query", 1)]
 
@@ -321,7 +321,7 @@ def test_a_disk_without_room_for_the_checkpoints(config: Config, monkeypatch: py
     config.folder.mkdir()
     config.track.keep_checkpoints = 2
     for mebibytes, enough in ((13, True), (11, False)):  # (2 + 2) checkpoints of weights and two moments
-        monkeypatch.setattr(startup.shutil, "disk_usage", lambda _, free=mebibytes * 2**20: SimpleNamespace(free=free))
+        monkeypatch.setattr("shutil.disk_usage", lambda _, free=mebibytes * 2**20: SimpleNamespace(free=free))
         if enough:
             check_space(config, model, objective)
             continue

@@ -25,7 +25,7 @@ from reid.config import (
     to_dict,
 )
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHIPPED = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if "sweeps" not in path.parts)
 
 

@@ -1,8 +1,6 @@
 """Sparse re-ranking, against the dense algorithm in plain loops and an independent implementation's distances."""
 
 from functools import cache
-from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,10 +11,10 @@ from reid.metrics.features import Features
 from reid.metrics.protocols import build_gallery
 from reid.metrics.rerank import Reranked, evaluate_reranked, top_k_reranked
 from reid.metrics.retrieval import evaluate
+from tests.support.blocks import block_sizes
 from tests.support.gaps import are_apart
 from tests.support.memory import allocations
-
-DATA = Path(__file__).parent / "data"
+from tests.support.oracles import DATA
 
 
 def split(size, dim, identities, seed, spread=1.0):
@@ -97,7 +95,7 @@ def distances_of(search):
 
 def small_blocks():
     sizes = dict(QUERY_BLOCK=16, PRODUCT_ROWS=8, GALLERY_BLOCK=37, MATCH_BLOCK=16, TIE_BLOCK=50)
-    return mock.patch.multiple(ranking, **sizes), mock.patch.multiple(rerank, ITEMS=200, FLOATS=100)
+    return block_sizes(**sizes), block_sizes(ITEMS=200, FLOATS=100)
 
 
 # --- distances
@@ -111,7 +109,7 @@ def sketches():
 
 
 def test_agrees_with_an_independent_implementation_on_a_real_model():
-    """Features of 50 sketches and 100 photographs (see tests/test_metrics.py), here as float16, which moves distances
+    """Features of 50 sketches and 100 photographs (see test_retrieval.py), here as float16, which moves distances
     by up to 3e-5; the distances were computed from float32 features, where ours agree to 3e-7."""
     query, gallery = sketches()
     expected = np.load(DATA / "rerank_sketch.npz")["distances"]
@@ -230,13 +228,13 @@ def test_lambda_1_is_the_ranking_without_re_ranking():
 def test_neither_all_nodes_nor_queries_by_gallery_make_a_matrix():
     query, gallery = split(400, 8, 80, seed=17), split(900, 8, 80, seed=18)
     sizes = dict(QUERY_BLOCK=256, PRODUCT_ROWS=128, GALLERY_BLOCK=450, MATCH_BLOCK=256)
-    with mock.patch.multiple(ranking, **sizes), mock.patch.multiple(rerank, ITEMS=1 << 15, FLOATS=1 << 15):
+    with block_sizes(**sizes), block_sizes(ITEMS=1 << 15, FLOATS=1 << 15):
         largest = max(allocations(lambda: evaluate_reranked(query, gallery, k1=6, k2=2)))
     assert 0 < largest < 400 * 900 * 4 / 2
 
 
 def test_lists_are_split_by_their_items():
-    with mock.patch.object(rerank, "ITEMS", 10):
+    with block_sizes(ITEMS=10):
         parts = rerank.split_items(torch.tensor([3, 3, 3, 25, 0, 1, 9, 9]))
     assert [i for part in parts for i in range(part.start, part.stop)] == list(range(8))
     assert len(parts) == 4 and max(sum([3, 3, 3, 25, 0, 1, 9, 9][part]) for part in parts) <= 10 + 25

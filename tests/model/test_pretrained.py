@@ -14,13 +14,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from reid.files import hold
+from reid.model import pretrained as weights_module
 from reid.model.encoders import ImageTransformer, build_encoder, resnet10
 from reid.model.network import ReIDModel
-from reid.model.network import pretrained as weights_module
 from reid.model.pretrained import cached_file, fetch, load_weights, resize_positions, url_of
 from tests.support.drawn import Bomb
+from tests.support.models import small_vit
 from tests.support.narrow import NarrowResNet10, use_narrow_resnet10
-from tests.test_encoders import small_vit
 
 
 def write_weights(path: Path, state: dict[str, torch.Tensor]) -> Path:

@@ -23,7 +23,7 @@ from reid.reports.report import PICTURES, Report, list_pictures, write_report
 from reid.reports.tables import RERANKED, format_notes, format_results, list_cost
 from tests.support.undrawn import leave_out_charts
 
-REID = Path(__file__).parents[1] / "reid"
+REID = Path(__file__).parents[2] / "reid"
 
 
 def figures(mean_ap, rank_1, gallery=15_913, max_rank=50):
@@ -286,7 +286,7 @@ def test_no_pyplot(full):
     """pyplot keeps every figure alive and may look for a display. The report of `full` was drawn without it."""
     assert set(list_pictures(full)) == set(PICTURES)
     imported = set()
-    for path in REID.glob("*.py"):
+    for path in REID.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 imported |= {alias.name for alias in node.names}

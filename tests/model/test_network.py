@@ -9,7 +9,6 @@ from torch import nn
 
 from reid.config import ModelConfig
 from reid.data.augmentation import normalize
-from reid.model import network as model_module
 from reid.model.__main__ import main
 from reid.model.encoders import ENCODERS
 from reid.model.network import Classifier, ReIDModel, drop_frozen_gradients, freeze_encoder, freeze_heads
@@ -188,10 +187,10 @@ def test_every_model_knob_is_taken():
 
 
 def test_list_names_every_encoder_and_what_is_in_the_cache(capsys, monkeypatch, tmp_path):
-    """Of a short list; tests/test_encoders.py builds all."""
+    """Of a short list; tests/model/test_encoders.py builds all."""
     names = ("resnet10", "resnet50", "swin_t", "vit_b_16")
     assert set(names) < set(ENCODERS)
-    monkeypatch.setattr(model_module, "ENCODERS", names)
+    monkeypatch.setattr("reid.model.__main__.ENCODERS", names)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     file = tmp_path / "hub" / "checkpoints" / "resnet50-0676ba61.pth"
     file.parent.mkdir(parents=True)

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torchvision
 from torch import nn
-from torchvision.models import VisionTransformer
 
 from reid.model.encoders import ENCODERS, GeneralizedMean, ImageTransformer, build_encoder, resnet10
 from reid.model.pretrained import load_weights
+from tests.support.models import small_vit
 
 HAS_TIMM_REASON = "timm, an optional dependency, is not installed"
 
@@ -174,15 +174,6 @@ def test_gem_is_refused_where_nothing_is_pooled(name, why):
 
 
 # ViT
-
-
-def small_vit(image_size: int = 32) -> VisionTransformer:
-    torch.manual_seed(0)
-    vit = VisionTransformer(image_size, patch_size=8, num_layers=2, num_heads=2, hidden_dim=12, mlp_dim=20)
-    nn.init.normal_(vit.class_token)
-    nn.init.normal_(vit.conv_proj.bias)
-    nn.init.normal_(vit.encoder.pos_embedding)
-    return vit
 
 
 def test_vit_of_the_size_that_it_was_built_for_is_torchvisions():
