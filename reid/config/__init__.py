@@ -1,7 +1,7 @@
 """Every knob of training and evaluation: what it means, what it may be, and how it is read."""
 
 from reid.config.checks import check, check_evaluation
-from reid.config.parsing import load, make_parser, parse, save, spell_out, to_dict, to_yaml
+from reid.config.parsing import load, make_parser, normalize_flags, parse, save, spell_out, to_dict, to_yaml
 from reid.config.schema import (
     AugmentConfig,
     BatchConfig,
@@ -32,6 +32,7 @@ __all__ = [
     "check_evaluation",
     "load",
     "make_parser",
+    "normalize_flags",
     "parse",
     "save",
     "spell_out",

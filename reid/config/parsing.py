@@ -59,6 +59,13 @@ def parse(kind: type[AnyConfig], args: Sequence[str] | None = None) -> AnyConfig
     return kind(**{f.name: namespace[f.name] for f in fields(kind)})
 
 
+def normalize_flags(words: Sequence[str]) -> list[str]:
+    """Write flags with underscores: `--batch-size=4` becomes `--batch_size=4`. Values and words after `--` stay."""
+    end = words.index("--") if "--" in words else len(words)
+    flags = [re.sub("^--[^=]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), word) for word in words[:end]]
+    return [*flags, *words[end:]]
+
+
 def spell_out(words: Sequence[str], kind: type[AnyConfig]) -> list[str]:
     """Flags as people type them, in the one form that the parser reads: `--data a b` is `--data=["a", "b"]`, a bare
     `--rerank` is `--rerank=true`, `--ranks=1,5` is `--ranks=["1", "5"]` (a path may have a comma, so lists of paths are
