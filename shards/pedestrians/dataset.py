@@ -1,29 +1,40 @@
-"""People drawn procedurally: a small re-ID dataset in Market-1501's layout that needs no download.
+"""People drawn by a program: a small re-ID dataset in Market-1501's layout that needs no download.
 
 An identity is a body, hair and clothes; a camera is a viewpoint, a place and a sensor; an image is a pose, a crop and
-whatever stands in the way. Outfits come from a few shared colour sets and every camera has its own colour cast, so
-colours alone do not tell people apart: cut, pattern and placement do.
+an object in front. Outfits come from a few shared colour sets and every camera has its own colour cast, so colours do
+not identify people: cut, pattern and placement do.
 
-Every random number comes from a generator keyed by names (seed, camera, identity, image), never from a shared stream:
-the same arguments give the same bytes for each file, whatever the order or the number of files (with the same Pillow).
+Every random number comes from a generator with a key (seed, camera, identity, image), never from a shared stream: the
+same arguments give the same bytes for each file, for any order and number of files (with the same Pillow).
 """
 
-from __future__ import annotations
-
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from reid.files import write_atomically
 from shards.pedestrians.photo import draw_pedestrian
 from shards.pedestrians.places import make_camera
 from shards.pedestrians.wardrobe import keyed
+from shards.readers.market1501 import DRAWN_MARKER
+from shards.readers.market_layout import FOLDERS
 
-VERSION = 1  # raise it with any change of the pictures: an older folder is then refused instead of silently mixed
-MARKER = "pedestrians.json"
+VERSION = 1  # increase it with any change of the pictures: a folder of another version is refused, not mixed
+# argument -> default, minimum, description
+ARGUMENTS = {
+    "identities_train": (100, 1, "identities to train on"),
+    "identities_test": (60, 1, "identities in query and gallery"),
+    "images_per_identity": (12, 2, "images of each identity, over all cameras"),
+    "cameras": (4, 2, "number of cameras"),
+    "distractors": (60, 0, "gallery images of people without a query (pid 0)"),
+    "junk": (30, 0, "gallery images that evaluation drops (pid -1)"),
+    "height": (128, 32, "pixels"),
+    "width": (64, 16, "pixels"),
+    "seed": (0, None, "the same seed draws the same dataset"),
+}
 
 
 @dataclass(frozen=True)
@@ -37,129 +48,113 @@ class Shot:
     crop: str = ""
 
 
-def _shot(folder: str, label: str, who: str | None, camera: int, key: str, index: int, crop: str = "") -> Shot:
-    frame = int(keyed("frame", label, camera, key).random() * 9e4)
-    return Shot(f"{folder}/{label}_c{camera}s{1 + index % 3}_{frame:06d}_{index:02d}.jpg", who, camera, key, crop)
+def synthesize(out: Path, *, progress: bool = True, **arguments: int) -> dict[str, int]:
+    """Draw a dataset in Market-1501's layout.
 
+    Args:
+        out: a folder that is missing, is empty, or holds this function's earlier output for the same arguments: that is
+            kept if it is complete, and drawn again if not. No file is ever deleted.
+        progress: whether to show a progress bar.
+        arguments: see ARGUMENTS.
 
-def _identity_shots(seed: int, pid: int, split: str, images: int, cameras: int) -> list[Shot]:
-    """An identity's images, dealt to its cameras; a test identity's first image of a camera becomes a query there.
+    Returns:
+        The numbers of identities and images.
 
-    A camera with a single image gives no query, so that every query keeps a match on another camera; when no camera
-    has two images, the first image alone is the query.
+    Raises:
+        ValueError: an argument is out of range, or `out` holds something else.
     """
-    who = f"{seed}/{pid}"
-    order = sorted(range(1, cameras + 1), key=lambda camera: keyed("order", who, camera).random())
-    if cameras > 2 and keyed("missing", who).random() < 0.25:  # not everyone passes every camera
-        order = order[:-1]
-    shots = []
-    for index in range(images):
-        camera = order[index % len(order)]
-        several = images >= len(order) + 1 + index
-        first = index < len(order) and (several or (index == 0 and images <= len(order)))
-        folder = "bounding_box_train" if split == "train" else "query" if first else "bounding_box_test"
-        shots.append(_shot(folder, f"{pid:04d}", who, camera, str(index), index))
-    return shots
-
-
-def _plan(
-    seed: int, identities_train: int, identities_test: int, images: int, cameras: int, distractors: int, junk: int
-) -> list[Shot]:
-    """Every file of the dataset, sorted by path. Train and test identities are mixed in number, as in Market."""
-    total = identities_train + identities_test
-    mixed = sorted(range(1, total + 1), key=lambda pid: keyed("split", seed, pid).random())
-    train = set(mixed[:identities_train])
-    shots: list[Shot] = []
-    for pid in range(1, total + 1):
-        shots += _identity_shots(seed, pid, "train" if pid in train else "test", images, cameras)
-    test = sorted(set(mixed) - train)
-    for index in range(distractors):  # half strangers whom nobody looks for, half boxes around nobody
-        who = f"{seed}/stranger/{index}" if index // cameras % 2 else None  # both on every camera
-        shots.append(_shot("bounding_box_test", "0000", who, 1 + index % cameras, f"distractor {index}", index))
-    for index in range(junk):  # bad boxes around people who are looked for
-        who = f"{seed}/{test[index % len(test)]}"
-        shots.append(_shot("bounding_box_test", "-1", who, 1 + index % cameras, f"junk {index}", index, crop="bad"))
-    return sorted(shots, key=lambda shot: shot.path)
-
-
-def synthesize(
-    out: Path,
-    *,
-    identities_train: int = 100,
-    identities_test: int = 60,
-    images_per_identity: int = 12,
-    cameras: int = 4,
-    distractors: int = 60,
-    junk: int = 30,
-    height: int = 128,
-    width: int = 64,
-    seed: int = 0,
-    progress: bool = True,
-) -> dict[str, int]:
-    """Draw a dataset into `out` in Market-1501's layout; returns the counts of identities and images.
-
-    `out` must be missing, empty, or hold this function's earlier output for the same arguments: that is left as it is
-    when complete, and drawn again when not. Any other folder is refused with a ValueError; no file is ever deleted.
-    """
-    arguments = {
-        "identities_train": identities_train,
-        "identities_test": identities_test,
-        "images_per_identity": images_per_identity,
-        "cameras": cameras,
-        "distractors": distractors,
-        "junk": junk,
-        "height": height,
-        "width": width,
-        "seed": seed,
-    }
+    arguments = {name: arguments.pop(name, default) for name, (default, _, _) in ARGUMENTS.items()} | arguments
     _check(arguments)
-    out = Path(out)
-    shots = _plan(seed, identities_train, identities_test, images_per_identity, cameras, distractors, junk)
-    counts = _count(shots, identities_train, identities_test)
+    out, seed = Path(out), arguments["seed"]
+    shots = plan_shots(**{name: value for name, value in arguments.items() if name not in ("height", "width")})
+    folders = [shot.path.partition("/")[0] for shot in shots]
+    counts = {name: arguments[name] for name in ("identities_train", "identities_test")}
+    counts |= {split: folders.count(folder) for split, folder in FOLDERS.items()}
+    counts |= {name: arguments[name] for name in ("distractors", "junk")}
     marker = {"generator": VERSION, "arguments": arguments}
-    complete = _claim(out, marker)
-    if complete and all((out / shot.path).is_file() for shot in shots):
+    if _is_complete(out, marker) and all((out / shot.path).is_file() for shot in shots):
         return counts
-    for folder in ("bounding_box_train", "bounding_box_test", "query"):
+    for folder in FOLDERS.values():
         (out / folder).mkdir(parents=True, exist_ok=True)
     _write_marker(out, {**marker, "complete": False})
     for shot in tqdm(shots, desc="drawing pedestrians", unit="image", disable=not progress, mininterval=0.5):
-        image = draw_pedestrian(shot.who, shot.camera, shot.key, height, width, scene=seed, crop=shot.crop)
+        size = arguments["height"], arguments["width"]
+        image = draw_pedestrian(shot.who, shot.camera, shot.key, *size, scene=seed, crop=shot.crop)
         image.save(out / shot.path, "JPEG", quality=make_camera(seed, shot.camera).quality)
     _write_marker(out, {**marker, "complete": True, "counts": counts})
     return counts
 
 
 def _check(arguments: dict[str, int]) -> None:
-    least = dict(identities_train=1, identities_test=1, images_per_identity=2, cameras=2, height=32, width=16)
     for name, value in arguments.items():
-        if name != "seed" and value < least.get(name, 0):
-            raise ValueError(f"{name}={value}: use {least.get(name, 0)} or more")
+        if name not in ARGUMENTS:
+            raise ValueError(f"{name}={value}: unknown; the arguments are {', '.join(ARGUMENTS)}")
+        minimum = ARGUMENTS[name][1]
+        if minimum is not None and value < minimum:
+            raise ValueError(f"{name}={value}: use {minimum} or more")
     total = arguments["identities_train"] + arguments["identities_test"]
     if total > 9999:
         raise ValueError(f"{total} identities do not fit Market-1501's four digits; use 9999 or fewer in all")
 
 
-def _count(shots: Sequence[Shot], identities_train: int, identities_test: int) -> dict[str, int]:
-    folders = [shot.path.partition("/")[0] for shot in shots]
-    return {
-        "identities_train": identities_train,
-        "identities_test": identities_test,
-        "train": folders.count("bounding_box_train"),
-        "query": folders.count("query"),
-        "gallery": folders.count("bounding_box_test"),
-        "distractors": sum("/0000_" in shot.path for shot in shots),
-        "junk": sum("/-1_" in shot.path for shot in shots),
-    }
+def plan_shots(
+    *,
+    seed: int,
+    identities_train: int,
+    identities_test: int,
+    images_per_identity: int,
+    cameras: int,
+    distractors: int,
+    junk: int,
+) -> list[Shot]:
+    """Return every file of the dataset, sorted by path. Train and test pids are mixed, as in Market-1501."""
+    pids = range(1, identities_train + identities_test + 1)
+    mixed = sorted(pids, key=lambda pid: keyed("split", seed, pid).random())
+    train, test = set(mixed[:identities_train]), sorted(mixed[identities_train:])
+    shots: list[Shot] = []
+    for pid in pids:
+        shots += plan_identity(seed, pid, "train" if pid in train else "test", images_per_identity, cameras)
+    for index in range(distractors):  # every camera has people without a query and boxes without a person
+        who = f"{seed}/stranger/{index}" if index // cameras % 2 else None
+        shots.append(_shot("gallery", "0000", who, 1 + index % cameras, f"distractor {index}", index))
+    for index in range(junk):  # bad boxes around test identities
+        who = f"{seed}/{test[index % len(test)]}"
+        shots.append(_shot("gallery", "-1", who, 1 + index % cameras, f"junk {index}", index, crop="bad"))
+    return sorted(shots, key=lambda shot: shot.path)
 
 
-def _claim(out: Path, marker: dict[str, Any]) -> bool:
-    """Whether `out` already holds this very dataset, complete. ValueError when it holds anything else."""
+def plan_identity(seed: int, pid: int, split: str, images: int, cameras: int) -> list[Shot]:
+    """Deal an identity's images to its cameras. A test identity's first image of a camera becomes a query.
+
+    A camera with a single image gives no query, so that every query has a match from another camera. If no camera has
+    two images, only the first image is a query.
+    """
+    who = f"{seed}/{pid}"
+    order = sorted(range(1, cameras + 1), key=lambda camera: keyed("order", who, camera).random())
+    if cameras > 2 and keyed("missing", who).random() < 0.25:  # some people miss one camera
+        order = order[:-1]
+    shots = []
+    for index in range(images):
+        has_two = images > len(order) + index
+        is_query = index < len(order) and (has_two or (index == 0 and images <= len(order)))
+        part = "train" if split == "train" else "query" if is_query else "gallery"
+        shots.append(_shot(part, f"{pid:04d}", who, order[index % len(order)], str(index), index))
+    return shots
+
+
+def _shot(split: str, label: str, who: str | None, camera: int, key: str, index: int, crop: str = "") -> Shot:
+    frame = int(keyed("frame", label, camera, key).random() * 9e4)
+    path = f"{FOLDERS[split]}/{label}_c{camera}s{1 + index % 3}_{frame:06d}_{index:02d}.jpg"
+    return Shot(path, who, camera, key, crop)
+
+
+def _is_complete(out: Path, marker: dict[str, Any]) -> bool:
+    """Return whether `out` holds exactly this dataset, complete. Raise ValueError if it holds anything else."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; name a folder to draw into")
     if not out.exists() or not any(out.iterdir()):
         return False
-    path = out / MARKER
+    path = out / DRAWN_MARKER
     if not path.is_file():
         raise ValueError(f"{out} is not empty and was not drawn by this program; name a new folder")
     try:
@@ -175,4 +170,4 @@ def _claim(out: Path, marker: dict[str, Any]) -> bool:
 
 
 def _write_marker(out: Path, content: dict[str, Any]) -> None:
-    (out / MARKER).write_text(json.dumps(content, indent=1) + "\n")
+    write_atomically(out / DRAWN_MARKER, json.dumps(content, indent=1) + "\n")

@@ -1,17 +1,15 @@
-"""Paints one person, far parts first: legs, arms, clothes, bags, head."""
-
-from __future__ import annotations
+"""One person, painted from the far parts to the near ones: legs, arms, clothes, bags, head."""
 
 import math
 from collections.abc import Sequence
 
 from shards.pedestrians.figure import SUPERSAMPLE, Pen, Tube, View, limb, shade
-from shards.pedestrians.patterns import PATTERNS
+from shards.pedestrians.patterns import paint_pattern
 from shards.pedestrians.wardrobe import Identity, Pose
 
 
 def _leg(who: Identity, side: int, angle: float) -> tuple[tuple[float, float, float], ...]:
-    """Hip, knee and ankle of one leg, the hip at its standing height."""
+    """Return hip, knee and ankle of one leg, with the hip at its standing height."""
     length = who.height * who.legs
     thigh, shin = 0.5 * length, 0.46 * length
     bend = 0.12 + max(0.0, -angle) * 0.9
@@ -26,28 +24,20 @@ def _paint_leg(pen: Pen, view: View, who: Identity, joints: Sequence[tuple[float
     hip, knee, ankle = (view.point(*j) for j in joints)
     unit = view.unit
     bulk = unit * (0.6 + 0.4 * who.girth)
-    skin, cloth = who.skin, who.lower
-    thigh, shin = {
-        "trousers": (cloth, cloth),
-        "wide": (cloth, cloth),
-        "shorts": (skin, skin),
-        "skirt": (skin, skin),
-        "long skirt": (skin, skin),
-        "bare": (skin, skin),
-        "tights": (shade(who.lower, 0.8), shade(who.lower, 0.8)),
-    }[who.legwear]
+    trousers = who.legwear in ("trousers", "wide")
+    colour = who.lower if trousers else shade(who.lower, 0.8) if who.legwear == "tights" else who.skin
     toe = view.point(joints[2][0], joints[2][1] - 0.02, joints[2][2] + 0.075)
     heel = view.point(joints[2][0], joints[2][1] - 0.012, joints[2][2] - 0.01)
     calf = 0.036 if who.legwear == "wide" else 0.026
     limb(pen, heel, toe, 0.024 * unit, 0.02 * unit, who.shoes, view.light)
-    limb(pen, knee, ankle, 0.032 * bulk, (0.04 if who.legwear == "wide" else 0.021) * bulk, shin, view.light)
+    limb(pen, knee, ankle, 0.032 * bulk, (0.04 if who.legwear == "wide" else 0.021) * bulk, colour, view.light)
     if who.boots:
         middle = (0.5 * (knee[0] + ankle[0]), 0.5 * (knee[1] + ankle[1]))
         limb(pen, middle, ankle, 0.034 * bulk, calf * unit, who.shoes, view.light)
-    limb(pen, hip, knee, 0.052 * bulk, 0.035 * bulk, thigh, view.light)
+    limb(pen, hip, knee, 0.052 * bulk, 0.035 * bulk, colour, view.light)
     if who.legwear == "shorts":
         end = (hip[0] + 0.9 * (knee[0] - hip[0]), hip[1] + 0.9 * (knee[1] - hip[1]))
-        limb(pen, hip, end, 0.056 * bulk, 0.05 * bulk, cloth, view.light)
+        limb(pen, hip, end, 0.056 * bulk, 0.05 * bulk, who.lower, view.light)
 
 
 def _paint_arm(pen: Pen, view: View, who: Identity, pose: Pose, side: int, shoulder_y: float) -> None:
@@ -65,7 +55,7 @@ def _paint_arm(pen: Pen, view: View, who: Identity, pose: Pose, side: int, shoul
     cloth = who.trim if who.contrast_sleeves else who.upper
     top = who.skin if who.sleeves == "none" else cloth
     low = cloth if who.sleeves == "long" else who.skin
-    thick = 1.15 if who.cut in ("jacket", "coat", "hoodie") else 1.0
+    thick = 1.15 if who.has_jacket else 1.0
     r = 0.02 * view.unit
     pen.ellipse((c[0] - r, c[1] - r, c[0] + r, c[1] + r), fill=who.skin)
     limb(pen, b, c, 0.026 * bulk * thick, 0.02 * bulk * thick, low, view.light)
@@ -79,43 +69,35 @@ def _paint_arm(pen: Pen, view: View, who: Identity, pose: Pose, side: int, shoul
 
 
 def _torso(view: View, who: Identity, hip: float, shoulder: float) -> Tube:
-    """The upper garment's body, shoulders to hem; a dress or coat reaches further down and flares."""
+    """Return the body of the upper garment, shoulders to hem; a dress or coat is longer and wider at the hem."""
     wide, deep = 0.108 * who.shoulders * (0.7 + 0.3 * who.girth), 0.06 * who.girth
     waist, belly = 0.085 * who.girth, 0.068 * who.girth
-    if who.cut == "dress":
-        hem, flare = 0.52 * hip, 1.6
-    elif who.cut == "coat":
-        hem, flare = 0.6 * hip, 1.35
-    else:
-        hem, flare = hip - 0.03, 1.08 if who.cut == "shirt" else 1.18
-    return Tube(
-        view,
-        [
-            (shoulder + 0.035, 0.5 * wide, 0.6 * deep),
-            (shoulder - 0.01, 1.05 * wide, deep),
-            (0.5 * (shoulder + hip), 0.5 * (wide + waist), 0.5 * (deep + belly) * 1.05),
-            (hip + 0.02, waist * 1.06, belly * 1.05),
-            (hem, waist * flare, belly * flare),
-        ],
-    )
+    hem = {"dress": 0.52 * hip, "coat": 0.6 * hip}.get(who.cut, hip - 0.03)
+    flare = {"dress": 1.6, "coat": 1.35, "shirt": 1.08}.get(who.cut, 1.18)
+    rings = [
+        (shoulder + 0.035, 0.5 * wide, 0.6 * deep),
+        (shoulder - 0.01, 1.05 * wide, deep),
+        (0.5 * (shoulder + hip), 0.5 * (wide + waist), 0.5 * (deep + belly) * 1.05),
+        (hip + 0.02, waist * 1.06, belly * 1.05),
+        (hem, waist * flare, belly * flare),
+    ]
+    return Tube(view, rings)
 
 
 def _paint_upper(pen: Pen, torso: Tube, who: Identity) -> None:
     torso.fill(pen, who.upper)
-    PATTERNS[who.pattern](pen, torso, who.trim, who.repeats)
-    if who.cut in ("jacket", "coat"):
-        opening = torso.sector(0.0, 0.3 if who.cut == "jacket" else 0.16, 0.02, 1)
-        if opening:
-            pen.polygon(opening, fill=who.lower if who.cut == "jacket" else shade(who.upper, 0.6))
-    if who.cut == "hoodie":
-        pocket = torso.sector(0.0, 0.7, 0.68, 0.88)
-        if pocket:
-            pen.polygon(pocket, fill=shade(who.upper, 0.72))
+    paint_pattern(pen, torso, who.pattern, who.trim, who.repeats)
+    if who.cut == "jacket":
+        torso.paint_sector(pen, 0.0, 0.3, 0.02, 1, who.lower)
+    elif who.cut == "coat":
+        torso.paint_sector(pen, 0.0, 0.16, 0.02, 1, shade(who.upper, 0.6))
+    elif who.cut == "hoodie":
+        torso.paint_sector(pen, 0.0, 0.7, 0.68, 0.88, shade(who.upper, 0.72))
     torso.shadow(pen)
 
 
 def _paint_lower(pen: Pen, view: View, who: Identity, hip: float) -> None:
-    """The hips and, with a skirt, its whole body."""
+    """Paint the hips and the skirt."""
     waist, belly = 0.086 * who.girth, 0.066 * who.girth
     hem = {"skirt": 0.52 * hip, "long skirt": 0.2 * hip}.get(who.legwear, hip - 0.07)
     flare = {"skirt": 1.5, "long skirt": 1.45}.get(who.legwear, 1.0)
@@ -126,22 +108,16 @@ def _paint_lower(pen: Pen, view: View, who: Identity, hip: float) -> None:
 
 
 def _paint_backpack(pen: Pen, view: View, who: Identity, hip: float, shoulder: float) -> None:
-    rings = [
-        (shoulder + 0.0, 0.06, 0.03),
-        (shoulder - 0.04, 0.085, 0.05),
-        (hip + 0.1, 0.092, 0.06),
-        (hip + 0.03, 0.085, 0.055),
-    ]
+    heights = (shoulder, shoulder - 0.04, hip + 0.1, hip + 0.03)
+    rings = list(zip(heights, (0.06, 0.085, 0.092, 0.085), (0.03, 0.05, 0.06, 0.055), strict=True))
     tube = Tube(view, rings, z=-0.06 * who.girth - 0.05)
     tube.fill(pen, who.bag_colour)
-    pocket = tube.sector(math.pi, 1.0, 0.55, 0.92)
-    if pocket:
-        pen.polygon(pocket, fill=shade(who.bag_colour, 0.7))
+    tube.paint_sector(pen, math.pi, 1.0, 0.55, 0.92, shade(who.bag_colour, 0.7))
     tube.shadow(pen)
 
 
 def _paint_straps(pen: Pen, torso: Tube, who: Identity) -> None:
-    """A backpack's straps, or a satchel's over one shoulder."""
+    """Paint the straps of a backpack, or that of a satchel over one shoulder."""
     width = max(2, int(0.45 * torso.rings[1][2] * 0.35))
     strap = shade(who.bag_colour, 0.8)
     if who.bag == "backpack":
@@ -177,28 +153,36 @@ def _paint_suitcase(pen: Pen, view: View, who: Identity) -> None:
     tube.shadow(pen)
 
 
-def _paint_head(pen: Pen, view: View, who: Identity, shoulder: float, hair_behind: bool) -> None:
-    """Neck, head, face, hair and hat; long hair hangs behind the torso only when the face is seen (`hair_behind`)."""
-    unit = view.unit * (1 + view.pitch * 0.4)
-    r = 0.058 * unit
-    x, y = view.point(0, shoulder + 0.105, 0.015)
+HAIR_LENGTH = {"long": 3.1, "bob": 1.5}  # in radii of the head; other hair does not hang down
+
+
+def _place_head(view: View, shoulder: float) -> tuple[float, float, float]:
+    """Return the centre and the radius of the head in pixels."""
+    return *view.point(0, shoulder + 0.105, 0.015), 0.058 * (view.unit * (1 + view.pitch * 0.4))
+
+
+def _paint_hair_behind_torso(pen: Pen, view: View, who: Identity, shoulder: float) -> None:
+    x, y, r = _place_head(view, shoulder)
+    if who.hair in HAIR_LENGTH and math.cos(view.yaw) > 0:
+        box = (x - 1.12 * r, y - r, x + 1.12 * r, y + HAIR_LENGTH[who.hair] * r)
+        pen.rounded_rectangle(box, radius=0.8 * r, fill=who.hair_colour)
+
+
+def _paint_head(pen: Pen, view: View, who: Identity, shoulder: float) -> None:
+    """Paint neck, head, face, hair and hat."""
+    x, y, r = _place_head(view, shoulder)
     turn, facing = math.sin(view.yaw), math.cos(view.yaw)
-    hair = who.hair_colour
-    drop = {"long": 3.1, "bob": 1.5}.get(who.hair, 0.0)
-    if hair_behind:
-        if drop and facing > 0:
-            pen.rounded_rectangle((x - 1.12 * r, y - r, x + 1.12 * r, y + drop * r), radius=0.8 * r, fill=hair)
-        return
+    hair, drop = who.hair_colour, HAIR_LENGTH.get(who.hair, 0.0)
     limb(pen, view.point(0, shoulder + 0.02, 0), (x, y + 0.6 * r), 0.6 * r, 0.55 * r, shade(who.skin, 0.88), view.light)
     if who.hair == "afro":
         pen.ellipse((x - 1.5 * r, y - 1.75 * r, x + 1.5 * r, y + 0.9 * r), fill=hair)
-    if who.hair in ("bun", "ponytail"):
-        bx = x - turn * 1.2 * r
-        by = y - 0.9 * r if who.hair == "bun" else y + 0.2 * r
-        if who.hair == "bun":
-            pen.ellipse((bx - 0.55 * r, by - 0.75 * r, bx + 0.55 * r, by + 0.35 * r), fill=hair)
-        elif facing < 0.5:
-            pen.ellipse((bx - 0.4 * r, by - 0.5 * r, bx + 0.4 * r, by + 2.4 * r), fill=hair)
+    bx = x - turn * 1.2 * r
+    if who.hair == "bun":
+        by = y - 0.9 * r
+        pen.ellipse((bx - 0.55 * r, by - 0.75 * r, bx + 0.55 * r, by + 0.35 * r), fill=hair)
+    elif who.hair == "ponytail" and facing < 0.5:
+        by = y + 0.2 * r
+        pen.ellipse((bx - 0.4 * r, by - 0.5 * r, bx + 0.4 * r, by + 2.4 * r), fill=hair)
     scalp = who.skin if who.hair == "bald" else hair
     pen.ellipse((x - r, y - 1.22 * r, x + r, y + 1.22 * r), fill=scalp)
     if drop and facing <= 0:
@@ -241,14 +225,14 @@ def _paint_hat(pen: Pen, who: Identity, x: float, y: float, r: float, turn: floa
 
 
 def paint_person(pen: Pen, view: View, who: Identity, pose: Pose) -> None:
-    """Draw a person standing at the view's place, far parts first."""
+    """Paint a person who stands at the view's place, from the far parts to the near ones."""
     legs = {side: _leg(who, side, side * pose.stride) for side in (-1, 1)}
     lift = 0.035 - min(joints[2][1] for joints in legs.values())
     legs = {side: tuple((x, y + lift, z) for x, y, z in joints) for side, joints in legs.items()}
     hip = legs[1][0][1]
     shoulder = hip + who.height * (0.81 - who.legs)
-    far = 1 if math.sin(view.yaw) > 0 else -1  # the person's left side is the far one when he walks to the right
-    seen_from_behind = math.cos(view.yaw) < 0
+    far = 1 if math.sin(view.yaw) > 0 else -1  # the left side is the far one of a person who walks to the right
+    from_behind = math.cos(view.yaw) < 0
     torso = _torso(view, who, hip, shoulder)
     (x, y), r = view.point(0, 0, 0), 0.2 * view.unit
     pen.ellipse((x - r, y - 0.15 * r, x + r, y + 0.18 * r), fill=(8, 8, 20, 90))
@@ -256,24 +240,21 @@ def paint_person(pen: Pen, view: View, who: Identity, pose: Pose) -> None:
         _paint_suitcase(pen, view, who)
     _paint_leg(pen, view, who, legs[far])
     _paint_leg(pen, view, who, legs[-far])
-    if who.bag == "backpack" and not seen_from_behind:
+    if who.bag == "backpack" and not from_behind:
         _paint_backpack(pen, view, who, hip, shoulder)
     if who.bag == "satchel" and who.side == far:
         _paint_satchel(pen, view, who, hip)
-    _paint_head(pen, view, who, shoulder, hair_behind=True)
+    _paint_hair_behind_torso(pen, view, who, shoulder)
     _paint_arm(pen, view, who, pose, far, shoulder - 0.025)
     _paint_lower(pen, view, who, hip)
     _paint_upper(pen, torso, who)
-    if who.bag in ("backpack", "satchel"):
-        _paint_straps(pen, torso, who)
-    _paint_head(pen, view, who, shoulder, hair_behind=False)
+    _paint_straps(pen, torso, who)
+    _paint_head(pen, view, who, shoulder)
     if who.scarf:
         neck = Tube(view, [(shoulder + 0.06, 0.05, 0.045), (shoulder + 0.015, 0.065, 0.055)])
         neck.fill(pen, who.trim)
-        tail = torso.sector(0.25, 0.16, 0.02, 0.45)
-        if tail:
-            pen.polygon(tail, fill=shade(who.trim, 0.85))
-    if who.bag == "backpack" and seen_from_behind:
+        torso.paint_sector(pen, 0.25, 0.16, 0.02, 0.45, shade(who.trim, 0.85))
+    if who.bag == "backpack" and from_behind:
         _paint_backpack(pen, view, who, hip, shoulder)
     _paint_arm(pen, view, who, pose, -far, shoulder - 0.025)
     if who.bag == "satchel" and who.side != far:

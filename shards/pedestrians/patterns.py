@@ -1,100 +1,62 @@
-"""The patterns of cloth, painted on a tube's surface so that they turn with the body: (pen, tube, colour, repeats)."""
-
-from __future__ import annotations
+"""The patterns of cloth, painted on a tube's surface so that they turn with the body."""
 
 import math
 from collections.abc import Callable
 
 from shards.pedestrians.figure import Colour, Pen, Tube
 
-
-def _plain(pen: Pen, tube: Tube, colour: Colour, repeats: int) -> None:
-    pass
-
-
-def _bands(pen: Pen, tube: Tube, colour: Colour, repeats: int) -> None:
-    for k in range(repeats):
-        pen.polygon(tube.patch(-1, 1, (k + 0.5) / repeats, (k + 1) / repeats), fill=colour)
-
-
-def _pinstripes(pen: Pen, tube: Tube, colour: Colour, repeats: int) -> None:
-    for k in range(2 * repeats):
-        outline = tube.sector(math.pi * k / repeats, 0.7 / repeats, 0, 1)
-        if outline:
-            pen.polygon(outline, fill=colour)
-
-
-def _checks(pen: Pen, tube: Tube, colour: Colour, repeats: int) -> None:
-    _bands(pen, tube, (*colour, 150), repeats)
-    _pinstripes(pen, tube, (*colour, 150), repeats)
-
-
-def _dots(pen: Pen, tube: Tube, colour: Colour, repeats: int) -> None:
-    radius = 0.3 * abs(tube.rings[-1][1] - tube.rings[0][1]) / repeats
-    for row in range(repeats):
-        for k in range(2 * repeats):
-            u = tube.across(math.pi * (k + 0.5 * (row % 2)) / repeats)
-            if u is not None and abs(u) < 0.95:
-                x, y = tube.at(u, (row + 0.5) / repeats)
-                r = radius * math.sqrt(1 - u * u)
-                pen.ellipse((x - r, y - radius, x + r, y + radius), fill=colour)
-
-
-def _yoke(pen: Pen, tube: Tube, colour: Colour, repeats: int) -> None:
-    pen.polygon(tube.patch(-1, 1, 0, 0.2 + 0.04 * repeats), fill=colour)
-
-
-def _hem(pen: Pen, tube: Tube, colour: Colour, repeats: int) -> None:
-    pen.polygon(tube.patch(-1, 1, 0.85 - 0.05 * repeats, 1), fill=colour)
-
-
-def _belt(pen: Pen, tube: Tube, colour: Colour, repeats: int) -> None:
-    pen.polygon(tube.patch(-1, 1, 0.4, 0.4 + 0.04 * repeats), fill=colour)
-
-
-def _sides(pen: Pen, tube: Tube, colour: Colour, repeats: int) -> None:
-    for angle in (0.5 * math.pi, -0.5 * math.pi):
-        outline = tube.sector(angle, 0.1 + 0.1 * repeats, 0, 1)
-        if outline:
-            pen.polygon(outline, fill=colour)
-
-
-def _block_print(pen: Pen, tube: Tube, colour: Colour, repeats: int) -> None:
-    for angle in (0.0, math.pi):
-        outline = tube.sector(angle, 0.35 + 0.05 * repeats, 0.2, 0.3 + 0.04 * repeats)
-        if outline:
-            pen.polygon(outline, fill=colour)
-
-
-def _round_print(pen: Pen, tube: Tube, colour: Colour, repeats: int) -> None:
-    for angle in (0.0, math.pi):
-        u = tube.across(angle)
-        if u is not None:
-            x, y = tube.at(u, 0.38)
-            r = (0.25 + 0.05 * repeats) * tube.rings[1][2]
-            squeeze = math.sqrt(1 - u * u)
-            pen.ellipse((x - r * squeeze, y - r, x + r * squeeze, y + r), fill=colour)
-
-
-def _sash(pen: Pen, tube: Tube, colour: Colour, repeats: int) -> None:
-    for start in (0.0, math.pi):
-        for k in range(8):
-            outline = tube.sector(start + (k - 3.5) * 0.3, 0.17, 0.1 * k, 0.1 * k + 0.1 + 0.025 * repeats)
-            if outline:
-                pen.polygon(outline, fill=colour)
-
-
-PATTERNS: dict[str, Callable[[Pen, Tube, Colour, int], None]] = {
-    "plain": _plain,
-    "bands": _bands,
-    "pinstripes": _pinstripes,
-    "checks": _checks,
-    "dots": _dots,
-    "yoke": _yoke,
-    "hem": _hem,
-    "belt": _belt,
-    "sides": _sides,
-    "block print": _block_print,
-    "round print": _round_print,
-    "sash": _sash,
+# The order decides which person wears which pattern.
+PATTERNS = ["plain", "bands", "pinstripes", "checks", "dots", "yoke"]
+PATTERNS += ["hem", "belt", "sides", "block print", "round print", "sash"]
+Pieces = Callable[[int], list[tuple[float, ...]]]  # number of repeats -> the pieces of the surface to paint
+# (t0, t1) of bands around the body
+_BANDS: dict[str, Pieces] = {
+    "bands": lambda n: [((k + 0.5) / n, (k + 1) / n) for k in range(n)],
+    "yoke": lambda n: [(0, 0.2 + 0.04 * n)],
+    "hem": lambda n: [(0.85 - 0.05 * n, 1)],
+    "belt": lambda n: [(0.4, 0.4 + 0.04 * n)],
 }
+# (angle, half width, t0, t1) of sectors
+_SECTORS: dict[str, Pieces] = {
+    "pinstripes": lambda n: [(math.pi * k / n, 0.7 / n, 0, 1) for k in range(2 * n)],
+    "sides": lambda n: [(side * math.pi, 0.1 + 0.1 * n, 0, 1) for side in (0.5, -0.5)],
+    "block print": lambda n: [(angle, 0.35 + 0.05 * n, 0.2, 0.3 + 0.04 * n) for angle in (0.0, math.pi)],
+    "sash": lambda n: [
+        (start + (k - 3.5) * 0.3, 0.17, 0.1 * k, 0.1 * k + 0.1 + 0.025 * n)
+        for start in (0.0, math.pi)
+        for k in range(8)
+    ],
+}
+
+
+def paint_pattern(pen: Pen, tube: Tube, name: str, colour: Colour, repeats: int) -> None:
+    """Paint one of PATTERNS over the tube; larger `repeats` give finer stripes and larger prints."""
+    if name == "checks":
+        paint_pattern(pen, tube, "bands", (*colour, 150), repeats)
+        paint_pattern(pen, tube, "pinstripes", (*colour, 150), repeats)
+    elif name in _BANDS:
+        for t0, t1 in _BANDS[name](repeats):
+            pen.polygon(tube.patch(-1, 1, t0, t1), fill=colour)
+    elif name in _SECTORS:
+        for angle, half, t0, t1 in _SECTORS[name](repeats):
+            tube.paint_sector(pen, angle, half, t0, t1, colour)
+    elif name == "dots":
+        radius = 0.3 * abs(tube.rings[-1][1] - tube.rings[0][1]) / repeats
+        for row in range(repeats):
+            for k in range(2 * repeats):
+                angle, t = math.pi * (k + 0.5 * (row % 2)) / repeats, (row + 0.5) / repeats
+                _paint_disc(pen, tube, angle, t, radius, colour, max_u=0.95)
+    elif name == "round print":
+        for angle in (0.0, math.pi):
+            _paint_disc(pen, tube, angle, 0.38, (0.25 + 0.05 * repeats) * tube.rings[1][2], colour)
+
+
+def _paint_disc(
+    pen: Pen, tube: Tube, angle: float, t: float, radius: float, colour: Colour, max_u: float = 1.0
+) -> None:
+    """Paint a disc on the surface, narrower towards the edge of what is visible."""
+    u = tube.across(angle)
+    if u is not None and abs(u) <= max_u:
+        x, y = tube.at(u, t)
+        wide = radius * math.sqrt(1 - u * u)
+        pen.ellipse((x - wide, y - radius, x + wide, y + radius), fill=colour)

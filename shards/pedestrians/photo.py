@@ -1,6 +1,4 @@
-"""One surveillance crop: a place, people, what hides them, and what the camera makes of it."""
-
-from __future__ import annotations
+"""One surveillance crop: a place, people, an object in front of them, and the errors of the camera."""
 
 import math
 import random
@@ -12,13 +10,13 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from shards.pedestrians.figure import SUPERSAMPLE, View
 from shards.pedestrians.painter import paint_person
-from shards.pedestrians.places import Camera, draw_place, make_camera, paint_occluder
-from shards.pedestrians.wardrobe import keyed, make_identity, make_pose, pick
+from shards.pedestrians.places import Camera, Sensor, draw_place, make_camera, paint_occluder
+from shards.pedestrians.wardrobe import Identity, keyed, make_pose, pick
 
 
 @lru_cache(maxsize=4)
 def _grain(height: int, width: int) -> np.ndarray:
-    """Unit noise, four times an image's size; each image takes a window of it, much cheaper than fresh noise."""
+    """Return unit noise of four times an image's size. Each image takes a window of it: cheaper than fresh noise."""
     rng = np.random.RandomState(1501)  # the legacy generator: numpy promises that its stream never changes
     grey = rng.standard_normal((2 * height, 2 * width, 1))
     return (0.8 * grey + 0.6 * rng.standard_normal((2 * height, 2 * width, 3))).astype(np.float32)
@@ -33,49 +31,52 @@ def draw_pedestrian(
     scene: int = 0,
     crop: str = "",
 ) -> Image.Image:
-    """One surveillance crop of a person, as a camera delivers it: RGB, `height` x `width`.
+    """Draw one surveillance crop: an RGB image of `height` x `width`.
 
-    `identity` and `image` are keys, any printable value: who (None for nobody, a false detection), and the pose, crop
-    and occlusion; `camera` counts from 1; `scene` seeds the cameras and their places; `crop="bad"` misses the person
-    by half, as a failing detector would.
+    Args:
+        identity: the key of the person, any printable value; None draws a false detection without a person.
+        camera: counted from 1.
+        image: the key of pose, crop and occlusion, any printable value.
+        scene: the seed of the cameras and their places.
+        crop: "bad" misses the person by half, as a failing detector does.
     """
-    sensor = make_camera(scene, camera)
+    setup = make_camera(scene, camera)
     rng = keyed("image", scene, camera, identity, image)
     w, h = width * SUPERSAMPLE, height * SUPERSAMPLE
-    scenery = draw_place(scene, pick(rng, sensor.places), height, width)
+    scenery = draw_place(scene, pick(rng, setup.places), height, width)
     x, y = int(rng.random() * (scenery.width - w)), int(rng.random() * (scenery.height - h))
     canvas = scenery.crop((x, y, x + w, y + h))
     pen = ImageDraw.Draw(canvas, "RGBA")
-    view = _frame(rng, sensor, w, h, crop)
-    people = [] if identity is None else [(view, make_identity(identity))]
+    view = _frame(rng, setup, w, h, crop)
+    people = [] if identity is None else [(view, Identity(identity))]
     if rng.random() < 0.1:  # a passer-by, half outside the crop, in front or behind
         aside = view.centre + pick(rng, [-1, 1]) * rng.uniform(0.42, 0.6) * w
         other = replace(view, yaw=rng.uniform(0, 6.28), centre=aside, unit=view.unit * rng.uniform(0.8, 1.05))
-        stranger = make_identity(("passer-by", rng.random()))
+        stranger = Identity(("passer-by", rng.random()))
         people.insert(0 if rng.random() < 0.6 else len(people), (other, stranger))
     for where, who in people:
         paint_person(pen, where, who, make_pose(rng))
     if rng.random() < 0.14:
         paint_occluder(pen, rng, view, w, h)
-    return _expose(canvas.reduce(SUPERSAMPLE), sensor, rng)
+    return _expose(canvas.reduce(SUPERSAMPLE), setup.sensor, rng)
 
 
-def _frame(rng: random.Random, sensor: Camera, w: int, h: int, crop: str) -> View:
-    """Where the detector's box puts the person, and how he is turned."""
-    yaw = sensor.yaw + rng.gauss(0, 0.4) + (math.pi if rng.random() < 0.3 else 0.0)
+def _frame(rng: random.Random, camera: Camera, w: int, h: int, crop: str) -> View:
+    """Draw where the detector's box puts the person, and how the person is turned."""
+    yaw = camera.yaw + rng.gauss(0, 0.4) + (math.pi if rng.random() < 0.3 else 0.0)
     size = rng.uniform(0.84, 0.99)
     centre, ground = (0.5 + rng.gauss(0, 0.05)) * w, (0.965 + rng.gauss(0, 0.026)) * h
-    if rng.random() < 0.05:  # the box ends at the knees or the chest fills it
+    if rng.random() < 0.05:  # the box is too small: it ends at the knees
         size, ground = size * 1.25, ground + 0.22 * h
     if crop == "bad":
         size *= rng.uniform(1.0, 1.6)
         centre += pick(rng, [-1, 1]) * rng.uniform(0.35, 0.6) * w
         ground += rng.uniform(-0.4, 0.6) * h
-    return View(yaw, centre, ground, size * h, sensor.pitch * rng.uniform(0.7, 1.3), sensor.light)
+    return View(yaw, centre, ground, size * h, camera.pitch * rng.uniform(0.7, 1.3), camera.light)
 
 
-def _expose(image: Image.Image, sensor: Camera, rng: random.Random) -> Image.Image:
-    """What lens and sensor make of the light: blur, low resolution, cast, exposure, gamma, noise."""
+def _expose(image: Image.Image, sensor: Sensor, rng: random.Random) -> Image.Image:
+    """Apply the errors of lens and sensor: low resolution, blur, cast, exposure, gamma, noise."""
     w, h = image.size
     detail = rng.uniform(0.6, 1.1)
     if detail < 0.85:  # a person far away: fewer pixels than the crop has

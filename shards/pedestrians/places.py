@@ -1,26 +1,19 @@
-"""Where people are seen: cameras with their sensors, the places behind people and what stands in front of them."""
-
-from __future__ import annotations
+"""Cameras with their sensors, the places in the background and the objects in the foreground."""
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFilter
 
 from shards.pedestrians.figure import SUPERSAMPLE, Colour, Pen, View, shade
-from shards.pedestrians.wardrobe import GEAR, OUTFITS, keyed, pick
+from shards.pedestrians.wardrobe import CLOTHES, GEAR, keyed, pick
 
 
-@dataclass(frozen=True)
-class Camera:
-    """A viewpoint and a sensor; what every image of a camera shares."""
+class Sensor(NamedTuple):
+    """The properties of a camera's pictures."""
 
-    yaw: float  # the way most people walk here
-    pitch: float
-    light: int
-    places: tuple[int, ...]  # indices into PLACES, one for each of four images; a neighbour overlooks the last one too
     cast: tuple[float, float, float]  # gain of red, green and blue
     saturation: float
     exposure: float
@@ -28,41 +21,39 @@ class Camera:
     gamma: float
     blur: float  # radius at the final size for a height of 128
     noise: float  # standard deviation, 0-255
-    quality: int  # of the JPEG
 
 
-# (cast, saturation, exposure, haze, gamma, blur, noise): warm, cold, fluorescent, evening, faded, violet
 SENSORS = [
-    ((1.04, 1.00, 0.95), 1.00, 1.00, 0, 1.00, 0.0, 3.0),
-    ((0.94, 0.99, 1.06), 0.92, 0.94, 5, 1.03, 0.4, 4.0),
-    ((0.97, 1.04, 0.96), 0.85, 0.98, 10, 0.97, 0.2, 5.0),
-    ((1.07, 0.98, 0.90), 1.00, 0.89, 2, 1.04, 0.3, 5.0),
-    ((1.00, 1.00, 1.02), 0.75, 0.95, 15, 0.97, 0.4, 3.0),
-    ((1.04, 0.95, 1.05), 0.94, 0.94, 5, 1.02, 0.2, 6.0),
+    Sensor((1.04, 1.00, 0.95), 1.00, 1.00, 0, 1.00, 0.0, 3.0),  # warm
+    Sensor((0.94, 0.99, 1.06), 0.92, 0.94, 5, 1.03, 0.4, 4.0),  # cold
+    Sensor((0.97, 1.04, 0.96), 0.85, 0.98, 10, 0.97, 0.2, 5.0),  # fluorescent
+    Sensor((1.07, 0.98, 0.90), 1.00, 0.89, 2, 1.04, 0.3, 5.0),  # evening
+    Sensor((1.00, 1.00, 1.02), 0.75, 0.95, 15, 0.97, 0.4, 3.0),  # faded
+    Sensor((1.04, 0.95, 1.05), 0.94, 0.94, 5, 1.02, 0.2, 6.0),  # violet
 ]
 YAWS = [0.35, 2.75, -1.35, 3.6, 1.0, -0.5]
 
 
-@lru_cache(maxsize=64)
-def make_camera(scene: int, number: int) -> Camera:
-    """Camera `number` (from 1) of a scene; neighbours differ strongly by table, details by the scene's seed."""
-    rng = keyed("camera", scene, number)
-    cast, saturation, exposure, haze, gamma, blur, noise = SENSORS[(number - 1) % len(SENSORS)]
-    here = (number - 1) % len(PLACES)
-    return Camera(
-        yaw=YAWS[(number - 1) % len(YAWS)] + rng.uniform(-0.2, 0.2),
-        pitch=rng.uniform(0.05, 0.4),
-        light=pick(rng, [-1, 1]),
-        places=(here, here, here, number % len(PLACES)),
-        cast=(cast[0] * rng.uniform(0.97, 1.03), cast[1], cast[2] * rng.uniform(0.97, 1.03)),
-        saturation=saturation,
-        exposure=exposure,
-        haze=haze,
-        gamma=gamma,
-        blur=blur,
-        noise=noise,
-        quality=int(rng.uniform(80, 93)),
-    )
+class Camera:
+    """Camera `number` (from 1) of a scene: what all of its images share.
+
+    The tables make neighbouring cameras differ strongly; the scene's seed decides the details.
+    """
+
+    def __init__(self, scene: int, number: int) -> None:
+        rng = keyed("camera", scene, number)
+        here = (number - 1) % len(PLACES)
+        self.yaw = YAWS[(number - 1) % len(YAWS)] + rng.uniform(-0.2, 0.2)  # of most people here
+        self.pitch = rng.uniform(0.05, 0.4)
+        self.light = pick(rng, [-1, 1])
+        self.places = (here, here, here, number % len(PLACES))  # every fourth image shows the next camera's place
+        sensor = SENSORS[(number - 1) % len(SENSORS)]
+        red, green, blue = sensor.cast
+        self.sensor = sensor._replace(cast=(red * rng.uniform(0.97, 1.03), green, blue * rng.uniform(0.97, 1.03)))
+        self.quality = int(rng.uniform(80, 93))  # of the JPEG
+
+
+make_camera = lru_cache(maxsize=64)(Camera)
 
 
 def _box(pen: Pen, x: float, y: float, w: float, h: float, colour: Colour) -> None:
@@ -125,7 +116,7 @@ def _station(pen: Pen, rng: random.Random, w: int, h: int) -> None:
     for _ in range(5):
         x, wide = rng.random() * w, rng.uniform(0.15, 0.3) * h
         _box(pen, x, 0.12 * h, wide, 0.3 * h, (240, 240, 236))
-        _box(pen, x + 0.1 * wide, 0.15 * h, 0.8 * wide, 0.15 * h, pick(rng, [c for o in OUTFITS for c in o]))
+        _box(pen, x + 0.1 * wide, 0.15 * h, 0.8 * wide, 0.15 * h, pick(rng, CLOTHES))
         _box(pen, x + 0.1 * wide, 0.33 * h, 0.5 * wide, 0.03 * h, (60, 60, 66))
     _box(pen, 0, 0.03 * h, w, 0.03 * h, (240, 240, 232))
     _box(pen, 0, floor, w, h, (112, 114, 118))
@@ -164,7 +155,7 @@ def _shop(pen: Pen, rng: random.Random, w: int, h: int) -> None:
         x = 0.0
         while x < w:
             wide, tall = rng.uniform(0.02, 0.07) * h, rng.uniform(0.05, 0.1) * h
-            paint = pick(rng, [c for o in OUTFITS for c in o])
+            paint = pick(rng, CLOTHES)
             _box(pen, x, y + 0.1 * h - tall, wide, tall, shade(paint, rng.uniform(0.8, 1.25)))
             x += wide + 2
         _box(pen, 0, y + 0.1 * h, w, 0.015 * h, (120, 120, 122))
@@ -195,7 +186,7 @@ PLACES: list[Callable[[Pen, random.Random, int, int], None]] = [_street, _park, 
 
 @lru_cache(maxsize=64)
 def draw_place(scene: int, place: int, height: int, width: int) -> Image.Image:
-    """A whole place, supersampled and out of focus; each image is a window of it."""
+    """Draw a place, supersampled and out of focus; each image shows a window of it."""
     w, h = 5 * width * SUPERSAMPLE, int(1.15 * height * SUPERSAMPLE)
     image = Image.new("RGB", (w, h))
     PLACES[place](ImageDraw.Draw(image, "RGBA"), keyed("place", scene, place), w, h)
@@ -203,7 +194,7 @@ def draw_place(scene: int, place: int, height: int, width: int) -> Image.Image:
 
 
 def paint_occluder(pen: Pen, rng: random.Random, view: View, w: int, h: int) -> None:
-    """Something between the camera and the person: pillar, bin, hedge, bench or car bonnet, at most a third of them."""
+    """Paint a pillar, bin, hedge or fence in front of the person, over at most a third of them."""
     kind = int(rng.random() * 4)
     side = pick(rng, [-1, 1])
     if kind == 0:

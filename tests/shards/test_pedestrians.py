@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from shards.pedestrians import dataset as pedestrians
-from shards.pedestrians import figure, patterns, wardrobe
-from shards.pedestrians.dataset import synthesize
+from shards.pedestrians import figure
+from shards.pedestrians.dataset import plan_identity, plan_shots, synthesize
+from shards.pedestrians.patterns import PATTERNS, paint_pattern
 from shards.pedestrians.photo import draw_pedestrian
+from shards.pedestrians.wardrobe import Identity
+from shards.readers.market1501 import DRAWN_MARKER
 
 NAME = re.compile(r"^(-1|\d{4})_c(\d+)s(\d)_(\d{6})_(\d{2,})\.jpg$")
 SIZES = dict(identities_train=12, identities_test=16, images_per_identity=9, cameras=3, distractors=14, junk=7)
@@ -78,7 +80,7 @@ def test_each_query_has_a_match_on_another_camera_and_is_alone_on_its_own(datase
 @pytest.mark.parametrize(("images", "cameras"), [(2, 2), (2, 4), (3, 2), (4, 4), (5, 4), (6, 5), (7, 2)])
 def test_few_images_still_leave_every_query_a_match(images, cameras):
     for pid in range(1, 30):
-        shots = pedestrians._identity_shots(0, pid, "test", images, cameras)
+        shots = plan_identity(0, pid, "test", images, cameras)
         queries = [shot.camera for shot in shots if shot.path.startswith("query/")]
         gallery = [shot.camera for shot in shots if shot.path.startswith("bounding_box_test/")]
         assert len(queries) + len(gallery) == images == len({shot.path for shot in shots})
@@ -95,7 +97,8 @@ def test_same_seed_same_bytes_and_another_seed_another_picture(dataset, tmp_path
 
 
 def test_another_seed_draws_other_people():
-    people = [{shot.who for shot in pedestrians._plan(seed, 3, 3, 4, 2, 4, 2)} - {None} for seed in (3, 4)]
+    few = dict(identities_train=3, identities_test=3, images_per_identity=4, cameras=2, distractors=4, junk=2)
+    people = [{shot.who for shot in plan_shots(seed=seed, **few)} - {None} for seed in (3, 4)]
     assert len(people[0]) == len(people[1]) == 3 + 3 + 2  # train, test, strangers
     assert not people[0] & people[1]
 
@@ -120,14 +123,14 @@ def test_pictures_differ_by_identity_camera_and_image_and_fit_any_size():
     assert draw_pedestrian("a", 7, "0", height=50, width=21).size == (21, 50)
 
 
-@pytest.mark.parametrize("pattern", list(patterns.PATTERNS))
+@pytest.mark.parametrize("pattern", PATTERNS)
 def test_every_pattern_shows_from_the_front_and_the_back(pattern):
     """All views are drawn without error; each pattern leaves pixels of its colour, plain leaves none."""
     for yaw in np.linspace(0, 2 * np.pi, 9):
         image = Image.new("RGB", (192, 384))
         view = figure.View(float(yaw), 96, 370, 330, 0.2, 1)
         torso = figure.Tube(view, [(0.8, 0.05, 0.04), (0.75, 0.1, 0.06), (0.6, 0.1, 0.07), (0.45, 0.1, 0.07)])
-        patterns.PATTERNS[pattern](ImageDraw.Draw(image, "RGBA"), torso, (255, 0, 0), 6)
+        paint_pattern(ImageDraw.Draw(image, "RGBA"), torso, pattern, (255, 0, 0), 6)
         shown = np.asarray(image)[..., 0].any()
         if pattern == "plain":
             assert not shown
@@ -173,7 +176,7 @@ def test_colours_alone_do_not_identify(dataset, space):
 
 
 def test_people_share_their_colours_but_not_all_else():
-    people = [wardrobe.make_identity(f"0/{pid}") for pid in range(160)]
+    people = [Identity(f"0/{pid}") for pid in range(160)]
     colours = Counter((who.upper, who.trim, who.lower) for who in people)
     assert max(colours.values()) >= 3 and len(colours) < 70
     looks = {(w.upper, w.trim, w.lower, w.cut, w.pattern, w.legwear, w.hair, w.bag, w.sleeves) for w in people}
@@ -197,15 +200,15 @@ def test_own_output_is_left_or_completed_and_never_deleted(tmp_path):
     assert after.pop("notes.txt") == b"mine" and after == before
     with pytest.raises(ValueError, match="other arguments"):
         synthesize(out, **{**small, "junk": 2}, progress=False)
-    assert json.loads((out / pedestrians.MARKER).read_text())["counts"] == counts
+    assert json.loads((out / DRAWN_MARKER).read_text())["counts"] == counts
 
 
 def test_an_interrupted_folder_is_drawn_again(tmp_path):
     small = dict(identities_train=1, identities_test=1, images_per_identity=2, cameras=2, distractors=1, junk=1)
     synthesize(tmp_path, **small, progress=False)
     whole = contents(tmp_path)
-    marker = json.loads((tmp_path / pedestrians.MARKER).read_text())
-    (tmp_path / pedestrians.MARKER).write_text(json.dumps({**marker, "complete": False}))
+    marker = json.loads((tmp_path / DRAWN_MARKER).read_text())
+    (tmp_path / DRAWN_MARKER).write_text(json.dumps({**marker, "complete": False}))
     next((tmp_path / "query").iterdir()).write_bytes(b"half a JPEG")
     synthesize(tmp_path, **small, progress=False)
     assert contents(tmp_path) == whole
@@ -220,7 +223,9 @@ def test_a_foreign_folder_is_refused_untouched(tmp_path):
         synthesize(tmp_path / "thesis.txt", progress=False)
 
 
-@pytest.mark.parametrize(("name", "value"), [("cameras", 1), ("images_per_identity", 1), ("height", 8), ("junk", -1)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("cameras", 1), ("images_per_identity", 1), ("height", 8), ("junk", -1), ("hats", 1)]
+)
 def test_impossible_arguments_name_the_knob(tmp_path, name, value):
     with pytest.raises(ValueError, match=f"{name}={value}"):
         synthesize(tmp_path / "out", **{name: value}, progress=False)
