@@ -1,7 +1,7 @@
 """Every knob of training and evaluation: what it means, what it may be, and how it is read."""
 
 from reid.config.checks import check, check_evaluation
-from reid.config.parsing import load, make_parser, normalize_flags, parse, save, spell_out, to_dict, to_yaml
+from reid.config.parsing import load, make_parser, normalize_flags, parse, save, to_dict, to_yaml
 from reid.config.schema import (
     AugmentConfig,
     BatchConfig,
@@ -35,7 +35,6 @@ __all__ = [
     "normalize_flags",
     "parse",
     "save",
-    "spell_out",
     "to_dict",
     "to_yaml",
 ]

@@ -6,10 +6,10 @@ import difflib
 import json
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
@@ -19,13 +19,19 @@ from reid.config.schema import Config, EvaluateConfig
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 AnyConfig = TypeVar("AnyConfig", Config, EvaluateConfig)
+BASE = re.compile(r"^base:[ \t]*(\S+).*$", re.MULTILINE)  # a file that this one extends
+
+
+BOOLEANS = ("true", "false", "yes", "no")
 
 
 class _Parser(ArgumentParser):
-    """jsonargparse, with the nearest known knob in the error for an unknown one."""
+    """jsonargparse; its errors name the configuration file, and the nearest known knob for an unknown one."""
+
+    file = ""  # that is being read
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        super().error(message + self._suggestion(message), ex)
+        super().error((f"{self.file}: " if self.file else "") + message + self._suggestion(message), ex)
         raise AssertionError("unreachable: the parser exits")
 
     def _suggestion(self, message: str) -> str:
@@ -40,8 +46,8 @@ class _Parser(ArgumentParser):
         return f"\nThe nearest known knob is --{near[0]}; --help lists all." if near else ""
 
 
-def make_parser(kind: type[AnyConfig]) -> ArgumentParser:
-    """The parser of a program: --config FILE, --print_config, and a dotted flag for each knob."""
+def make_parser(kind: type[AnyConfig]) -> _Parser:
+    """Return a program's parser: --config FILE, --print_config, and a dotted flag for each knob."""
     parser = _Parser(description=kind.__doc__, usage="%(prog)s [--config FILE] [--<knob>=<value> ...]")
     parser.add_argument("--config", action="config", help="YAML file; flags after it override its values")
     parser.add_class_arguments(kind)
@@ -49,14 +55,51 @@ def make_parser(kind: type[AnyConfig]) -> ArgumentParser:
 
 
 def parse(kind: type[AnyConfig], args: Sequence[str] | None = None) -> AnyConfig:
-    """The config of `args` (default: the command line) with defaults filled in.
+    """Return the configuration that command-line arguments describe, with defaults filled in.
 
-    An unknown knob or a value of a wrong type ends the program with the knob's name and the nearest known one.
+    Flags may have `-` for `_`, a boolean needs no value, and a list may be `--ranks 1 5`, `--ranks=1,5` or
+    `--ranks=[1,5]`. `evaluate.py` takes the run as its one positional argument.
+
+    Args:
+        kind: Config or EvaluateConfig.
+        args: default: the command line.
+
+    Raises:
+        SystemExit: with status 2 and a message on stderr that names the knob, for an unknown one or a wrong value.
     """
     parser = make_parser(kind)
-    words = sys.argv[1:] if args is None else args
-    namespace = parser.instantiate(parser.parse_args(spell_out(words, kind) if kind is EvaluateConfig else words))
-    return kind(**{f.name: namespace[f.name] for f in fields(kind)})
+    words = expand_flags(sys.argv[1:] if args is None else args, kind)
+    words = [part for word in words for part in expand_config(parser, word)]
+    namespace = parser.parse_args(words)
+    try:
+        namespace = parser.instantiate(namespace)
+        return kind(**{f.name: namespace[f.name] for f in fields(kind)})
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def expand_config(parser: _Parser, word: str) -> list[str]:
+    """Replace `--config=FILE` by the contents of the file, after those of the file that its `base` names."""
+    flag, _, name = word.partition("=")
+    if flag != "--config" or not Path(name).is_file():
+        return [word]
+    words, files, extended = [], [Path(name)], Path(name)
+    while base := re.search(BASE, extended.read_text()):
+        extended = extended.parent / base[1]
+        if not extended.is_file() or extended in files:
+            parser.error(
+                f"{files[0]}: base: {base[1]}: {'it extends itself' if extended in files else 'no such file'}"
+            )
+        files.insert(0, extended)
+    for file in files:
+        text = re.sub(BASE, "", file.read_text())
+        if yaml.safe_load(text) is not None:
+            parser.file = str(file)
+            parser.parse_string(text)
+            words.append(f"--config={text}")
+    parser.file = ""
+    return words
 
 
 def normalize_flags(words: Sequence[str]) -> list[str]:
@@ -66,29 +109,39 @@ def normalize_flags(words: Sequence[str]) -> list[str]:
     return [*flags, *words[end:]]
 
 
-def spell_out(words: Sequence[str], kind: type[AnyConfig]) -> list[str]:
-    """Flags as people type them, in the one form that the parser reads: `--data a b` is `--data=["a", "b"]`, a bare
-    `--rerank` is `--rerank=true`, `--ranks=1,5` is `--ranks=["1", "5"]` (a path may have a comma, so lists of paths are
-    not split there). Values in brackets and those of other flags stay as they are."""
-    lists = {f"--{f.name}": str(f.type) for f in fields(kind) if str(f.type).startswith("list[")}
-    switches = {f"--{f.name}" for f in fields(kind) if f.type == "bool"}
-    spelled, rest = [], list(words)
+def expand_flags(words: Sequence[str], kind: type[AnyConfig]) -> list[str]:
+    """Write flags in the one form that the parser reads, `--knob=value`; lists as `--knob=["a", "b"]`."""
+    types, expanded, rest = dict(_types(kind)), [], normalize_flags(words)
     while rest:
-        flag, equals, value = rest.pop(0).partition("=")
-        if flag not in switches and flag not in lists:
-            spelled.append(flag + equals + value)
-            continue
+        word = rest.pop(0)
+        flag, equals, value = word.partition("=")
+        hint = types.get(flag)
         values = [value] if equals else []
-        while rest and not rest[0].startswith("--") and (flag in lists or not values):
-            values.append(rest.pop(0))
-        if flag in switches:
-            spelled.append(f"{flag}={values[0] if values else 'true'}")
-        else:
+        if not word.startswith("-"):
+            expanded.append(f"--run={word}" if kind is EvaluateConfig else word)
+        elif get_origin(hint) in (list, tuple):
+            while rest and not rest[0].startswith("--"):
+                values.append(rest.pop(0))
             bracketed = len(values) == 1 and values[0].startswith("[")
-            if lists[flag] != "list[str]" and not bracketed:
+            if hint != list[str] and not bracketed:  # a path may have a comma
                 values = [part for value in values for part in value.split(",") if part]
-            spelled.append(f"{flag}={values[0] if bracketed else json.dumps(values)}")
-    return spelled
+            expanded.append(f"{flag}={values[0] if bracketed else json.dumps(values)}")
+        elif hint is bool and not equals:
+            expanded.append(f"{flag}={rest.pop(0) if rest and rest[0].lower() in BOOLEANS else 'true'}")
+        elif (hint or flag == "--config") and not equals and rest and not rest[0].startswith("--"):
+            expanded.append(f"{flag}={rest.pop(0)}")
+        else:
+            expanded.append(word)
+    return expanded
+
+
+def _types(kind: type, prefix: str = "--") -> Iterator[tuple[str, Any]]:
+    """Yield each knob's flag and type, those of sections included."""
+    for name, hint in get_type_hints(kind).items():
+        if is_dataclass(hint):
+            yield from _types(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+        else:
+            yield prefix + name, hint
 
 
 def load(path: Path) -> Config:

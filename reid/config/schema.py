@@ -6,67 +6,80 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from reid.config.ranges import Count, Fraction, NonNegative, Positive, Section, Seed, Size, Weight, weights_of
+
 
 @dataclass
-class DataConfig:
+class DataConfig(Section):
     """The shards and how they are read."""
 
     root: str = "data/market1501"
     """Folder of a finished build (`python -m shards build`), with manifest.json; or its http, https, s3 or gs URL."""
-    height: int = 256
+    height: Size = 256
     """Image height in pixels that the encoder sees."""
-    width: int = 128
+    width: Size = 128
     """Image width in pixels that the encoder sees."""
-    workers: int = 2
+    workers: Count = 2
     """Decoding processes per rank; 0 decodes in the training process. More than streams per rank are not started."""
-    max_pixels: int = 50_000_000
+    max_pixels: Size = 50_000_000
     """An image with more pixels is refused (guard against decompression bombs)."""
-    pool_images: int = 16_384
+    pool_images: Count = 16_384
     """Encoded images that a stream keeps in memory to shuffle among; 0 = all of its share of the data."""
-    val_identities: int = 0
+    val_identities: Count = 0
     """Train identities held out of training, to choose a model by; 0 = none, and evaluations look at the test set."""
     on_damage: Literal["stop", "skip"] = "stop"
     """Damaged training data: stop with the place; or leave the identity out for the epoch, and count it."""
 
 
 @dataclass
-class BatchConfig:
+class BatchConfig(Section):
     """The global batch: P identities x K images, the same for any number of ranks."""
 
-    identities: int = 16
+    identities: Size = 16
     """P, identities in the batch of all ranks together; ranks share them equally."""
-    images: int = 4
+    images: Size = 4
     """K, images per identity."""
-    streams: int = 8
+    streams: Size = 8
     """S, fixed cuts of an epoch: divides `identities`, is divided by the number of ranks; another S, other batches."""
     short: Literal["keep", "repeat"] = "keep"
     """Identity with fewer than K images: keep its short group, or repeat images up to K (as BoT does)."""
-    steps_per_epoch: int = 0
+    steps_per_epoch: Count = 0
     """Optimizer steps per epoch; 0 = one pass over the images."""
+
+    def check(self) -> None:
+        if self.identities % self.streams:
+            raise ValueError(
+                f"batch.identities = {self.identities} does not divide among batch.streams = {self.streams}; "
+                f"use one of {list_divisors(self.identities)} streams"
+            )
 
 
 @dataclass
-class AugmentConfig:
+class AugmentConfig(Section):
     """Random changes to training images; parameters are drawn from (seed, epoch, stream, step)."""
 
-    flip: float = 0.5
+    flip: Fraction = 0.5
     """Probability of a horizontal flip."""
-    pad: int = 10
+    pad: Count = 10
     """Pixels of padding before the random crop back to size."""
     fill: Literal["black", "edge"] = "black"
     """What the padding shows: black, or the nearest pixel of the image."""
-    rotate_degrees: float = 0.0
+    rotate_degrees: NonNegative = 0.0
     """Largest random rotation either way, in degrees."""
-    scale: float = 0.0
+    scale: Fraction = 0.0
     """Largest random zoom either way, as a fraction (0.1 = 0.9x to 1.1x)."""
-    erase: float = 0.5
+    erase: Fraction = 0.5
     """Probability of random erasing (one rectangle, filled with the mean colour)."""
-    erase_area: tuple[float, float] = (0.02, 0.4)
+    erase_area: tuple[Fraction, Fraction] = (0.02, 0.4)
     """Smallest and largest erased area, as a fraction of the image."""
+
+    def check(self) -> None:
+        if self.erase_area[0] > self.erase_area[1]:
+            raise ValueError(f"augment.erase_area = {self.erase_area}: give the smaller fraction first")
 
 
 @dataclass
-class ModelConfig:
+class ModelConfig(Section):
     """Encoder, pooling and heads."""
 
     encoder: str = "resnet50"
@@ -83,41 +96,51 @@ class ModelConfig:
     """Encoder's BatchNorm: statistics of each batch, or those of `weights` for ever (weight and bias still learn)."""
     sync_batchnorm: bool = False
     """BatchNorm over the images of all ranks instead of each rank's own."""
-    frozen_epochs: int = 0
+    frozen_epochs: Count = 0
     """First epochs in which only neck and classifier learn, and the encoder stands still."""
     head: Literal["linear", "cosine", "euclidean"] = "linear"
     """Classifier on the feature after the neck: w·f; cos(w, f); or minus the squared distance to a learned center."""
-    head_temperature: float = 1.0
+    head_temperature: Positive = 1.0
     """What the logits are divided by; the cosine head wants about 0.06, the euclidean head 1 or more."""
+
+    def check(self) -> None:
+        if self.weights != "none":
+            return
+        for name, value, default in (("norm", self.norm, "batch"), ("frozen_epochs", self.frozen_epochs, 0)):
+            if value != default:
+                raise ValueError(
+                    f"model.{name} = {value} keeps pretrained values, and model.weights = none has none; give weights, "
+                    f"or leave it at {default}"
+                )
 
 
 @dataclass
-class LossConfig:
+class LossConfig(Section):
     """Weights and parameters of the objective; a weight of 0 switches a term off."""
 
-    cross_entropy: float = 1.0
+    cross_entropy: Weight = 1.0
     """Weight of the cross-entropy on identity logits."""
-    smoothing: float = 0.1
+    smoothing: Fraction = 0.1
     """Label smoothing."""
-    triplet: float = 1.0
+    triplet: Weight = 1.0
     """Weight of the batch-hard triplet loss."""
-    triplet_margin: float | None = 0.5
+    triplet_margin: Positive | None = 0.5
     """Margin of the triplet loss; null for the soft margin."""
     triplet_scope: Literal["local", "global"] = "local"
     """Mine triplets in the batch of one rank, or of all ranks."""
-    quadruplet: float = 0.0
+    quadruplet: Weight = 0.0
     """Weight of the quadruplet loss; its first margin is `triplet_margin`, its scope `triplet_scope`."""
     quadruplet_margin2: float = 0.25
     """Second margin of the quadruplet loss; smaller than the first."""
-    mctl: float = 1.0
+    mctl: Weight = 1.0
     """Weight of the modified centroid triplet loss."""
-    ctl: float = 0.0
+    ctl: Weight = 0.0
     """Weight of the centroid triplet loss."""
-    w1: float = 0.1
+    w1: Fraction = 0.1
     """MCTL: weight of the pull towards the own centroid; the push has 1 - w1 unless w2 is given."""
-    w2: float | None = None
+    w2: NonNegative | None = None
     """MCTL: weight of the push away from the nearest other centroid; null = 1 - w1."""
-    margin: float = 0.5
+    margin: Positive = 0.5
     """Margin of MCTL and CTL, in units of feature distance."""
     reading: Literal["paper", "rounds"] = "paper"
     """How MCTL and CTL choose anchors and centroids (see reid/losses/)."""
@@ -125,80 +148,99 @@ class LossConfig:
     """MCTL and CTL on unit vectors instead of raw features."""
     relative: bool = False
     """Measure MCTL's and CTL's distances, and so `margin`, in units of the running mean distance between centroids."""
-    center: float = 5e-4
+    center: Weight = 5e-4
     """Weight of the center loss."""
-    center_lr: float = 0.5
+    center_lr: NonNegative = 0.5
     """Step of the closed-form SGD update of the centers."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each loss by its name, in the order of the fields."""
+        return {name: getattr(self, name) for name in weights_of(LossConfig)}
+
+    @property
+    def quadruplet_margin(self) -> float:
+        """First margin of the quadruplet loss, which has no soft version."""
+        return self.triplet_margin or 0.5
+
+    def check(self) -> None:
+        if self.quadruplet and not 0 < self.quadruplet_margin2 < self.quadruplet_margin:
+            raise ValueError(
+                f"loss.quadruplet_margin2 = {self.quadruplet_margin2} must lie between 0 and loss.triplet_margin = "
+                f"{self.quadruplet_margin}"
+            )
+        if not any(self.weights.values()):
+            raise ValueError(f"every loss weight is 0; give one of loss.{{{','.join(self.weights)}}}")
 
 
 @dataclass
-class OptimConfig:
+class OptimConfig(Section):
     """Optimizer and schedule."""
 
     algorithm: Literal["adam", "adamw", "sgd"] = "adam"
     """Adam with an L2 penalty (as in BoT), AdamW with decoupled decay, or SGD with momentum."""
-    lr: float = 3.5e-4
+    lr: Positive = 3.5e-4
     """Learning rate after the warm-up."""
     lr_rule: Literal["none", "linear", "sqrt"] = "none"
     """How `lr` grows with `batch.identities` over `reference_identities`: not at all, in proportion, by the root."""
-    reference_identities: int = 16
+    reference_identities: Size = 16
     """Global number of identities in a batch for which `lr` was chosen; used by `lr_rule`."""
-    head_lr_factor: float = 1.0
+    head_lr_factor: Positive = 1.0
     """Learning rate of neck and classifier, as a multiple of the encoder's."""
-    bias_lr_factor: float = 1.0
+    bias_lr_factor: Positive = 1.0
     """Learning rate of biases, as a multiple of that of weights (Caffe's habit, and BoT's code's default, is 2)."""
-    momentum: float = 0.9
+    momentum: Fraction = 0.9
     """Momentum of SGD."""
-    weight_decay: float = 5e-4
+    weight_decay: NonNegative = 5e-4
     """L2 penalty, or the decay of AdamW."""
     decay_norm: bool = True
     """Weight decay also on biases and on the weights of normalisation layers."""
-    epochs: int = 120
+    epochs: Size = 120
     """Epochs of training."""
     schedule: Literal["milestones", "cosine"] = "milestones"
     """After the warm-up: a factor of `gamma` at each milestone, or a cosine down to 0 at the end."""
-    milestones: list[int] = field(default_factory=lambda: [40, 70])
+    milestones: list[Count] = field(default_factory=lambda: [40, 70])
     """Epochs at which the learning rate is multiplied by `gamma`."""
-    gamma: float = 0.1
+    gamma: NonNegative = 0.1
     """Factor at each milestone."""
-    warmup_epochs: int = 10
+    warmup_epochs: Count = 10
     """Epochs over which the learning rate rises linearly."""
-    warmup_factor: float = 0.01
+    warmup_factor: Fraction = 0.01
     """Fraction of `lr` at the very first step."""
-    clip_norm: float = 0.0
+    clip_norm: NonNegative = 0.0
     """Clip the gradient's global norm to this; 0 = never."""
 
 
 @dataclass
-class EvalConfig:
+class EvalConfig(Section):
     """Evaluation inside training; `evaluate.py` does the rest."""
 
-    every_epochs: int = 0
+    every_epochs: Count = 0
     """Evaluate the image and centroid protocols every so many epochs; 0 = after the last epoch only."""
-    batch_size: int = 128
+    batch_size: Size = 128
     """Images per forward pass and rank."""
 
 
 @dataclass
-class TrackConfig:
+class TrackConfig(Section):
     """Logs, checkpoints and Weights & Biases."""
 
-    every_steps: int = 10
+    every_steps: Size = 10
     """Steps between two lines of metrics.jsonl."""
     wandb: Literal["online", "offline", "off"] = "offline"
     """Weights & Biases mode; offline runs land in the run's folder, for `wandb sync`."""
     project: str = "mctl-reid"
     """W&B project."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Size = 2
     """Newest checkpoints kept, beside the best (one is written each epoch)."""
     artifacts: bool = False
     """Send the manifest and the best checkpoint to W&B as artifacts."""
-    checkpoint_steps: int = 0
+    checkpoint_steps: Count = 0
     """Write a checkpoint also every so many steps; 0 = at the end of each epoch alone."""
 
 
 @dataclass
-class SpeedConfig:
+class SpeedConfig(Section):
     """What changes the time of a step, and hardly its result."""
 
     channels_last: bool = True
@@ -212,14 +254,14 @@ class SpeedConfig:
 
 
 @dataclass
-class Config:
+class Config(Section):
     """One training run."""
 
     name: str = "run"
     """Name of the run; it lives in <runs>/<name>."""
     runs: str = "runs"
     """Folder of all runs."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of weights, plan and augmentation; 0 or more."""
     resume: Literal["never", "auto"] = "never"
     """auto: continue from this run's newest checkpoint, if there is one; never: refuse a folder with checkpoints."""
@@ -229,7 +271,7 @@ class Config:
     """Autocast; auto = bf16 on CUDA, none on CPU."""
     dry_run: bool = False
     """Check everything, make two steps, write nothing."""
-    timeout_s: int = 600
+    timeout_s: Size = 600
     """Seconds that a process waits for the others before the run ends with an error."""
     stop_file: str = ""
     """A file whose appearance stops the run at the next step, with a checkpoint; SIGTERM and SIGUSR1 do the same."""
@@ -247,9 +289,13 @@ class Config:
     def folder(self) -> Path:
         return Path(self.runs) / self.name
 
+    def check(self) -> None:
+        if not self.name or Path(self.name).name != self.name:
+            raise ValueError(f"name = {self.name!r} must be the plain name of a folder, without / or ..")
+
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(Section):
     """One evaluation by `evaluate.py`: of a run, of another system's features, or a comparison of finished reports."""
 
     run: str = ""
@@ -278,25 +324,36 @@ class EvaluateConfig:
     """How features are compared: normalised (after any averaging), or raw by their distance."""
     ranks: list[int] = field(default_factory=lambda: [1, 5, 10])
     """Ranks of the CMC that the tables show."""
-    max_rank: int = 50
+    max_rank: Size = 50
     """Length of the CMC curve; longer where --ranks asks for more."""
     rerank: bool = False
     """Add a row for the image protocol after k-reciprocal re-ranking."""
-    rerank_k1: int = 20
+    rerank_k1: Size = 20
     """Neighbours that must be mutual."""
-    rerank_k2: int = 6
+    rerank_k2: Size = 6
     """Neighbours that a query's expansion averages."""
-    rerank_lambda: float = 0.3
+    rerank_lambda: Fraction = 0.3
     """Share of the original distance in the final one."""
     precision: Literal["no", "bf16"] = "no"
     """Autocast of the forward pass; no = float32 throughout."""
-    batch_size: int = 128
+    batch_size: Size = 128
     """Images per forward pass and rank."""
-    workers: int = 2
+    workers: Count = 2
     """Decoding processes per rank."""
-    timeout_s: int = 3600
+    timeout_s: Size = 3600
     """Seconds that processes wait for rank 0, which re-ranks and draws alone."""
     wandb: Literal["online", "offline", "off"] = "offline"
     """Weights & Biases mode."""
     project: str = "mctl-reid"
     """W&B project."""
+
+    def check(self) -> None:
+        if not self.protocols:
+            raise ValueError("--protocols is empty; give at least one of image, centroid, centroid_all, ctl_published")
+        if not self.ranks or min(self.ranks) < 1:
+            raise ValueError(f"--ranks {self.ranks}: the first rank is 1; give at least one rank")
+
+
+def list_divisors(number: int) -> str:
+    """Return the divisors of a number as text, for errors."""
+    return ", ".join(str(d) for d in range(1, number + 1) if number % d == 0)
