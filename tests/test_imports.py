@@ -146,8 +146,8 @@ def test_wandb_stays_in_tracking():
     assert importers("wandb") == {"reid.runs.tracking"}
 
 
-def test_webdataset_stays_in_storage():
-    assert importers("webdataset") == {"reid.data.storage"}
+def test_webdataset_stays_where_shards_are_written():
+    assert importers("webdataset") <= {"shards.pack"}
 
 
 @pytest.mark.parametrize("path", [*REID, *SHARDS], ids=module_name)

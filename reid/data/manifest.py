@@ -6,7 +6,6 @@ without one is an unfinished build.
 
 import hashlib
 import json
-import os
 import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -15,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from reid.data.storage import is_remote, place_of, read_file
+from reid.data.storage import full_path, is_remote, read_file
+from reid.files import write_atomically
 
 FORMAT = 2  # 2: the JSON of an identity gives the bytes of its images
 MANIFEST_NAME = "manifest.json"
@@ -107,7 +107,7 @@ def load_manifest(root: str | Path) -> Manifest:
             raise ValueError(
                 f"{root}: no {MANIFEST_NAME}: not a folder of shards, or an unfinished build; build it again"
             )
-    path = place_of(root, MANIFEST_NAME) if is_remote(root) else str(Path(root, MANIFEST_NAME))
+    path = full_path(root, MANIFEST_NAME) if is_remote(root) else str(Path(root, MANIFEST_NAME))
     try:
         text = read_file(root, MANIFEST_NAME)
     except OSError as error:
@@ -122,16 +122,11 @@ def load_manifest(root: str | Path) -> Manifest:
 
 
 def save_manifest(manifest: Manifest, folder: Path) -> Path:
-    """Write `folder/manifest.json` so that it is there whole or not at all, and return its path."""
+    """Write `folder/manifest.json` atomically and return its path."""
     path = folder / MANIFEST_NAME
     text = _to_text(manifest)
-    _parse(json.loads(text), str(path))  # what we could not read back must not be written
-    temporary = folder / f".{MANIFEST_NAME}.part"
-    with open(temporary, "wb") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    _parse(json.loads(text), str(path))  # a manifest that cannot be read must not be written
+    write_atomically(path, text)
     return path
 
 

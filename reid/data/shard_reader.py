@@ -15,7 +15,7 @@ from typing import IO, Any, Literal, NamedTuple
 import numpy as np
 
 from reid.data.manifest import JUNK_PID, Shard, Split
-from reid.data.storage import is_remote, open_file, place_of
+from reid.data.storage import full_path, is_remote, open_file
 from reid.data.tar import BLOCK, END, padded, parse_header
 
 OnDamage = Literal["stop", "skip"]
@@ -94,7 +94,7 @@ def read_sound_identities(root: str | Path, split: Split, shards: Sequence[int])
     """As read_identities, but damage comes as Dropped, and what is sound goes on; each row comes exactly once."""
     ends = np.searchsorted(split.shard, np.arange(len(split.shards) + 1))
     for shard in shards:
-        path = place_of(root, split.shards[shard].name)
+        path = full_path(root, split.shards[shard].name)
         rows = range(int(ends[shard]), int(ends[shard + 1]))
         for found in _read_shard(root, path, split, split.shards[shard], rows):
             yield Dropped(found.rows, f"{path}: {found.reason}") if isinstance(found, Dropped) else found

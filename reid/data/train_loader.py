@@ -19,7 +19,7 @@ from reid.data.manifest import MANIFEST_NAME, Split
 from reid.data.plan import Plan, StreamSteps
 from reid.data.pool import Pool
 from reid.data.shard_reader import DamagedData, Dropped, Identity, OnDamage
-from reid.data.storage import stamp_of
+from reid.data.storage import file_version
 from reid.data.workers import WorkerError, begin_worker, receive, start_workers
 
 STEPS_PER_DRAW = 64  # steps whose augmentation is drawn at once
@@ -49,7 +49,7 @@ class _Streams(IterableDataset):
         self, loader: TrainLoader, streams: Sequence[int], start: tuple[int, int], epochs: int, dropped: Collection[int]
     ) -> None:
         self.loader, self.streams, self.start, self.epochs, self.dropped = loader, streams, start, epochs, dropped
-        self.stamp = stamp_of(loader.root, MANIFEST_NAME)
+        self.stamp = file_version(loader.root, MANIFEST_NAME)
 
     def __iter__(self) -> Iterator[Batch | WorkerError]:
         worker = get_worker_info()
@@ -67,7 +67,7 @@ class _Streams(IterableDataset):
             yield WorkerError(str(error))
 
     def _check_manifest(self) -> None:
-        if stamp_of(self.loader.root, MANIFEST_NAME) != self.stamp:
+        if file_version(self.loader.root, MANIFEST_NAME) != self.stamp:
             raise ValueError(
                 f"{self.loader.root}: {MANIFEST_NAME} was replaced while this run read the shards; start a new run on "
                 "the new data, or put the old data back and resume"

@@ -16,7 +16,7 @@ from reid.data.eval_loader import read_images
 from reid.data.images import Pixels
 from reid.data.manifest import JUNK_PID, MANIFEST_NAME, load_manifest
 from reid.data.shard_reader import Dropped, Identity, read_sound_identities
-from reid.data.storage import is_remote, place_of
+from reid.data.storage import full_path, is_remote
 from reid.search.index import Entry, Source
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
@@ -115,7 +115,7 @@ def list_shards(root: str, split: str) -> Iterator[Found]:
             path = f"{shard}/{identity.key}.{identity.files[i]}"
             camera = "" if camid < 0 else str(camid)
             entry = Entry(path, name, camera, place=int(first[identity.row]) + i, source=source)
-            yield Found(entry, place_of(root, path), partial(_read_image, identity, i))
+            yield Found(entry, full_path(root, path), partial(_read_image, identity, i))
 
 
 def _read_image(identity: Identity, i: int) -> bytes:

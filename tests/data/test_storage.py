@@ -15,7 +15,7 @@ import pytest
 from reid.data import storage
 from reid.data.manifest import load_manifest
 from reid.data.shard_reader import DamagedData, read_identities
-from reid.data.storage import is_remote, open_file, place_of, read_file, stamp_of
+from reid.data.storage import file_version, full_path, is_remote, open_file, read_file
 from tests.support.loading import assert_same, make_loader
 
 
@@ -48,7 +48,7 @@ def identities_of(root) -> list:
     """Without the places of their shards."""
     split = load_manifest(root).split("train")
     identities = list(read_identities(root, split, range(len(split.shards))))
-    places = [place_of(root, split.shards[split.shard[each.row]].name) for each in identities]
+    places = [full_path(root, split.shards[split.shard[each.row]].name) for each in identities]
     assert [each.shard for each in identities] == places
     return [replace(each, shard="") for each in identities]
 
@@ -223,10 +223,10 @@ def test_a_missing_tool_is_named(monkeypatch, tmp_path):
 def test_local_places(tmp_path):
     (tmp_path / "x").write_bytes(b"12")
     assert not is_remote(tmp_path) and not is_remote("C:/data")
-    assert place_of(tmp_path, "x") == str(tmp_path.resolve() / "x")
+    assert full_path(tmp_path, "x") == str(tmp_path.resolve() / "x")
     assert read_file(str(tmp_path), "x") == b"12"
-    before = stamp_of(tmp_path, "x")
+    before = file_version(tmp_path, "x")
     (tmp_path / "y").write_bytes(b"34")
     Path(tmp_path / "y").replace(tmp_path / "x")
-    assert stamp_of(tmp_path, "x") != before
-    assert stamp_of("https://host/x", "x") is None
+    assert file_version(tmp_path, "x") != before
+    assert file_version("https://host/x", "x") is None
