@@ -1,4 +1,4 @@
-"""What every reader hands over: one record per image, and what the dataset says about itself."""
+"""The result of every reader: one record per image, and the facts about the dataset; helpers for readers."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -25,17 +25,17 @@ class Record:
 
 
 class Sighting(NamedTuple):
-    """One stored image: whom it shows, which camera saw it, where it came from, the first 16 bytes of its sha256."""
+    """One stored image."""
 
     pid: int
     camid: int
-    source: str
-    digest: bytes
+    source: str  # path below the root of the raw dataset
+    digest: bytes  # first 16 bytes of the sha256
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Images of a split, with junk and distractors, and its identities without them."""
+    """Number of images of a split, with junk and distractors, and of identities, without them."""
 
     images: int
     identities: int
@@ -43,59 +43,58 @@ class Counts:
 
 @dataclass(frozen=True)
 class RawDataset:
-    """What a reader found under `root`. Records are sorted by split, pid and path.
-
-    distractor_pid: the pid of gallery images that belong to nobody, None where the dataset has none.
-    notice: the terms of use, shown to the user and stored with the shards. ignored: the files that are no images of the
-    dataset (Thumbs.db, .DS_Store, ...). warnings: whatever else the user should hear. published: what its authors count
-    in each split; a build that counts otherwise says so.
-    """
+    """The images that a reader found under `root`, and the facts about the dataset."""
 
     name: str
     root: Path
-    records: tuple[Record, ...]
-    distractor_pid: int | None
-    notice: str
-    ignored: tuple[Path, ...] = ()
-    warnings: tuple[str, ...] = ()
-    published: Mapping[str, Counts] = field(default_factory=dict)
+    records: tuple[Record, ...]  # sorted by split, pid and path
+    distractor_pid: int | None  # of gallery images without an identity; None if the dataset has none
+    notice: str  # terms of use, shown to the user; stored in the manifest, so another text is another fingerprint
+    ignored: tuple[Path, ...] = ()  # files that are no images of the dataset: Thumbs.db, .DS_Store, ...
+    warnings: tuple[str, ...] = ()  # for the user
+    published: Mapping[str, Counts] = field(default_factory=dict)  # the authors' counts; a build warns of other counts
 
 
 def sort_records(records: Iterable[Record]) -> tuple[Record, ...]:
-    """Train, query, gallery; in each by pid, then path: never the order in which a file system lists them."""
+    """Sort by split (train, query, gallery), then pid, then path, independent of the file system."""
     return tuple(sorted(records, key=lambda record: (SPLITS.index(record.split), record.pid, str(record.path))))
 
 
 def number_from_one(names: Iterable[str]) -> dict[str, int]:
-    """Map each distinct name to 1, 2, ... in sorted order; 2 before 10 when every name is a number."""
+    """Map each distinct name to 1, 2, ... in sorted order; 2 before 10 if every name is a number."""
     distinct = set(names)
-    if all(name.isdecimal() for name in distinct):
-        ordered = sorted(distinct, key=lambda name: (int(name), name))
-    else:
-        ordered = sorted(distinct)
+    numeric = all(name.isdecimal() for name in distinct)
+    ordered = sorted(distinct, key=lambda name: (int(name) if numeric else 0, name))
     return {name: number for number, name in enumerate(ordered, start=1)}
 
 
 def is_image(path: Path) -> bool:
-    """By its name; hidden files are none (macOS leaves `._0002_c1s1_000451_03.jpg` beside each image)."""
+    """Return whether a name is an image's. Hidden files are none: macOS writes `._1.jpg` next to each `1.jpg`."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def list_folder(folder: Path) -> list[Path]:
-    """The entries of a folder, sorted. ValueError where it cannot be listed."""
+    """Return the entries of a folder, sorted. Raise ValueError if it cannot be listed."""
     try:
         return sorted(folder.iterdir())
     except OSError as error:
         raise ValueError(f"{folder}: cannot be listed ({error.strerror}); check the path given by --root") from error
 
 
+def check_folder(folder: Path, fix: str) -> None:
+    """Raise ValueError with the fix, and with the contents of the parent folder, if a folder does not exist."""
+    if not folder.is_dir():
+        there = f"; {folder.parent} holds {describe_folder(folder.parent)}" if folder.parent.is_dir() else ""
+        raise ValueError(f"{folder}: no such folder{there}; {fix}")
+
+
 def describe_folder(folder: Path, limit: int = 8) -> str:
-    """A few of a folder's entries, to say in an error what was found there instead."""
+    """List a few of a folder's entries, for errors."""
     names = [path.name + ("/" if path.is_dir() else "") for path in list_folder(folder)]
     shown = ", ".join(names[:limit]) or "nothing"
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
 def digest_image(data: bytes) -> bytes:
-    """Enough of a sha256 to tell images apart, at half the memory."""
+    """Return the first half of the sha256, which is enough to compare images."""
     return hashlib.sha256(data).digest()[:16]

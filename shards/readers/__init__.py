@@ -1,1 +1,1 @@
-"""Readers: a raw dataset as records, one file per dataset."""
+"""Readers of raw datasets, one file per dataset: NAME, NOTICE and read(root, ...), which returns a RawDataset."""

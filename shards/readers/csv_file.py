@@ -1,9 +1,9 @@
-"""A CSV table with the columns path, identity, camera and split: any dataset, without a reader of its own."""
+"""A CSV table with the columns path, identity, camera and split: any dataset, without its own reader."""
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from shards.records import SPLITS, UNKNOWN_CAMERA, RawDataset, Record, number_from_one, sort_records
 
@@ -13,9 +13,8 @@ REQUIRED = ("path", "identity", "split")
 HEADER = "path,identity,camera,split"
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line as it is written; camera is empty when unknown."""
+class Row(NamedTuple):
+    """One line of the table; camera is empty if unknown."""
 
     line: int
     path: Path
@@ -25,18 +24,22 @@ class Row:
 
 
 def read(root: Path, table: Path | None = None) -> RawDataset:
-    """Read the CSV `table`, its paths relative to `root`.
+    """Read the images that a CSV lists.
 
-    Without `table`, `root` is either the CSV itself (paths relative to its folder) or a folder with exactly one CSV.
     The first line is the header; camera may be absent or empty (camid -1). Identities and cameras are any text and are
-    numbered from 1 in sorted order over all splits. A path that does not exist is found by the build and counts as a
-    broken image. ValueError names the line and the mend.
+    numbered from 1 in sorted order over all splits. A path that does not exist counts as a broken image in the build.
+    Paths start from `root`; without `table`, `root` is the CSV itself or a folder with exactly one CSV.
+    Raises ValueError with the table, the line and the fix.
     """
     table, root = _locate(root, table)
     rows = _read_rows(table, root)
     if not rows:
         raise ValueError(f"{table}: no row below the header; write one line per image: {HEADER}")
-    _refuse_repeats(rows, table)
+    lines: dict[tuple[str, Path], int] = {}
+    for row in rows:
+        first = lines.setdefault((row.split, row.path), row.line)
+        if first != row.line:
+            raise ValueError(f"{table}, lines {first} and {row.line}: the same {row.split} image twice; keep one line")
     pids = number_from_one(row.identity for row in rows)
     camids = number_from_one(row.camera for row in rows if row.camera)
     records = [
@@ -47,6 +50,7 @@ def read(root: Path, table: Path | None = None) -> RawDataset:
 
 
 def _locate(root: Path, table: Path | None) -> tuple[Path, Path]:
+    """Return the table and the folder that its paths start from."""
     if not root.exists():
         raise ValueError(f"{root}: no such file or folder; give --root the CSV or the folder of its images")
     if table is not None:
@@ -55,9 +59,9 @@ def _locate(root: Path, table: Path | None) -> tuple[Path, Path]:
         if not root.is_dir():
             raise ValueError(f"{root}: not a folder; with --csv, --root is the folder that the paths start from")
         return table, root
+    if root.suffix.lower() == ".zip" and root.is_file():
+        raise ValueError(f"{root}: zip files are not read; unzip it and give --root the folder")
     if root.is_file():
-        if root.suffix.lower() == ".zip":
-            raise ValueError(f"{root}: zip files are not read; unzip it and give --root the folder")
         return root, root.parent
     tables = sorted(path for path in root.iterdir() if path.suffix.lower() == ".csv" and not path.name.startswith("."))
     if len(tables) != 1:
@@ -71,7 +75,11 @@ def _read_rows(table: Path, root: Path) -> list[Row]:
         with open(table, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
             _check_header(reader.fieldnames or [], table)
-            return [_parse_row(fields, table, reader.line_num, root) for fields in reader if any(fields.values())]
+            return [
+                _parse_row(fields, f"{table}, line {reader.line_num}", reader.line_num, root)
+                for fields in reader
+                if any(fields.values())
+            ]
     except UnicodeDecodeError as error:
         raise ValueError(f"{table}: not UTF-8 ({error}); save the table as UTF-8 text") from error
     except csv.Error as error:
@@ -89,27 +97,19 @@ def _check_header(header: Sequence[str], table: Path) -> None:
         raise ValueError(f"{table}: a column is named twice in {','.join(header)!r}; keep one")
 
 
-def _parse_row(fields: dict[str, str], table: Path, line: int, root: Path) -> Row:
+def _parse_row(fields: dict[str, str], where: str, line: int, root: Path) -> Row:
     if None in fields or None in fields.values():
-        raise ValueError(f"{table}, line {line}: more or fewer fields than the header; quote fields that hold commas")
+        raise ValueError(f"{where}: more or fewer fields than the header; quote fields that hold commas")
     for column in REQUIRED:
         if not fields[column].strip():
-            raise ValueError(f"{table}, line {line}: {column} is empty; fill it or remove the line")
+            raise ValueError(f"{where}: {column} is empty; fill it or remove the line")
     split = fields["split"].strip()
     if split not in SPLITS:
-        raise ValueError(f"{table}, line {line}: split {split!r} is unknown; use {', '.join(SPLITS)}")
+        raise ValueError(f"{where}: split {split!r} is unknown; use {', '.join(SPLITS)}")
     path = Path(fields["path"].strip())
-    # Shards carry the path as `source`: it must mean something elsewhere and say nothing about this machine.
+    # Shards store the path as `source`, so it must be relative: valid on other machines, without this one's folders.
     if path.is_absolute() and path.is_relative_to(root.absolute()):
         path = path.relative_to(root.absolute())
     if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"{table}, line {line}: {path} lies outside {root}; give --root the folder above all images")
+        raise ValueError(f"{where}: {path} lies outside {root}; give --root the folder above all images")
     return Row(line, root / path, fields["identity"].strip(), fields.get("camera", "").strip(), split)
-
-
-def _refuse_repeats(rows: list[Row], table: Path) -> None:
-    lines: dict[tuple[str, Path], int] = {}
-    for row in rows:
-        first = lines.setdefault((row.split, row.path), row.line)
-        if first != row.line:
-            raise ValueError(f"{table}, lines {first} and {row.line}: the same {row.split} image twice; keep one line")

@@ -1,10 +1,9 @@
 """CUHK03-NP (Li et al., CVPR 2014; new protocol of Zhong et al., CVPR 2017): detected or hand-labelled boxes."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from shards.readers.market_layout import FOLDERS, read_layout
-from shards.records import Counts, RawDataset, describe_folder
+from shards.records import Counts, RawDataset, check_folder
 
 NAME = "cuhk03"
 BOXES = ("detected", "labeled")
@@ -23,15 +22,12 @@ PUBLISHED = {
 def read(root: Path, boxes: str = "detected") -> RawDataset:
     """Read `root/<boxes>/{bounding_box_train,query,bounding_box_test}`, boxes "detected" or "labeled".
 
-    The two are datasets of their own, named cuhk03-detected and cuhk03-labeled. Errors: see `read_layout`.
+    The two are separate datasets, named cuhk03-detected and cuhk03-labeled.
     """
     if boxes not in BOXES:
         raise ValueError(f"--boxes {boxes}: use {' or '.join(BOXES)}")
-    if root.is_dir() and not (root / boxes).is_dir():
-        raise ValueError(
-            f"{root / boxes}: no such folder; {root} holds {describe_folder(root)}; "
-            "give --root the folder that holds detected, labeled"
-        )
+    for folder in (root, root / boxes):
+        check_folder(folder, f"give --root the folder that holds {', '.join(BOXES)}")
     folders = {split: f"{boxes}/{folder}" for split, folder in FOLDERS.items()}
-    raw = read_layout(f"{NAME}-{boxes}", root, notice=NOTICE, example=EXAMPLE, folders=folders)
-    return replace(raw, published=PUBLISHED[boxes])
+    name = f"{NAME}-{boxes}"
+    return read_layout(name, root, notice=NOTICE, example=EXAMPLE, published=PUBLISHED[boxes], folders=folders)

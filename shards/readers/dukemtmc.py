@@ -1,6 +1,5 @@
-"""DukeMTMC-reID (Ristani et al., 2016; Zheng et al., ICCV 2017): withdrawn by its university, read from a copy held."""
+"""DukeMTMC-reID (Ristani et al., 2016; Zheng et al., ICCV 2017): withdrawn by its university, read from your copy."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from shards.readers.market_layout import read_layout
@@ -20,5 +19,5 @@ PUBLISHED = {"train": Counts(16_522, 702), "query": Counts(2_228, 702), "gallery
 
 
 def read(root: Path) -> RawDataset:
-    """Read `root/{bounding_box_train,query,bounding_box_test}`; neither junk nor distractors. Errors: `read_layout`."""
-    return replace(read_layout(NAME, root, notice=NOTICE, example=EXAMPLE), published=PUBLISHED)
+    """Read `root/{bounding_box_train,query,bounding_box_test}`, which have neither junk nor distractors."""
+    return read_layout(NAME, root, notice=NOTICE, example=EXAMPLE, published=PUBLISHED)

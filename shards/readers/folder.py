@@ -7,6 +7,7 @@ from shards.records import (
     UNKNOWN_CAMERA,
     RawDataset,
     Record,
+    check_folder,
     describe_folder,
     is_image,
     list_folder,
@@ -20,49 +21,40 @@ LAYOUT = "<split>/<identity>/*.jpg with the splits train, query, gallery"
 
 
 def read(root: Path) -> RawDataset:
-    """Read `root/<split>/<identity>/*.{jpg,jpeg,png}`; splits may be absent, an identity has one number in all splits.
+    """Read `root/<split>/<identity>/*.{jpg,jpeg,png}`; splits may be absent, an identity has one pid in all splits.
 
-    ValueError when nothing fits the layout.
+    Raises ValueError if no image fits the layout.
     """
-    if not root.is_dir():
-        raise ValueError(f"{root}: no such folder; give --root a folder laid out as {LAYOUT}")
-    files: list[tuple[str, str, Path]] = []
+    check_folder(root, f"give --root a folder laid out as {LAYOUT}")
+    files: list[tuple[str, str, Path]] = []  # split, identity, image
     ignored: list[Path] = []
-    for entry in list_folder(root):
-        if entry.name in SPLITS and entry.is_dir():
-            found, strays = _read_split(entry)
-            files += [(entry.name, identity, path) for identity, path in found]
-            ignored += strays
-        else:
-            ignored.append(entry)
+    for split in list_folder(root):
+        for identity in _list_or_ignore(split, split.name in SPLITS, ignored):
+            for path in _list_or_ignore(identity, not identity.name.startswith("."), ignored):
+                if is_image(path) and not path.is_dir():
+                    files.append((split.name, identity.name, path))
+                else:
+                    ignored.append(path)
     if not files:
         raise ValueError(f"{root}: no image found; expected {LAYOUT}; found {_describe(root)}")
-    numbers = number_from_one(identity for _, identity, _ in files)
-    records = [Record(path, numbers[identity], UNKNOWN_CAMERA, split, identity) for split, identity, path in files]
+    pids = number_from_one(identity for _, identity, _ in files)
+    records = [Record(path, pids[identity], UNKNOWN_CAMERA, split, identity) for split, identity, path in files]
     unread = [path.name for path in ignored if path.parent == root and path.is_dir()]
-    warnings = [f"folders that are no split were not read: {', '.join(unread)}"] if unread else []
+    warnings = [f"folders whose names are not splits were not read: {', '.join(unread)}"] if unread else []
     return RawDataset(NAME, root, sort_records(records), None, NOTICE, tuple(ignored), tuple(warnings))
 
 
-def _read_split(folder: Path) -> tuple[list[tuple[str, Path]], list[Path]]:
-    files: list[tuple[str, Path]] = []
-    ignored: list[Path] = []
-    for identity in list_folder(folder):
-        if not identity.is_dir() or identity.name.startswith("."):
-            ignored.append(identity)
-            continue
-        for path in list_folder(identity):
-            if is_image(path) and not path.is_dir():
-                files.append((identity.name, path))
-            else:
-                ignored.append(path)
-    return files, ignored
+def _list_or_ignore(path: Path, wanted: bool, ignored: list[Path]) -> list[Path]:
+    """List a folder; add `path` to `ignored` instead if it is no folder or is not wanted."""
+    if wanted and path.is_dir():
+        return list_folder(path)
+    ignored.append(path)
+    return []
 
 
 def _describe(root: Path) -> str:
-    """The root's entries and those of the first split there is, where a level too many or too few shows."""
-    text = describe_folder(root)
-    for split in SPLITS:
-        if (root / split).is_dir():
-            return f"{text}; in {split}/: {describe_folder(root / split)}"
-    return text
+    """Describe the root and its first split, which shows whether a level is missing or too many."""
+    splits = [split for split in SPLITS if (root / split).is_dir()]
+    return "; in ".join(
+        [describe_folder(root), *(f"{split}/: {describe_folder(root / split)}" for split in splits[:1])]
+    )

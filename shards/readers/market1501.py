@@ -1,6 +1,5 @@
-"""Market-1501 (Zheng et al., ICCV 2015): junk is -1, distractors are 0; drawn pedestrians share its layout."""
+"""Market-1501 (Zheng et al., ICCV 2015): junk is -1, distractors are 0. Drawn pedestrians have the same layout."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from shards.readers.market_layout import read_layout
@@ -15,18 +14,20 @@ NOTICE = (
 )
 # The gallery with its 2,798 distractors and 3,819 junk images.
 PUBLISHED = {"train": Counts(12_936, 751), "query": Counts(3_368, 750), "gallery": Counts(19_732, 750)}
-# `python -m shards synth` draws people in this layout and leaves this file: Market-1501's terms are not theirs.
+# `python -m shards synth` draws people in this layout and writes this file; Market-1501's terms do not apply to them.
 DRAWN_MARKER = "pedestrians.json"
 DRAWN_NAME = "pedestrians"
 DRAWN_NOTICE = "Drawn pedestrians: made by a program, no person is depicted, no terms."
 
 
 def read(root: Path) -> RawDataset:
-    """Read `root/{bounding_box_train,query,bounding_box_test}`.
-
-    Drawn pedestrians in this layout get a name and a notice of their own. Errors: see `read_layout`.
-    """
+    """Read `root/{bounding_box_train,query,bounding_box_test}`, of Market-1501 or of drawn pedestrians."""
     drawn = (root / DRAWN_MARKER).is_file()
-    name, notice = (DRAWN_NAME, DRAWN_NOTICE) if drawn else (NAME, NOTICE)
-    raw = read_layout(name, root, notice=notice, example=EXAMPLE, distractor_pid=DISTRACTOR_PID)
-    return raw if drawn else replace(raw, published=PUBLISHED)
+    return read_layout(
+        DRAWN_NAME if drawn else NAME,
+        root,
+        notice=DRAWN_NOTICE if drawn else NOTICE,
+        example=EXAMPLE,
+        published={} if drawn else PUBLISHED,
+        distractor_pid=DISTRACTOR_PID,
+    )

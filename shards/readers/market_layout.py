@@ -1,10 +1,19 @@
-"""The layout that Market-1501 began and others took over: flat folders, identity and camera in each file's name."""
+"""Market-1501's layout, also used by other datasets: flat folders, identity and camera in the name of each file."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from shards.records import JUNK_PID, RawDataset, Record, describe_folder, list_folder, sort_records
+from shards.records import (
+    JUNK_PID,
+    Counts,
+    RawDataset,
+    Record,
+    check_folder,
+    describe_folder,
+    list_folder,
+    sort_records,
+)
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 # 0002_c1s1_000451_03.jpg, 0005_c2_f0046985.jpg, 0001_c001_00016450_0.jpg: cameras have one to several digits.
@@ -17,45 +26,37 @@ def read_layout(
     *,
     notice: str,
     example: str,
+    published: Mapping[str, Counts],
     folders: Mapping[str, str] = FOLDERS,
     distractor_pid: int | None = None,
 ) -> RawDataset:
-    """Read the folders (split -> folder below `root`); a name that does not match is a stray and is ignored.
+    """Read the images of three folders. Files whose names do not match PATTERN are ignored.
 
-    Junk (-1) and distractors belong to the gallery; elsewhere they are left out with a warning. `example` is a file
-    name as the dataset has it. ValueError for a missing folder or one where no name matches.
+    Junk (-1) and distractors belong to the gallery; in other splits they are left out with a warning.
+    `folders` maps splits to folders below `root`; `example` is a file name of the dataset, for errors; the other
+    arguments are fields of the result. Raises ValueError if a folder is missing or no name in it matches.
     """
+    wanted = f"give --root the folder that holds {', '.join(folders.values())}"
+    check_folder(root, wanted)
     records: list[Record] = []
     ignored: list[Path] = []
     for split, folder in folders.items():
-        found, strays = _read_folder(root, folder, split, folders, example)
-        records += found
-        ignored += strays
-    nobody = (JUNK_PID, distractor_pid)
-    kept = [record for record in records if record.split == "gallery" or record.pid not in nobody]
+        check_folder(root / folder, wanted)
+        before = len(records)
+        for file in list_folder(root / folder):
+            if match := PATTERN.fullmatch(file.name):
+                records.append(Record(file, int(match["pid"]), int(match["camid"]), split, match["pid"]))
+            else:
+                ignored.append(file)
+        if len(records) == before:
+            found = describe_folder(root / folder)
+            raise ValueError(f"{root / folder}: no image is named like {example}; found {found}; check --root")
+    gallery_only = [JUNK_PID] if distractor_pid is None else [JUNK_PID, distractor_pid]
+    kept = [record for record in records if record.split == "gallery" or record.pid not in gallery_only]
     warnings = []
     if len(kept) < len(records):
-        pids = " or ".join(str(pid) for pid in nobody if pid is not None)
+        pids = " or ".join(map(str, gallery_only))
         warnings.append(f"{len(records) - len(kept)} images with pid {pids} outside {folders['gallery']} were left out")
-    return RawDataset(name, root, sort_records(kept), distractor_pid, notice, tuple(ignored), tuple(warnings))
-
-
-def _read_folder(
-    root: Path, folder: str, split: str, folders: Mapping[str, str], example: str
-) -> tuple[list[Record], list[Path]]:
-    wanted = f"give --root the folder that holds {', '.join(folders.values())}"
-    if not root.is_dir():
-        raise ValueError(f"{root}: no such folder; {wanted}")
-    path = root / folder
-    if not path.is_dir():
-        raise ValueError(f"{path}: no such folder; {root} holds {describe_folder(root)}; {wanted}")
-    records, strays = [], []
-    for file in list_folder(path):
-        match = PATTERN.fullmatch(file.name)
-        if match:
-            records.append(Record(file, int(match["pid"]), int(match["camid"]), split, match["pid"]))
-        else:
-            strays.append(file)
-    if not records:
-        raise ValueError(f"{path}: no image is named like {example}; found {describe_folder(path)}; check --root")
-    return records, strays
+    return RawDataset(
+        name, root, sort_records(kept), distractor_pid, notice, tuple(ignored), tuple(warnings), published
+    )

@@ -1,17 +1,25 @@
-"""MSMT17 V1 and V2 (Wei et al., CVPR 2018): list files name the images, and test identities count from 0 again."""
+"""MSMT17 V1 and V2 (Wei et al., CVPR 2018): list files name the images; test identities start at 0 again."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from shards.records import UNKNOWN_CAMERA, Counts, RawDataset, Record, describe_folder, is_image, sort_records
+from shards.records import (
+    UNKNOWN_CAMERA,
+    Counts,
+    RawDataset,
+    Record,
+    check_folder,
+    describe_folder,
+    is_image,
+    sort_records,
+)
 
 NAME = "msmt17"
 # version -> folder of the train and val lists, folder of the query and gallery lists
 VERSIONS = {"v1": ("train", "test"), "v2": ("mask_train_v2", "mask_test_v2")}
 LISTS = {"train": ("list_train.txt", "list_val.txt"), "query": ("list_query.txt",), "gallery": ("list_gallery.txt",)}
 LINE = "0000/0000_000_01_0303morning_0015_0.jpg 0"
-# Train identity 0 and test identity 0 are two people. A round number keeps the dataset's own number readable, and the
-# same whichever lists are read.
+# Train identity 0 and test identity 0 are two people. With a constant offset a pid shows the dataset's own number.
 TEST_PID_OFFSET = 10_000
 NOTICE = (
     "MSMT17 is given by its authors to those who sign its release agreement: academic research only, no "
@@ -23,12 +31,12 @@ PUBLISHED_WITHOUT_VAL = {**PUBLISHED, "train": Counts(30_248, 1_041)}
 
 
 def read(root: Path, with_val: bool = True) -> RawDataset:
-    """Read the images that `root/list_{train,val,query,gallery}.txt` name; with_val=False leaves list_val.txt out.
+    """Read the images that `root/list_{train,val,query,gallery}.txt` name.
 
-    Below root are train/ and test/ (V1, named msmt17-v1) or mask_train_v2/ and mask_test_v2/ (V2). pid: as listed, for
-    query and gallery plus 10,000; name: as listed. camid: the third field of the file's name, -1 where that is no
-    number. An image that a list names and that does not exist is found by the build and counts as broken.
-    ValueError for missing lists and folders and for a line that cannot be read.
+    `root` holds train/ and test/ (V1, named msmt17-v1) or mask_train_v2/ and mask_test_v2/ (V2). The pid is as listed,
+    for query and gallery plus 10,000; the camid is the third field of the file name, -1 if that is no number. A listed
+    image that does not exist counts as broken in the build.
+    with_val=False leaves list_val.txt out. Raises ValueError if a list or folder is missing or a line cannot be read.
     """
     version = _find_version(root)
     records: list[Record] = []
@@ -47,8 +55,7 @@ def read(root: Path, with_val: bool = True) -> RawDataset:
 def _find_version(root: Path) -> str:
     pairs = " or ".join(" and ".join(f"{folder}/" for folder in folders) for folders in VERSIONS.values())
     wanted = f"give --root the folder that holds list_train.txt and {pairs}"
-    if not root.is_dir():
-        raise ValueError(f"{root}: no such folder; {wanted}")
+    check_folder(root, wanted)
     there = [version for version, folders in VERSIONS.items() if all((root / folder).is_dir() for folder in folders)]
     if len(there) == 2:
         raise ValueError(f"{root}: holds the folders of V1 and of V2; keep one version below --root")
@@ -61,9 +68,8 @@ def _read_list(path: Path, folder: Path, split: str) -> list[Record]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
-        raise ValueError(
-            f"{path}: no such file; {path.parent} holds {describe_folder(path.parent)}; check --root"
-        ) from error
+        found = describe_folder(path.parent)
+        raise ValueError(f"{path}: no such file; {path.parent} holds {found}; check --root") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not text ({error}); copy the list again") from error
     records = [_parse(line, f"{path}, line {i}", folder, split) for i, line in enumerate(lines, 1) if line.strip()]

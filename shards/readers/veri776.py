@@ -1,6 +1,5 @@
-"""VeRi-776 (Liu et al., ECCV 2016): vehicles, not people; three-digit cameras, folders with names of their own."""
+"""VeRi-776 (Liu et al., ECCV 2016): vehicles, not people; three-digit cameras, other folder names."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from shards.readers.market_layout import read_layout
@@ -18,5 +17,5 @@ PUBLISHED = {"train": Counts(37_778, 576), "query": Counts(1_678, 200), "gallery
 
 
 def read(root: Path) -> RawDataset:
-    """Read `root/{image_train,image_query,image_test}`. Errors: see `read_layout`."""
-    return replace(read_layout(NAME, root, notice=NOTICE, example=EXAMPLE, folders=FOLDERS), published=PUBLISHED)
+    """Read `root/{image_train,image_query,image_test}`."""
+    return read_layout(NAME, root, notice=NOTICE, example=EXAMPLE, published=PUBLISHED, folders=FOLDERS)
