@@ -15,7 +15,6 @@ from reid.config import Config, SpeedConfig
 from reid.data.manifest import JUNK_PID, Manifest, Split
 from reid.data.plan import Plan
 from reid.distributed import gather_objects
-from reid.losses.objective import Objective
 from reid.metrics.features import UNKNOWN
 from reid.runs.checkpoint import Progress
 from reid.training.validation import hold_out
@@ -52,32 +51,6 @@ def build_plan(config: Config, split: Split, held_out: np.ndarray) -> Plan:
         repeat_short=config.batch.short == "repeat",
         steps=config.batch.steps_per_epoch,
         pool_images=config.data.pool_images,
-    )
-
-
-def build_objective(config: Config, num_classes: int, dim: int) -> Objective:
-    loss = config.loss
-    return Objective(
-        num_classes,
-        dim,
-        cross_entropy_weight=loss.cross_entropy,
-        smoothing=loss.smoothing,
-        triplet_weight=loss.triplet,
-        triplet_margin=loss.triplet_margin,
-        triplet_scope=loss.triplet_scope,
-        quadruplet_weight=loss.quadruplet,
-        quadruplet_margin2=loss.quadruplet_margin2,
-        mctl_weight=loss.mctl,
-        ctl_weight=loss.ctl,
-        w1=loss.w1,
-        w2=loss.w2,
-        margin=loss.margin,
-        reading=loss.reading,
-        normalize=loss.normalize,
-        relative=loss.relative,
-        center_weight=loss.center,
-        center_lr=loss.center_lr,
-        generator=torch.Generator().manual_seed(config.seed),
     )
 
 

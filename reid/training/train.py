@@ -24,6 +24,7 @@ from reid.data.storage import is_remote
 from reid.data.train_loader import TrainLoader
 from reid.distributed import from_rank_0, gather_objects, start_accelerator
 from reid.files import check_writable, write_file
+from reid.losses.objective import Objective
 from reid.model.network import ReIDModel, drop_frozen_gradients, freeze_heads
 from reid.model.sync_batchnorm import convert_sync
 from reid.runs import checkpoint
@@ -33,10 +34,9 @@ from reid.runs.folder import CHECKPOINTS, STOPPED_FILE, check_space, choose_chec
 from reid.runs.models import model_knobs
 from reid.runs.tracking import Tracker, name_in_sweep
 from reid.training.monitors import DamageWatch, FiniteWatch, HingeWatch, Meter, mean_over_ranks
-from reid.training.optim import Schedule, build_optimizer, scale_lr, take_step
+from reid.training.optim import Schedule, build_optimizer, take_step
 from reid.training.preemption import StopRequest
 from reid.training.setup import (
-    build_objective,
     build_plan,
     can_evaluate,
     check_image_size,
@@ -111,12 +111,8 @@ def run(config: Config, manifest: Manifest, accelerator: Accelerator, hosts: Seq
         freeze_heads(model)
     if config.model.sync_batchnorm:
         convert_sync(model)
-    objective = build_objective(config, num_classes, model.dim).to(device)
-    lr = scale_lr(optim.lr, config.batch.identities, optim.reference_identities, optim.lr_rule)
-    optimizer = build_optimizer(
-        model, lr, optim.weight_decay, algorithm=optim.algorithm, momentum=optim.momentum,
-        head_lr_factor=optim.head_lr_factor, bias_lr_factor=optim.bias_lr_factor, decay_norm=optim.decay_norm,
-    )  # fmt: skip
+    objective = Objective(config.loss, num_classes, model.dim, torch.Generator().manual_seed(config.seed)).to(device)
+    optimizer = build_optimizer(model, optim)
     about = describe(config, manifest, num_classes)
     progress = Progress(0, 0)
     if newest is not None:
@@ -130,9 +126,7 @@ def run(config: Config, manifest: Manifest, accelerator: Accelerator, hosts: Seq
     bare_model: ReIDModel = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
 
     steps, epochs = plan.steps_per_epoch, optim.epochs
-    schedule = Schedule(
-        lr, steps, optim.warmup_epochs, optim.warmup_factor, optim.milestones, optim.gamma, optim.schedule, epochs
-    )
+    schedule = Schedule(optim, steps, config.batch.identities)
     augmentation = Augmentation(**asdict(config.augment))
     pixels = Pixels.from_config(config.data)
     loader = TrainLoader(

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from reid import losses
+from reid.config import LossConfig
 from reid.distributed import gather_padded, gather_sizes
 from reid.losses import centroid, triplet
 from reid.losses.centroid import sum_by_pid
@@ -35,7 +36,7 @@ def make_batch(rank: int) -> tuple[Tensor, Tensor]:
 
 def whole_objective(features: Tensor, pids: Tensor) -> Tensor:
     """Centroid gather and every loss of the recipe, forward and backward, with the update of the centers."""
-    objective = Objective(1000, DIM, margin=5.0)
+    objective = Objective(LossConfig(margin=5.0, triplet_margin=0.3), 1000, DIM)
     logits = features[:, :1000]
     total, _ = objective(features, logits, pids)
     total.backward()

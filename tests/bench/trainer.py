@@ -25,6 +25,7 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
+from reid.config import LossConfig, OptimConfig
 from reid.data.augmentation import normalize
 from reid.data.images import Pixels
 from reid.losses.objective import Objective
@@ -57,8 +58,8 @@ def bare_loop(
     torch.manual_seed(0)
     layout = torch.channels_last if ours else torch.contiguous_format
     model = ReIDModel(CLASSES, encoder, image_size=(height, width)).to(device).to(memory_format=layout)
-    objective = Objective(CLASSES, model.dim, margin=5.0).to(device)
-    optimizer = build_optimizer(model, 3.5e-4, 5e-4)
+    objective = Objective(LossConfig(margin=5.0, triplet_margin=0.3), CLASSES, model.dim).to(device)
+    optimizer = build_optimizer(model, OptimConfig())
     if compiled:
         model.compile()
     images = normalize(torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, device=device))

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from reid.config import LossConfig
 from reid.distributed import gather_padded, gather_sizes, world_size
 from reid.losses import centroid, triplet
 from reid.losses.centroid import gather_centroids
@@ -115,10 +116,11 @@ def train_net(reading: str, relative: bool = False, compiled: bool = False) -> d
     torch.set_default_dtype(torch.float64)
     try:
         net = Net()
-        objective = Objective(
-            CLASSES, DIM, triplet_scope="global", quadruplet_weight=0.3, margin=2.0, ctl_weight=0.5, center_weight=0.01,
+        config = LossConfig(
+            triplet_margin=0.3, triplet_scope="global", quadruplet=0.3, margin=2.0, ctl=0.5, center=0.01,
             reading=reading, relative=relative,
         )  # fmt: skip
+        objective = Objective(config, CLASSES, DIM)
         if compiled:
             net.encoder.compile()
         model = DistributedDataParallel(net) if dist.is_initialized() else net

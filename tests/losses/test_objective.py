@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from reid.config import LossConfig
 from reid.losses import centroid, identity, triplet
 from reid.losses.centroid import gather_centroids
 from reid.losses.objective import Objective, diagnose
@@ -14,7 +15,7 @@ def test_centers_move_by_the_features_and_not_by_a_scaled_gradient() -> None:
     features, labels = real_rows(ORACLES["full_groups"])
     moved = []
     for scale in (1.0, 65536.0):
-        objective = Objective(10, 16, generator=torch.Generator().manual_seed(0))
+        objective = Objective(LossConfig(triplet_margin=0.3), 10, 16, torch.Generator().manual_seed(0))
         single = features.detach().float().requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             total, _ = objective(single, torch.zeros(16, 10), labels)
@@ -32,9 +33,8 @@ def test_the_objective_sums_its_weighted_terms_and_says_what_it_saw() -> None:
     features, labels = real_rows(ORACLES["full_groups"])
     features = features.float()
     logits = features @ torch.tensor(ORACLES["full_groups"]["fc_weight"]).T
-    objective = Objective(
-        10, features.shape[1], triplet_weight=2.0, mctl_weight=0.5, ctl_weight=0.25, center_weight=0.01, margin=1.0
-    )
+    config = LossConfig(triplet=2.0, triplet_margin=0.3, mctl=0.5, ctl=0.25, center=0.01, margin=1.0)
+    objective = Objective(config, 10, features.shape[1])
     total, terms = objective(features, logits, labels)
     expected = (
         identity.cross_entropy(logits, labels)
@@ -53,11 +53,11 @@ def test_the_objective_sums_its_weighted_terms_and_says_what_it_saw() -> None:
 
 def test_relative_distances_do_not_see_the_scale_of_the_features() -> None:
     features, labels = real_rows(ORACLES["full_groups"])
-    only_mctl = {"cross_entropy_weight": 0, "triplet_weight": 0, "center_weight": 0, "margin": 0.7}
+    only_mctl = {"cross_entropy": 0, "triplet": 0, "center": 0, "margin": 0.7}
     for reading in centroid.READINGS:
         totals = []
         for scale in (0.01, 1.0, 24.0):
-            objective = Objective(10, 16, relative=True, reading=reading, **only_mctl)
+            objective = Objective(LossConfig(relative=True, reading=reading, **only_mctl), 10, 16)
             total, terms = objective(features * scale, torch.zeros(16, 10), labels)
             means = gather_centroids(features * scale, labels).means
             spread = torch.pdist(means).mean().float()
@@ -71,7 +71,7 @@ def test_relative_distances_do_not_see_the_scale_of_the_features() -> None:
 
 def test_the_spread_follows_slowly_and_only_in_training() -> None:
     features, labels = real_rows(ORACLES["full_groups"])
-    objective = Objective(10, 16, relative=True)
+    objective = Objective(LossConfig(relative=True), 10, 16)
     logits = torch.zeros(16, 10)
     objective(features, logits, labels)
     first = objective.spread.item()
@@ -97,17 +97,16 @@ def test_entropy_tells_whether_one_identity_attracts_everybody() -> None:
 
 def test_a_weight_of_zero_switches_a_term_off() -> None:
     features, labels = real_rows(ORACLES["full_groups"])
-    objective = Objective(10, 16, cross_entropy_weight=0, triplet_weight=0, center_weight=0)
+    objective = Objective(LossConfig(cross_entropy=0, triplet=0, center=0), 10, 16)
     _, terms = objective(features, torch.zeros(16, 10), labels)
     assert set(terms) == {"mctl", "hinge_active", "d_ap", "d_an", "negative_entropy", "feature_norm"}
-    nothing = Objective(10, 16, cross_entropy_weight=0, triplet_weight=0, center_weight=0, mctl_weight=0)
     with pytest.raises(ValueError, match="every loss weight is 0"):
-        nothing(features, torch.zeros(16, 10), labels)
+        LossConfig(cross_entropy=0, triplet=0, center=0, mctl=0)
 
 
 def test_features_that_overflowed_do_not_spoil_the_unit_of_distance() -> None:
     features, labels = real_rows(ORACLES["full_groups"])
-    objective = Objective(10, 16, relative=True, cross_entropy_weight=0, triplet_weight=0, center_weight=0)
+    objective = Objective(LossConfig(relative=True, cross_entropy=0, triplet=0, center=0), 10, 16)
     objective(features.detach().float(), torch.zeros(16, 10), labels)
     before = objective.spread.clone()
     objective(features.detach().float() * torch.inf, torch.zeros(16, 10), labels)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from reid.config import LossConfig, OptimConfig
 from reid.losses.objective import Objective
 from reid.model.network import ReIDModel
 from reid.runs import checkpoint
@@ -36,8 +37,8 @@ class Run:
     def __init__(self, seed: int, dim: int = 4) -> None:
         torch.manual_seed(seed)
         self.model = Tiny(dim)
-        self.objective = Objective(3, dim, generator=torch.Generator().manual_seed(seed))
-        self.optimizer = build_optimizer(self.model, 0.01, 1e-3)
+        self.objective = Objective(LossConfig(), 3, dim, torch.Generator().manual_seed(seed))
+        self.optimizer = build_optimizer(self.model, OptimConfig(lr=0.01, weight_decay=1e-3))
 
     def step(self, number: int) -> None:
         x = torch.randn(6, 6, generator=torch.Generator().manual_seed(number))
@@ -207,7 +208,7 @@ def test_nothing_in_a_checkpoint_can_run_code(tmp_path, run):
 
 
 def grouped(model: nn.Module, **knobs) -> torch.optim.Optimizer:
-    return build_optimizer(model, 0.01, **{"weight_decay": 1e-3, **knobs})
+    return build_optimizer(model, OptimConfig(**{"lr": 0.01, "weight_decay": 1e-3, **knobs}))
 
 
 @pytest.mark.parametrize(

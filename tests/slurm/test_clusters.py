@@ -21,7 +21,7 @@ TWO = ["--num_processes", "2"]
 MEET = """
 import os
 from reid.distributed import gather_objects
-from reid.training.setup import start_accelerator
+from reid.distributed import start_accelerator
 accelerator = start_accelerator("no", timeout_s=300)
 ranks = gather_objects(int(os.environ["RANK"]) if "RANK" in os.environ else 0)
 os.write(1, f"met {ranks}\\n".encode())  # at once: two processes share the pipe

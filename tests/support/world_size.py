@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from reid.config import LossConfig, OptimConfig
 from reid.data.augmentation import Augmentation
 from reid.data.images import Pixels
 from reid.data.manifest import load_manifest
@@ -37,13 +38,11 @@ def train(
     )
     model = model.to(dtype)
     convert_sync(model)
-    objective = Objective(
-        split.num_pids, model.dim, triplet_margin=0.5, triplet_scope="global", margin=5.0,
-        generator=torch.Generator().manual_seed(0),
-    ).to(dtype)  # fmt: skip
+    config = LossConfig(triplet_scope="global", margin=5.0)
+    objective = Objective(config, split.num_pids, model.dim, torch.Generator().manual_seed(0)).to(dtype)
     wrapped = DistributedDataParallel(model) if is_distributed() else model
-    optimizer = build_optimizer(model, lr, 5e-4)
-    schedule = Schedule(lr, steps, warmup_epochs=1)
+    optim = OptimConfig(lr=lr, warmup_epochs=1)
+    optimizer, schedule = build_optimizer(model, optim), Schedule(optim, steps, identities=8)
     curve, ids = [], []
     for _, step, batch in loader.batches(1):
         schedule.apply(optimizer, step)

@@ -8,8 +8,13 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 from torch import nn
 
+from reid.config import OptimConfig
 from reid.model.network import ReIDModel
-from reid.training.optim import Schedule, build_optimizer, scale_lr, take_step
+from reid.training.optim import Schedule, build_optimizer, take_step
+
+
+def make_schedule(steps_per_epoch: int, **knobs) -> Schedule:
+    return Schedule(OptimConfig(**knobs), steps_per_epoch, identities=16)
 
 
 @pytest.mark.parametrize(
@@ -18,12 +23,12 @@ from reid.training.optim import Schedule, build_optimizer, scale_lr, take_step
 )
 def test_rate_of_each_step(step, rate):
     """Two steps an epoch, warm-up over epochs 0 and 1 (2 * (0.01 + 0.99 * step / 4)), milestones at steps 8 and 14."""
-    schedule = Schedule(2.0, steps_per_epoch=2, warmup_epochs=2, warmup_factor=0.01, milestones=(4, 7), gamma=0.1)
+    schedule = make_schedule(2, lr=2.0, warmup_epochs=2, warmup_factor=0.01, milestones=[4, 7], gamma=0.1)
     assert schedule.at(step) == pytest.approx(rate)
 
 
 def test_bag_of_tricks_recipe():
-    schedule = Schedule(3.5e-4, steps_per_epoch=100)
+    schedule = make_schedule(100)
     assert schedule.at(0) == pytest.approx(3.5e-6)
     assert schedule.at(500) == pytest.approx(3.5e-4 * 0.505)
     assert [schedule.at(step) for step in (1000, 3999, 4000, 6999, 7000)] == pytest.approx(
@@ -32,19 +37,19 @@ def test_bag_of_tricks_recipe():
 
 
 def test_no_warmup_and_milestones_in_any_order():
-    schedule = Schedule(1.0, steps_per_epoch=1, warmup_epochs=0, milestones=[5, 2], gamma=0.5)
+    schedule = make_schedule(1, lr=1.0, warmup_epochs=0, milestones=[5, 2], gamma=0.5)
     assert [schedule.at(step) for step in range(7)] == [1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]
 
 
 def test_a_milestone_inside_the_warmup_scales_it():
-    schedule = Schedule(1.0, steps_per_epoch=1, warmup_epochs=4, warmup_factor=0.0, milestones=[2], gamma=0.1)
+    schedule = make_schedule(1, lr=1.0, warmup_epochs=4, warmup_factor=0.0, milestones=[2], gamma=0.1)
     assert [schedule.at(step) for step in range(5)] == pytest.approx([0, 0.25, 0.05, 0.075, 0.1])
 
 
 def test_apply_sets_every_group():
     layers = nn.Linear(2, 2), nn.Linear(2, 2)
     optimizer = torch.optim.SGD([{"params": layer.parameters()} for layer in layers], lr=9.0)
-    schedule = Schedule(1.0, steps_per_epoch=1, warmup_epochs=0, milestones=[1])
+    schedule = make_schedule(1, lr=1.0, warmup_epochs=0, milestones=[1])
     assert schedule.apply(optimizer, 1) == pytest.approx(0.1)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.1])
 
@@ -52,7 +57,7 @@ def test_apply_sets_every_group():
 def test_adam_with_l2_penalty_step_by_step():
     model = nn.Linear(3, 2).double()
     weight = model.weight.detach().numpy().copy()
-    optimizer = build_optimizer(model, lr=0.01, weight_decay=0.1)
+    optimizer = build_optimizer(model, OptimConfig(lr=0.01, weight_decay=0.1))
     first, second, rng = np.zeros_like(weight), np.zeros_like(weight), np.random.default_rng(0)
     for t in range(1, 4):
         gradient = rng.normal(size=weight.shape)
@@ -67,7 +72,7 @@ def test_adam_with_l2_penalty_step_by_step():
 def test_frozen_parameters_are_left_out():
     model = nn.BatchNorm1d(4)
     model.bias.requires_grad_(False)
-    (group,) = build_optimizer(model, 1.0, 0.0).param_groups
+    (group,) = build_optimizer(model, OptimConfig()).param_groups
     assert group["params"] == [model.weight]
 
 
@@ -76,7 +81,7 @@ def test_frozen_parameters_are_left_out():
 
 def test_cosine_after_the_warmup():
     """10 epochs of 2 steps, 2 of warm-up: 16 steps of cosine; a quarter, half and three quarters of the way."""
-    schedule = Schedule(2.0, 2, warmup_epochs=2, warmup_factor=0.0, shape="cosine", epochs=10)
+    schedule = make_schedule(2, lr=2.0, warmup_epochs=2, warmup_factor=0.0, schedule="cosine", epochs=10)
     assert [schedule.at(step) for step in (0, 2, 4)] == pytest.approx([0, 1, 2])
     assert [schedule.at(step) for step in (8, 12, 16)] == pytest.approx([1 + 0.5**0.5, 1, 1 - 0.5**0.5])
     assert 0 < schedule.at(19) < 0.03
@@ -86,7 +91,7 @@ def test_cosine_after_the_warmup():
 def test_cosine_against_torch():
     parameter = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=0.3)
-    wanted, theirs = Schedule(0.3, 4, warmup_epochs=0, shape="cosine", epochs=5), []
+    wanted, theirs = make_schedule(4, lr=0.3, warmup_epochs=0, schedule="cosine", epochs=5), []
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)
     for _ in range(20):
         theirs.append(scheduler.get_last_lr()[0])
@@ -96,14 +101,15 @@ def test_cosine_against_torch():
 
 
 def test_cosine_of_a_run_that_only_warms_up():
-    schedule = Schedule(1.0, 5, warmup_epochs=4, warmup_factor=0.0, shape="cosine", epochs=2)
+    schedule = make_schedule(5, lr=1.0, warmup_epochs=4, warmup_factor=0.0, schedule="cosine", epochs=2)
     assert schedule.at(9) == pytest.approx(9 / 20)
 
 
 @pytest.mark.parametrize(("rule", "rate"), [("none", 0.5), ("linear", 2.0), ("sqrt", 1.0)])
 def test_rate_for_a_batch_four_times_as_large(rule, rate):
-    assert scale_lr(0.5, 64, 16, rule) == pytest.approx(rate)
-    assert scale_lr(0.5, 16, 16, rule) == 0.5
+    config = OptimConfig(lr=0.5, lr_rule=rule, reference_identities=16)
+    assert Schedule(config, 1, identities=64).lr == pytest.approx(rate)
+    assert Schedule(config, 1, identities=16).lr == 0.5
 
 
 # Groups
@@ -111,8 +117,8 @@ def test_rate_for_a_batch_four_times_as_large(rule, rate):
 
 def rates_and_decays(model: nn.Module, **knobs) -> dict[str, tuple[float, float]]:
     """(learning rate, decay) of each trainable parameter by name, after the schedule has set a rate of 1."""
-    optimizer = build_optimizer(model, 9.0, 0.1, **knobs)
-    Schedule(1.0, 1, warmup_epochs=0).apply(optimizer, 0)
+    optimizer = build_optimizer(model, OptimConfig(weight_decay=0.1, **knobs))
+    make_schedule(1, lr=1.0, warmup_epochs=0).apply(optimizer, 0)
     names = {parameter: name for name, parameter in model.named_parameters()}
     return {
         names[parameter]: (group["lr"], group["weight_decay"])
@@ -127,7 +133,7 @@ def model() -> ReIDModel:
 
 
 def test_one_group_by_default_in_the_order_of_the_model(model):
-    (group,) = build_optimizer(model, 1.0, 0.1).param_groups
+    (group,) = build_optimizer(model, OptimConfig()).param_groups
     assert all(a is b for a, b in zip(group["params"], [p for p in model.parameters() if p.requires_grad], strict=True))
 
 
@@ -151,10 +157,10 @@ def test_no_decay_on_norms_and_biases(model):
 
 def test_groups_saved_without_factors_are_read():
     """Checkpoints of one group, from before there were factors."""
-    optimizer = build_optimizer(nn.Linear(2, 2), 1.0, 0.0)
+    optimizer = build_optimizer(nn.Linear(2, 2), OptimConfig())
     old = torch.optim.Adam(nn.Linear(2, 2).parameters(), lr=3.0)
     optimizer.load_state_dict(old.state_dict())
-    Schedule(1.0, 1, warmup_epochs=0).apply(optimizer, 0)
+    make_schedule(1, lr=1.0, warmup_epochs=0).apply(optimizer, 0)
     assert optimizer.param_groups[0]["lr"] == 1.0
 
 
@@ -162,7 +168,7 @@ def test_groups_saved_without_factors_are_read():
 def test_other_algorithms_step_by_step(algorithm):
     model = nn.Linear(3, 2, bias=False).double()
     weight = model.weight.detach().numpy().copy()
-    optimizer = build_optimizer(model, 0.01, 0.1, algorithm=algorithm, momentum=0.8)
+    optimizer = build_optimizer(model, OptimConfig(lr=0.01, weight_decay=0.1, algorithm=algorithm, momentum=0.8))
     first, second, rng = np.zeros_like(weight), np.zeros_like(weight), np.random.default_rng(0)
     for t in range(1, 4):
         gradient = rng.normal(size=weight.shape)
@@ -181,13 +187,13 @@ def test_other_algorithms_step_by_step(algorithm):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("algorithm", ["adam", "adamw", "sgd"])
 def test_one_fused_kernel_on_cuda(algorithm):
-    optimizer = build_optimizer(nn.Linear(2, 2).cuda(), 1.0, 0.0, algorithm=algorithm)
+    optimizer = build_optimizer(nn.Linear(2, 2).cuda(), OptimConfig(algorithm=algorithm))
     assert optimizer.defaults["fused"] is True
 
 
 @pytest.mark.parametrize("algorithm", ["adam", "adamw", "sgd"])
 def test_torchs_own_choice_elsewhere(algorithm):
-    assert build_optimizer(nn.Linear(2, 2), 1.0, 0.0, algorithm=algorithm).defaults["fused"] is None
+    assert build_optimizer(nn.Linear(2, 2), OptimConfig(algorithm=algorithm)).defaults["fused"] is None
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -18,7 +18,7 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from reid.config import Config
+from reid.config import Config, LossConfig
 from reid.data.images import Pixels
 from reid.data.manifest import load_manifest
 from reid.distributed import start_accelerator
@@ -317,7 +317,7 @@ def test_the_line_of_a_step() -> None:
 
 
 def test_a_disk_without_room_for_the_checkpoints(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, objective = nn.Linear(2**18, 1, bias=False), Objective(1, 1)  # 1 MiB, and a few bytes
+    model, objective = nn.Linear(2**18, 1, bias=False), Objective(LossConfig(), 1, 1)  # 1 MiB, and a few bytes
     config.folder.mkdir()
     config.track.keep_checkpoints = 2
     for mebibytes, enough in ((13, True), (11, False)):  # (2 + 2) checkpoints of weights and two moments
