@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written aside and renamed, checked by their hashes, newest sound one first; no pickled code."""
+"""Checkpoints of a run: written under a temporary name, checked by hash, without pickled code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,12 +20,14 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from reid.files import write_atomically
+
 FORMAT = 2  # 2: hashes of the files, the best checkpoint by name, identities dropped in this epoch, fp16 scaler
 NAME = re.compile(r"epoch-(\d+)-step-(\d+)")
 
 
 class NotRemoved(OSError):
-    """The new checkpoint is whole, an old one could not be removed."""
+    """The new checkpoint is complete, but an old one could not be removed."""
 
 
 class Scaler(Protocol):
@@ -37,21 +39,21 @@ class Scaler(Protocol):
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where a run stands: the next step to make is (epoch, step).
+class TrainState:
+    """All that a resumed run needs besides tensors. The next step to make is (epoch, step)."""
 
-    best: the figures of the best evaluation so far; best_name: the checkpoint that has them, which is kept. due: the
-    evaluation of the epoch that ended here is still to be made. dropped: rows of damaged identities that were left out
-    earlier in this epoch; dropped_total: how many were left out in the epochs before, all together.
-    """
-
-    epoch: int
-    step: int
+    epoch: int = 0
+    step: int = 0
     best: Mapping[str, float] = field(default_factory=dict)
+    """Metrics of the best evaluation so far."""
     best_name: str = ""
+    """The checkpoint that was evaluated best; it is kept."""
     due: bool = False
+    """The epoch that ended here is still to be evaluated."""
     dropped: Sequence[int] = ()
+    """Rows of damaged identities that were left out earlier in this epoch."""
     dropped_total: int = 0
+    """Identities that were left out in earlier epochs, summed over epochs."""
 
     @property
     def name(self) -> str:
@@ -59,65 +61,63 @@ class Progress:
         return f"epoch-{self.epoch:04d}-step-{self.step:06d}"
 
 
-def save(
-    folder: Path,
-    model: nn.Module,
-    objective: nn.Module,
-    optimizer: Optimizer,
-    progress: Progress,
-    describes: Mapping[str, Any],
-    keep: int,
-    scaler: Scaler | None = None,
-) -> Path:
-    """Write checkpoints/epoch-<eeee>-step-<ssssss> and drop all but the newest `keep` and the best.
+@dataclass
+class Parts:
+    """What a checkpoint holds beside the TrainState.
 
-    `describes` (JSON) says what the checkpoint belongs to (model knobs, number of classes, data, plan, optimizer);
-    `load` compares it. The name appears only once every file is on disk, so a kill at any moment leaves the earlier
-    ones whole. OSError, for example on a full disk, leaves them whole, too. Newer ones are damaged, as the run went on
-    from an earlier one: they are dropped.
+    describes (JSON): what the checkpoint belongs to: model knobs, number of classes, data, plan, optimizer.
+    """
+
+    model: nn.Module
+    describes: Mapping[str, Any]
+    objective: nn.Module | None = None
+    optimizer: Optimizer | None = None
+    scaler: Scaler | None = None
+
+
+def save(folder: Path, parts: Parts, state: TrainState, keep: int) -> Path:
+    """Write checkpoints/epoch-<eeee>-step-<ssssss>, and remove all but the newest `keep` and the best.
+
+    The name appears only after every file is on disk, so a kill at any moment leaves the earlier checkpoints intact.
+    Newer checkpoints are removed: they are damaged, since the run resumed from an earlier one.
+
+    Raises:
+        OSError: for example on a full disk; earlier checkpoints are intact.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    final = folder / progress.name
+    final = folder / state.name
     building = folder / f".{final.name}.writing"
-    for left in [*folder.glob(".*.writing"), *folder.glob(".*.replaced")]:  # by a run that was killed while it wrote
+    for left in [*folder.glob(".*.writing"), *folder.glob(".*.replaced")]:  # by a run that was killed while writing
         shutil.rmtree(left)
     try:
-        _write(building, model, objective, optimizer, progress, describes, scaler)
+        _write(building, parts, state)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
-    if final.exists():  # of the same step, by a run that goes on from an earlier one: set aside until ours is in place
+    if final.exists():  # of the same step, before a resume from an earlier one: kept until ours is in place
         final.rename(folder / f".{final.name}.replaced")
     building.rename(final)
     _sync(folder)
     shutil.rmtree(folder / f".{final.name}.replaced", ignore_errors=True)
-    _prune(folder, progress, keep)
+    _prune(folder, state, keep)
     return final
 
 
-def amend(folder: Path, progress: Progress, keep: int) -> Path:
-    """Put another `progress` (of the same step) into the checkpoint that is there, as an evaluation gives it."""
-    final = folder / progress.name
-    state = read_state(final) | asdict(progress)
-    new = final / "state.json.new"
-    try:
-        new.write_text(json.dumps(state, indent=2))
-        _sync(new)
-        new.replace(final / "state.json")
-    except OSError:
-        new.unlink(missing_ok=True)
-        raise
+def amend(folder: Path, state: TrainState, keep: int) -> Path:
+    """Replace the TrainState (of the same step) in a checkpoint, after its evaluation."""
+    final = folder / state.name
+    write_atomically(final / "state.json", json.dumps(read_state(final) | asdict(state), indent=2))
     _sync(final)
-    _prune(folder, progress, keep)
+    _prune(folder, state, keep)
     return final
 
 
-def _prune(folder: Path, progress: Progress, keep: int) -> None:
-    """Drop what is newer than the checkpoint of `progress`, and all but the newest `keep` and the best."""
+def _prune(folder: Path, state: TrainState, keep: int) -> None:
+    """Remove checkpoints newer than that of `state`, and all but the newest `keep` and the best."""
     found = find(folder)
-    place = [path.name for path in found].index(progress.name)
+    place = [path.name for path in found].index(state.name)
     for path in [*found[:place], *found[place + keep :]]:
-        if path.name != progress.best_name:
+        if path.name != state.best_name:
             try:
                 shutil.rmtree(path)
             except OSError as error:
@@ -125,37 +125,30 @@ def _prune(folder: Path, progress: Progress, keep: int) -> None:
 
 
 def restore(folder: Path) -> None:
-    """Put back what a run set aside, if it was killed before the new one was in its place."""
+    """Put back a checkpoint that a killed run had renamed before its replacement was in place."""
     for aside in folder.glob(".*.replaced"):
         final = folder / aside.name.removeprefix(".").removesuffix(".replaced")
         if not final.exists():
             aside.rename(final)
 
 
-def _write(
-    building: Path,
-    model: nn.Module,
-    objective: nn.Module,
-    optimizer: Optimizer,
-    progress: Progress,
-    describes: Mapping[str, Any],
-    scaler: Scaler | None,
-) -> None:
+def _write(building: Path, parts: Parts, state: TrainState) -> None:
     building.mkdir()
     optimizer_state = io.BytesIO()
-    torch.save({**optimizer.state_dict(), "names": _names(optimizer, model)}, optimizer_state)
+    assert parts.objective is not None and parts.optimizer is not None
+    torch.save({**parts.optimizer.state_dict(), "names": _names(parts.optimizer, parts.model)}, optimizer_state)
     # Written as bytes: the libraries' own writers turn a full disk into errors of their own.
-    (building / "model.safetensors").write_bytes(save_tensors(_tensors(model)))
-    (building / "objective.safetensors").write_bytes(save_tensors(_tensors(objective)))
+    (building / "model.safetensors").write_bytes(save_tensors(_tensors(parts.model)))
+    (building / "objective.safetensors").write_bytes(save_tensors(_tensors(parts.objective)))
     (building / "optimizer.pt").write_bytes(optimizer_state.getbuffer())
-    state = {
+    document = {
         "format": FORMAT,
-        **asdict(progress),
-        "scaler": scaler.state_dict() if scaler is not None else None,
-        "describes": describes,
+        **asdict(state),
+        "scaler": parts.scaler.state_dict() if parts.scaler is not None else None,
+        "describes": parts.describes,
         "files": {path.name: _hash(path) for path in sorted(building.iterdir())},
     }
-    (building / "state.json").write_text(json.dumps(state, indent=2))
+    (building / "state.json").write_text(json.dumps(document, indent=2))
     for path in building.iterdir():
         _sync(path)
     _sync(building)
@@ -167,15 +160,15 @@ def _hash(path: Path) -> str:
 
 
 def find(folder: Path) -> list[Path]:
-    """Complete checkpoints in `folder`, newest first."""
+    """Return the complete checkpoints in `folder`, newest first."""
     if not folder.is_dir():
         return []
     named = [(NAME.fullmatch(path.name), path) for path in folder.iterdir()]
     return [path for _, path in sorted(((int(m[1]), int(m[2])), path) for m, path in named if m)][::-1]
 
 
-def find_sound(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest sound checkpoint, and what is wrong with newer ones. ValueError if there are only damaged ones."""
+def find_undamaged(folder: Path) -> tuple[Path | None, list[str]]:
+    """Return the newest undamaged checkpoint and what is wrong with newer ones. ValueError if all are damaged."""
     damaged = []
     for path in find(folder):
         try:
@@ -185,12 +178,12 @@ def find_sound(folder: Path) -> tuple[Path | None, list[str]]:
         else:
             return path, damaged
     if damaged:
-        raise ValueError(f"{folder} holds no sound checkpoint: {'; '.join(damaged)}")
+        raise ValueError(f"{folder} holds no undamaged checkpoint: {'; '.join(damaged)}")
     return None, []
 
 
 def check(path: Path) -> None:
-    """ValueError if a file of the checkpoint is missing or has other bytes than were written."""
+    """Raise ValueError if a file of the checkpoint is missing or its bytes changed."""
     for name, digest in read_state(path)["files"].items():
         with _naming(path):
             found = _hash(path / name)
@@ -198,39 +191,34 @@ def check(path: Path) -> None:
             raise ValueError(f"{path}: damaged checkpoint: {name} has other bytes than were written")
 
 
-def load(
-    path: Path,
-    model: nn.Module,
-    describes: Mapping[str, Any],
-    objective: nn.Module | None = None,
-    optimizer: Optimizer | None = None,
-    scaler: Scaler | None = None,
-) -> Progress:
-    """Restore what is given and return where the run stands. Errors name the checkpoint and what does not fit."""
+def load(path: Path, parts: Parts) -> TrainState:
+    """Load a checkpoint into the parts that are given.
+
+    Raises:
+        ValueError: names the checkpoint, and the first knob or tensor that does not match.
+    """
     state = read_state(path)
-    for key, value in describes.items():
+    for key, value in parts.describes.items():
         saved = state["describes"].get(key, value)  # what earlier versions did not note
         if saved != value:
             raise ValueError(
                 f"{path} belongs to another run: its {_difference(key, saved, value)}; give the knobs it was trained "
                 "with, or another --name"
             )
-    load_weights(path, model)
-    if objective is not None:
-        _load_tensors(path / "objective.safetensors", objective)
-    if optimizer is not None:
+    load_weights(path, parts.model)
+    if parts.objective is not None:
+        _load_tensors(path / "objective.safetensors", parts.objective)
+    if parts.optimizer is not None:
         with _naming(path):
-            _load_optimizer(path / "optimizer.pt", optimizer, model)
-    if scaler is not None and state["scaler"]:
-        scaler.load_state_dict(state["scaler"])
-    return Progress(
-        state["epoch"], state["step"], state["best"], state["best_name"], state.get("due", False),
-        tuple(state["dropped"]), state.get("dropped_total", 0),
-    )  # fmt: skip
+            _load_optimizer(path / "optimizer.pt", parts.optimizer, parts.model)
+    if parts.scaler is not None and state["scaler"]:
+        parts.scaler.load_state_dict(state["scaler"])
+    saved_state = {field.name: state[field.name] for field in fields(TrainState) if field.name in state}
+    return TrainState(**{**saved_state, "dropped": tuple(state["dropped"])})
 
 
 def _difference(key: str, saved: Any, here: Any) -> str:
-    """The first entry that differs, where both have entries."""
+    """Describe the first entry that differs."""
     if isinstance(saved, Mapping) and isinstance(here, Mapping):
         name = next(name for name in {**saved, **here} if saved.get(name) != here.get(name))
         return f"{key} has {name} = {saved.get(name)!r}, here it is {here.get(name)!r}"
@@ -238,13 +226,13 @@ def _difference(key: str, saved: Any, here: Any) -> str:
 
 
 def _names(optimizer: Optimizer, model: nn.Module) -> list[str]:
-    """The model's names of the optimizer's parameters, in its order; "" of others."""
+    """Return the model's names of the optimizer's parameters, in its order; "" for others."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     return [names.get(parameter, "") for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _load_optimizer(file: Path, optimizer: Optimizer, model: nn.Module) -> None:
-    """The moments of each parameter, by its name: groups, rates and decays are those of the present knobs."""
+    """Load the moments of each parameter by its name; groups, rates and decays keep their present values."""
     saved = torch.load(file, map_location="cpu", weights_only=True)
     names = _names(optimizer, model)
     moments = {name: saved["state"].get(i) for i, name in enumerate(saved.get("names", names))}
@@ -256,13 +244,13 @@ def _load_optimizer(file: Path, optimizer: Optimizer, model: nn.Module) -> None:
     )
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
-            # Fused kernels take moments for laid out as the parameter is, which channels_last decides.
+            # Fused kernels expect moments in the memory format of the parameter, which channels_last decides.
             if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What state.json says: epoch, step, best, and under `describes` what the checkpoint belongs to."""
+    """Return state.json: the TrainState and, under `describes`, what the checkpoint belongs to."""
     if not (path / "state.json").is_file():
         raise ValueError(f"{path} is not a checkpoint: it has no state.json")
     with _naming(path):
@@ -282,7 +270,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """The model's weights alone. Errors name the first tensor that does not fit."""
+    """Load only the model's weights. Errors name the first tensor that does not match."""
     if not (path / "model.safetensors").is_file():
         raise ValueError(f"{path} is not a checkpoint: it has no model.safetensors")
     _load_tensors(path / "model.safetensors", model)
@@ -297,18 +285,18 @@ def _load_tensors(file: Path, module: nn.Module) -> None:
             raise ValueError(f"{file} holds another model: {name} is {found}, expected {tuple(value.shape)}")
     more = sorted(set(state) - set(module.state_dict()))
     if more:
-        raise ValueError(f"{file} holds another model: it has {more[0]}, which this one lacks")
+        raise ValueError(f"{file} holds another model: it has {more[0]}, which this model has not")
     module.load_state_dict(state)
 
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Turn whatever reading a damaged file raises into one line that names the checkpoint and the mend."""
+    """Turn any error from reading a damaged file into a ValueError that names the checkpoint and the fix."""
     try:
         yield
     except Exception as error:  # json, safetensors and torch have many ways to say that a file is damaged
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: damaged checkpoint: {reason}; delete it to go on from the one before") from error
+        raise ValueError(f"{path}: damaged checkpoint: {reason}; delete it to resume from the one before") from error
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

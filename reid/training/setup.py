@@ -1,10 +1,10 @@
-"""What a training run does before its first step: processes, plan, folder, checkpoint, and the table that it prints."""
+"""What a training run prepares: data and plan, the model, checks before the first step, and the table it prints."""
 
 from __future__ import annotations
 
 import os
 import socket
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,31 +12,59 @@ import torch
 from torch import nn
 
 from reid.config import Config, SpeedConfig
-from reid.data.manifest import JUNK_PID, Manifest, Split
+from reid.data.manifest import JUNK_PID, Manifest, Split, load_manifest
 from reid.data.plan import Plan
 from reid.distributed import gather_objects
 from reid.metrics.features import UNKNOWN
-from reid.runs.checkpoint import Progress
-from reid.training.validation import hold_out
+from reid.model.network import ReIDModel, freeze_heads
+from reid.model.sync_batchnorm import convert_sync
+from reid.runs.checkpoint import TrainState
+from reid.runs.models import model_knobs
+from reid.training.validation import has_test_set, hold_out
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
 def set_speed(speed: SpeedConfig) -> None:
-    """Process-wide switches of torch."""
+    """Set process-wide switches of torch."""
     if speed.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not speed.deterministic
 
 
-def hold_out_rows(config: Config, split: Split) -> np.ndarray:
-    """(N,) bool: the identities that are held out for validation."""
+@dataclass(frozen=True)
+class TrainData:
+    """The data of a run. held_out (N,) bool: identities of the train split that are held out for validation."""
+
+    manifest: Manifest
+    held_out: np.ndarray
+    plan: Plan
+
+    @property
+    def split(self) -> Split:
+        return self.manifest.split("train")
+
+    @property
+    def num_classes(self) -> int:
+        return len(np.unique(self.split.pids[~self.held_out]))
+
+
+def load_data(config: Config) -> TrainData:
+    """Read the manifest and make the plan of batches.
+
+    Raises:
+        ValueError: no shards, too few identities for the plan or for validation, or an evaluation without a match.
+    """
+    manifest = load_manifest(config.data.root)
+    split = manifest.split("train")
     held_out = np.zeros(len(split.pids), dtype=bool)
     if config.data.val_identities:
         held_out[hold_out(split, config.data.val_identities)] = True
-    return held_out
+    data = TrainData(manifest, held_out, build_plan(config, split, held_out))
+    check_matches(config, manifest)
+    return data
 
 
 def build_plan(config: Config, split: Split, held_out: np.ndarray) -> Plan:
@@ -54,59 +82,75 @@ def build_plan(config: Config, split: Split, held_out: np.ndarray) -> Plan:
     )
 
 
-def describe(config: Config, manifest: Manifest, num_classes: int) -> dict[str, Any]:
-    """What a checkpoint belongs to; one of another model, other data, plan or optimizer is refused."""
+def build_model(config: Config, num_classes: int, device: torch.device) -> ReIDModel:
+    """Return the model on the device, ready for the optimizer and for DDP. ValueError if it cannot take the images."""
+    model = ReIDModel(num_classes, **model_knobs(config)).to(device).to(memory_format=memory_format(config, device))
+    check_image_size(config, model, device)
+    if not config.loss.cross_entropy:
+        freeze_heads(model)
+    if config.model.sync_batchnorm:
+        convert_sync(model)
+    return model
+
+
+def memory_format(config: Config, device: torch.device) -> torch.memory_format:
+    is_channels_last = config.speed.channels_last and device.type == "cuda"
+    return torch.channels_last if is_channels_last else torch.contiguous_format
+
+
+def describe(config: Config, data: TrainData) -> dict[str, Any]:
+    """Return what a checkpoint belongs to; a resume with another model, data, plan or optimizer is refused."""
     model = asdict(config.model)
     for knob in ("weights", "norm", "sync_batchnorm", "frozen_epochs"):  # none of them changes what is saved
         del model[knob]
     batches = {f"batch.{knob}": value for knob, value in asdict(config.batch).items()}
     return {
         "model": model,
-        "classes": num_classes,
-        "data": manifest.fingerprint,
+        "classes": data.num_classes,
+        "data": data.manifest.fingerprint,
         "plan": {"seed": config.seed, **batches, "data.pool_images": config.data.pool_images},
         "optimizer": {"optim.algorithm": config.optim.algorithm},
     }
 
 
 def start_up_text(
-    config: Config, manifest: Manifest, plan: Plan, accelerator: Accelerator, progress: Progress, encoder: str
+    config: Config, data: TrainData, accelerator: Accelerator, state: TrainState, model: nn.Module
 ) -> str:
-    split = manifest.split("train")
-    trained = plan.image_counts > 0
-    per_rank = plan.streams // accelerator.num_processes
+    """Return the table that a run prints before its first step."""
+    split, plan = data.split, data.plan
+    held_out = int(data.held_out.sum())
+    processes = accelerator.num_processes
+    per_rank = plan.streams // processes
     in_stream = min(plan.pool_images or split.num_images, -(-split.num_images // plan.streams))
     image_bytes = sum(shard.bytes for shard in split.shards) / split.num_images
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if held_out:
+        evaluates = "held-out identities, the test set after the last epoch"
+    elif has_test_set(data.manifest):
+        evaluates = "query against gallery"
+    else:
+        evaluates = "nothing: the data has no query and gallery"
     rows = {
-        "data": f"{config.data.root}: {manifest.dataset}, {trained.sum()} identities, "
+        "data": f"{config.data.root}: {data.manifest.dataset}, {(plan.image_counts > 0).sum()} identities, "
         f"{plan.image_counts.sum()} images, {len(split.shards)} shards"
-        + (f"; {(~trained).sum()} identities held out" if not trained.all() else ""),
-        "batch": f"{plan.identities} identities x {plan.images} images over {accelerator.num_processes} process(es), "
+        + (f"; {held_out} identities held out" if held_out else ""),
+        "batch": f"{plan.identities} identities x {plan.images} images over {processes} process(es), "
         f"{plan.streams} streams",
         "memory": f"{per_rank} streams x {in_stream} encoded images, about "
         f"{per_rank * in_stream * image_bytes / 2**20:,.0f} MiB a process",
         "device": f"{accelerator.device}, precision {accelerator.mixed_precision}",
-        "encoder": encoder,
-        "steps": f"{plan.steps_per_epoch} an epoch, {config.optim.epochs} epochs, from epoch {progress.epoch + 1} "
-        f"step {progress.step + 1}",
-        "evaluates": "held-out identities, the test set after the last epoch"
-        if not trained.all()
-        else "query against gallery"
-        if can_evaluate(manifest)
-        else "nothing: the data has no query and gallery",
+        "encoder": f"{config.model.encoder}, {parameters / 1e6:.1f} million parameters, weights {config.model.weights}",
+        "steps": f"{plan.steps_per_epoch} an epoch, {config.optim.epochs} epochs, from epoch {state.epoch + 1} "
+        f"step {state.step + 1}",
+        "evaluates": evaluates,
         "writes to": "nothing (dry run)" if config.dry_run else str(config.folder),
     }
     return "\n".join(f"{name:>10}  {value}" for name, value in rows.items())
 
 
-def can_evaluate(manifest: Manifest) -> bool:
-    """A folder of training images alone is enough to train on."""
-    return {"query", "gallery"} <= set(manifest.splits)
-
-
 def check_matches(config: Config, manifest: Manifest) -> None:
-    """ValueError where there are query and gallery, and no query can have a match: the figures would be empty."""
-    if not can_evaluate(manifest):
+    """Raise ValueError if there are query and gallery, and no query can have a match."""
+    if not has_test_set(manifest):
         return
     query, gallery = manifest.split("query"), manifest.split("gallery")
     seen_by = {pid: set(cameras) for pid, cameras in zip(gallery.pids.tolist(), gallery.cameras, strict=True)}
@@ -122,7 +166,7 @@ def check_matches(config: Config, manifest: Manifest) -> None:
 
 
 def check_image_size(config: Config, model: nn.Module, device: torch.device) -> None:
-    """ValueError where the encoder cannot take images so small (or of such a size); by a try with two of them."""
+    """Raise ValueError if the encoder cannot take images of this size, found by trying with two."""
     height, width = config.data.height, config.data.width
     was_training = model.training
     try:
@@ -140,13 +184,18 @@ def check_image_size(config: Config, model: nn.Module, device: torch.device) -> 
 
 
 def check_same_everywhere(code: str, data: str) -> list[str]:
-    """Collective. The hosts of the job, each once; ValueError on every rank where code or data differ between ranks.
+    """Return the hosts of the job. Collective.
 
-    code: `code_version()`; data: the manifest's fingerprint. A node with an old copy of either trains something else.
+    Args:
+        code: `code_version()`.
+        data: the manifest's fingerprint.
+
+    Raises:
+        ValueError: on every rank, if code or data differ between ranks, for example because a node has an old copy.
     """
     seen = gather_objects((socket.gethostname(), code, data))
-    mends = {"code": "install or copy the same version everywhere", "data": "stage or copy the same shards everywhere"}
-    for place, (what, mend) in enumerate(mends.items(), start=1):
+    fixes = {"code": "install or copy the same version everywhere", "data": "stage or copy the same shards everywhere"}
+    for place, (what, fix) in enumerate(fixes.items(), start=1):
         groups: dict[str, list[int]] = {}
         for rank, facts in enumerate(seen):
             groups.setdefault(facts[place], []).append(rank)
@@ -159,7 +208,7 @@ def check_same_everywhere(code: str, data: str) -> list[str]:
             )
             raise ValueError(
                 f"the processes of this run have different {what}: {_name_ranks(usual)}: {seen[usual[0]][place][:24]}, "
-                f"but {named}; {mend}"
+                f"but {named}; {fix}"
             )
     return sorted({host for host, _, _ in seen})
 

@@ -2,82 +2,92 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from reid.config import Config
 from reid.data.images import Pixels
 from reid.data.manifest import Manifest, Split
 from reid.distributed import copy_buffers_from_rank_0
-from reid.evaluation.evaluator import Extracted, evaluate_over_ranks, extract
-from reid.metrics import Features
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from reid.evaluation.evaluator import evaluate_over_ranks, extract
+from reid.metrics import Features, Result
 
 
-def describe_scores(scores: dict[str, float]) -> str:
-    parts = [f"{name} {value:.4f}" for name, value in scores.items() if name.endswith(("/mAP", "/rank1"))]
-    return ", ".join(parts)
+@dataclass(frozen=True)
+class Validation:
+    """Evaluates a model during training, on all ranks.
+
+    held_out (N,) bool: identities of the train split that are not trained on, to choose a model by. With any, only the
+    last evaluation uses the test set.
+    """
+
+    root: str
+    manifest: Manifest
+    held_out: np.ndarray
+    pixels: Pixels
+    batch_size: int
+    workers: int
+    device: torch.device
+
+    @property
+    def is_possible(self) -> bool:
+        return bool(self.held_out.any()) or has_test_set(self.manifest)
+
+    @property
+    def metric(self) -> str:
+        """The metric that chooses the best checkpoint."""
+        return "val/mAP" if self.held_out.any() else "image/mAP"
+
+    def evaluate(self, model: nn.Module, last: bool) -> dict[str, float]:
+        """Return mAP, mINP and rank-1 by `<protocol>/<metric>`. model: unwrapped, since DDP's wrapper would hang."""
+        scores: dict[str, float] = {}
+        if self.held_out.any():
+            scores |= self.evaluate_held_out(model)
+        if (last or not scores) and has_test_set(self.manifest):
+            scores |= self.evaluate_test(model)
+        return scores
+
+    def evaluate_test(self, model: nn.Module) -> dict[str, float]:
+        """Evaluate the image and centroid protocols on query and gallery."""
+        query, gallery = self.extract(model, "query"), self.extract(model, "gallery")
+        results = evaluate_over_ranks(query, gallery, ["image", "centroid"])
+        return {name: value for key, result in results.items() for name, value in _scores(key, result).items()}
+
+    def evaluate_held_out(self, model: nn.Module) -> dict[str, float]:
+        """Evaluate the image protocol on the identities that are held out of training."""
+        query, gallery = split_queries(self.extract(model, "train", np.flatnonzero(self.held_out)))
+        return _scores("val", evaluate_over_ranks(query, gallery, ["image"])["image"])
+
+    def extract_sample(self, model: nn.Module) -> None:
+        """Extract one batch of the query split, if there is one: a dry run of the evaluation."""
+        if "query" in self.manifest.splits:
+            images = self.manifest.split("query").images
+            self.extract(model, "query", np.flatnonzero(np.cumsum(images) <= max(self.batch_size, images[0])))
+
+    def extract(self, model: nn.Module, split: str, rows: np.ndarray | None = None) -> Features:
+        copy_buffers_from_rank_0(model)
+        return extract(
+            model, self.root, self.manifest, split, self.pixels, batch_size=self.batch_size, workers=self.workers,
+            device=self.device, rows=rows,
+        ).features  # fmt: skip
 
 
-def evaluate_test(
-    config: Config, model: torch.nn.Module, manifest: Manifest, pixels: Pixels, accelerator: Accelerator
-) -> dict[str, float]:
-    """Image and centroid figures of query against gallery, on all ranks; the unwrapped model, as DDP would hang."""
-    query, gallery = (
-        extract_part(config, model, manifest, pixels, accelerator, split, None).features
-        for split in ("query", "gallery")
-    )
-    scores: dict[str, float] = {}
-    for protocol, result in evaluate_over_ranks(query, gallery, ["image", "centroid"]).items():
-        scores |= {
-            f"{protocol}/mAP": result.mAP,
-            f"{protocol}/mINP": result.mINP,
-            f"{protocol}/rank1": float(result.cmc[0]),
-        }
-    return scores
+def has_test_set(manifest: Manifest) -> bool:
+    """Return whether there are query and gallery; a folder of training images is enough to train on."""
+    return {"query", "gallery"} <= set(manifest.splits)
 
 
-def evaluate_held_out(
-    config: Config,
-    model: torch.nn.Module,
-    manifest: Manifest,
-    pixels: Pixels,
-    accelerator: Accelerator,
-    held_out: np.ndarray,
-) -> dict[str, float]:
-    """Image figures of the identities that were held out of training."""
-    rows = np.flatnonzero(held_out)
-    query, gallery = split_queries(extract_part(config, model, manifest, pixels, accelerator, "train", rows).features)
-    result = evaluate_over_ranks(query, gallery, ["image"])["image"]
-    return {"val/mAP": result.mAP, "val/mINP": result.mINP, "val/rank1": float(result.cmc[0])}
+def _scores(name: str, result: Result) -> dict[str, float]:
+    return {f"{name}/mAP": result.mAP, f"{name}/mINP": result.mINP, f"{name}/rank1": float(result.cmc[0])}
 
 
-def extract_part(
-    config: Config,
-    model: torch.nn.Module,
-    manifest: Manifest,
-    pixels: Pixels,
-    accelerator: Accelerator,
-    split: str,
-    rows: np.ndarray | None,
-) -> Extracted:
-    copy_buffers_from_rank_0(model)
-    return extract(
-        model, config.data.root, manifest, split, pixels, batch_size=config.eval.batch_size,
-        workers=config.data.workers, device=accelerator.device, rows=rows,
-    )  # fmt: skip
-
-
-SEED = 0  # of the choice: the same identities for every run on the same data, whatever the run's seed
+SEED = 0  # the same identities are held out in every run on the same data, whatever the run's seed
 
 
 def hold_out(split: Split, number: int) -> np.ndarray:
-    """`number` rows of a train split, ascending, of identities that can be found. ValueError if there are too few."""
+    """Return `number` rows of a train split, ascending, whose identities have a match. ValueError if too few."""
     several = np.array([len(set(cameras) - {-1}) > 1 or set(cameras) == {-1} for cameras in split.cameras], dtype=bool)
     eligible = np.flatnonzero(several & (split.images > 1) & (split.pids >= 0))
     if number > len(eligible) or number >= len(split.pids):
@@ -89,10 +99,10 @@ def hold_out(split: Split, number: int) -> np.ndarray:
 
 
 def split_queries(features: Features) -> tuple[Features, Features]:
-    """Query and gallery.
+    """Split features of identities into query and gallery.
 
-    The first image of each (identity, camera) is a query, but for the identity's last camera, whose images all stay in
-    the gallery: so each query has a match. Without cameras the identity's first image is the query.
+    The first image of each (identity, camera) is a query, except for the identity's last camera, whose images all stay
+    in the gallery, so that each query has a match. Without cameras the identity's first image is the query.
     """
     pids, camids = features.pids.cpu().numpy(), features.camids.cpu().numpy()
     pairs, first = np.unique(np.stack([pids, camids], axis=1), axis=0, return_index=True)

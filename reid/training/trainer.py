@@ -1,0 +1,324 @@
+"""One training run, from its first step to its last."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from reid.config import Config, to_dict
+from reid.data.augmentation import Augmentation, copy_to
+from reid.data.images import Pixels
+from reid.data.manifest import MANIFEST_NAME
+from reid.data.storage import is_remote
+from reid.data.train_loader import Batch, TrainLoader
+from reid.distributed import from_rank_0, gather_objects
+from reid.losses.objective import Objective
+from reid.model.network import ReIDModel, drop_frozen_gradients
+from reid.runs import checkpoint
+from reid.runs.checkpoint import Parts, TrainState
+from reid.runs.environment import describe_environment
+from reid.runs.folder import RunFolder
+from reid.runs.store import NullStore, RunStore
+from reid.runs.tracking import Tracker
+from reid.training.monitors import DamageWatch, FiniteWatch, HingeWatch, Meter, mean_over_ranks
+from reid.training.optim import Schedule, build_optimizer, take_step
+from reid.training.preemption import StopRequest
+from reid.training.setup import TrainData, build_model, describe, memory_format, start_up_text
+from reid.training.validation import Validation
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+DRY_STEPS = 2
+SEEDS = 2**64 - 59  # a prime: steps have different seeds modulo it, however large the seed of the run is
+
+
+class Step(NamedTuple):
+    """What one optimizer step leaves to be logged: tensors on the device, and the learning rate."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    rate: float
+
+
+class Trainer:
+    """Trains a model and keeps its checkpoints.
+
+    `state` and the tensors of `store.parts` are all that is saved; everything else is rebuilt from the configuration.
+    A dry run is a trainer of two steps whose store and tracker do nothing.
+
+    Args:
+        folder: of the run; claimed, unless it is a dry run.
+        hosts: that take part, for the log.
+    """
+
+    def __init__(
+        self, config: Config, data: TrainData, accelerator: Accelerator, folder: RunFolder, hosts: Sequence[str]
+    ) -> None:
+        self.config, self.data, self.accelerator, self.folder = config, data, accelerator, folder
+        self.device, self.is_main = accelerator.device, accelerator.is_main_process
+        self.epochs, self.steps = config.optim.epochs, data.plan.steps_per_epoch
+        self.resumed, damaged = from_rank_0(lambda: folder.find_resume_point(config.resume, read_only=config.dry_run))
+
+        torch.manual_seed(config.seed)
+        model = build_model(config, data.num_classes, self.device)
+        centers = torch.Generator().manual_seed(config.seed)
+        self.objective = Objective(config.loss, data.num_classes, model.dim, centers).to(self.device)
+        optimizer = build_optimizer(model, config.optim)
+        parts = Parts(model, describe(config, data), self.objective, optimizer, accelerator.scaler)
+        self.state = checkpoint.load(self.resumed, parts) if self.resumed else TrainState()
+        self.store = (NullStore if config.dry_run else RunStore)(folder, parts, config.track.keep_checkpoints)
+        self.store.check_space()
+        if config.speed.compile:
+            model.compile()
+        self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
+        # accelerate has put autocast around `forward`; the step has its own, and evaluations are float32 as in
+        # evaluate.py.
+        self.model: ReIDModel = accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        parts.model, parts.optimizer = self.model, self.optimizer
+
+        self.schedule = Schedule(config.optim, self.steps, config.batch.identities)
+        self.memory_format = memory_format(config, self.device)
+        self.augmentation = Augmentation(**asdict(config.augment))
+        pixels = Pixels.from_config(config.data)
+        self.loader = TrainLoader(
+            config.data.root, data.split, data.plan, pixels, self.augmentation, accelerator.process_index,
+            accelerator.num_processes, config.data.workers, config.data.on_damage,
+        )  # fmt: skip
+        self.validation = Validation(
+            config.data.root, data.manifest, data.held_out, pixels, config.eval.batch_size, config.data.workers,
+            self.device,
+        )  # fmt: skip
+        if self.is_main:
+            print(start_up_text(config, data, accelerator, self.state, self.model), flush=True)
+            for text in damaged:
+                print(f"warning: {text}; resuming from {self.resumed}", flush=True)
+        self.store.prepare(config)
+        self.tracker = self._start_tracker(hosts)
+        self._start_monitors()
+
+    def _start_tracker(self, hosts: Sequence[str]) -> Tracker:
+        config, facts = self.config, to_dict(self.config)
+        facts |= {
+            "data_fingerprint": self.data.manifest.fingerprint,
+            "world_size": self.accelerator.num_processes,
+            "hosts": hosts,
+            "environment": describe_environment(),
+        }
+        return Tracker(
+            self.folder.path, active=self.is_main and not config.dry_run, mode=config.track.wandb,
+            project=config.track.project, name=config.name, job_type="train", config=facts,
+            resume_step=self.state.epoch * self.steps + self.state.step,
+        )  # fmt: skip
+
+    def _start_monitors(self) -> None:
+        config = self.config
+        first, end = self.state.epoch * self.steps + self.state.step, self.epochs * self.steps
+        self.last_step = (min(end, first + DRY_STEPS) if config.dry_run else end) - 1
+        self.meter = Meter(self.accelerator.num_processes, self.device)
+        self.finite, self.hinge = FiniteWatch(self.data.split.names), HingeWatch()
+        self.damage = DamageWatch(self.state.dropped)
+        self.stop = StopRequest(Path(config.stop_file) if config.stop_file else None, config.timeout_s)
+        self.stopped = False
+        self.has_checkpoint = self.resumed is not None
+        self.summary: dict[str, float] = {}  # of validation.metric: the last and the best
+        self.on_terminal = self.is_main and sys.stderr.isatty()
+        self.bar = tqdm(total=end, initial=first, disable=not self.on_terminal, unit="step")
+
+    def fit(self) -> bool:
+        """Train up to the last step or a request to stop. Return whether training was stopped before its end."""
+        self.wrapped.train()
+        if self.state.due and not self.config.dry_run:  # stopped or killed before it could evaluate
+            self.evaluate(is_kept=True)
+            self.save(required=self.state.epoch == self.epochs, amends=True)
+            self.meter.restart()
+        batches = self.loader.batches(self.epochs, (self.state.epoch, self.state.step), self.state.dropped)
+        for epoch, step, batch in self.meter.timed(batches):
+            global_step = epoch * self.steps + step
+            done = self.train_step(epoch, global_step, batch)
+            self.stopped = self.stop.agreed()
+            is_last, is_end_of_epoch = global_step == self.last_step, step == self.steps - 1
+            saves = is_end_of_epoch or self.stopped or self._is_due(global_step, self.config.track.checkpoint_steps)
+            if saves or is_last or self._is_due(global_step, self.config.track.every_steps):
+                self.log(epoch, global_step, done, in_full=is_end_of_epoch or self.stopped or is_last)
+            self.state = replace(self.state, epoch=epoch, step=step + 1, dropped=self.damage.rows)
+            if is_end_of_epoch:
+                self.end_epoch(epoch, global_step)
+            if saves:
+                self.save_and_evaluate(is_last)
+            if self.stopped or is_last:
+                break
+        return self.finish()
+
+    def _is_due(self, global_step: int, every: int) -> bool:
+        return every > 0 and (global_step + 1) % every == 0
+
+    def train_step(self, epoch: int, global_step: int, batch: Batch) -> Step:
+        """Make one optimizer step on this rank's part of a batch."""
+        # What the model draws (dropout, stochastic depth) depends only on the step: a resumed run draws the same.
+        torch.manual_seed((((self.config.seed << 32) + global_step) * 4096 + self.accelerator.process_index) % SEEDS)
+        rate = self.schedule.apply(self.optimizer, global_step)
+        self.model.begin_epoch(epoch)
+        pin = self.config.speed.pin_memory
+        labels, images = copy_to(batch.labels, self.device, pin), copy_to(batch.images, self.device, pin)
+        images = self.augmentation.apply(images, batch.parameters, pin)
+        with self.accelerator.autocast():
+            features, logits = self.wrapped(images.contiguous(memory_format=self.memory_format))
+        total, terms = self.objective(features, logits, labels)
+        self.accelerator.backward(total)
+        drop_frozen_gradients(self.model)
+        if self.config.optim.clip_norm:
+            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.optim.clip_norm)
+        taken = take_step(self.optimizer, self.accelerator.scaler)
+        self.optimizer.zero_grad(set_to_none=True)
+        if taken:  # features that overflowed, in fp16, must not move the centers
+            self.objective.update_centers(features, labels)
+        self.meter.count(len(labels))
+        self.finite.see(global_step, batch.ids, features, total)
+        self.hinge.see(terms)
+        self.damage.see(batch.dropped)
+        self.bar.update()
+        return Step(total.detach(), terms, rate)
+
+    def log(self, epoch: int, global_step: int, done: Step, in_full: bool) -> None:
+        """Log a step, after the check that its values are finite. in_full: also as a line where there is no bar."""
+        values = mean_over_ranks({"loss": done.total, **done.terms})
+        self.finite.check(values, self._non_finite_hint())
+        speed = self.meter.read()
+        logged = {f"train/{name}": value for name, value in {**values, "lr": done.rate, **speed}.items()}
+        self.tracker.log(global_step, {"epoch": epoch, **logged})
+        line = describe_step(
+            epoch, self.epochs, values, tuple(self.config.loss.weights), speed, self.last_step - global_step
+        )
+        self.bar.set_postfix_str(line, refresh=False)
+        if self.is_main and not self.on_terminal and in_full:
+            print(line, flush=True)
+
+    def _non_finite_hint(self) -> str:
+        """Return what to do about a loss that is not finite, and what is left of the run."""
+        left = f"earlier checkpoints are in {self.folder.checkpoints}" if self.has_checkpoint else "no checkpoint yet"
+        return f"lower optim.lr (now {self.config.optim.lr}) or set optim.clip_norm; {left}"
+
+    def end_epoch(self, epoch: int, global_step: int) -> None:
+        """Warn about the epoch that has ended, and move the state to the next."""
+        self._say(self.hinge.end_epoch(self.config.loss.margin))
+        if self.config.data.on_damage == "skip":
+            dropped, warning = self.damage.end_epoch()
+            self.state = replace(self.state, dropped_total=self.state.dropped_total + dropped)
+            self.tracker.log(global_step, {"data/dropped_identities": float(dropped)})
+            self.tracker.summarize({"data/dropped_identities_total": float(self.state.dropped_total)})
+            self._say(warning)
+        due = self._is_due(epoch, self.config.eval.every_epochs) or epoch + 1 == self.epochs
+        due = due and self.validation.is_possible and not self.config.dry_run
+        self.state = replace(self.state, epoch=epoch + 1, step=0, dropped=(), due=due)
+
+    def save_and_evaluate(self, is_last: bool) -> None:
+        """Save; then evaluate if it is due, and put the result into the checkpoint.
+
+        Saved first because an evaluation takes time, in which the run may be killed. A run that was asked to stop
+        leaves the evaluation to its resume.
+        """
+        if self.config.data.on_damage == "skip":
+            everywhere = {row for rows in gather_objects(self.state.dropped) for row in rows}
+            self.state = replace(self.state, dropped=tuple(sorted(everywhere)))
+        is_kept = self.save(required=self.stopped or (is_last and not self.state.due))
+        if self.state.due and not self.stopped:
+            self.evaluate(is_kept)
+            is_kept = self.save(required=is_last, amends=is_kept)
+        self.has_checkpoint = self.has_checkpoint or is_kept
+        self.meter.restart()
+
+    def save(self, required: bool, amends: bool = False) -> bool:
+        """Save a checkpoint, or only its state if it `amends` the last. Return whether it is on disk."""
+        is_kept, warning = (self.store.amend if amends else self.store.save)(self.state, required)
+        self._say(warning)
+        return is_kept
+
+    def evaluate(self, is_kept: bool) -> None:
+        """Evaluate the epoch that has just ended. It can become the best only if its checkpoint is kept."""
+        at_end = self.state.epoch == self.epochs
+        note = self.stop.telling(lambda reason: self.store.note_request(self.state, reason))
+        with note if is_kept else contextlib.nullcontext():
+            scores = self.validation.evaluate(self.model, last=at_end)
+        score = scores[self.validation.metric]
+        self.state = replace(self.state, due=False)
+        if is_kept and score >= self.state.best.get(self.validation.metric, 0.0):
+            self.state = replace(self.state, best=scores, best_name=self.state.name)
+        self.summary = {"last": score, "best": self.state.best.get(self.validation.metric, score)}
+        summary = {f"eval/{name}_mAP": value for name, value in self.summary.items()}
+        logged = {f"eval/{name}": value for name, value in scores.items()}
+        self.tracker.log(self.state.epoch * self.steps - 1, logged | summary)
+        self.tracker.summarize(summary)
+        self._say(f"epoch {self.state.epoch}: {describe_scores(scores)}")
+
+    def finish(self) -> bool:
+        """Write the last files and messages. Return whether training was stopped before its end."""
+        if self.config.dry_run:
+            self.validation.extract_sample(self.model)
+        self.bar.close()
+        self.stop.close()
+        state = self.state
+        stopped = self.stopped and (state.due or (state.epoch, state.step) != (self.epochs, 0))
+        reason = (self.stop.reason or "another process was asked to stop") if stopped else None
+        # Before W&B, which may take minutes: the script of a job that is about to end looks for the stopped file.
+        from_rank_0(lambda: self.store.end(state, reason))
+        if self.is_main:
+            print(self._last_words(reason), flush=True)
+        if self.config.track.artifacts and not stopped and not self.config.dry_run:
+            self._log_artifacts()
+        # W&B's agent ends runs with SIGTERM.
+        self.tracker.finish(wants_to_go_on=stopped and self.stop.reason != signal.SIGTERM.name)
+        return stopped
+
+    def _last_words(self, reason: str | None) -> str:
+        processes = f"{self.accelerator.num_processes} process(es)"
+        if self.config.dry_run:
+            return f"dry run: {DRY_STEPS} steps with {processes}, nothing written"
+        if reason is not None:
+            return f"stopped ({reason}) with checkpoint {self.state.name}; resume with --resume=auto"
+        text = f"trained {self.epochs} epochs with {processes}; the run is in {self.folder.path}"
+        if self.summary:
+            text += (
+                f"\n{self.validation.metric}: best {self.summary['best']:.4f} ({self.state.best_name or 'not kept'}), "
+                f"last {self.summary['last']:.4f}"
+            )
+        return text
+
+    def _log_artifacts(self) -> None:
+        best = self.folder.checkpoints / (self.state.best_name or self.state.name)
+        self.tracker.log_artifact(best, f"{self.config.name}-checkpoint", "model")
+        if not is_remote(self.config.data.root):
+            manifest = Path(self.config.data.root) / MANIFEST_NAME
+            self.tracker.log_artifact(manifest, f"{self.data.manifest.dataset}-manifest", "dataset")
+
+    def _say(self, text: str | None) -> None:
+        """Print a line above the progress bar, on rank 0."""
+        if text and self.is_main:
+            self.bar.write(text)
+
+
+def describe_step(
+    epoch: int, epochs: int, values: dict[str, float], losses: Sequence[str], speed: dict[str, float], left: int
+) -> str:
+    """Return the progress line: loss and its terms, speed, waiting, memory, and the time that is left."""
+    terms = ", ".join(f"{name} {values[name]:.3f}" for name in losses if name in values)
+    eta = int(left / max(speed["steps_per_s"], 1e-9))
+    return (
+        f"epoch {epoch + 1}/{epochs} loss {values['loss']:.3f} ({terms}) {speed['images_per_s']:.0f} images/s "
+        f"waiting for data {speed['data_wait_share']:.0%} memory {speed['memory_gib']:.1f} GiB "
+        f"left {eta // 3600}:{eta // 60 % 60:02d}:{eta % 60:02d}"
+    )
+
+
+def describe_scores(scores: dict[str, float]) -> str:
+    parts = [f"{name} {value:.4f}" for name, value in scores.items() if name.endswith(("/mAP", "/rank1"))]
+    return ", ".join(parts)
