@@ -1,10 +1,10 @@
-# `make quickstart` and `make test` set up everything they need on a fresh machine; `make help` lists the rest.
+# `make help` lists the targets. Each target creates the environment first if it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
 QUICKSTART := data/quickstart
 LAUNCH := $(BIN)/accelerate launch --config_file launch/cpu.yaml
 
-# What `make reproduce` trains, on what and where; docs/reproduction.md. DATA is the user's own copy of Market-1501.
+# Variables of `make reproduce`: see docs/reproduction.md. DATA is the user's own copy of Market-1501.
 DATA :=
 CONFIG := configs/market1501.yaml
 LAUNCH_FILE := launch/gpu.yaml
@@ -17,21 +17,21 @@ export WANDB_SILENT ?= true
 
 .PHONY: help quickstart reproduce market-folder test check bench docs format clean
 help:
-	@echo "make quickstart   environment, drawn pedestrians, shards, training on two processes, evaluation, report"
-	@echo "make reproduce    DATA=<folder of Market-1501>: shards, training on a GPU, evaluation; docs/reproduction.md"
-	@echo "make test         environment, code checks and the whole test suite"
-	@echo "make check        ruff and mypy alone"
-	@echo "make bench        measurements, as Markdown tables: exactness, losses, loader, ranking, trainer; a picture"
+	@echo "make quickstart   draw pedestrians, build shards, train on two processes, evaluate, write a report"
+	@echo "make reproduce    DATA=<folder of Market-1501>: build shards, train on a GPU, evaluate; docs/reproduction.md"
+	@echo "make test         run ruff, mypy and all tests"
+	@echo "make check        run ruff and mypy"
+	@echo "make bench        measure exactness, losses, loader, ranking and trainer; print Markdown tables, draw a figure"
 	@echo "make docs         check the links and commands of the documentation"
-	@echo "make format       let ruff rewrite the code's layout"
-	@echo "make clean        remove the environment, caches, and what the quickstart made"
+	@echo "make format       format the code with ruff"
+	@echo "make clean        remove the environment, caches and the output of the quickstart"
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# The quickstart owns data/quickstart and runs/quickstart, and starts over each time.
+# Deletes data/quickstart and runs/quickstart and starts again each time.
 quickstart: .venv/installed
 	rm -rf $(QUICKSTART) runs/quickstart
 	$(BIN)/python -m shards synth --identities-train 200 --out $(QUICKSTART)/pedestrians
@@ -39,7 +39,7 @@ quickstart: .venv/installed
 	$(LAUNCH) train.py --config configs/quickstart.yaml
 	$(LAUNCH) evaluate.py --run runs/quickstart '--baselines=[untrained,histogram]'
 
-# Shards that are there are used as they are, and a run goes on where it stopped: the same command again finishes it.
+# Uses existing shards and resumes an existing run: repeat the command to finish an interrupted run.
 reproduce: market-folder .venv/installed
 	test -f $(SHARDS)/manifest.json || $(BIN)/python -m shards build market1501 --root "$(DATA)" --out $(SHARDS)
 	$(BIN)/accelerate launch --config_file $(LAUNCH_FILE) train.py --config $(CONFIG) --data.root=$(SHARDS) \
@@ -55,7 +55,7 @@ market-folder:
 	    exit 1; \
 	done
 
-# Many tests start Python anew: compiled files are kept even where the environment says not to.
+# PYTHONDONTWRITEBYTECODE is cleared: many tests start Python again and would compile every module again.
 test: check
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 

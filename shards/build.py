@@ -1,4 +1,4 @@
-"""A raw dataset into a folder of shards: one builder at a time, everything beside it first, the manifest last."""
+"""The build of a folder of shards from a raw dataset: in a temporary folder next to it, renamed at the end."""
 
 import errno
 import math
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from reid.data.manifest import MANIFEST_NAME, Manifest, Split, load_manifest, save_manifest
-from reid.files import Held, hold
+from reid.files import Held, hold, make_folder
 from shards.checks import find_warnings
 from shards.dealing import Layout, lay_out
 from shards.images import Encoding
@@ -22,13 +22,13 @@ from shards.summary import compare_counts
 from shards.write import write_shards
 
 MAX_BROKEN = 0.01
-# The name begins every key: WebDataset cuts keys at the first dot, and a tar header has 100 characters for the whole.
+# The name begins every key: WebDataset ends a key at its first dot, and a tar header has 100 characters for a name.
 _DATASET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 
 
 @dataclass(frozen=True)
 class Build:
-    """A finished build: its manifest and what the user should hear."""
+    """A finished build: its manifest, the number of ignored files, and warnings for the user."""
 
     manifest: Manifest
     ignored: int
@@ -47,41 +47,52 @@ def build(
     workers: int = 1,
     progress: bool = False,
 ) -> Build:
-    """Write `raw` as shards and a manifest into the folder `out`; the same input gives the same bytes.
+    """Write a dataset as shards and a manifest; the same input gives the same bytes.
 
-    num_shards is for train; other splits get as many, but no more than they have identities. shard_bytes instead aims
-    at that size of the original images. max_broken is the share of images, 0 to 1, that may be broken: they are left
-    out and listed in the manifest. encoding re-encodes every image. workers are processes; their number changes no
-    byte. An earlier build of the same dataset in `out` is replaced. Everything is written next to `out` and renamed at
-    the end, so an interrupted build leaves no manifest and what was in `out` as it was.
+    Everything is written next to `out` and renamed at the end, so a build that fails leaves `out` as it was.
 
-    ValueError: a knob out of range, an `out` that holds something else or that another process builds, a full disk,
-    too many broken images, a split with none left.
+    Args:
+        raw: the result of a reader.
+        out: a folder that is missing, is empty, or holds an earlier build of the same dataset, which is replaced.
+        dataset: name in keys and reports; default: the reader's.
+        num_shards: shards of train; other splits get as many, but at most one per identity.
+        shard_bytes: aim at this size of the original images instead.
+        max_broken: share of images, 0 to 1, that may be broken; they are left out and listed in the manifest.
+        encoding: re-encode every image.
+        workers: number of processes; it does not change the bytes.
+
+    Raises:
+        ValueError: an argument is out of range, `out` holds other files or is built by another process, the disk is
+            full, too many images are broken, or a split has none left.
     """
     name = dataset or raw.name
     out = out.resolve()
     _check_knobs(name, num_shards, shard_bytes, max_broken, workers)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with _only_builder(out):
-        workshop, old = out.with_name(f".{out.name}.building"), out.with_name(f".{out.name}.old")
-        _clear_leftovers(out, workshop, old)
-        _refuse_foreign(out, name)
+    make_folder(out.parent)
+    with _lock(out):
+        temporary, old = out.with_name(f".{out.name}.building"), out.with_name(f".{out.name}.old")
+        _clear_leftovers(out, temporary, old)
+        _check_out(out, name)
         layout = lay_out(raw, name, num_shards, shard_bytes)
-        _refuse_small_disk(out.parent, layout, encoding)
+        _check_free_space(out.parent, layout, encoding)
         try:
-            workshop.mkdir()
-            packed = write_shards(layout, raw.root, workshop, encoding, workers, progress)
+            temporary.mkdir()
+            packed = write_shards(layout, raw.root, temporary, encoding, workers, progress)
             manifest = _describe(packed, raw, name, encoding)
-            _refuse_broken(manifest, len(raw.records), max_broken)
-            save_manifest(manifest, workshop)
+            _check_broken(manifest, len(raw.records), max_broken)
+            save_manifest(manifest, temporary)
             if out.exists():
                 out.rename(old)
-            workshop.rename(out)
+            temporary.rename(out)
         except OSError as error:
-            _name_full_disk(error, out.parent)
-            raise
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise ValueError(
+                f"{out.parent}: no space left ({error.strerror}); nothing was built and the files written so far are "
+                "removed. Make room or give another --out"
+            ) from error
         finally:
-            _clear_leftovers(out, workshop, old)
+            _clear_leftovers(out, temporary, old)
     sightings = {split: [image for part in parts for image in part.sightings] for split, parts in packed.items()}
     warnings = (
         *raw.warnings,
@@ -92,8 +103,7 @@ def build(
 
 
 @contextmanager
-def _only_builder(out: Path) -> Iterator[None]:
-    """Two builds into one folder would delete each other's files."""
+def _lock(out: Path) -> Iterator[None]:
     try:
         with hold(out.with_name(f".{out.name}.lock")):
             yield
@@ -101,18 +111,18 @@ def _only_builder(out: Path) -> Iterator[None]:
         raise ValueError(f"{out}: {holder} is building there; wait for it or give another --out") from holder
 
 
-def _clear_leftovers(out: Path, workshop: Path, old: Path) -> None:
-    """Remove what a failed or killed build left beside `out`, and put back a folder it had moved aside."""
+def _clear_leftovers(out: Path, temporary: Path, old: Path) -> None:
+    """Remove the files of a failed or killed build, and restore the earlier build if it was already moved."""
     if old.exists() and not out.exists():
         old.rename(out)
-    for leftover in (workshop, old):
+    for leftover in (temporary, old):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _check_knobs(name: str, num_shards: int | None, shard_bytes: int | None, max_broken: float, workers: int) -> None:
     if not _DATASET_NAME.fullmatch(name):
         raise ValueError(
-            f"--dataset {name!r}: use 1 to 40 letters, digits, '-' and '_', the first no sign; it begins every key"
+            f"--dataset {name!r}: use 1 to 40 letters, digits, '-' and '_', and begin with a letter or digit"
         )
     if num_shards is not None and num_shards < 1:
         raise ValueError(f"--shards {num_shards}: give at least 1")
@@ -123,31 +133,31 @@ def _check_knobs(name: str, num_shards: int | None, shard_bytes: int | None, max
     if workers < 1:
         raise ValueError(f"--workers {workers}: give at least 1")
     if not 0 <= max_broken <= 1:
-        raise ValueError(f"--max-broken {max_broken}: a share of the images, from 0 to 1")
+        raise ValueError(f"--max-broken {max_broken}: give a share of the images, from 0 to 1")
 
 
-def _refuse_foreign(out: Path, name: str) -> None:
-    """Only an empty folder or an earlier build of the same dataset, and nothing beside it, may be replaced."""
+def _check_out(out: Path, name: str) -> None:
+    """Raise ValueError unless `out` is missing, empty, or an earlier build of the same dataset without other files."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    mend = "give another --out, or remove it yourself"
+    fix = "give another --out, or remove it yourself"
     if not out.is_dir():
-        raise ValueError(f"{out}: is a file, not a folder; {mend}")
+        raise ValueError(f"{out}: is a file, not a folder; {fix}")
     if not (out / MANIFEST_NAME).is_file():
-        raise ValueError(f"{out}: is not empty and was not built by this program; {mend}")
+        raise ValueError(f"{out}: is not empty and was not built by this program; {fix}")
     try:
         earlier = load_manifest(out)
     except ValueError as error:
-        raise ValueError(f"{out}: holds shards that cannot be read; {mend} ({error})") from error
+        raise ValueError(f"{out}: holds shards that cannot be read; {fix} ({error})") from error
     if earlier.dataset != name:
-        raise ValueError(f"{out}: holds shards of {earlier.dataset!r}, not {name!r}; {mend}")
-    ours = {MANIFEST_NAME} | {shard.name for split in earlier.splits.values() for shard in split.shards}
-    foreign = sorted(path.name for path in out.iterdir() if path.name not in ours)
-    if foreign:
-        raise ValueError(f"{out}: beside the shards there is {foreign[0]!r}, which a build would delete; {mend}")
+        raise ValueError(f"{out}: holds shards of {earlier.dataset!r}, not {name!r}; {fix}")
+    known = {MANIFEST_NAME} | {shard.name for split in earlier.splits.values() for shard in split.shards}
+    others = sorted(path.name for path in out.iterdir() if path.name not in known)
+    if others:
+        raise ValueError(f"{out}: besides the shards there is {others[0]!r}, which a build would delete; {fix}")
 
 
-def _refuse_small_disk(folder: Path, layout: Layout, encoding: Encoding | None) -> None:
+def _check_free_space(folder: Path, layout: Layout, encoding: Encoding | None) -> None:
     free = shutil.disk_usage(folder).free
     if encoding is None and layout.bytes > free:
         raise ValueError(
@@ -156,45 +166,35 @@ def _refuse_small_disk(folder: Path, layout: Layout, encoding: Encoding | None) 
         )
 
 
-def _name_full_disk(error: OSError, folder: Path) -> None:
-    """Raise ValueError with the mend where the error says that the disk or the quota is full."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise ValueError(
-            f"{folder}: no space left ({error.strerror}); nothing was built and what was written is removed. "
-            "Make room or give another --out"
-        ) from error
-
-
 def _describe(packed: dict[str, list[Packed]], raw: RawDataset, name: str, encoding: Encoding | None) -> Manifest:
     skipped = [entry for parts in packed.values() for part in parts for entry in part.skipped]
-    splits = {split: _describe_split(parts) for split, parts in packed.items()}
     by_source = tuple(sorted(skipped, key=lambda entry: entry["source"]))
-    stored = str(encoding) if encoding else ""
-    return Manifest(name, splits, raw.distractor_pid, raw.notice, by_source, stored)
+    splits = {split: _describe_split(parts) for split, parts in packed.items()}
+    return Manifest(name, splits, raw.distractor_pid, raw.notice, by_source, str(encoding or ""))
 
 
 def _describe_split(parts: Sequence[Packed]) -> Split:
-    parts = [part for part in parts if part.shard is not None]
+    shards = [part.shard for part in parts if part.shard is not None]
     return Split(
-        shards=tuple(part.shard for part in parts if part.shard is not None),
+        shards=tuple(shards),
         pids=np.array([pid for part in parts for pid in part.pids], dtype=np.int64),
         images=np.array([count for part in parts for count in part.images], dtype=np.int64),
-        shard=np.repeat(np.arange(len(parts), dtype=np.int64), [len(part.pids) for part in parts]),
+        shard=np.repeat(np.arange(len(shards), dtype=np.int64), [shard.identities for shard in shards]),
         cameras=tuple(cameras for part in parts for cameras in part.cameras),
         names=tuple(name for part in parts for name in part.names),
     )
 
 
-def _refuse_broken(manifest: Manifest, num_records: int, max_broken: float) -> None:
+def _check_broken(manifest: Manifest, num_records: int, max_broken: float) -> None:
     broken = len(manifest.skipped)
     if broken > max_broken * num_records:
-        listed = "\n".join(f"  {entry['source']}: {entry['reason']}" for entry in manifest.skipped[:20])
+        listed = "".join(f"\n  {entry['source']}: {entry['reason']}" for entry in manifest.skipped[:20])
         more = f"\n  and {broken - 20} more" if broken > 20 else ""
         enough = math.ceil(1e4 * broken / num_records) / 1e4
         raise ValueError(
             f"{broken} of {num_records} images are broken, more than --max-broken {max_broken:g} allows; nothing was "
-            f"built. Mend or remove them, or leave them out with --max-broken {enough:g}:\n{listed}{more}"
+            f"built. Repair or remove them, or leave them out with --max-broken {enough:g}:{listed}{more}"
         )
     for split, content in manifest.splits.items():
         if content.num_images == 0:
-            raise ValueError(f"{split}: every image is broken, nothing was built; mend them or remove the split")
+            raise ValueError(f"{split}: every image is broken, nothing was built; repair them or remove the split")

@@ -1,4 +1,4 @@
-"""Which image goes into which shard: records to groups, groups to shards of equal size."""
+"""The layout of a build: records to groups, groups to shards of equal size."""
 
 import heapq
 from collections import defaultdict
@@ -11,36 +11,35 @@ from shards.records import JUNK_PID, SPLITS, RawDataset, Record
 
 MAX_GROUP = 16  # images in one sample of junk or distractors
 MAX_SHARD_BYTES = 512 * 1024 * 1024
-_OVERHEAD = 1024  # bytes an image costs in a tar beside its own: header, padding, its entry in the JSON
+_OVERHEAD = 1024  # bytes of a tar for each image: header, padding, its entry in the JSON
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Per split the groups of each shard, in the order in which they will be stored, and about how many bytes."""
+    """The groups of each shard in storage order, per split, and their approximate size in bytes."""
 
     shards: dict[str, list[list[Group]]]
     bytes: int
 
 
 def lay_out(raw: RawDataset, name: str, num_shards: int | None, shard_bytes: int | None) -> Layout:
-    """Deal each split's groups to num_shards shards, or to as many as have shard_bytes each, or to a default number.
+    """Deal each split's groups to num_shards shards, or to shards of shard_bytes, or to a default number of shards.
 
-    No split gets more shards than it has groups. ValueError when train has fewer identities than num_shards.
+    A split gets at most one shard per group. Raises ValueError if train has fewer identities than num_shards.
     """
     by_split: dict[str, list[Record]] = defaultdict(list)
     for record in raw.records:
         by_split[record.split].append(record)
     shards, total = {}, 0
-    for split in SPLITS:
-        if split not in by_split:
-            continue
+    for split in sorted(by_split, key=SPLITS.index):
         groups = group_records(by_split[split], name, raw.distractor_pid, raw.root)
-        size = estimate_bytes(by_split[split])
+        files = [record.path for record in by_split[split] if record.path.is_file()]  # without missing ones
+        size = sum(path.stat().st_size + _OVERHEAD for path in files)
         total += size
         if num_shards is not None:
             count = num_shards
         elif shard_bytes is not None:
-            count = max(1, -(-size // shard_bytes))  # every file of a split may be absent
+            count = max(1, -(-size // shard_bytes))
         else:
             count = default_num_shards(len(groups), size)
         if split == "train" and num_shards is not None and count > len(groups):
@@ -53,7 +52,7 @@ def lay_out(raw: RawDataset, name: str, num_shards: int | None, shard_bytes: int
 
 
 def group_records(records: Sequence[Record], dataset: str, distractor_pid: int | None, root: Path) -> list[Group]:
-    """The records of one split as groups sorted by pid, the images of each by source path."""
+    """Group the records of one split, sorted by pid, the images of each group by source path."""
     by_pid: dict[int, list[Record]] = defaultdict(list)
     for record in records:
         by_pid[record.pid].append(record)
@@ -62,17 +61,15 @@ def group_records(records: Sequence[Record], dataset: str, distractor_pid: int |
         members.sort(key=lambda record: source_of(record, root))
         split, name = members[0].split, members[0].name
         kind = {JUNK_PID: "junk", distractor_pid: "distractor"}.get(pid)
-        if kind is None:
-            groups.append(Group(f"{dataset}-{split}-{pid:06d}", pid, name, split, tuple(members)))
-            continue
-        for number, start in enumerate(range(0, len(members), MAX_GROUP)):
-            part = tuple(members[start : start + MAX_GROUP])
-            groups.append(Group(f"{dataset}-{split}-{kind}-{number:04d}", pid, name, split, part))
+        size = MAX_GROUP if kind else len(members)
+        for number, start in enumerate(range(0, len(members), size)):
+            label = f"{kind}-{number:04d}" if kind else f"{pid:06d}"
+            groups.append(Group(f"{dataset}-{split}-{label}", pid, name, split, tuple(members[start : start + size])))
     return groups
 
 
 def default_num_shards(num_identities: int, num_bytes: int) -> int:
-    """The largest power of two up to identities / 8, from 1 to 64; doubled while a shard would exceed 512 MiB."""
+    """Return the largest power of two up to identities / 8, from 1 to 64; double it while shards exceed 512 MiB."""
     count = 1
     while count < 64 and 2 * count <= num_identities / 8:
         count *= 2
@@ -82,9 +79,9 @@ def default_num_shards(num_identities: int, num_bytes: int) -> int:
 
 
 def deal(sizes: Sequence[int], num_shards: int) -> list[list[int]]:
-    """Deal items to shards so that sizes balance: largest first, each onto the emptiest shard (then the first).
+    """Deal items to shards of balanced size: the largest first, each to the smallest shard, or the first of those.
 
-    Returns the indices of each shard's items; no shard is empty as long as there are enough items.
+    Returns the indices of each shard's items; no shard is empty if there are enough items.
     """
     shards: list[list[int]] = [[] for _ in range(num_shards)]
     heap = [(0, shard) for shard in range(num_shards)]
@@ -93,8 +90,3 @@ def deal(sizes: Sequence[int], num_shards: int) -> list[list[int]]:
         shards[shard].append(item)
         heapq.heappush(heap, (load + sizes[item], shard))
     return shards
-
-
-def estimate_bytes(records: Sequence[Record]) -> int:
-    """About the size of the tars that hold these images as they are; absent files count nothing."""
-    return sum(record.path.stat().st_size + _OVERHEAD for record in records if record.path.is_file())

@@ -1,4 +1,4 @@
-"""Whether the bytes of a file are an image that training can decode, and the same image smaller."""
+"""The check that a file is an image that training can decode, and re-encoding."""
 
 import io
 import warnings
@@ -9,16 +9,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from reid.data.manifest import MAX_PIXELS
 
-_SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}  # MPO: a JPEG with a second picture behind the first
+_SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}  # MPO: a JPEG file with a second picture
 
 
 class BrokenImage(Exception):
-    """An image that cannot be used; the text is the reason, free of addresses and paths."""
+    """An image that cannot be used; the text is the reason, without memory addresses and paths."""
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How images are stored that are not kept as they are: JPEG of height x width pixels, quality 1 to 100."""
+    """The format of re-encoded images: JPEG of height x width pixels, quality 1 to 100."""
 
     height: int
     width: int
@@ -35,21 +35,21 @@ class Encoding:
 
 
 def check_image(data: bytes, max_pixels: int = MAX_PIXELS) -> str:
-    """Decode a JPEG or PNG in full and return its suffix, "jpg" or "png", going by content and not by name.
+    """Decode a JPEG or PNG completely and return its suffix, "jpg" or "png", by content and not by name.
 
-    Raises BrokenImage when the bytes are no JPEG or PNG, are cut short or damaged, or claim over `max_pixels` pixels.
+    Raises BrokenImage if the bytes are no JPEG or PNG, are truncated or damaged, or have more than `max_pixels` pixels.
     """
     return _SUFFIXES[_load(data, max_pixels).format or ""]
 
 
 def reencode(data: bytes, encoding: Encoding, max_pixels: int = MAX_PIXELS) -> bytes:
-    """The image as a JPEG of another size, upright, grey and resized as the loader does it; colours at full resolution.
+    """Return the image as a JPEG of another size, rotated and resized as the loader does; colours at full resolution.
 
-    What EXIF says is not stored, or an image would be turned twice.
-    The bytes depend on the version of Pillow. Raises BrokenImage as `check_image` does.
+    EXIF is not stored, or the loader would rotate the image again. The bytes depend on the version of Pillow.
+    Raises BrokenImage as `check_image` does.
     """
     image = ImageOps.exif_transpose(_load(data, max_pixels))
-    if image.mode.startswith("I"):  # grey of 16 bits, which Pillow's convert would clip at 255
+    if image.mode.startswith("I"):  # grey of 16 bits, which Pillow's convert clips at 255
         image = Image.fromarray((np.array(image) // 256).clip(0, 255).astype(np.uint8))
     image = image.convert("RGB")
     if image.size != (encoding.width, encoding.height):

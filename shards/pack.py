@@ -1,6 +1,7 @@
-"""One shard: groups of images into a WebDataset tar whose bytes depend on the input alone.
+"""One shard: groups of images in a WebDataset tar whose bytes depend on the input only.
 
 A sample is one identity: `<key>.json`, then `<key>.000.jpg`, `<key>.001.jpg`, ... with each image's original bytes.
+webdataset.TarWriter is not used: it sorts the JSON after the images and 1000.jpg before 101.jpg, and imports torch.
 """
 
 import hashlib
@@ -9,7 +10,7 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -21,7 +22,7 @@ from shards.records import Record, Sighting, digest_image
 
 @dataclass(frozen=True)
 class Group:
-    """The images that become one sample: an identity, or at most 16 images of junk or of distractors."""
+    """The images of one sample: an identity, or at most 16 images of junk or of distractors."""
 
     key: str
     pid: int
@@ -32,7 +33,7 @@ class Group:
 
 @dataclass
 class Packed:
-    """What went into one tar, in tar order. shard is None (and the file gone) when no image was readable."""
+    """The content of one tar, in tar order. shard is None, and the file removed, if no image was readable."""
 
     shard: Shard | None = None
     pids: list[int] = field(default_factory=list)
@@ -44,7 +45,7 @@ class Packed:
 
 
 class _HashingSink:
-    """A file that knows the sha256 and the length of what was written, so that nothing is read twice."""
+    """A file that computes the sha256 and the length of what is written, so that nothing is read again."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -57,19 +58,18 @@ class _HashingSink:
         return self.file.write(data)
 
 
-def pack_shard(
-    path: Path, groups: Iterable[Group], root: Path, on_image: Callable[[], object], encoding: Encoding | None = None
-) -> Packed:
-    """Write `groups` to the tar `path`; each file is read once, checked, hashed and stored, re-encoded if asked.
+def pack_shard(path: Path, groups: Sequence[Group], root: Path, encoding: Encoding | None) -> Packed:
+    """Write `groups` to the tar `path`. Each file is read once, checked, re-encoded if asked, and stored.
 
-    Broken images are left out and listed; `on_image` is called after every image. Sources are given relative to `root`.
+    Broken images are left out and listed. Sources are relative to `root`.
     """
     packed = Packed()
     with open(path, "wb") as file:
         sink = _HashingSink(file)
-        with tarfile.open(fileobj=sink, mode="w|", format=tarfile.USTAR_FORMAT, bufsize=1 << 20) as tar:  # type: ignore[call-overload]
+        # a larger buffer is slower: tarfile copies it at each write
+        with tarfile.open(fileobj=sink, mode="w|", format=tarfile.USTAR_FORMAT, bufsize=1 << 16) as tar:  # type: ignore[call-overload]
             for group in groups:
-                _pack_group(tar, group, root, packed, on_image, encoding)
+                _pack_group(tar, group, root, packed, encoding)
         file.flush()
         os.fsync(file.fileno())
     if packed.pids:
@@ -79,37 +79,22 @@ def pack_shard(
     return packed
 
 
-def _pack_group(
-    tar: tarfile.TarFile,
-    group: Group,
-    root: Path,
-    packed: Packed,
-    on_image: Callable[[], object],
-    encoding: Encoding | None,
-) -> None:
+def _pack_group(tar: tarfile.TarFile, group: Group, root: Path, packed: Packed, encoding: Encoding | None) -> None:
     entries: list[dict[str, str | int]] = []
     payloads: list[bytes] = []
-    sightings: list[Sighting] = []
     for record in group.records:
         source = source_of(record, root)
         try:
             data = record.path.read_bytes()
-            if encoding is None:
-                suffix = check_image(data)
-            else:
-                suffix, data = "jpg", reencode(data, encoding)
-        except OSError as error:
-            packed.skipped.append({"source": source, "reason": error.strerror or type(error).__name__})
-        except BrokenImage as error:
-            packed.skipped.append({"source": source, "reason": str(error)})
-        else:
-            file = f"{len(entries):03d}.{suffix}"
-            entries.append(
-                {"file": file, "camid": record.camid, "source": source, "crc32": zlib.crc32(data), "bytes": len(data)}
-            )
-            payloads.append(data)
-            sightings.append(Sighting(group.pid, record.camid, source, digest_image(data)))
-        on_image()
+            suffix, data = (check_image(data), data) if encoding is None else ("jpg", reencode(data, encoding))
+        except (OSError, BrokenImage) as error:
+            reason = (error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error)
+            packed.skipped.append({"source": source, "reason": reason})
+            continue
+        file, crc32 = f"{len(entries):03d}.{suffix}", zlib.crc32(data)
+        entries.append({"file": file, "camid": record.camid, "source": source, "crc32": crc32, "bytes": len(data)})
+        payloads.append(data)
+        packed.sightings.append(Sighting(group.pid, record.camid, source, digest_image(data)))
     if not entries:
         return
     sample = {"pid": group.pid, "name": group.name, "split": group.split, "images": entries}
@@ -118,18 +103,17 @@ def _pack_group(
         _add(tar, f"{group.key}.{entry['file']}", data)
     packed.pids.append(group.pid)
     packed.images.append(len(entries))
-    packed.cameras.append(tuple(sorted({image.camid for image in sightings})))
+    packed.cameras.append(tuple(sorted({image.camid for image in packed.sightings[-len(entries) :]})))
     packed.names.append(group.name)
-    packed.sightings += sightings
 
 
 def source_of(record: Record, root: Path) -> str:
-    """The path below the raw dataset's root: tells where an image came from, on any machine."""
+    """Return the path below the raw dataset's root, which names an image on any machine."""
     return record.path.relative_to(root).as_posix()
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)  # its defaults are what we need: mtime 0, uid and gid 0, no owner names, mode 0644
+    member = tarfile.TarInfo(name)  # with its defaults: mtime 0, uid and gid 0, no owner names, mode 0644
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
-    tar.members.clear()  # type: ignore[attr-defined]  # tarfile remembers every member; nothing here asks again
+    tar.members.clear()  # type: ignore[attr-defined]  # or tarfile keeps every member in memory

@@ -1,14 +1,15 @@
-"""Packing many shards, in this process or in several: the same bytes either way, numbered when all are there."""
+"""Packing of many shards, in this process or in several, with the same bytes; numbered when all are written."""
 
 import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import starmap
 from pathlib import Path
 
 from tqdm import tqdm
@@ -17,86 +18,59 @@ from shards.dealing import Layout
 from shards.images import Encoding
 from shards.pack import Group, Packed, pack_shard
 
-OnImages = Callable[[int], object]  # called with a number of images that are done
-
-
-@dataclass(frozen=True)
-class _Job:
-    path: Path
-    groups: list[Group]
-    root: Path
-    encoding: Encoding | None
+_Job = tuple[Path, list[Group], Path, Encoding | None]  # arguments of pack_shard
 
 
 def write_shards(
     layout: Layout, root: Path, folder: Path, encoding: Encoding | None, workers: int, progress: bool
 ) -> dict[str, list[Packed]]:
-    """Write the layout's shards into `folder` as <split>-<nnnn>.tar; returns what went into each, in order.
+    """Write the layout's shards into `folder` as <split>-<nnnn>.tar, with `workers` processes.
 
-    A shard without a readable image leaves no file and no gap in the numbers. workers > 1: that many processes.
-    ValueError when one of them is killed; otherwise whatever stopped one of them.
+    Returns:
+        What went into each shard, in order, per split. A shard without a readable image has no file and no number.
+
+    Raises:
+        ValueError: a worker process was killed.
     """
-    jobs = {
-        split: [
-            _Job(folder / f"{split}-{number:04d}.part", groups, root, encoding) for number, groups in enumerate(many)
-        ]
-        for split, many in layout.shards.items()
-    }
-    total = sum(len(group.records) for many in jobs.values() for job in many for group in job.groups)
     plain = progress and not sys.stderr.isatty()
+    total = sum(len(group.records) for shards in layout.shards.values() for groups in shards for group in groups)
+    bar = tqdm(total=total, desc="building", unit="image", disable=plain or not progress)
     packed: dict[str, list[Packed]] = {}
-    workers = min(workers, max(map(len, jobs.values()), default=1))
-    with (
-        tqdm(total=total, desc="building", unit="image", disable=plain or not progress) as bar,
-        _packer(workers) as run,
-    ):
-        for split, many in jobs.items():
-            packed[split] = _number(run(many, bar.update), split, folder)
+    workers = min(workers, max(map(len, layout.shards.values()), default=1))
+    with bar, _packer(workers) as pack:
+        for split, shards in layout.shards.items():
+            packed[split], number = [], 0
+            parts = pack((folder / f"{split}-{i:04d}.part", groups, root, encoding) for i, groups in enumerate(shards))
+            for groups, done in zip(shards, parts, strict=True):
+                bar.update(sum(len(group.records) for group in groups))
+                if done.shard is not None:
+                    name = f"{split}-{number:04d}.tar"
+                    (folder / done.shard.name).rename(folder / name)
+                    done.shard, number = replace(done.shard, name=name), number + 1
+                packed[split].append(done)
             if plain:
                 images = sum(sum(done.images) for done in packed[split])
-                print(f"{split}: {images} images in {len(many)} shards written", file=sys.stderr, flush=True)
+                print(f"{split}: {images} images in {number} shards written", file=sys.stderr, flush=True)
     return packed
 
 
-def _number(parts: list[Packed], split: str, folder: Path) -> list[Packed]:
-    """Give the shards that hold anything their final names."""
-    number = 0
-    for part in parts:
-        if part.shard is not None:
-            name = f"{split}-{number:04d}.tar"
-            (folder / part.shard.name).rename(folder / name)
-            part.shard = replace(part.shard, name=name)
-            number += 1
-    return parts
-
-
 @contextmanager
-def _packer(workers: int) -> Iterator[Callable[[list[_Job], OnImages], list[Packed]]]:
-    """A function that packs jobs and returns their results in order."""
+def _packer(workers: int) -> Iterator[Callable[[Iterable[_Job]], Iterator[Packed]]]:
+    """Yield a function that packs jobs and yields their results in order."""
     if workers == 1:
-        yield lambda jobs, on_images: [
-            pack_shard(job.path, job.groups, job.root, lambda: on_images(1), job.encoding) for job in jobs
-        ]
+        yield lambda jobs: starmap(pack_shard, jobs)
         return
-    # spawn: a forked child would inherit whatever threads and locks the caller's libraries hold
+    # spawn: a forked child inherits the threads and locks of the caller's libraries
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(os.getpid(),))
     try:
-        yield lambda jobs, on_images: _pack_in(pool, jobs, on_images)
+        yield lambda jobs: pool.map(_pack_in_worker, jobs)
     except BrokenProcessPool as error:
         raise ValueError(
-            "a worker process was killed, perhaps for want of memory; nothing was built. Build with fewer --workers"
+            "a worker process was killed, perhaps for lack of memory; nothing was built. Build with fewer --workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _pack_in(pool: ProcessPoolExecutor, jobs: list[_Job], on_images: OnImages) -> list[Packed]:
-    results = []
-    for job, packed in zip(jobs, pool.map(_pack, jobs), strict=True):
-        on_images(sum(len(group.records) for group in job.groups))
-        results.append(packed)
-    return results
 
 
 _parent = 0
@@ -105,10 +79,10 @@ _parent = 0
 def _begin_worker(parent: int) -> None:
     global _parent
     _parent = parent
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the workers
 
 
-def _pack(job: _Job) -> Packed:
-    if os.getppid() != _parent:  # the builder was killed: its successor may already be writing in this folder
+def _pack_in_worker(job: _Job) -> Packed:
+    if os.getppid() != _parent:  # the builder was killed, and the next one may already write into this folder
         os._exit(1)
-    return pack_shard(job.path, job.groups, job.root, lambda: None, job.encoding)
+    return pack_shard(*job)

@@ -1,4 +1,4 @@
-"""README, CONTRIBUTING and docs/: links lead somewhere, commands and named files exist."""
+"""Check the documentation: links resolve, named files exist, and commands parse."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ from tests.support.features import random_split
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-# What a command needs that a test has not: it is read by people alone. Everything else is parsed below.
-NEEDS = {
-    "wandb login": "an account at W&B",
-    "wandb sweep": "W&B's server; the file is checked by tests/sweeps/test_sweep.py",
-    "wandb agent": "W&B's server",
-    "$EDITOR": "a person",
-    "source": "a cluster",
+CONFIGURATION = [path for folder in ("configs", "launch", "slurm") for path in sorted((ROOT / folder).rglob("*.*"))]
+# Commands that no test can parse, and why. Only the files that they name are checked.
+UNCHECKED = {
+    "wandb login": "needs an account at W&B",
+    "wandb sweep": "needs W&B's server; tests/sweeps/test_sweep.py checks the file",
+    "wandb agent": "needs W&B's server",
+    "$EDITOR": "is interactive",
+    "source": "needs a cluster",
 }
 
 
@@ -50,9 +51,12 @@ def prose(page: Path) -> str:
     return BLOCK.sub("", page.read_text())
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_what_the_text_names_exists(page: Path) -> None:
-    """Files, `make` targets and `python -m` modules in backquotes."""
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_files_targets_and_modules_in_backquotes_exist(page: Path) -> None:
     for span in re.findall(r"`([^`]+)`", prose(page).replace("\n", " ")):
         if re.fullmatch(r"(reid|shards|tests|docs|configs|launch|slurm|examples)/[\w./*-]+", span):
             assert list(ROOT.glob(span)), span
@@ -68,7 +72,7 @@ def test_what_the_text_names_exists(page: Path) -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """What GitHub makes of the headings."""
+    """Return the anchors that GitHub generates from the headings."""
     found: set[str] = set()
     for heading in re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE):
         plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
@@ -78,15 +82,30 @@ def anchors(page: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+def links(page: Path) -> list[str]:
+    return re.findall(r"\]\(([^)\s]+)\)", prose(page))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_resolve(page: Path) -> None:
+    for target in links(page):
         if re.match(r"https?://", target):
             continue
         file, _, anchor = target.partition("#")
         place = page.parent / file if file else page
         assert place.exists(), f"{target}: no such file"
         assert not anchor or anchor in anchors(place), f"{target}: {place.name} has {sorted(anchors(place))}"
+
+
+def test_the_index_links_every_page() -> None:
+    index = ROOT / "docs" / "README.md"
+    assert {(index.parent / target).resolve() for target in links(index)} == set(PAGES) - {index}
+
+
+def test_architecture_lists_every_package() -> None:
+    rows = re.findall(r"^\| \d \| `(reid/[\w.]+)", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)
+    parts = {name_of(path) for path in (ROOT / "reid").iterdir() if not path.name.startswith("__")}
+    assert sorted(rows) == sorted(parts)
 
 
 def test_anchors_are_those_of_github(tmp_path: Path) -> None:
@@ -99,7 +118,7 @@ def test_anchors_are_those_of_github(tmp_path: Path) -> None:
 
 
 def split_commands(text: str) -> Iterator[str]:
-    """One command each: without comments and continued lines, `<a placeholder>` as one word, `a && b` as two."""
+    """Split into single commands: drop comments, join continued lines, split at `&&`, make `<a b>` one word."""
     for line in text.replace("\\\n", " ").splitlines():
         line = re.sub(r"<[^<>]*>", "PLACEHOLDER", line)
         line = re.sub(r"^\w+=\$\((.*)\)$", r"\1", line)  # job=$(sbatch ...)
@@ -111,13 +130,12 @@ def split_commands(text: str) -> Iterator[str]:
 
 
 def documented() -> list[tuple[str, str]]:
-    return [
-        (page.name, command)
-        for page in PAGES
-        for text in blocks(page, "", "bash")
-        if not text.startswith("{")  # JSON
-        for command in split_commands(text)
-    ]
+    """Return (file, command) for every code block of a page and every indented command in a file's first comment."""
+    texts = [(page, text) for page in PAGES for text in blocks(page, "", "bash") if not text.startswith("{")]  # JSON
+    for path in CONFIGURATION:
+        header = "".join(itertools.takewhile(lambda line: line.startswith("#"), path.open()))
+        texts.append((path, "\n".join(re.findall(r"^# {3,}(.*)$", header, re.MULTILINE))))
+    return [(name_of(path), command) for path, text in texts for command in split_commands(text)]
 
 
 def targets() -> set[str]:
@@ -125,7 +143,7 @@ def targets() -> set[str]:
 
 
 def check_command(command: str) -> None:
-    """Fail unless each program, file and flag of the command is there."""
+    """Raise unless every program, file and flag of the command exists."""
     words = shlex.split(command)
     while re.match(r"\w+=", words[0]):  # environment
         words = words[1:]
@@ -135,8 +153,8 @@ def check_command(command: str) -> None:
         path = word.partition("=")[2] if word.startswith("--") else word
         if re.match(r"(configs|launch|slurm|tests|docs|examples)/", path):
             assert (ROOT / path).exists(), f"{path}: no such file"
-    if not any(f"{' '.join([program, *words])} ".startswith(f"{prefix} ") for prefix in NEEDS):
-        assert program in PROGRAMS, f"{program}: say in tests/test_docs.py how to check it, or what it needs"
+    if not any(f"{' '.join([program, *words])} ".startswith(f"{prefix} ") for prefix in UNCHECKED):
+        assert program in PROGRAMS, f"{program}: add a check, or a reason to UNCHECKED"
         PROGRAMS[program](words)
 
 
@@ -173,23 +191,23 @@ def check_python(words: Sequence[str]) -> None:
         name, words = words[0].removesuffix(".py").replace("/", "."), words[1:]
     if name in CHECKS:
         CHECKS[name](words)
-    elif name != "pytest":  # whose files `check_command` has looked for
-        assert name.startswith("tests."), f"{name}: say in tests/test_docs.py how to check it"
+    elif name != "pytest":  # `check_command` has checked its files
+        assert name.startswith("tests."), f"{name}: add a check"
         main = importlib.import_module(name).main
         if "argparse" in (ROOT / f"{name.replace('.', '/')}.py").read_text():
             parse_only(main, words)
         else:
             assert not words
-    if "--" in words:  # what follows goes to train.py
+    if "--" in words:  # the rest are flags of train.py
         check_train(words[words.index("--") + 1 :])
 
 
 class Parsed(BaseException):
-    """The arguments were good."""
+    """Raised when the arguments are valid."""
 
 
 def parse_only(main: Callable[..., object], words: Sequence[str]) -> None:
-    """Run a program up to where it has read its arguments."""
+    """Run a program until it has parsed its arguments."""
     read = argparse.ArgumentParser.parse_args
 
     def stop(parser: argparse.ArgumentParser, *given: object) -> None:
@@ -250,22 +268,22 @@ JOBS = {
 
 
 @pytest.fixture(scope="module")
-def reading() -> Iterator[None]:
-    """At the root, as the pages say; a parser of a quarter of a second is made once."""
+def at_root() -> Iterator[None]:
+    """Run in the root of the repository, and build each parser once: it takes a quarter of a second."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setattr(config, "make_parser", functools.cache(config.make_parser))
         yield
 
 
-@pytest.mark.usefixtures("reading")
+@pytest.mark.usefixtures("at_root")
 @pytest.mark.parametrize(("page", "command"), documented())
-def test_a_documented_command_exists(page: str, command: str) -> None:
-    """Those of docs/search.md run, too: tests/search/test_search.py."""
+def test_documented_commands_parse(page: str, command: str) -> None:
+    """tests/search/test_search.py also runs the commands of docs/search.md."""
     check_command(command)
 
 
-@pytest.mark.usefixtures("reading")
+@pytest.mark.usefixtures("at_root")
 @pytest.mark.parametrize(
     "command",
     [
@@ -286,20 +304,20 @@ def test_a_documented_command_exists(page: str, command: str) -> None:
         "curl example.org",
     ],
 )
-def test_a_command_with_a_slip_is_found(command: str) -> None:
+def test_a_wrong_command_is_found(command: str) -> None:
     with pytest.raises((AssertionError, SystemExit, ValueError)):
         check_command(command)
 
 
-def test_nothing_is_excused_without_need() -> None:
+def test_unchecked_commands_are_in_use() -> None:
     commands = [command for _, command in documented()]
-    assert [prefix for prefix in NEEDS if not any(prefix in command for command in commands)] == []
+    assert [prefix for prefix in UNCHECKED if not any(prefix in command for command in commands)] == []
 
 
 # Code
 
 
-def test_the_code_of_the_pages_compiles() -> None:
+def test_python_blocks_compile() -> None:
     for page in PAGES:
         for text in blocks(page, "python"):
             compile(text, page.name, "exec")
@@ -308,7 +326,7 @@ def test_the_code_of_the_pages_compiles() -> None:
 def test_the_comparison_of_two_results_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The code of docs/protocols.md, in a folder where a reader's results lie."""
+    """Run the code of docs/protocols.md in a folder with two results."""
     monkeypatch.chdir(tmp_path)
     gallery = random_split(60, 3, 8, 2, seed=1)
     for seed, name in enumerate("ab"):
@@ -327,7 +345,7 @@ def test_the_comparison_of_two_results_runs(
 
 
 def dry_make(*words: str) -> str:
-    """What `make` would run, with this interpreter's environment taken as set up."""
+    """Return the commands that `make` would run, with this interpreter as the environment."""
     made = make("-n", *words)
     assert made.returncode == 0, made.stderr
     return made.stdout
@@ -341,7 +359,7 @@ def make(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.usefixtures("reading")
+@pytest.mark.usefixtures("at_root")
 def test_reproduce_builds_trains_and_evaluates(tmp_path: Path) -> None:
     words = [f"DATA={tmp_path}", "CONFIG=configs/baselines/bot.yaml", "FLAGS=--seed=1 --optim.epochs=2"]
     build, train, evaluate = programs_of("reproduce", *words)
@@ -350,13 +368,13 @@ def test_reproduce_builds_trains_and_evaluates(tmp_path: Path) -> None:
     assert "--run runs/bot " in evaluate and evaluate.endswith("--baselines untrained histogram --rerank")
 
 
-@pytest.mark.usefixtures("reading")
+@pytest.mark.usefixtures("at_root")
 def test_the_quickstart_draws_builds_trains_and_evaluates() -> None:
     assert len(programs_of("quickstart")) == 4
 
 
 def programs_of(*words: str) -> list[str]:
-    """The commands of a target that start one of our programs, each checked."""
+    """Check and return the commands of a target that start one of our programs."""
     commands = [command for command in split_commands(dry_make(*words)) if re.search(r"-m shards| launch ", command)]
     for command in commands:
         check_command(command)

@@ -33,7 +33,17 @@ LAYERS = (
     ("search", "training"),
     ("export",),
 )
-HEAVY = ("torch", "torch._dynamo", "torchvision", "accelerate", "sklearn", "matplotlib", "wandb", "webdataset")
+HEAVY = (
+    "torch",
+    "torch._dynamo",
+    "torchvision",
+    "accelerate",
+    "sklearn",
+    "matplotlib",
+    "jinja2",
+    "wandb",
+    "webdataset",
+)
 RUNS_CODE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 

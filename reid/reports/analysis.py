@@ -1,4 +1,4 @@
-"""What a report looks at beside the metrics: rank lists, pairs of cameras, and centroids in two dimensions."""
+"""What a report shows in addition to the metrics: rank lists, pairs of cameras, and centroids in two dimensions."""
 
 from __future__ import annotations
 
@@ -16,83 +16,110 @@ from reid.metrics.features import JUNK, UNKNOWN, Features
 from reid.metrics.protocols import build_gallery
 from reid.metrics.retrieval import Result
 
+RANK_LIST_LENGTH = 10
+MAX_CAMERAS = 40  # a larger matrix can be neither read nor drawn
+MAX_IDENTITIES = 500  # more points hide each other, and the time of the exact t-SNE grows with their square
+MIN_TSNE_IDENTITIES = 10
+MIN_VARIANCE = 1e-12  # a smaller variance is rounding
+
 
 @dataclass
-class Ranked:
-    """One entry of a rank list: image (H, W, 3) uint8 if it is at hand, caption, and whether it matches the query."""
+class RankedImage:
+    """An entry of a rank list.
+
+    image: (H, W, 3) uint8, or None if there is none to show.
+    correct: whether it has the query's identity.
+    """
 
     image: np.ndarray | None
     caption: str
     correct: bool
 
+    @property
+    def symbol(self) -> str:
+        """A sign in addition to the color green or red, which not everyone can tell apart."""
+        return "✓" if self.correct else "✗"
+
 
 @dataclass
 class RankList:
-    """A query and the best entries of its gallery, best first. ap in [0, 1]; title, for example, `best` or `median`."""
+    """A query and the nearest entries of its gallery, best first. ap: in [0, 1]. title: `best` or `median`, say."""
 
-    query: Ranked
-    gallery: list[Ranked]
+    query: RankedImage
+    gallery: list[RankedImage]
     ap: float
     title: str
 
+    @property
+    def entries(self) -> list[RankedImage]:
+        return [self.query, *self.gallery]
 
-SHOWN_RANKS = 10
+    @property
+    def has_images(self) -> bool:
+        return any(entry.image is not None for entry in self.entries)
+
 
 Read = Callable[[str, Sequence[int]], Sequence[np.ndarray | None]]  # split, rows of its features -> their images
 
 
-def choose_rank_lists(query: Features, gallery: Features, result: Result, read: Read, metric: str) -> list[RankList]:
-    """Lists of the queries at the quarters of AP. result: of the image protocol; read: images, None where absent."""
+def choose_rank_lists(
+    query: Features, gallery: Features, result: Result, read_images: Read, metric: str
+) -> list[RankList]:
+    """Return the rank lists of the queries at the quarters of AP, from best to worst.
+
+    Args:
+        result: of the image protocol.
+        read_images: gives None for an image that cannot be read.
+    """
     order = np.argsort(-result.ap, kind="stable")
-    at = {"best": 0, "upper quarter": len(order) // 4, "median": len(order) // 2}
-    at |= {"lower quarter": 3 * len(order) // 4, "worst": len(order) - 1}
-    chosen: dict[int, str] = {}  # few queries fall together
-    for title, place in at.items():
-        chosen.setdefault(int(order[place]), title)
-    rows = np.flatnonzero(result.valid)[list(chosen)]
-    indices, scores = metrics.top_k(query.take(torch.from_numpy(rows)), gallery, SHOWN_RANKS, "image", metric)
-    asked = read("query", rows.tolist())
+    titles: dict[int, str] = {}  # by index into result.ap; with few queries some quarters are the same query
+    for quarter, title in enumerate(("best", "upper quarter", "median", "lower quarter", "worst")):
+        titles.setdefault(int(order[min(quarter * len(order) // 4, len(order) - 1)]), title)
+    rows = np.flatnonzero(result.valid)[list(titles)]
+    indices, scores = metrics.top_k(query.take(torch.from_numpy(rows)), gallery, RANK_LIST_LENGTH, "image", metric)
     lists = []
-    for i, (valid_row, title) in enumerate(chosen.items()):
-        pid, camid = int(query.pids[rows[i]]), int(query.camids[rows[i]])
-        found = [int(j) for j in indices[i] if j >= 0]
+    for i, image in enumerate(read_images("query", rows.tolist())):
+        found = [j for j in indices[i].tolist() if j >= 0]
+        matches = (gallery.pids[found] == query.pids[rows[i]]) & ~gallery.is_distractor()[found]
         entries = [
-            Ranked(
-                image=image,
-                caption=f"{score:.2f} · {_who(gallery, j)}{_camera(int(gallery.camids[j]))}",
-                correct=int(gallery.pids[j]) == pid and not _is_distractor(gallery, j),
+            RankedImage(image, f"{score:.2f} · {_describe(gallery, j)}", correct)
+            for j, score, correct, image in zip(
+                found, scores[i].tolist(), matches.tolist(), read_images("gallery", found), strict=False
             )
-            for j, image, score in zip(found, read("gallery", found), scores[i].tolist(), strict=False)
         ]
-        shown = Ranked(asked[i], f"identity {pid}{_camera(camid)}", True)
-        lists.append(RankList(shown, entries, float(result.ap[valid_row]), title))
+        asked = RankedImage(image, _describe(query, rows[i]), True)
+        index = list(titles)[i]
+        lists.append(RankList(asked, entries, float(result.ap[index]), titles[index]))
     return lists
 
 
-def _camera(camid: int) -> str:
-    return f" · camera {camid}" if camid >= 0 else ""
-
-
-def _is_distractor(features: Features, i: int) -> bool:
-    return features.distractors is not None and bool(features.distractors[i])
-
-
-def _who(features: Features, i: int) -> str:
-    return "distractor" if _is_distractor(features, i) else f"identity {int(features.pids[i])}"
-
-
-MAX_CAMERAS = 40  # a larger matrix can be neither read nor drawn
+def _describe(features: Features, row: int) -> str:
+    """`identity 7 · camera 2`, without a camera that is unknown."""
+    who = "distractor" if features.is_distractor()[row] else f"identity {int(features.pids[row])}"
+    camid = int(features.camids[row])
+    return who if camid == UNKNOWN else f"{who} · camera {camid}"
 
 
 @dataclass(frozen=True)
 class CameraPairs:
-    """query_cameras (A,) and gallery_cameras (B,), ascending; mean_ap and num_queries (A, B) over the queries by a
-    camera that can match among the images by the other; mean_ap is NaN where there are none."""
+    """Image mAP of the queries of one camera among the gallery images of another.
+
+    query_cameras: (A,) ascending.
+    gallery_cameras: (B,) ascending.
+    mean_ap: (A, B), NaN where no query has a match.
+    num_queries: (A, B) the queries that have a match.
+    """
 
     query_cameras: np.ndarray
     gallery_cameras: np.ndarray
     mean_ap: np.ndarray
     num_queries: np.ndarray
+
+    def extremes(self) -> list[tuple[int, int]]:
+        """Return (row, column) of the lowest and of the highest mAP; an empty list if all are NaN."""
+        if np.isnan(self.mean_ap).all():
+            return []
+        return [divmod(int(find(self.mean_ap)), self.mean_ap.shape[1]) for find in (np.nanargmin, np.nanargmax)]
 
     def to_json(self) -> dict:
         """NaN becomes null."""
@@ -105,48 +132,51 @@ class CameraPairs:
 
 
 def measure_camera_pairs(query: Features, gallery: Features, metric: str = "cosine") -> CameraPairs | str:
-    """Image mAP with the gallery cut to one camera, distractors by it included; or why there is no such matrix."""
-    asking, listed = (
+    """Evaluate against the gallery images of one camera at a time, its distractors included.
+
+    Returns:
+        The mAP by pair of cameras, or the reason why there is none.
+    """
+    rows, columns = (
         split.camids[(split.camids != UNKNOWN) & (split.pids != JUNK)].unique().tolist() for split in (query, gallery)
     )
-    if len(set(asking) | set(listed)) < 2 or not asking or not listed:
+    if len({*rows, *columns}) < 2 or not rows or not columns:
         return "fewer than two known cameras"
-    if max(len(asking), len(listed)) > MAX_CAMERAS:
-        return f"{max(len(asking), len(listed))} cameras; a matrix of more than {MAX_CAMERAS} cannot be read"
-    mean_ap = np.full((len(asking), len(listed)), np.nan)
+    if max(len(rows), len(columns)) > MAX_CAMERAS:
+        return f"{max(len(rows), len(columns))} cameras; a matrix of more than {MAX_CAMERAS} cannot be read"
+    mean_ap = np.full((len(rows), len(columns)), np.nan)
     num_queries = np.zeros(mean_ap.shape, dtype=np.int64)
     camids = query.camids.cpu().numpy()
-    for j, camera in enumerate(listed):
-        result = retrieval.evaluate(query, _cut(gallery, camera), "image", metric, max_rank=1, partial=True)
-        of = camids[result.valid]
-        for i, asked in enumerate(asking):
-            num_queries[i, j] = (of == asked).sum()
-            if num_queries[i, j]:
-                mean_ap[i, j] = result.ap[of == asked].mean()
-    return CameraPairs(np.asarray(asking), np.asarray(listed), mean_ap, num_queries)
+    for j, gallery_camera in enumerate(columns):
+        part = _keep_camera(gallery, gallery_camera)
+        result = retrieval.evaluate(query, part, "image", metric, max_rank=1, partial=True)
+        for i, query_camera in enumerate(rows):
+            ap = result.ap[camids[result.valid] == query_camera]
+            num_queries[i, j] = len(ap)
+            if len(ap):
+                mean_ap[i, j] = ap.mean()
+    return CameraPairs(np.asarray(rows), np.asarray(columns), mean_ap, num_queries)
 
 
-def _cut(gallery: Features, camera: int) -> Features:
-    """The images by one camera; where they are most of the gallery, a copy of them would be as large: others are junk
-    instead."""
-    of = gallery.camids == camera
-    if 2 * int(of.sum()) < len(gallery):
-        return gallery.take(of)
-    return Features(gallery.embeddings, gallery.pids.masked_fill(~of, JUNK), gallery.camids, gallery.distractors)
-
-
-MAX_IDENTITIES = 500  # more points hide each other, and the exact t-SNE takes time with their square
-
-MIN_TSNE = 10
-
-FLAT = 1e-12  # a smaller variance is rounding
+def _keep_camera(gallery: Features, camera: int) -> Features:
+    """Return the images of one camera. If they are half of the gallery or more, the others become junk instead, because
+    a copy of the features would take too much memory."""
+    kept = gallery.camids == camera
+    if 2 * int(kept.sum()) < len(gallery):
+        return gallery.take(kept)
+    return Features(gallery.embeddings, gallery.pids.masked_fill(~kept, JUNK), gallery.camids, gallery.distractors)
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """I identities drawn out of `total`: pids (I,); mean_ap (I,), NaN where an identity has no valid query; pca (I, 2).
+    """The centroids of I identities in two dimensions.
 
-    explained (2,): the shares of the variance that PCA's two axes hold. tsne (I, 2), or None for the reason `no_tsne`.
+    pids: (I,).
+    mean_ap: (I,) over the valid queries of the identity, NaN if it has none.
+    pca: (I, 2).
+    explained: (2,) the shares of the variance along the axes of PCA.
+    tsne: (I, 2), or None for fewer than MIN_TSNE_IDENTITIES identities.
+    total: the number of identities in the gallery, of which I were drawn at random.
     """
 
     pids: np.ndarray
@@ -154,15 +184,21 @@ class Embedding:
     pca: np.ndarray
     explained: np.ndarray
     tsne: np.ndarray | None
-    no_tsne: str
     total: int
 
 
 def embed_centroids(query: Features, gallery: Features, ap: np.ndarray, valid: np.ndarray) -> Embedding | str:
-    """The gallery's identities in two dimensions, or why there is no such picture.
+    """Compute PCA and t-SNE of the gallery's identities.
 
-    Points are normalised means of all images of an identity, distractors and junk left out. ap (V,) belongs to the V
-    queries where valid (Q,) is true. Above MAX_IDENTITIES a fixed random sample is drawn.
+    A point is the normalized mean of all images of an identity; distractors and junk are left out. Of more than
+    MAX_IDENTITIES identities, a fixed random sample is shown.
+
+    Args:
+        ap: (V,) of the valid queries.
+        valid: (Q,) bool, V of them true.
+
+    Returns:
+        The points, or the reason why there are none.
     """
     from sklearn.decomposition import PCA
 
@@ -172,43 +208,25 @@ def embed_centroids(query: Features, gallery: Features, ap: np.ndarray, valid: n
     if total < 3:
         return f"the gallery has {total} identities; a picture of them needs at least 3"
     if total > MAX_IDENTITIES:
-        kept = np.random.default_rng(0).choice(total, MAX_IDENTITIES, replace=False)
-        rows = rows[np.sort(kept)]
+        sample = np.random.default_rng(0).choice(total, MAX_IDENTITIES, replace=False)
+        rows = rows[np.sort(sample)]
     points = F.normalize(listed.embeddings[rows]).double().cpu().numpy()
-    if points.shape[1] < 2 or points.var(axis=0).sum() < FLAT:
+    if points.shape[1] < 2 or points.var(axis=0).sum() < MIN_VARIANCE:
         return "the centroids do not differ in two dimensions"
-    pids = listed.pids[rows].cpu().numpy()
+    pids, query_pids = listed.pids[rows].cpu().numpy(), query.pids.cpu().numpy()[valid]
+    mean_ap = np.array([ap[query_pids == pid].mean() if pid in query_pids else np.nan for pid in pids])
     pca = PCA(n_components=2, svd_solver="full").fit(points)
-    no_tsne = "" if len(rows) >= MIN_TSNE else f"t-SNE is left out: {len(rows)} identities, it needs {MIN_TSNE}"
-    return Embedding(
-        pids,
-        _mean_by(pids, query.pids.cpu().numpy()[valid], ap),
-        pca.transform(points),
-        pca.explained_variance_ratio_,
-        None if no_tsne else _tsne(points),
-        no_tsne,
-        total,
-    )
+    tsne = _compute_tsne(points) if len(rows) >= MIN_TSNE_IDENTITIES else None
+    return Embedding(pids, mean_ap, pca.transform(points), pca.explained_variance_ratio_, tsne, total)
 
 
-def _tsne(points: np.ndarray) -> np.ndarray:
-    """(N, 2). The exact method adds in one order; Barnes-Hut's threads do not."""
+def _compute_tsne(points: np.ndarray) -> np.ndarray:
+    """Return t-SNE of the points as (N, 2). The exact method, because the threads of Barnes-Hut add in any order."""
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, (len(points) - 1) / 3)
     tsne = TSNE(2, init="pca", method="exact", perplexity=perplexity, random_state=0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # identities at one place divide 0 by 0 on the way
-        placed: np.ndarray = tsne.fit_transform(points)
-    return placed
-
-
-def _mean_by(pids: np.ndarray, of: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """(I,) the mean of the `values` (V,) that belong to each of `pids` (I,), by their pids `of` (V,); NaN for none."""
-    unique, place = np.unique(pids, return_inverse=True)
-    at = np.searchsorted(unique, of)
-    known = (at < len(unique)) & (unique[np.minimum(at, len(unique) - 1)] == of)
-    sums, counts = (np.bincount(at[known], weights=weights, minlength=len(unique)) for weights in (values[known], None))
-    means = np.full(len(unique), np.nan)
-    np.divide(sums, counts, out=means, where=counts > 0)
-    return means[place]
+        warnings.simplefilter("ignore", RuntimeWarning)  # equal centroids give 0 / 0 in between
+        result: np.ndarray = tsne.fit_transform(points)
+    return result

@@ -1,6 +1,6 @@
-"""Evaluation results as pictures: CMC curves, and rank lists in green and red frames.
+"""Charts as PNG: CMC curves, and rank lists in green and red frames; the look that all charts share.
 
-Figure objects, never pyplot: no global state, no display needed. Text from outside is never read as formulas.
+Uses Figure objects, never pyplot: no global state, no display. Text from outside is never parsed as a formula.
 """
 
 from __future__ import annotations
@@ -12,23 +12,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reid.reports.analysis import Ranked, RankList
+from reid.reports.analysis import RankedImage, RankList
 from reid.reports.tables import Results, list_protocols, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
-MARKED = (1, 5, 10, 20, 30, 40, 50, 100)  # ranks with a tick and a dot
-ZOOMED = 10
-LEGEND_COLUMNS, LONG_NAME = 3, 20  # of longer names, two columns fit
-STROKES = (("-", 1.8, "o"), ("--", 1.1, None), (":", 1.4, None), ("-.", 1.1, None))  # by model, the first stands out
-RIGHT, WRONG = "#1a9850", "#d73027"
+TICK_RANKS = (1, 5, 10, 20, 30, 40, 50, 100)
+ZOOM_RANKS = 10
+LEGEND_COLUMNS, LONG_NAME = 3, 20  # one column less with longer names
+MODEL_LINES = (("-", 1.8, "o"), ("--", 1.1, None), (":", 1.4, None), ("-.", 1.1, None))  # style, width, marker
+GREEN, RED = "#1a9850", "#d73027"  # frames of entries with the query's identity, and of others
 
 
 @dataclass(frozen=True)
 class Theme:
+    """Colors. ink: text; soft: secondary text and marks; lines: curves, by protocol."""
+
     paper: str
     ink: str
     soft: str
@@ -44,49 +45,23 @@ DARK = Theme(
 )  # fmt: skip
 
 
-def draw_cmc_zoom(results: Results, dataset: str, theme: Theme = LIGHT) -> bytes:
-    """The first ranks of the first model alone, on a scale of their own: there the protocols lie close together."""
-    first = {
-        protocol: {**figures, "cmc": figures["cmc"][:ZOOMED]}
-        for protocol, figures in next(iter(results.values())).items()
-    }
-    return draw_cmc({next(iter(results)): first}, f"{dataset}, first ranks", theme)
-
-
-def draw_cmc(results: Results, dataset: str, theme: Theme = LIGHT) -> bytes:
-    """PNG of the matching rate by rank: a colour per protocol, thick for the first model, thin for the others."""
+def start_chart(
+    theme: Theme, title: str, labels: tuple[str, str], size: tuple[float, float] = (5.6, 3.4)
+) -> tuple[Figure, Axes]:
+    """Return a figure of `size` inches and its axes, with `labels` for x and y."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.6, 5.0), dpi=180, facecolor=theme.paper, layout="constrained")
+    figure = Figure(figsize=size, dpi=180, facecolor=theme.paper, layout="constrained")
     axes = figure.add_subplot(facecolor=theme.paper)
-    colours = {protocol: theme.lines[i % len(theme.lines)] for i, protocol in enumerate(list_protocols(results))}
-    for i, protocols in enumerate(results.values()):
-        style, width, marker = _stroke(i)
-        for j, (protocol, figures) in enumerate(protocols.items()):
-            cmc = 100 * np.asarray(figures["cmc"])
-            dots = range(len(cmc)) if len(cmc) <= ZOOMED else [rank - 1 for rank in MARKED if rank <= len(cmc)]
-            most = 0.7 if protocol == "image" and not i else 0.0  # the one that most readers look for
-            # Later protocols lie beneath with larger dots, so that curves which coincide can be told apart.
-            axes.plot(np.arange(1, len(cmc) + 1), cmc, style, color=colours[protocol], marker=marker,
-                      linewidth=width + most, markersize=5 + 0.8 * j, zorder=3 - 0.1 * j + most,
-                      markevery=list(dots))  # fmt: skip
-    last = max(len(figures["cmc"]) for protocols in results.values() for figures in protocols.values())
-    axes.set_xlim(min(0.5, last - 1), last + 0.5)
-    axes.set_xticks([rank for rank in MARKED if rank <= last])
-    low, high = axes.get_ylim()
-    axes.set_ylim(max(low, -2), min(high, 102))  # room for the dots at 100
-    axes.set_xlabel("rank", color=theme.ink, fontsize=11)
-    axes.set_ylabel("matching rate (%)", color=theme.ink, fontsize=11)
-    axes.set_title(f"CMC · {dataset}", color=theme.ink, fontsize=12, fontweight="bold", loc="left", parse_math=False)
-    if last <= ZOOMED:
-        axes.set_xticks(range(1, last + 1))
+    axes.set_title(title, color=theme.ink, fontsize=12, fontweight="bold", loc="left", parse_math=False)
+    axes.set_xlabel(labels[0], color=theme.ink, fontsize=11)
+    axes.set_ylabel(labels[1], color=theme.ink, fontsize=11)
     style_axes(axes, theme)
-    _draw_legend(figure, colours, list(results), theme)
-    return to_png(figure)
+    return figure, axes
 
 
 def style_axes(axes: Axes, theme: Theme) -> None:
-    """The look that all charts share: a faint grid, no frame."""
+    """Draw a faint grid and no frame."""
     axes.grid(color=theme.grid, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=theme.ink, length=0, labelsize=10)
@@ -95,25 +70,56 @@ def style_axes(axes: Axes, theme: Theme) -> None:
         spine.set_color(theme.grid)
 
 
-def _stroke(model: int) -> tuple[str, float, str | None]:
-    return STROKES[min(model, len(STROKES) - 1)]
+def to_png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor=figure.get_facecolor())
+    return buffer.getvalue()
 
 
-def _draw_legend(figure: Figure, colours: dict[str, str], models: list[str], theme: Theme) -> None:
-    """Rows that tell protocols by colour and rows that tell models by stroke."""
+def draw_cmc_zoom(results: Results, dataset: str, theme: Theme = LIGHT) -> bytes:
+    """Draw the first ranks of the first model only, where the curves of its protocols lie close together."""
+    model, protocols = next(iter(results.items()))
+    first = {protocol: metrics | {"cmc": metrics["cmc"][:ZOOM_RANKS]} for protocol, metrics in protocols.items()}
+    return draw_cmc({model: first}, f"{dataset}, first ranks", theme)
+
+
+def draw_cmc(results: Results, dataset: str, theme: Theme = LIGHT) -> bytes:
+    """Draw the matching rate by rank: a color per protocol, a line style per model."""
+    figure, axes = start_chart(theme, f"CMC · {dataset}", ("rank", "matching rate (%)"), (5.6, 5.0))
+    colors = {protocol: theme.lines[i % len(theme.lines)] for i, protocol in enumerate(list_protocols(results))}
+    for i, protocols in enumerate(results.values()):
+        style, width, marker = MODEL_LINES[min(i, len(MODEL_LINES) - 1)]
+        for j, (protocol, metrics) in enumerate(protocols.items()):
+            cmc = 100 * np.asarray(metrics["cmc"])
+            dots = range(len(cmc)) if len(cmc) <= ZOOM_RANKS else [rank - 1 for rank in TICK_RANKS if rank <= len(cmc)]
+            lift = 0.7 if protocol == "image" and not i else 0.0  # the curve that most readers look for
+            # Later protocols lie below and have larger dots, so that equal curves can be told apart.
+            axes.plot(np.arange(1, len(cmc) + 1), cmc, style, color=colors[protocol], marker=marker,
+                      linewidth=width + lift, markersize=5 + 0.8 * j, zorder=3 - 0.1 * j + lift,
+                      markevery=list(dots))  # fmt: skip
+    last = max(len(metrics["cmc"]) for protocols in results.values() for metrics in protocols.values())
+    axes.set_xlim(min(0.5, last - 1), last + 0.5)
+    axes.set_xticks(range(1, last + 1) if last <= ZOOM_RANKS else [rank for rank in TICK_RANKS if rank <= last])
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -2), min(high, 102))  # space for the dots at 100
+    _draw_legend(figure, colors, list(results), theme)
+    return to_png(figure)
+
+
+def _draw_legend(figure: Figure, colors: dict[str, str], models: list[str], theme: Theme) -> None:
+    """Draw rows of protocols with their colors, then, for several models, rows of models with their line styles."""
     from matplotlib.lines import Line2D
 
-    def sample(model: int) -> Line2D:
-        style, width, marker = _stroke(model)
-        return figure.axes[0].plot([], [], style, color=theme.ink, linewidth=width, marker=marker, markersize=5)[0]
-
-    kinds = [
-        [(Line2D([], [], color=colour, linewidth=4), protocol) for protocol, colour in colours.items()],
-        [(sample(i), model) for i, model in enumerate(models) if len(models) > 1],
-    ]
-    fit = LEGEND_COLUMNS - any(len(name) > LONG_NAME for name in (*colours, *models))
-    columns = min(fit, max(map(len, kinds)))
-    rows = [kind[i : i + columns] for kind in kinds for i in range(0, len(kind), columns)]
+    keys = [[(Line2D([], [], color=color, linewidth=4), protocol) for protocol, color in colors.items()]]
+    if len(models) > 1:
+        keys.append([])
+        for i, model in enumerate(models):
+            style, width, marker = MODEL_LINES[min(i, len(MODEL_LINES) - 1)]
+            (line,) = figure.axes[0].plot([], [], style, color=theme.ink, linewidth=width, marker=marker, markersize=5)
+            keys[1].append((line, model))
+    columns = LEGEND_COLUMNS - any(len(name) > LONG_NAME for name in (*colors, *models))
+    columns = min(columns, max(map(len, keys)))
+    rows = [kind[i : i + columns] for kind in keys for i in range(0, len(kind), columns)]
     blank = Line2D([], [], linestyle="none"), ""
     cells = [row[i] if i < len(row) else blank for i in range(columns) for row in rows]  # legends fill by column
     lines, names = zip(*cells, strict=True)
@@ -124,22 +130,13 @@ def _draw_legend(figure: Figure, colours: dict[str, str], models: list[str], the
 
 
 def draw_rank_lists(rank_lists: list[RankList], theme: Theme = LIGHT) -> bytes:
-    """PNG with a row per list: the query, then its gallery, framed green where it matches and red where it does not.
-
-    An entry without a picture is an empty frame.
-    """
+    """Draw a row per list: the query, then its gallery in green and red frames; an entry without an image is empty."""
     from matplotlib.figure import Figure
 
-    columns = 1 + max(len(ranks.gallery) for ranks in rank_lists)
-    lines = max(len(_wrap(p.caption)) for ranks in rank_lists for p in (ranks.query, *ranks.gallery))
-    aspect = np.median(
-        [
-            p.image.shape[0] / p.image.shape[1]
-            for ranks in rank_lists
-            for p in (ranks.query, *ranks.gallery)
-            if p.image is not None
-        ]
-    )
+    entries = [entry for ranks in rank_lists for entry in ranks.entries]
+    columns = max(len(ranks.entries) for ranks in rank_lists)
+    lines = max(len(_wrap(entry.caption)) for entry in entries)
+    aspect = np.median([e.image.shape[0] / e.image.shape[1] for e in entries if e.image is not None])
     width, head, foot = 1.1, 0.55, 0.2 + 0.14 * (lines + 1)
     height = min(max(width * aspect, 0.8), 2.4)
     row = head + height + foot
@@ -151,43 +148,33 @@ def draw_rank_lists(rank_lists: list[RankList], theme: Theme = LIGHT) -> bytes:
         top = size[1] - i * row
         axes.text(0.12, top - 0.3, f"{ranks.title}  ·  AP {percent(ranks.ap)}%",
                   color=theme.ink, fontsize=11, fontweight="bold", parse_math=False)  # fmt: skip
-        for j, picture in enumerate([ranks.query, *ranks.gallery]):
+        for j, entry in enumerate(ranks.entries):
             left = 0.12 + j * (width + 0.12) + (0.3 if j else 0)
-            colour = theme.ink if j == 0 else RIGHT if picture.correct else WRONG
+            color = theme.ink if j == 0 else GREEN if entry.correct else RED
             box = left, top - head - height, width, height
-            _draw_picture(axes, box, picture, colour, f"{j} {mark(picture)}" if j else "query", theme)
+            _draw_entry(axes, box, entry, color, f"{j} {entry.symbol}" if j else "query", theme)
     return to_png(figure)
 
 
-def _draw_picture(
-    axes: Axes, box: tuple[float, float, float, float], picture: Ranked, colour: str, head: str, theme: Theme
+def _draw_entry(
+    axes: Axes, box: tuple[float, float, float, float], entry: RankedImage, color: str, head: str, theme: Theme
 ) -> None:
-    """In the middle of `box`, as large as fits: left, bottom, width and height in inches."""
+    """Draw an image as large as fits into the middle of `box`: left, bottom, width and height in inches."""
     from matplotlib.patches import Rectangle
 
-    image = np.zeros((2, 1, 4), np.uint8) if picture.image is None else picture.image
+    image = np.zeros((2, 1, 4), np.uint8) if entry.image is None else entry.image
     scale = min(box[2] / image.shape[1], box[3] / image.shape[0])
     width, height = scale * image.shape[1], scale * image.shape[0]
     middle, foot = box[0] + box[2] / 2, box[1] + (box[3] - height) / 2
-    place = middle - width / 2, middle + width / 2, foot, foot + height
-    axes.imshow(image, interpolation="lanczos", extent=place, aspect="auto")
-    frame = Rectangle((place[0], foot), width, height, fill=False, edgecolor=colour, linewidth=3.5, clip_on=False)
-    axes.add_patch(frame)
+    extent = middle - width / 2, middle + width / 2, foot, foot + height
+    axes.imshow(image, interpolation="lanczos", extent=extent, aspect="auto")
+    axes.add_patch(Rectangle((extent[0], foot), width, height, fill=False, edgecolor=color, linewidth=3.5,
+                             clip_on=False))  # fmt: skip
     axes.annotate(head, (middle, foot), xytext=(0, -7), textcoords="offset points",
-                  ha="center", va="top", fontsize=9, fontweight="bold", color=colour)  # fmt: skip
-    axes.annotate("\n".join(_wrap(picture.caption)), (middle, foot), xytext=(0, -20), textcoords="offset points",
+                  ha="center", va="top", fontsize=9, fontweight="bold", color=color)  # fmt: skip
+    axes.annotate("\n".join(_wrap(entry.caption)), (middle, foot), xytext=(0, -20), textcoords="offset points",
                   ha="center", va="top", fontsize=8, color=theme.ink, parse_math=False)  # fmt: skip
 
 
 def _wrap(caption: str) -> list[str]:
     return textwrap.wrap(caption, 18)[:4]
-
-
-def mark(picture: Ranked) -> str:
-    return "✓" if picture.correct else "✗"  # not by colour alone
-
-
-def to_png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor=figure.get_facecolor())
-    return buffer.getvalue()

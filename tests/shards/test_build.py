@@ -266,7 +266,7 @@ def test_broken_images_fail_the_build_above_one_percent(damaged: Path, tmp_path:
     assert "query/0001_c1s1_000001_00.jpg: empty file" in text
     assert "--max-broken 0.0193" in text
     assert [path.name for path in tmp_path.iterdir()] == ["market"]
-    build(market1501.read(damaged), tmp_path / "out", max_broken=0.0193)  # the mend it named is enough
+    build(market1501.read(damaged), tmp_path / "out", max_broken=0.0193)  # the share it named is enough
 
 
 def test_broken_images_are_left_out_and_listed(damaged: Path, tmp_path: Path) -> None:

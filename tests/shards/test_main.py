@@ -139,7 +139,7 @@ def test_shard_size_where_no_file_is_there(
     command = ["build", "csv", "--root", str(folder_tree), "--csv", str(table), "--out", str(tmp_path / "out")]
     assert main([*command, "--shard-size", "1", "--max-broken", "1"]) == 1
     assert capsys.readouterr().err.endswith(
-        "error: query: every image is broken, nothing was built; mend them or remove the split\n"
+        "error: query: every image is broken, nothing was built; repair them or remove the split\n"
     )
 
 
