@@ -84,7 +84,7 @@ class Embedder:
         name = os.fspath(path)
         is_checkpoint = (Path(name) / "state.json").is_file()
         folder, found = find_run("", name) if is_checkpoint else find_run(name, "newest")
-        run = config.load(folder / "config.yaml")
+        run = config.load(folder.config)
 
         pixels = Pixels.from_config(run.data)
         model = build_models(found, model_knobs(run), [], run.seed)[TRAINED]

@@ -98,13 +98,3 @@ def check_writable(folder: Path, flag: str = "--runs") -> None:
         for path in missing:
             with contextlib.suppress(OSError):
                 path.rmdir()
-
-
-def write_file(path: Path, text: str) -> None:
-    """Write a text file of a run. Raises ValueError, which all ranks can share, if it cannot be written."""
-    try:
-        path.write_text(text)
-    except OSError as error:
-        raise ValueError(
-            f"{path} cannot be written: {error.strerror or error}; make room, or give another --runs"
-        ) from error

@@ -81,9 +81,9 @@ def compare_reports(options: EvaluateConfig) -> Path:
 def evaluate_run(options: EvaluateConfig) -> Path:
     """A run's checkpoint on one dataset or several: a report for each, and for several one table of them all."""
     started = time.perf_counter()
-    folder, found = find_run(options.run, options.checkpoint)
-    config = load(folder / "config.yaml")
-    base = Path(options.out or folder / "eval")
+    run, found = find_run(options.run, options.checkpoint)
+    folder, config = run.path, load(run.config)
+    base = Path(options.out or run.reports)
     check_writable(base, "--out")
     manifests = load_manifests(options.data or [config.data.root])
     models = build_models(found, model_knobs(config), options.baselines, config.seed)

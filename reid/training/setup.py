@@ -98,7 +98,7 @@ def memory_format(config: Config, device: torch.device) -> torch.memory_format:
     return torch.channels_last if is_channels_last else torch.contiguous_format
 
 
-def describe(config: Config, data: TrainData) -> dict[str, Any]:
+def describe(config: Config, manifest: Manifest, num_classes: int) -> dict[str, Any]:
     """Return what a checkpoint belongs to; a resume with another model, data, plan or optimizer is refused."""
     model = asdict(config.model)
     for knob in ("weights", "norm", "sync_batchnorm", "frozen_epochs"):  # none of them changes what is saved
@@ -106,8 +106,8 @@ def describe(config: Config, data: TrainData) -> dict[str, Any]:
     batches = {f"batch.{knob}": value for knob, value in asdict(config.batch).items()}
     return {
         "model": model,
-        "classes": data.num_classes,
-        "data": data.manifest.fingerprint,
+        "classes": num_classes,
+        "data": manifest.fingerprint,
         "plan": {"seed": config.seed, **batches, "data.pool_images": config.data.pool_images},
         "optimizer": {"optim.algorithm": config.optim.algorithm},
     }

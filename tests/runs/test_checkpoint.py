@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from reid.config import LossConfig, OptimConfig
 from reid.losses.objective import Objective
 from reid.model.network import ReIDModel
 from reid.runs import checkpoint
-from reid.runs.checkpoint import Progress
+from reid.runs.checkpoint import Parts, TrainState
 from reid.training.optim import build_optimizer
 from tests.support.drawn import Bomb
 from tests.support.narrow import use_narrow_resnet10
@@ -50,12 +51,14 @@ class Run:
         self.optimizer.step()
         self.objective.update_centers(feature, labels)
 
-    def save(self, folder: Path, epoch: int, step: int = 0, keep: int = 2) -> Path:
-        progress = Progress(epoch, step, {"image/mAP": 0.25})
-        return checkpoint.save(folder, self.model, self.objective, self.optimizer, progress, DESCRIBES, keep)
+    def parts(self, describes: dict[str, Any] = DESCRIBES) -> Parts:
+        return Parts(self.model, describes, self.objective, self.optimizer)
 
-    def load(self, path: Path) -> Progress:
-        return checkpoint.load(path, self.model, DESCRIBES, self.objective, self.optimizer)
+    def save(self, folder: Path, epoch: int, step: int = 0, keep: int = 2) -> Path:
+        return checkpoint.save(folder, self.parts(), TrainState(epoch, step, {"image/mAP": 0.25}), keep)
+
+    def load(self, path: Path) -> TrainState:
+        return checkpoint.load(path, self.parts())
 
     def tensors(self) -> dict[str, torch.Tensor]:
         optimizer = {
@@ -84,7 +87,7 @@ def test_round_trip_and_the_same_future(tmp_path, run):
     path = run.save(tmp_path / "checkpoints", 1, 7)
     assert path == tmp_path / "checkpoints" / "epoch-0001-step-000007"
     other = Run(9)
-    assert other.load(path) == Progress(1, 7, {"image/mAP": 0.25})
+    assert other.load(path) == TrainState(1, 7, {"image/mAP": 0.25})
     assert_equal(run, other)
     assert other.optimizer.state_dict()["param_groups"] == run.optimizer.state_dict()["param_groups"]
     assert any(name.endswith("centers") for name in run.tensors())
@@ -98,7 +101,7 @@ def test_round_trip_and_the_same_future(tmp_path, run):
 def test_the_model_alone(tmp_path, run):
     path, other = run.save(tmp_path, 1), Run(9)
     before = {name: tensor.clone() for name, tensor in other.objective.state_dict().items()}
-    checkpoint.load(path, other.model, DESCRIBES)
+    checkpoint.load(path, Parts(other.model, DESCRIBES))
     for name, tensor in run.model.state_dict().items():
         assert torch.equal(other.model.state_dict()[name], tensor)
     for name, tensor in other.objective.state_dict().items():
@@ -163,7 +166,7 @@ def test_a_checkpoint_of_another_run(tmp_path, run, key, value, words):
     other = Run(9)
     before = {name: tensor.clone() for name, tensor in other.tensors().items()}
     with pytest.raises(ValueError, match=rf"{path} belongs to another run: its {key} .*; give the knobs") as error:
-        checkpoint.load(path, other.model, {**DESCRIBES, key: value}, other.objective, other.optimizer)
+        checkpoint.load(path, other.parts({**DESCRIBES, key: value}))
     assert words in str(error.value)
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.tensors().items())
 
@@ -261,7 +264,7 @@ def test_an_evaluation_amends_the_checkpoint_and_writes_nothing_else_anew(tmp_pa
     run.save(tmp_path, 1)
     path = run.save(tmp_path, 2, keep=2)
     written = {file.name: stamp_of(file) for file in path.iterdir()}
-    better = Progress(2, 0, {"image/mAP": 0.5}, path.name)
+    better = TrainState(2, 0, {"image/mAP": 0.5}, path.name)
     assert checkpoint.amend(tmp_path, better, keep=1) == path
     checkpoint.check(path)
     assert run.load(path) == better
@@ -270,8 +273,8 @@ def test_an_evaluation_amends_the_checkpoint_and_writes_nothing_else_anew(tmp_pa
     assert same == written.keys() - {"state.json"}
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OSError, match="No space"):
-        checkpoint.amend(tmp_path, Progress(2, 0), keep=1)
-    assert checkpoint.read_state(path)["best"] == {"image/mAP": 0.5} and not (path / "state.json.new").exists()
+        checkpoint.amend(tmp_path, TrainState(2, 0), keep=1)
+    assert checkpoint.read_state(path)["best"] == {"image/mAP": 0.5} and not list(path.glob(".*"))
 
 
 def stamp_of(file: Path) -> tuple[int, int]:
@@ -290,7 +293,7 @@ def test_what_was_set_aside_is_put_back(tmp_path, run):
     path = run.save(tmp_path, 1)
     path.rename(tmp_path / f".{path.name}.replaced")  # a kill before the new one had this name
     checkpoint.restore(tmp_path)
-    assert checkpoint.find_sound(tmp_path) == (path, [])
+    assert checkpoint.find_undamaged(tmp_path) == (path, [])
     checkpoint.restore(tmp_path / "nowhere")
 
 

@@ -13,7 +13,7 @@ from reid import Embedder
 from reid.config import Config, save
 from reid.model.network import ReIDModel
 from reid.runs import checkpoint
-from reid.runs.checkpoint import Progress
+from reid.runs.checkpoint import Parts, TrainState
 from reid.training.setup import describe
 from tests.support.drawn import HEIGHT, WIDTH, Drawn
 
@@ -33,10 +33,9 @@ def make_run(folder: Path, drawn: Drawn, seed: int = 0, encoder: str = "resnet10
     folder.mkdir(parents=True)
     save(config, folder / "config.yaml")
     for epoch in (1, 2):
-        checkpoint.save(
-            folder / "checkpoints", model, rest, torch.optim.SGD(rest.parameters()), Progress(epoch, 0, {}),
-            describe(config, drawn.manifest, drawn.manifest.split("train").num_pids), keep=2,
-        )  # fmt: skip
+        about = describe(config, drawn.manifest, drawn.manifest.split("train").num_pids)
+        parts = Parts(model, about, rest, torch.optim.SGD(rest.parameters()))
+        checkpoint.save(folder / "checkpoints", parts, TrainState(epoch, 0), keep=2)
     return folder
 
 

@@ -101,7 +101,7 @@ def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def assert_resumed_as_undisturbed(start: Start, runs: Path, straight: Path, said: str) -> None:
     stopped = json.loads((runs / "run" / "stopped.json").read_text())
     assert stopped["checkpoint"] == find(runs / "run" / "checkpoints")[0].name
-    assert (stopped["epoch"], stopped["step"]) < (4, 0) and "go on with --resume=auto" in said
+    assert (stopped["epoch"], stopped["step"]) < (4, 0) and "resume with --resume=auto" in said
     status, said = start("--optim.epochs=4", "--resume=auto", ranks=2).end()
     assert status == 0 and f"from epoch {stopped['epoch'] + 1} step {stopped['step'] + 1}" in said, said
     assert not (runs / "run" / "stopped.json").exists()

@@ -23,16 +23,17 @@ from reid.data.images import Pixels
 from reid.data.manifest import load_manifest
 from reid.distributed import start_accelerator
 from reid.evaluation.evaluator import Extracted, extract
-from reid.files import check_writable, write_file
+from reid.files import check_writable
 from reid.losses.objective import Objective
 from reid.model.network import ReIDModel
 from reid.runs import checkpoint
-from reid.runs.folder import check_space
+from reid.runs.folder import RunFolder
 from reid.training import preemption as stopping
-from reid.training import train as program
 from reid.training import validation
 from reid.training.setup import check_image_size, check_matches
-from reid.training.train import describe_step, train
+from reid.training.train import train
+from reid.training.trainer import describe_step
+from reid.training.validation import Validation
 from shards.build import build
 from shards.pedestrians.dataset import synthesize
 from shards.readers import market1501
@@ -184,7 +185,7 @@ def test_an_evaluation_that_was_killed_is_made_by_the_resumed_run(
 
     for number in (1, 2):
         with monkeypatch.context() as patch:
-            patch.setattr(program, "evaluate_test", killed)
+            patch.setattr(Validation, "evaluate_test", killed)
             with pytest.raises(KeyboardInterrupt):
                 again(config)
         assert checkpoint.find(config.folder / "checkpoints")[0].name == "epoch-0001-step-000000", number
@@ -206,7 +207,7 @@ def test_a_checkpoint_that_is_not_there_is_not_the_best(config: Config, monkeypa
         return save(*args)
 
     monkeypatch.setattr(checkpoint, "save", full_at_first)
-    monkeypatch.setattr(program, "evaluate_test", lambda *args: {"image/mAP": 1.0 / (1 + len(calls))})
+    monkeypatch.setattr(Validation, "evaluate_test", lambda *args: {"image/mAP": 1.0 / (1 + len(calls))})
     assert not train(config)
     (kept,) = checkpoint.find(config.folder / "checkpoints")
     state = checkpoint.read_state(kept)
@@ -217,7 +218,7 @@ def test_a_stop_at_the_end_of_an_epoch_leaves_the_evaluation_to_the_resumed_run(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluated: list[str] = []
-    monkeypatch.setattr(program, "evaluate_test", lambda *args: evaluated.append("now") or {"image/mAP": 0.5})
+    monkeypatch.setattr(Validation, "evaluate_test", lambda *args: evaluated.append("now") or {"image/mAP": 0.5})
     stop = config.folder.parent / "stop"
     stop.touch()
     assert train(replace(config, stop_file=str(stop)))  # the first step: one process sees the file at once
@@ -262,9 +263,11 @@ def test_a_dry_run_says_what_it_cannot_write_and_leaves_nothing(config: Config, 
         check_writable(tmp_path / "file" / "run")
 
 
-def test_a_file_that_cannot_be_written_is_named() -> None:
-    with pytest.raises(ValueError, match=r"/dev/full cannot be written: No space left on device; make room"):
-        write_file(Path("/dev/full"), "stopped")
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    folder = RunFolder(tmp_path / "file")
+    with pytest.raises(ValueError, match=r"file/stopped.json cannot be written: Not a directory; make room"):
+        folder.write(folder.stopped, "stopped")
 
 
 def test_a_dry_run_looks_at_the_query(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,7 +293,7 @@ def test_a_signal_in_an_evaluation_is_written_down_at_once(config: Config, monke
         seen.append(json.loads(file.read_text()) if file.exists() else None)
         return {"image/mAP": 0.5}
 
-    monkeypatch.setattr(program, "evaluate_test", asked)
+    monkeypatch.setattr(Validation, "evaluate_test", asked)
     assert train(config)  # one step later
     at = {"epoch": 1, "step": 0, "reason": "SIGUSR1", "checkpoint": "epoch-0001-step-000000"}
     assert seen == [at]
@@ -310,7 +313,7 @@ def test_the_group_that_agrees_on_stopping_waits_as_long_as_the_others(monkeypat
 def test_the_line_of_a_step() -> None:
     speed = {"images_per_s": 640.4, "steps_per_s": 10.0, "data_wait_share": 0.125, "memory_gib": 3.21}
     values = {"loss": 2.5, "cross_entropy": 1.25, "center": 90.0, "d_ap": 4.0}
-    assert describe_step(2, 120, values, speed, left=37250) == (
+    assert describe_step(2, 120, values, ("cross_entropy", "triplet", "center"), speed, left=37250) == (
         "epoch 3/120 loss 2.500 (cross_entropy 1.250, center 90.000) 640 images/s waiting for data 12% "
         "memory 3.2 GiB left 1:02:05"
     )
@@ -319,14 +322,13 @@ def test_the_line_of_a_step() -> None:
 def test_a_disk_without_room_for_the_checkpoints(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     model, objective = nn.Linear(2**18, 1, bias=False), Objective(LossConfig(), 1, 1)  # 1 MiB, and a few bytes
     config.folder.mkdir()
-    config.track.keep_checkpoints = 2
     for mebibytes, enough in ((13, True), (11, False)):  # (2 + 2) checkpoints of weights and two moments
         monkeypatch.setattr("shutil.disk_usage", lambda _, free=mebibytes * 2**20: SimpleNamespace(free=free))
         if enough:
-            check_space(config, model, objective)
+            RunFolder(config.folder).check_space(model, objective, keep=2)
             continue
         with pytest.raises(ValueError, match=r"11 MiB are free, 4 checkpoints take 12 MiB; make room, lower track"):
-            check_space(config, model, objective)
+            RunFolder(config.folder).check_space(model, objective, keep=2)
 
 
 def test_fewer_processes_than_the_launcher_promised(monkeypatch: pytest.MonkeyPatch) -> None:
