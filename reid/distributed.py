@@ -1,6 +1,6 @@
-"""What ranks share: a gather with gradients, sums and means over ranks.
+"""Communication between ranks: a gather with gradients, sums and means, decisions of rank 0, and the process group.
 
-Every function works without a process group too; it then sees a world of one.
+Every function also works without a process group, as in a world of one rank.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Decision = TypeVar("Decision")
 
 
 def is_distributed() -> bool:
-    """True when a process group is initialised and holds more than one rank."""
+    """Return whether there is a process group of more than one rank."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
@@ -37,10 +37,10 @@ def rank() -> int:
 
 
 class _GatherRows(torch.autograd.Function):
-    """All-gather forward, reduce-scatter-sum backward: the exact transpose of each other.
+    """All-gather forward, reduce-scatter-sum backward, which is its exact transpose.
 
-    torch.distributed.nn.functional is deprecated, accelerator.gather has no gradient and accelerator.reduce has a
-    wrong one, hence this function of our own.
+    torch.distributed.nn.functional is deprecated, accelerator.gather has no gradient, and accelerator.reduce has a
+    wrong one.
     """
 
     @staticmethod
@@ -60,13 +60,13 @@ class _GatherRows(torch.autograd.Function):
 def gather_rows(local: Tensor) -> Tensor:
     """Concatenate `local` (N, ...) of every rank in rank order, with gradient: (W*N, ...).
 
-    N and the trailing shape must be the same on every rank; `gather_padded` lifts that.
+    N and the trailing shape must be the same on every rank; `gather_padded` takes different N.
     """
     return _GatherRows.apply(local) if is_distributed() else local
 
 
 def gather_sizes(size: int, device: torch.device) -> list[int]:
-    """One integer of each rank, in rank order."""
+    """Return one integer of each rank, in rank order."""
     if not is_distributed():
         return [size]
     sizes = torch.empty(world_size(), dtype=torch.int64, device=device)
@@ -77,8 +77,8 @@ def gather_sizes(size: int, device: torch.device) -> list[int]:
 def gather_padded(local: Tensor, sizes: Sequence[int]) -> Tensor:
     """Concatenate `local` (sizes[rank], ...) of every rank in rank order, with gradient: (sum(sizes), ...).
 
-    `sizes` comes from `gather_sizes`. Ranks send max(sizes) rows; the padding is cut off after the gather, so it can
-    reach neither a value nor a gradient.
+    `sizes` comes from `gather_sizes`. Ranks send max(sizes) rows; the padding is removed after the gather, so it
+    reaches neither a value nor a gradient.
     """
     if not is_distributed():
         return local
@@ -92,7 +92,7 @@ def gather_padded(local: Tensor, sizes: Sequence[int]) -> Tensor:
 
 @torch.no_grad()
 def sum_over_ranks(value: Tensor) -> Tensor:
-    """The sum of `value` over all ranks, without gradient; `value` itself is left as it was."""
+    """Return the sum of `value` over all ranks, without gradient."""
     total = value.detach().clone()
     if is_distributed():
         dist.all_reduce(total, op=dist.ReduceOp.SUM)
@@ -100,7 +100,7 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 
 
 def global_mean(local_sum: Tensor, local_count: Tensor) -> Tensor:
-    """This rank's share of a mean whose terms lie on all ranks: (W / M) * local_sum, M the global count.
+    """Return this rank's share of a mean over the terms of all ranks: (W / M) * local_sum, M the global count.
 
     The mean of the shares over ranks is the global mean, and DDP's averaging of gradients makes its gradient exact,
     however unequal the counts are. local_sum () with gradient; local_count () any dtype. No term anywhere gives 0.
@@ -111,7 +111,7 @@ def global_mean(local_sum: Tensor, local_count: Tensor) -> Tensor:
 
 @torch.no_grad()
 def copy_buffers_from_rank_0(module: nn.Module) -> None:
-    """Make the buffers (BatchNorm's running statistics) of every rank those of rank 0, which a checkpoint keeps.
+    """Copy the buffers (BatchNorm's running statistics) of rank 0, which a checkpoint keeps, to every rank.
 
     DDP does it at the start of a forward pass only; after one, each rank has moved on by its own images.
     """
@@ -121,7 +121,7 @@ def copy_buffers_from_rank_0(module: nn.Module) -> None:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """One small Python value of each rank, in rank order. Trusted peers of one job only (it pickles)."""
+    """Return a small Python value of each rank, in rank order. It is pickled: for the ranks of one job only."""
     if not is_distributed():
         return [value]
     values: list[Any] = [None] * world_size()
@@ -130,9 +130,9 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def from_rank_0(decide: Callable[[], Decision]) -> Decision:
-    """What `decide` returns on rank 0, on every rank; a ValueError there is raised on every rank.
+    """Return on every rank what `decide` returns on rank 0; a ValueError there is raised on every rank.
 
-    For what one process must do, or see, alone: files that it writes, a choice that all must share.
+    For what one process does or decides for all: files that it writes, a choice that all must share.
     """
     answer: list[Any] = [None, None]
     if rank() == 0:
@@ -149,7 +149,16 @@ def from_rank_0(decide: Callable[[], Decision]) -> Decision:
 
 
 def start_accelerator(precision: str, timeout_s: int = 600, device: str = "auto") -> Accelerator:
-    """The accelerator, on CUDA where it is there, and a check that the world is what the launcher promised."""
+    """Start the process group and return the accelerator.
+
+    Args:
+        precision: auto, no, bf16 or fp16.
+        timeout_s: for a rank that waits for the others.
+        device: auto (CUDA if there is any), cuda or cpu.
+
+    Raises:
+        ValueError: no such device, wrong results in that precision, or fewer processes than the launcher promised.
+    """
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
@@ -164,8 +173,8 @@ def start_accelerator(precision: str, timeout_s: int = 600, device: str = "auto"
     if precision == "fp16" and not cuda:
         raise ValueError("precision = fp16 needs a CUDA device, and there is none; use no, bf16 or auto")
     accelerator = Accelerator(
-        # Without cpu=True accelerate starts no process group on a machine without CUDA: every process would believe
-        # that it is alone, and train by itself.
+        # Without cpu=True accelerate starts no process group on a machine without CUDA: every process would train for
+        # itself.
         cpu=not cuda,
         mixed_precision=precision,
         kwargs_handlers=[

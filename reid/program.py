@@ -1,4 +1,4 @@
-"""How a program ends: with one line instead of a stack trace where the user can mend what went wrong."""
+"""How programs end: with one line instead of a stack trace for errors that the user can fix."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import TypeVar
 from reid.data.shard_reader import DamagedData
 
 Answer = TypeVar("Answer")
-MENDABLE = 2  # exit status
+USER_ERROR = 2  # exit status of an error that the user can fix
 STOPPED = 75  # exit status after a request to stop; EX_TEMPFAIL of sysexits.h: try again later
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # that request a stop
 
 
 def call(action: Callable[[], Answer]) -> Answer:
-    """What `action` returns. A ValueError, or a decoding process that was killed, ends the program with MENDABLE.
+    """Return what `action` returns; end the program with USER_ERROR on a ValueError or a killed decoding process.
 
-    An error that all ranks have alike is told by one process of each machine: it may be the machine's.
+    An error that all ranks share is printed by one process of each machine, since it may be the machine's.
     """
     rank, local_rank = os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK", "0")
     try:
@@ -35,4 +35,4 @@ def call(action: Callable[[], Answer]) -> Answer:
         reason, everywhere = killed, False
     if local_rank == "0" or not everywhere:
         print(f"error: {f'rank {rank}: ' if rank != '0' else ''}{reason}", file=sys.stderr, flush=True)
-    sys.exit(MENDABLE)
+    sys.exit(USER_ERROR)

@@ -1,4 +1,4 @@
-"""What a run was made with: code, versions, machines; for the tracker."""
+"""The environment of a run: code, versions and machine, for logs and for the comparison of ranks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SOURCE = Path(__file__).parents[1]
 
 
 def describe_environment() -> dict[str, str]:
-    """Versions and places of this process, for a tracker; of environment variables the job's id alone (secrets)."""
+    """Return versions and machine of this process, and the job's id; other variables may be secret."""
     found = {"code": code_version(), "commit": git_commit(), "python": platform.python_version(),
              "host": socket.gethostname(), "platform": platform.platform()}  # fmt: skip
     found |= {name: version_of(name) for name in PACKAGES}
@@ -40,7 +40,7 @@ def version_of(package: str) -> str:
 
 @cache
 def code_version() -> str:
-    """The version and a hash of the source as it is on disk here, committed or not."""
+    """Return the version and a hash of the source files on this disk."""
     digest = hashlib.sha256()
     for path in sorted(SOURCE.rglob("*.py")):
         digest.update(path.relative_to(SOURCE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
@@ -49,7 +49,7 @@ def code_version() -> str:
 
 @cache
 def git_commit() -> str:
-    """The commit of the checkout that the code runs from, with `+` where files differ from it; "" outside of one."""
+    """Return the commit of the checkout that the code runs from, with `+` if files differ; "" outside a checkout."""
     commit = _git("rev-parse", "HEAD")
     return commit + ("+" if commit and _git("status", "--porcelain", "--", ".") else "")
 

@@ -1,4 +1,4 @@
-"""Where numbers go: metrics.jsonl in the run's folder, and Weights & Biases (online, offline or off)."""
+"""Logging: metrics.jsonl in the run's folder, and Weights & Biases (online, offline or off)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from reid.files import write_atomically
 from reid.runs.environment import describe_environment
+from reid.runs.folder import RunFolder
 
-RUN_ID = "wandb_run_id.txt"
 START_TIMEOUT_S = 60.0  # for the server's answer; the other ranks wait for it at the first step
-FINISH_TIMEOUT_S = 300.0  # for the last uploads; what is left lies in the run's folder for `wandb sync`
+FINISH_TIMEOUT_S = 300.0  # for the last uploads; the rest stays in the run's folder for `wandb sync`
 
 
 class Tracker:
-    """Logs of one program, on rank 0; on the other ranks (`active=False`) every call does nothing.
+    """Logs of one program, on rank 0; with `active=False` (other ranks, dry runs) every call does nothing.
 
-    W&B never stops a run: what goes wrong there is said once on stderr, and the numbers stay in metrics.jsonl.
+    W&B never stops a run: its errors are printed once on stderr, and the numbers stay in metrics.jsonl.
+
+    Args:
+        folder: of the run, or of a report.
+        mode: online, offline or off, of W&B.
+        job_type: `train`, or another one, which makes a W&B run of its own in the same group, whose config names the
+            training's (`train_run`).
+        resume_step: global step from which a resumed training logs; later lines of metrics.jsonl are removed, and its
+            W&B run is continued.
     """
 
     def __init__(
@@ -36,14 +45,10 @@ class Tracker:
         config: Mapping[str, Any],
         resume_step: int | None = None,
     ) -> None:
-        """`resume_step`: global step at which a resumed run goes on; later lines of metrics.jsonl are dropped.
-
-        A resumed training goes on with its W&B run. Another job_type makes a run of its own beside it, in the same
-        group, whose config names it (`train_run`).
-        """
+        files = RunFolder(folder)
         self.active = active
-        self.said = False  # that a line could not be written
-        self.lines = folder / "metrics.jsonl" if job_type == "train" else None
+        self.has_warned = False  # that a line could not be written
+        self.lines = files.metrics if job_type == "train" else None
         self.run: Any = None
         if not active:
             return
@@ -59,15 +64,15 @@ class Tracker:
                 "dir": str(folder),
                 "config": about,
             }
-            train_run = _read_id(folder)
+            train_run = files.wandb_run_id.read_text().strip() if files.wandb_run_id.is_file() else ""
             if job_type != "train":
                 about["train_run"] = train_run
             elif resume_step:
-                # Below an agent WANDB_RUN_ID names the run, the same one again after it was preempted.
+                # Under a W&B agent WANDB_RUN_ID names the run, also after a preemption.
                 knobs |= {"resume": "allow"} | ({} if os.environ.get("WANDB_RUN_ID") else {"id": train_run or None})
             self._start(knobs, online=mode != "offline")
             if self.run is not None and job_type == "train":
-                self._send(lambda run: (folder / RUN_ID).write_text(f"{run.id}\n"))
+                self._send(lambda run: files.wandb_run_id.write_text(f"{run.id}\n"))
 
     def _start(self, knobs: dict[str, Any], online: bool) -> None:
         try:
@@ -81,7 +86,7 @@ class Tracker:
             self.run.define_metric("train/step")
             for prefix in ("train/*", "eval/*", "data/*"):
                 self.run.define_metric(prefix, step_metric="train/step")
-        except Exception as error:  # W&B is a convenience: any failure of it must leave the training alone
+        except Exception as error:  # no failure of W&B may stop the training
             if not online:
                 self._give_up(error)
                 return
@@ -89,16 +94,16 @@ class Tracker:
             self._start(knobs, online=False)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One log step: a line of metrics.jsonl and the same values in W&B. A full disk is a warning, said once."""
+        """Write one line of metrics.jsonl, and the same values to W&B. A full disk gives one warning."""
         if not self.active:
             return
         if self.lines is not None:
             try:
                 append_line(self.lines, json.dumps({"step": step, **values}))
             except OSError as error:
-                if not self.said:
-                    _warn(f"{self.lines}: lines are missing from step {step + 1} on: {error.strerror or error}")
-                self.said = True
+                if not self.has_warned:
+                    _warn(f"{self.lines}: lines are missing after step {step}: {error.strerror or error}")
+                self.has_warned = True
         self._send(lambda run: run.log({"train/step": step, **values}))
 
     def log_pictures(self, step: int, pictures: Mapping[str, Path]) -> None:
@@ -118,7 +123,7 @@ class Tracker:
         self._send(send)
 
     def log_artifact(self, path: Path, name: str, kind: str) -> None:
-        """A file, or a folder with all in it, as a version of the artifact `name`; kind: `model`, `manifest`, ..."""
+        """Send a file, or a folder with its contents, as a version of the artifact `name`. kind: `model`, `dataset`."""
 
         def send(run: Any) -> None:
             import wandb
@@ -130,12 +135,12 @@ class Tracker:
         self._send(send)
 
     def summarize(self, values: Mapping[str, float]) -> None:
-        """Final scalars, which W&B's tables and sweeps read."""
+        """Set final scalars, which W&B's tables and sweeps read."""
         self._send(lambda run: run.summary.update(dict(values)))
 
-    def finish(self, wants_to_go_on: bool = False) -> None:
-        """`wants_to_go_on`: the run was stopped before its end; a sweep's server then gives it to another agent."""
-        preempted = wants_to_go_on and bool(os.environ.get("WANDB_SWEEP_ID"))
+    def finish(self, resumes: bool = False) -> None:
+        """End W&B's run. resumes: it was stopped before its end; a sweep's server then gives it to another agent."""
+        preempted = resumes and bool(os.environ.get("WANDB_SWEEP_ID"))
         if preempted:
             self._send(lambda run: run.mark_preempting())
         self._send(lambda run: run.finish(exit_code=int(preempted)))
@@ -151,7 +156,7 @@ class Tracker:
 
     def _give_up(self, error: Exception) -> None:
         self.run = None
-        _warn(f"W&B logging is off from here on: {_describe(error)}")
+        _warn(f"W&B logging is off for the rest of the run: {_describe(error)}")
 
 
 def _warn(text: str) -> None:
@@ -159,26 +164,21 @@ def _warn(text: str) -> None:
 
 
 def _describe(error: Exception) -> str:
-    """Its first line, without the key: servers and proxies repeat what they were sent."""
+    """Return the error's first line without the API key, which servers and proxies may repeat."""
     text = f"{type(error).__name__}: {error}".splitlines()[0]
     key = os.environ.get("WANDB_API_KEY", "")
     text = text.replace(key, "***") if key else text
     return f"{text} Or set WANDB_API_KEY." if "No API key" in text else text
 
 
-def _read_id(folder: Path) -> str:
-    path = folder / RUN_ID
-    return path.read_text().strip() if path.is_file() else ""
-
-
 def name_in_sweep(name: str) -> str:
-    """The run's name; below a W&B agent with the agent's run id, so that the runs of a sweep do not share a folder."""
+    """Return the run's name; under a W&B agent with its run id, so that runs of a sweep have folders of their own."""
     run_id = os.environ.get("WANDB_RUN_ID", "")
     return f"{name}-{run_id}" if os.environ.get("WANDB_SWEEP_ID") and run_id else name
 
 
 def append_line(path: Path, line: str) -> None:
-    """The whole line or, with an OSError, nothing of it."""
+    """Append a line completely, or raise OSError and append nothing."""
     before = path.stat().st_size if path.exists() else 0
     try:
         with path.open("a") as file:
@@ -190,7 +190,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def keep_steps_before(path: Path, step: int) -> None:
-    """Drop the lines of metrics.jsonl from `step` on (a resumed run writes them anew), and a half-written last one."""
+    """Remove lines of metrics.jsonl from `step` on, which a resumed run writes again, and an incomplete last line."""
     if not path.exists():
         return
     kept = []
@@ -200,9 +200,7 @@ def keep_steps_before(path: Path, step: int) -> None:
                 kept.append(line)
         except ValueError:
             break
-    new = path.with_name(f".{path.name}.new")  # aside, so that a full disk or a kill leaves the lines
     try:
-        new.write_text("".join(line + "\n" for line in kept))
-        new.replace(path)
+        write_atomically(path, "".join(line + "\n" for line in kept))
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error.strerror or error}; make room") from error

@@ -1,4 +1,4 @@
-"""What a run watches about itself: its speed, values that are not finite, and a hinge that never acts."""
+"""Monitors of a training run: speed, values that are not finite, damaged data, and an inactive hinge."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Item = TypeVar("Item")
 
 
 def mean_over_ranks(shares: Mapping[str, Tensor]) -> dict[str, float]:
-    """The global values of the shares that losses return: one small all-reduce, one copy to the host."""
+    """Return the global values of the shares that losses return. Costs one all-reduce and one copy to the host."""
     stacked = sum_over_ranks(torch.stack([value.double() for value in shares.values()])) / world_size()
     return dict(zip(shares, stacked.tolist(), strict=True))
 
 
 class Meter:
-    """Speed of all ranks together, and the share of time spent waiting for data, since the last reading; memory."""
+    """Measures images per second of all ranks, the fraction of time spent waiting for data, and memory."""
 
     def __init__(self, num_processes: int, device: torch.device | None = None) -> None:
         self.num_processes = num_processes
@@ -31,7 +31,7 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        """Forget what was counted: the time of an evaluation or a checkpoint is none of the steps'."""
+        """Start again, without the time of an evaluation or a checkpoint."""
         self.images, self.steps, self.waited, self.since = 0, 0, 0.0, time.perf_counter()
 
     def timed(self, items: Iterable[Item]) -> Iterator[Item]:
@@ -46,7 +46,7 @@ class Meter:
             yield item
 
     def count(self, images: int) -> None:
-        """One step of so many images."""
+        """Count one step."""
         self.images += images
         self.steps += 1
 
@@ -62,7 +62,7 @@ class Meter:
         return values
 
     def _memory(self) -> int:
-        """Bytes: on a GPU what was allocated at most, otherwise this process's peak of resident memory."""
+        """Return peak bytes: allocated on the GPU, or resident in this process."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -71,22 +71,24 @@ class Meter:
 class FiniteWatch:
     """Finds the first step that was not finite, and its images, without waiting for the device at each step.
 
-    `see` keeps, on the device, which features of a step and whether its loss are finite; `check`, called on every rank
-    at log steps with values equal on all of them, stops all ranks together when one is not finite. `names`: identity of
-    each row.
+    `see` records on the device which features of a step are finite. `check` is called on every rank at log steps, with
+    equal values, and stops all ranks together if one is not finite.
+
+    Args:
+        names: the identity of each row of the train split.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
         self.steps: list[tuple[int, Tensor, Tensor, Tensor]] = []
-        self.good = -1  # the last step of which all was seen to be finite
+        self.good = -1  # the last step that was checked to be finite
 
     def see(self, step: int, ids: Tensor, features: Tensor, loss: Tensor) -> None:
-        """ids (B, 2): row of the identity and index of its image; features (B, D); loss ()."""
+        """Record a step. ids (B, 2): row of the identity and index of its image; features (B, D); loss ()."""
         self.steps.append((step, ids, features.detach().isfinite().all(dim=1), loss.detach().isfinite()))
 
-    def check(self, values: Mapping[str, float], mend: str) -> None:
-        """Raises ValueError on every rank, naming the terms, the first bad images with their rank, and the mend."""
+    def check(self, values: Mapping[str, float], hint: str) -> None:
+        """Raise ValueError on every rank if a value is not finite, with the terms, the first bad images and `hint`."""
         bad = [name for name, value in values.items() if not torch.isfinite(torch.tensor(value))]
         if bad:
             found = [first for first in gather_objects(self._first()) if first is not None]
@@ -95,12 +97,12 @@ class FiniteWatch:
             where = f"first at step {step + 1}: {images}" if step is not None else images
             terms = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
             good = f"last good step {self.good + 1}" if self.good >= 0 else "no step before it was checked"
-            raise ValueError(f"not finite: {', '.join(bad)}; {where}; {mend}; {good}; all terms: {terms}")
+            raise ValueError(f"not finite: {', '.join(bad)}; {where}; {hint}; {good}; all terms: {terms}")
         self.good = max((step for step, *_ in self.steps), default=self.good)
         self.steps.clear()
 
     def _first(self) -> tuple[int, str] | None:
-        """The first step of this rank with a bad feature or loss, and which images the features were of, if any."""
+        """Return this rank's first step with a bad feature or loss, and the images of the bad features."""
         for step, ids, finite, loss_finite in self.steps:
             if bool(finite.all()) and not bool(loss_finite):
                 return step, ""
@@ -112,10 +114,13 @@ class FiniteWatch:
 
 
 class DamageWatch:
-    """Counts the identities that were left out because their data is damaged."""
+    """Counts the identities that are left out because their data is damaged.
+
+    Args:
+        rows: dropped earlier in this epoch, before a resume.
+    """
 
     def __init__(self, rows: Sequence[int] = ()) -> None:
-        """rows: dropped earlier in this epoch, before a resume."""
         self.dropped = [Dropped(tuple(rows), "found before this run was resumed")] if rows else []
 
     def see(self, dropped: Sequence[Dropped]) -> None:
@@ -123,11 +128,11 @@ class DamageWatch:
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """Rows that this rank has dropped in this epoch."""
+        """Rows that this rank has dropped in this epoch, ascending."""
         return tuple(sorted({row for dropped in self.dropped for row in dropped.rows}))
 
     def end_epoch(self) -> tuple[int, str | None]:
-        """Identities left out in this epoch by all ranks together, and a warning; equal on every rank."""
+        """Return how many identities all ranks left out in this epoch, and a warning. Collective."""
         everywhere = [dropped for part in gather_objects(self.dropped) for dropped in part]
         self.dropped = []
         if not everywhere:
@@ -139,27 +144,28 @@ class DamageWatch:
 
 
 class HingeWatch:
-    """Says once when the hinge of the centroid loss was inactive for every anchor of a whole epoch."""
+    """Warns once if the hinge of the centroid loss is inactive for every anchor of an epoch."""
 
     def __init__(self) -> None:
         self.active: Tensor | None = None
-        self.said = False
+        self.has_warned = False
 
     def see(self, terms: Mapping[str, Tensor]) -> None:
-        if "hinge_active" in terms and not self.said:
+        if "hinge_active" in terms and not self.has_warned:
             now = terms["hinge_active"].detach()
             self.active = now if self.active is None else self.active + now
 
     def end_epoch(self, margin: float) -> str | None:
-        """The warning, or None; on every rank, as it sums over ranks."""
-        if self.active is None or self.said:
+        """Return the warning, or None. Collective."""
+        if self.active is None or self.has_warned:
             return None
         idle = float(sum_over_ranks(self.active)) == 0
         self.active = None
         if not idle:
             return None
-        self.said = True
+        self.has_warned = True
         return (
-            f"warning: no anchor was within the margin of another centroid in a whole epoch (loss.margin = {margin}): "
-            "only the pull towards the own centroid trains; raise loss.margin, or set loss.relative or loss.normalize"
+            f"warning: no anchor was within the margin of another centroid during an epoch (loss.margin = {margin}): "
+            "only the pull towards the positive centroid trains; raise loss.margin, or set loss.relative or "
+            "loss.normalize"
         )

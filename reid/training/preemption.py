@@ -1,7 +1,7 @@
-"""Stopping on request: a signal to any rank, or a stop file, and all ranks stop at the same step.
+"""Stop on request: after a signal to any rank, or when a stop file appears, all ranks stop at the same step.
 
-SLURM sends a signal some minutes before it ends or requeues a job; `kill` sends SIGTERM. The step under way ends, a
-checkpoint is written, and the program ends with STOPPED, so that whoever started it knows that it wants to go on.
+SLURM sends a signal some minutes before it ends or requeues a job; `kill` sends SIGTERM. The current step ends, a
+checkpoint is written, and the program ends with status STOPPED, which means that it can be resumed.
 """
 
 from __future__ import annotations
@@ -22,18 +22,22 @@ import torch.distributed as dist
 from reid.distributed import is_distributed, rank
 from reid.program import SIGNALS
 
-POLL_S = 1.0  # seconds between two looks for the stop file
+POLL_S = 1.0  # seconds between two checks for the stop file
 
 
 class StopRequest:
-    """Whether somebody asked this run to stop. `agreed` is called once a step on every rank."""
+    """Whether this run was asked to stop. `agreed` is called once a step on every rank.
+
+    Args:
+        file: rank 0 checks for it; the run stops when it exists.
+        timeout_s: for the answer of the other ranks.
+    """
 
     def __init__(self, file: Path | None = None, timeout_s: int = 600) -> None:
-        """file: rank 0 looks for it; where it exists the run stops. timeout_s: for the others' answer."""
         self.reason = ""
         self.tell: Callable[[str], None] | None = None
-        self.file, self.looked = file, -POLL_S
-        # A group of its own, on the CPU: asking then never waits for the device.
+        self.file, self.checked = file, -POLL_S
+        # A process group on the CPU: its collectives never wait for the device.
         self.group: Any = None
         if is_distributed():
             self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
@@ -48,7 +52,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def telling(self, tell: Callable[[str], None]) -> Iterator[None]:
-        """While the block runs, which asks nobody for long, a signal to rank 0 calls `tell` with its name at once."""
+        """Call `tell` at once with the name of a signal to rank 0, in a long block without `agreed`."""
         self.tell = tell if rank() == 0 else None
         try:
             yield
@@ -56,8 +60,8 @@ class StopRequest:
             self.tell = None
 
     def agreed(self) -> bool:
-        """Whether any rank had been asked by the last call: one step late, for an answer that nobody waits for."""
-        self._look()
+        """Return whether any rank had been asked at the last call: one step late, so that no rank waits."""
+        self._check_file()
         if self.group is None:
             return bool(self.reason)
         answer = self._answer()
@@ -74,15 +78,15 @@ class StopRequest:
         work.wait()
         return bool(answer)
 
-    def _look(self) -> None:
-        if self.file is None or rank() or time.monotonic() - self.looked < POLL_S:
+    def _check_file(self) -> None:
+        if self.file is None or rank() or time.monotonic() - self.checked < POLL_S:
             return
-        self.looked = time.monotonic()
+        self.checked = time.monotonic()
         if not self.reason and self.file.exists():
             self.reason = f"{self.file} exists"
 
     def close(self) -> None:
-        """Let the last question end, and give the signals back."""
+        """Wait for the last collective, and restore the signal handlers."""
         self._answer()
         for number, handler in getattr(self, "before", {}).items():
             signal.signal(number, handler)

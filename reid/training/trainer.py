@@ -273,14 +273,14 @@ class Trainer:
         # Before W&B, which may take minutes: the script of a job that is about to end looks for the stopped file.
         from_rank_0(lambda: self.store.end(state, reason))
         if self.is_main:
-            print(self._last_words(reason), flush=True)
+            print(self._describe_end(reason), flush=True)
         if self.config.track.artifacts and not stopped and not self.config.dry_run:
             self._log_artifacts()
         # W&B's agent ends runs with SIGTERM.
-        self.tracker.finish(wants_to_go_on=stopped and self.stop.reason != signal.SIGTERM.name)
+        self.tracker.finish(resumes=stopped and self.stop.reason != signal.SIGTERM.name)
         return stopped
 
-    def _last_words(self, reason: str | None) -> str:
+    def _describe_end(self, reason: str | None) -> str:
         processes = f"{self.accelerator.num_processes} process(es)"
         if self.config.dry_run:
             return f"dry run: {DRY_STEPS} steps with {processes}, nothing written"
