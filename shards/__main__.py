@@ -1,88 +1,55 @@
 """The command line: `python -m shards build | verify | stats | stage | synth`."""
 
 import argparse
+import inspect
 import json
 import math
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from reid.data.manifest import load_manifest
-from shards.build import MAX_BROKEN, Build, build
+from shards.build import MAX_BROKEN, build
 from shards.checks import run_checks
 from shards.images import Encoding
+from shards.pedestrians import dataset as pedestrians
 from shards.readers import csv_file, cuhk03, dukemtmc, folder, market1501, msmt17, veri776
 from shards.records import RawDataset
 from shards.stage import stage
-from shards.summary import format_table, format_verification, to_json
+from shards.summary import format_build, format_verification, to_json
 from shards.verify import verify
 
-# What each reader takes beside --root: command-line option -> the argument of its `read`.
-READERS: dict[str, tuple[Callable[..., RawDataset], dict[str, str]]] = {
-    market1501.NAME: (market1501.read, {}),
-    dukemtmc.NAME: (dukemtmc.read, {}),
-    msmt17.NAME: (msmt17.read, {"with_val": "with_val"}),
-    cuhk03.NAME: (cuhk03.read, {"boxes": "boxes"}),
-    veri776.NAME: (veri776.read, {}),
-    folder.NAME: (folder.read, {}),
-    csv_file.NAME: (csv_file.read, {"csv": "table"}),
-}
-SHOWN = 20  # of a long list
+READERS = {reader.NAME: reader.read for reader in (market1501, dukemtmc, msmt17, cuhk03, veri776, folder, csv_file)}
+READER_FLAGS = {"table": "--csv", "boxes": "--boxes", "with_val": "--without-val"}  # argument of `read` -> flag
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status, 1 on damage or on what the user can mend (said on stderr)."""
-    options = _parser().parse_args(arguments)
+    """Run one command and return the exit status: 1 if `verify` found damage, 2 after an error of the user."""
+    words = sys.argv[1:] if arguments is None else arguments
+    # flags may be written with dashes or underscores
+    options = _parser().parse_args([re.sub("^--[^=]+", lambda flag: flag[0].replace("_", "-"), word) for word in words])
     commands = {"build": _build, "verify": _verify, "stats": _stats, "stage": _stage, "synth": _synth}
     try:
         return commands[options.command](options)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m shards", description="Raw datasets to WebDataset shards.")
     commands = parser.add_subparsers(dest="command", required=True)
-
-    building = commands.add_parser("build", help="write a dataset as shards")
-    building.add_argument("reader", choices=READERS, help="how the raw dataset is laid out")
-    building.add_argument(
-        "--root", type=Path, required=True, help="the raw dataset's folder; for csv also the CSV file"
-    )
-    building.add_argument("--csv", type=Path, help="csv only: the table, where it is not the one CSV in --root")
-    building.add_argument("--boxes", choices=cuhk03.BOXES, help="cuhk03 only: whose boxes; default: detected")
-    building.add_argument(
-        "--without-val", dest="with_val", action="store_const", const=False, help="msmt17 only: train without val"
-    )
-    building.add_argument("--out", type=Path, required=True, help="folder for the shards; an earlier build is replaced")
-    size = building.add_mutually_exclusive_group()
-    size.add_argument("--shards", type=int, metavar="N", help="train shards; default: a power of two, up to 64")
-    size.add_argument("--shard-size", type=float, metavar="MIB", help="aim at shards of this size instead")
-    building.add_argument("--workers", type=int, default=1, metavar="N", help="processes; the bytes stay the same")
-    building.add_argument(
-        "--size", metavar="HEIGHTxWIDTH", help="re-encode every image as a JPEG of this size; default: bytes untouched"
-    )
-    building.add_argument("--quality", type=int, metavar="Q", help="of the re-encoded JPEGs, 1 to 100; default: 95")
-    building.add_argument("--dataset", metavar="NAME", help="name in keys and reports; default: the reader's")
-    building.add_argument(
-        "--max-broken",
-        type=float,
-        default=MAX_BROKEN,
-        metavar="FRACTION",
-        help="share of images, 0 to 1, that may be broken and are left out; default %(default)s",
-    )
+    _add_build_arguments(commands.add_parser("build", help="write a dataset as shards"))
 
     verifying = commands.add_parser("verify", help="check shards against their manifest")
     verifying.add_argument("out", help="folder that `build` wrote")
-    verifying.add_argument("--decode", action="store_true", help="decode every image, too")
+    verifying.add_argument("--decode", action="store_true", help="also decode every image")
     verifying.add_argument("--json", action="store_true", help="print JSON, for programs")
 
-    counting = commands.add_parser("stats", help="how images and cameras spread over identities, as a picture")
+    counting = commands.add_parser("stats", help="draw how many images and cameras the identities have")
     counting.add_argument("shards", help="folder that `build` wrote")
-    counting.add_argument(
-        "--out", type=Path, metavar="PICTURE", help="default: <folder>-stats.png, beside the folder of shards"
-    )
+    counting.add_argument("--out", type=Path, metavar="PICTURE", help="default: <folder>-stats.png, next to the folder")
 
     staging = commands.add_parser("stage", help="copy shards to a node's own disk, checked; many processes may call it")
     staging.add_argument("source", help="folder that `build` wrote")
@@ -90,41 +57,46 @@ def _parser() -> argparse.ArgumentParser:
 
     drawing = commands.add_parser("synth", help="draw a dataset of pedestrians in Market-1501's layout")
     drawing.add_argument("--out", type=Path, required=True, help="folder for the images")
-    for name, text in SYNTH_OPTIONS.items():
-        drawing.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=text)
+    for name, (default, _, text) in pedestrians.ARGUMENTS.items():
+        flag, text = f"--{name.replace('_', '-')}", f"{text}; default: {default}"
+        drawing.add_argument(flag, type=int, default=default, metavar="N", help=text)
     return parser
 
 
-# Defaults are pedestrians.synthesize's own.
-SYNTH_OPTIONS = {
-    "identities_train": "identities to train on",
-    "identities_test": "identities in query and gallery",
-    "images_per_identity": "images of each identity, over all cameras",
-    "cameras": "number of cameras",
-    "distractors": "gallery images of nobody asked for (pid 0)",
-    "junk": "gallery images to be dropped (pid -1)",
-    "height": "pixels",
-    "width": "pixels",
-    "seed": "the same seed draws the same dataset",
-}
-
-
-READER_OPTIONS = {"csv": "--csv", "boxes": "--boxes", "with_val": "--without-val"}
+def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("reader", choices=READERS, help="how the raw dataset is laid out")
+    add("--root", type=Path, required=True, help="the raw dataset's folder; for csv also the CSV file")
+    add("--csv", dest="table", type=Path, help="csv only: the table, if it is not the only CSV in --root")
+    add("--boxes", choices=cuhk03.BOXES, help="cuhk03 only: whose boxes; default: detected")
+    help_val = "msmt17 only: train without val"
+    add("--without-val", dest="with_val", action="store_const", const=False, help=help_val)
+    add("--out", type=Path, required=True, help="folder for the shards; an earlier build is replaced")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--shards", type=int, metavar="N", help="train shards; default: a power of two, up to 64")
+    size.add_argument("--shard-size", type=float, metavar="MIB", help="aim at shards of this size instead")
+    add("--workers", type=int, default=1, metavar="N", help="processes; the bytes stay the same")
+    help_size = "re-encode every image as a JPEG of this size; default: the original bytes"
+    add("--size", metavar="HEIGHTxWIDTH", help=help_size)
+    add("--quality", type=int, metavar="Q", help="of the re-encoded JPEGs, 1 to 100; default: 95")
+    add("--dataset", metavar="NAME", help="name in keys and reports; default: the reader's")
+    help_broken = "share of images, 0 to 1, that may be broken and are left out; default %(default)s"
+    add("--max-broken", type=float, default=MAX_BROKEN, metavar="FRACTION", help=help_broken)
 
 
 def _read(options: argparse.Namespace) -> RawDataset:
-    read, arguments = READERS[options.reader]
-    given = {name: getattr(options, name) for name in READER_OPTIONS if getattr(options, name) is not None}
-    for name in given.keys() - arguments.keys():
-        takers = ", ".join(reader for reader, (_, taken) in READERS.items() if name in taken)
-        raise ValueError(f"{READER_OPTIONS[name]}: `build {options.reader}` has no use for it, only: {takers}")
-    return read(options.root, **{arguments[name]: value for name, value in given.items()})
+    given = {name: getattr(options, name) for name in READER_FLAGS if getattr(options, name) is not None}
+    for name in given:
+        readers = [reader for reader, read in READERS.items() if name in inspect.signature(read).parameters]
+        if options.reader not in readers:
+            raise ValueError(f"{READER_FLAGS[name]}: not an option of `build {options.reader}`, only of {readers[0]}")
+    return READERS[options.reader](options.root, **given)
 
 
 def _encoding(size: str | None, quality: int | None) -> Encoding | None:
     if size is None:
         if quality is not None:
-            raise ValueError(f"--quality {quality}: needs --size, too; without it the original bytes are stored")
+            raise ValueError(f"--quality {quality}: also needs --size; without it the original bytes are stored")
         return None
     height, _, width = size.partition("x")
     if not (height.isdecimal() and width.isdecimal()):
@@ -139,7 +111,7 @@ def _shard_bytes(mib: float | None) -> int | None:
 
 
 def _local(folder: str) -> Path:
-    if "://" in folder:  # which Path would turn into the name of a folder that nobody meant
+    if "://" in folder:
         raise ValueError(f"{folder}: is a URL, and this command reads local folders only; copy the shards to one first")
     return Path(folder)
 
@@ -159,42 +131,27 @@ def _build(options: argparse.Namespace) -> int:
         max_broken=options.max_broken,
         progress=True,
     )
-    _print_build(done, options.out)
+    print(format_build(done.manifest, done.ignored, done.warnings))
+    print(f"shards of {done.manifest.dataset}: {options.out}")
     return 0
-
-
-def _print_build(done: Build, out: Path) -> None:
-    print(format_table(done.manifest))
-    if done.ignored:
-        print(f"ignored: {done.ignored} files or folders that are no images of the dataset")
-    skipped = done.manifest.skipped
-    if skipped:
-        print(f"broken and left out: {len(skipped)} images (all are listed in the manifest)")
-        for entry in skipped[:SHOWN]:
-            print(f"  {entry['source']}: {entry['reason']}")
-    for warning in done.warnings:
-        print(f"warning: {warning}")
-    print(f"shards of {done.manifest.dataset}: {out}")
 
 
 def _verify(options: argparse.Namespace) -> int:
     result = verify(_local(options.out), decode=options.decode, progress=True)
     checks = run_checks(result.sightings, result.manifest.distractor_pid)
-    if options.json:
-        print(json.dumps(to_json(result, checks), indent=2))
-    else:
-        print(format_verification(result, checks))
+    print(json.dumps(to_json(result, checks), indent=2) if options.json else format_verification(result, checks))
     return 1 if result.damage else 0
 
 
 def _stats(options: argparse.Namespace) -> int:
-    from shards.stats import draw_stats, format_stats  # nothing else draws: matplotlib takes a second to load
+    from shards.stats import draw_stats, format_stats  # imports matplotlib, which takes a second
 
     shards = _local(options.shards)
     manifest = load_manifest(shards)
-    folder = shards.resolve()  # beside it: in a folder of shards a build suffers nothing else
+    # Not in the folder of shards: a build refuses to replace a folder with other files.
+    path = options.out or shards.resolve().with_name(f"{shards.resolve().name}-stats.png")
     print(format_stats(manifest))
-    print(f"picture: {draw_stats(manifest, options.out or folder.with_name(f'{folder.name}-stats.png'))}")
+    print(f"picture: {draw_stats(manifest, path)}")
     return 0
 
 
@@ -209,10 +166,7 @@ def _stage(options: argparse.Namespace) -> int:
 
 
 def _synth(options: argparse.Namespace) -> int:
-    from shards.pedestrians.dataset import synthesize  # building and verifying need none of it
-
-    given = {name: getattr(options, name) for name in SYNTH_OPTIONS if getattr(options, name) is not None}
-    counts = synthesize(options.out, **given)
+    counts = pedestrians.synthesize(options.out, **{name: getattr(options, name) for name in pedestrians.ARGUMENTS})
     print(", ".join(f"{name}: {count}" for name, count in counts.items()))
     print(f"pedestrians: {options.out}")
     return 0

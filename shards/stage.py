@@ -1,8 +1,9 @@
-"""A copy of shards on node-local disk: every byte checked against the manifest, which is written last."""
+"""A copy of shards on node-local disk: every byte is checked against the manifest, which is written last."""
 
 import errno
 import hashlib
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterable
@@ -15,14 +16,16 @@ from tqdm import tqdm
 from reid.data.manifest import MANIFEST_NAME, Manifest, Shard, load_manifest, save_manifest
 from reid.files import hold
 
-COPIES = 4  # shards at once: hides a network file system's latency; hashing lets threads run side by side
+COPIES = 4  # shards at once, which hides a network file system's latency; hashing runs in parallel threads
 _CHUNK = 4 * 2**20
 _PART = ".part"
+_PARTIAL_MANIFEST = re.compile(rf"\.{re.escape(MANIFEST_NAME)}(\.\d+)?{_PART}")  # of a killed process
+_FIX = "make room or give another folder, then call it again: complete shards are kept"
 
 
 @dataclass(frozen=True)
 class Staged:
-    """What a call had to do: shards copied, shards found whole from an earlier call, bytes copied."""
+    """The work of a call: shards copied, shards found complete from an earlier call, bytes copied."""
 
     copied: int
     found: int
@@ -37,13 +40,19 @@ def stage(
     say: Callable[[str], object] = print,
     progress: bool = False,
 ) -> Staged:
-    """Copy the shards in the folder `source` to the folder `target`, each checked by its sha256, the manifest last.
+    """Copy a folder of shards, each checked by its sha256, the manifest last.
 
     Any number of processes of a node may call it at once: one copies, the others wait and then find everything there.
-    A call that was stopped is continued by the next: shards that are there whole are kept. Another build of the same
-    dataset in `target` is replaced. A target whose manifest is the source's is checked by names and sizes alone.
+    After an interrupted call, complete shards are kept. A target with the same manifest is checked by names and sizes.
 
-    ValueError: a source without a manifest or with damaged shards, a target that holds something else, a full disk.
+    Args:
+        source: folder of shards.
+        target: a folder that is missing, is empty, or holds shards of the same dataset, which are replaced.
+        copies: number of shards copied at once.
+        say: called with a line of text before waiting for another process.
+
+    Raises:
+        ValueError: the source has no manifest or damaged shards, the target holds other files, or the disk is full.
     """
     folder, out = Path(source).resolve(), Path(target).resolve()
     manifest = load_manifest(folder)
@@ -54,118 +63,111 @@ def stage(
     out.parent.mkdir(parents=True, exist_ok=True)
     with hold(out.with_name(f".{out.name}.lock"), lambda holder: say(f"waiting for {holder}, which fills {out}")):
         if _is_staged(manifest, out):
-            return Staged(0, len(list_shards(manifest)), 0)
+            return Staged(0, len(_list_shards(manifest)), 0)
         try:
             return _Copy(manifest, folder, out, progress).run(copies)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise ValueError(f"{out}: no space left ({error.strerror}); {_MEND}") from error
-            raise
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise ValueError(f"{out}: no space left ({error.strerror}); {_FIX}") from error
 
 
-_MEND = "make room or give another folder, then call it again: whole shards are kept"
-
-
-def list_shards(manifest: Manifest) -> list[Shard]:
+def _list_shards(manifest: Manifest) -> list[Shard]:
     return [shard for split in manifest.splits.values() for shard in split.shards]
 
 
 def _is_staged(manifest: Manifest, out: Path) -> bool:
-    if not (out / MANIFEST_NAME).is_file():
-        return False
     try:
         same = load_manifest(out).fingerprint == manifest.fingerprint
     except ValueError:
         return False
-    return same and all(_size(out / shard.name) == shard.bytes for shard in list_shards(manifest))
+    return same and all(_size(out / shard.name) == shard.bytes for shard in _list_shards(manifest))
 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else -1
 
 
+def _prepare(out: Path, manifest: Manifest) -> None:
+    """Remove the manifest and everything but shards of this build. Raise ValueError if there are other files."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: is a file, not a folder; give an empty folder or one that an earlier call filled")
+    out.mkdir(exist_ok=True)
+    names = {path.name for path in out.iterdir()}
+    wanted = {shard.name for shard in _list_shards(manifest)}
+    earlier = set()
+    if MANIFEST_NAME in names:  # another build of the same dataset
+        found = load_manifest(out)
+        if found.dataset != manifest.dataset:
+            raise ValueError(f"{out}: holds shards of {found.dataset!r}, not {manifest.dataset!r}; give another folder")
+        earlier = {shard.name for shard in _list_shards(found)} | {MANIFEST_NAME}
+    others = {name for name in names - wanted - earlier if name.removesuffix(_PART) not in wanted | earlier}
+    others = {name for name in others if not _PARTIAL_MANIFEST.fullmatch(name)}
+    if others:
+        raise ValueError(
+            f"{out}: holds {min(others)!r}, which is no part of these shards; "
+            "give an empty folder or one that an earlier call filled"
+        )
+    (out / MANIFEST_NAME).unlink(missing_ok=True)  # first: from here on the folder is incomplete
+    for name in names - wanted - {MANIFEST_NAME}:
+        (out / name).unlink()
+
+
 class _Copy:
-    """One pass over the shards of a manifest, by one process that holds the lock."""
+    """The copy of one folder, by a process that holds the lock."""
 
     def __init__(self, manifest: Manifest, folder: Path, out: Path, progress: bool) -> None:
         self.manifest, self.folder, self.out = manifest, folder, out
-        self.shards = list_shards(manifest)
-        self.stop = threading.Event()  # the first error ends the other copies at their next chunk
+        self.shards = _list_shards(manifest)
+        self.stop = threading.Event()  # after the first error the other copies end at their next chunk
         total = sum(shard.bytes for shard in self.shards)
         self.bar = tqdm(total=total, desc="staging", unit="B", unit_scale=True, disable=None if progress else True)
 
     def run(self, copies: int) -> Staged:
         with self.bar:
-            self._clear()
-            whole = self._each(self._is_whole, self.shards, copies)
-            missing = [shard for shard, there in zip(self.shards, whole, strict=True) if not there]
-            needed = sum(shard.bytes for shard in missing)
-            free = shutil.disk_usage(self.out).free
+            _prepare(self.out, self.manifest)
+            complete = self._each(self._is_complete, self.shards, copies)
+            missing = [shard for shard, there in zip(self.shards, complete, strict=True) if not there]
+            needed, free = sum(shard.bytes for shard in missing), shutil.disk_usage(self.out).free
             if needed > free:
                 sizes = f"{needed / 2**20:,.1f} MiB are missing, {free / 2**20:,.1f} MiB are free"
-                raise ValueError(f"{self.out}: no space left: {sizes}; {_MEND}")
+                raise ValueError(f"{self.out}: no space left: {sizes}; {_FIX}")
             self._each(self._copy, missing, copies)
         save_manifest(self.manifest, self.out)
         return Staged(len(missing), len(self.shards) - len(missing), needed)
 
-    def _clear(self) -> None:
-        """Make the folder ready: from here on it has no manifest, and nothing but shards of this build."""
-        wanted = {shard.name for shard in self.shards}
-        there = {path.name for path in self.out.iterdir()} if self.out.is_dir() else set()
-        earlier = self._earlier_names(there)
-        foreign = sorted(there - wanted - earlier - {f"{name}{_PART}" for name in wanted | earlier})
-        if foreign or (self.out.exists() and not self.out.is_dir()):
-            what = f"holds {foreign[0]!r}, which is no part of these shards" if foreign else "is a file, not a folder"
-            raise ValueError(f"{self.out}: {what}; give an empty folder or one that an earlier call filled")
-        self.out.mkdir(exist_ok=True)
-        for name in (MANIFEST_NAME, *sorted(there - wanted - {MANIFEST_NAME})):  # the manifest first
-            (self.out / name).unlink(missing_ok=True)
-
-    def _earlier_names(self, there: set[str]) -> set[str]:
-        """What may be replaced: the files of another build of the same dataset."""
-        if MANIFEST_NAME not in there:
-            return {f".{MANIFEST_NAME}{_PART}"}
-        earlier = load_manifest(self.out)
-        if earlier.dataset != self.manifest.dataset:
-            raise ValueError(
-                f"{self.out}: holds shards of {earlier.dataset!r}, not {self.manifest.dataset!r}; give another folder"
-            )
-        return {shard.name for shard in list_shards(earlier)} | {MANIFEST_NAME}
-
     def _each(self, work: Callable[[Shard], bool], shards: Iterable[Shard], copies: int) -> list[bool]:
         with ThreadPoolExecutor(copies) as pool:
-            futures = [pool.submit(work, shard) for shard in shards]
             try:
-                return [future.result() for future in futures]
+                return list(pool.map(work, shards))
             except BaseException:
                 self.stop.set()
-                pool.shutdown(cancel_futures=True)
                 raise
 
-    def _is_whole(self, shard: Shard) -> bool:
-        """Whether an earlier call left this shard whole: its size, then every byte."""
+    def _is_complete(self, shard: Shard) -> bool:
         path = self.out / shard.name
         if _size(path) != shard.bytes:
             return False
-        whole = self._hash(path, None) == shard.sha256
-        if not whole:
+        complete = self._hash(path, None) == shard.sha256
+        if not complete:
             self.bar.update(-shard.bytes)
-        return whole
+        return complete
 
     def _copy(self, shard: Shard) -> bool:
         path, part = self.folder / shard.name, self.out / f"{shard.name}{_PART}"
+        fix = "repair the source: build it or copy it again"
         try:
             found = self._hash(path, part)
         except FileNotFoundError as error:
-            raise ValueError(f"{path}: is missing; mend the source: build it or copy it again") from error
+            raise ValueError(f"{path}: is missing; {fix}") from error
         if found != shard.sha256:
             part.unlink()
-            raise ValueError(f"{path}: sha256 differs from its manifest's; mend the source: build it or copy it again")
+            raise ValueError(f"{path}: sha256 differs from its manifest's; {fix}")
         part.rename(self.out / shard.name)
         return True
 
     def _hash(self, path: Path, copy: Path | None) -> str:
-        """The sha256 of a file, copied to `copy` on the way and there to stay before this returns."""
+        """Return the sha256 of a file; copy it to `copy` at the same time, and onto the disk before this returns."""
         digest = hashlib.sha256()
         with open(path, "rb") as reader, open(copy or os.devnull, "wb") as writer:
             while chunk := reader.read(_CHUNK):

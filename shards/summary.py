@@ -1,22 +1,30 @@
-"""What a build holds, in numbers: its table of counts, and where they differ from what the dataset's authors count."""
+"""Text for the user: what a build holds, how its counts differ from the published ones, what a verification found."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
+
+import numpy as np
 
 from reid.data.manifest import JUNK_PID, Manifest, Split
 from shards.checks import Check
 from shards.records import UNKNOWN_CAMERA, Counts
 from shards.verify import Verification
 
+SHOWN = 20  # of a long list
+
+
+def has_identity(split: Split, distractor_pid: int | None) -> np.ndarray:
+    """Return a (N,) bool mask of the split's rows that are neither junk nor distractors."""
+    return ~np.isin(split.pids, [JUNK_PID] if distractor_pid is None else [JUNK_PID, distractor_pid])
+
 
 def count_split(split: Split, distractor_pid: int | None) -> Counts:
-    """What a split holds, as datasets count themselves: all images, and the identities without junk and distractors."""
-    nobody = [JUNK_PID] if distractor_pid is None else [JUNK_PID, distractor_pid]
-    return Counts(split.num_images, len(set(split.pids.tolist()).difference(nobody)))
+    return Counts(split.num_images, len(np.unique(split.pids[has_identity(split, distractor_pid)])))
 
 
 def compare_counts(manifest: Manifest, published: Mapping[str, Counts]) -> list[str]:
-    """One line for each split that differs from what the dataset's authors count; nothing where they say nothing."""
+    """Return one line for each split whose counts differ from the published ones."""
     lines = []
     for name, wanted in published.items():
         split = manifest.splits.get(name)
@@ -30,43 +38,43 @@ def compare_counts(manifest: Manifest, published: Mapping[str, Counts]) -> list[
 
 
 def format_table(manifest: Manifest) -> str:
-    """One line per split; identities without junk and distractors, images with them."""
+    """Return a table with one line per split; identities without junk and distractors, images with them."""
     rows = [["split", "shards", "identities", "images", "distractors", "junk", "cameras", "MiB"]]
     for name, split in manifest.splits.items():
-        junk, distractor = split.pids == JUNK_PID, split.pids == manifest.distractor_pid
+        junk, distractor = (split.images[split.pids == pid].sum() for pid in (JUNK_PID, manifest.distractor_pid))
         counts = count_split(split, manifest.distractor_pid)
         cameras = {camera for cameras in split.cameras for camera in cameras} - {UNKNOWN_CAMERA}
-        numbers = (
-            len(split.shards),
-            counts.identities,
-            counts.images,
-            split.images[distractor].sum(),
-            split.images[junk].sum(),
-            len(cameras) or "unknown",
-        )
+        numbers = len(split.shards), counts.identities, counts.images, distractor, junk, len(cameras) or "unknown"
         size = sum(shard.bytes for shard in split.shards) / 2**20
         rows.append([name, *map(str, numbers), f"{size:.1f}"])
     return align(rows)
 
 
 def align(rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Rows of cells as a plain-text table; the first `left` columns start at the left, the others end at the right."""
+    """Format rows of cells as a plain-text table; the first `left` columns are aligned left, the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
         cells = [
-            cell.ljust(width) if column < left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            f"{cell:{'<' if i < left else '>'}{width}}" for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
 
-SHOWN = 20  # of a long list
+def format_build(manifest: Manifest, ignored: int, warnings: Sequence[str]) -> str:
+    """Return the table of counts, the number of ignored files, the broken images, and the warnings."""
+    lines = [format_table(manifest)]
+    if ignored:
+        lines.append(f"ignored: {ignored} files or folders that are no images of the dataset")
+    if manifest.skipped:
+        lines.append(f"broken and left out: {len(manifest.skipped)} images (all are listed in the manifest)")
+    lines += [f"  {entry['source']}: {entry['reason']}" for entry in manifest.skipped[:SHOWN]]
+    return "\n".join([*lines, *(f"warning: {warning}" for warning in warnings)])
 
 
 def format_verification(result: Verification, checks: Sequence[Check]) -> str:
-    """Counts of the splits, a line per check, damage and warnings with examples, and the verdict last."""
+    """Return the counts of the splits, a line per check, damage and warnings with examples, and the verdict."""
     rows = [["check", "result", "found"], *_file_rows(result)]
     rows += [[check.name, check.level, check.text] for check in checks]
     parts = [format_table(result.manifest), "", align(rows, left=3), ""]
@@ -79,22 +87,23 @@ def format_verification(result: Verification, checks: Sequence[Check]) -> str:
 
 def _file_rows(result: Verification) -> list[list[str]]:
     shards = sum(len(split.shards) for split in result.manifest.splits.values())
-    hurt = len({damage.shard for damage in result.damage})
-    whole = f"{shards} shards: size, sha256, members and keys" + (", every image decodes" if result.decoded else "")
-    files = ["files", "damage", f"{len(result.damage)} findings in {hurt} shards"] if hurt else ["files", "ok", whole]
+    damaged = len({damage.shard for damage in result.damage})
+    intact = f"{shards} shards: size, sha256, members and keys" + (", every image decodes" if result.decoded else "")
+    found = f"{len(result.damage)} findings in {damaged} shards"
+    files = ["files", "damage", found] if damaged else ["files", "ok", intact]
     return [files] if result.decoded else [files, ["decoding", "not done", "--decode reads every image"]]
 
 
 def _verdict(result: Verification, checks: Sequence[Check]) -> str:
     if result.damage:
-        return f"{result.folder}: damaged; copy the shards again or build them again. The checks saw what is left"
+        return f"{result.folder}: damaged; copy or build the shards again. The checks used the undamaged identities"
     warnings = sum(check.level == "warning" for check in checks)
-    said = "whole, every image decodes" if result.decoded else "whole"
-    return f"{result.folder}: {said}" + (f", {warnings} warnings" if warnings else "")
+    verdict = "intact, every image decodes" if result.decoded else "intact"
+    return f"{result.folder}: {verdict}" + (f", {warnings} warnings" if warnings else "")
 
 
 def to_json(result: Verification, checks: Sequence[Check]) -> dict[str, Any]:
-    """Everything the table says and all of the damage, in plain types."""
+    """Return the result with all damage as plain types."""
     manifest = result.manifest
     splits = {}
     for name, split in manifest.splits.items():
@@ -107,16 +116,8 @@ def to_json(result: Verification, checks: Sequence[Check]) -> dict[str, Any]:
         "splits": splits,
         "whole": not result.damage,
         "decoded": result.decoded,
-        "damage": [{"shard": found.shard, "member": found.member, "what": found.what} for found in result.damage],
+        "damage": [asdict(damage) for damage in result.damage],
         "checks": [
-            {
-                "check": check.name,
-                "level": check.level,
-                "count": check.count,
-                "of": check.of,
-                "text": check.text,
-                "examples": list(check.examples),
-            }
-            for check in checks
+            {"check" if key == "name" else key: value for key, value in asdict(check).items()} for check in checks
         ],
     }

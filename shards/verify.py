@@ -1,13 +1,12 @@
-"""Whether shards still are what their manifest says: every byte read once, damage named by shard and member."""
+"""The comparison of shards with their manifest: every byte is read once, damage is named by shard and member."""
 
 import hashlib
 import json
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from tqdm import tqdm
 
@@ -15,13 +14,13 @@ from reid.data.manifest import MANIFEST_NAME, Manifest, Split, load_manifest
 from shards.images import BrokenImage, check_image
 from shards.records import Sighting, digest_image
 
-# What may follow the last member of a whole tar: two empty blocks, then padding to a full record.
+# The longest end of a tar: two empty blocks, then padding to a full record.
 _TAR_END = 2 * tarfile.BLOCKSIZE + tarfile.RECORDSIZE
 
 
 @dataclass(frozen=True)
 class Damage:
-    """One finding. member is empty where it concerns the whole shard."""
+    """One finding. member is empty if it concerns the shard as such."""
 
     shard: str
     member: str
@@ -33,7 +32,7 @@ class Damage:
 
 @dataclass
 class Verification:
-    """The folder, its manifest, the damage in storage order, and per split the images of the identities found whole."""
+    """The result: damage in storage order, and per split the images of the complete identities."""
 
     folder: Path
     manifest: Manifest
@@ -42,8 +41,9 @@ class Verification:
     sightings: dict[str, list[Sighting]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Image:
+class _Image(NamedTuple):
+    """An image as the identity's JSON lists it."""
+
     file: str
     camid: int
     source: str
@@ -53,22 +53,23 @@ class _Image:
 
 @dataclass(frozen=True)
 class _Sample:
-    """An identity's JSON, and the digests of its images as they are read."""
+    """An identity's JSON, and the images read so far."""
 
     key: str
     pid: int
     name: str
     split: str
     images: tuple[_Image, ...]
-    digests: list[bytes] = field(default_factory=list)
+    sightings: list[Sighting] = field(default_factory=list)
 
-    def sightings(self) -> list[Sighting]:
-        pairs = zip(self.images, self.digests, strict=True)
-        return [Sighting(self.pid, image.camid, image.source, digest) for image, digest in pairs]
+    @property
+    def next_image(self) -> _Image | None:
+        read = len(self.sightings)
+        return self.images[read] if read < len(self.images) else None
 
 
 class _HashingSource:
-    """A file that knows the sha256 and the length of what was read."""
+    """A file that computes the sha256 and the length of what is read."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -81,15 +82,11 @@ class _HashingSource:
         self.length += len(data)
         return data
 
-    def drain(self) -> None:
-        while self.read(1 << 20):
-            pass
-
 
 def verify(root: str | Path, *, decode: bool = False, progress: bool = False) -> Verification:
-    """Compare every shard of `root` with the manifest: size, sha256, members, counts, keys; with `decode` every image.
+    """Compare size, sha256, members, counts and keys of every shard with the manifest; `decode` also decodes images.
 
-    Damage is listed, not raised. ValueError only for a manifest that cannot be read.
+    Damage is listed, not raised. Raises ValueError only if the manifest cannot be read.
     """
     folder = Path(root)
     manifest = load_manifest(folder)
@@ -98,13 +95,13 @@ def verify(root: str | Path, *, decode: bool = False, progress: bool = False) ->
     total = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
     with tqdm(total=total, desc="verifying", unit="B", unit_scale=True, disable=None if progress else True) as bar:
         for name, split in manifest.splits.items():
-            seen = result.sightings.setdefault(name, [])
+            sightings = result.sightings.setdefault(name, [])
             for index, shard in enumerate(split.shards):
                 check = _ShardCheck(shard.name, decode)
                 for sample in check.run(folder, name, split, index):
                     if owners.setdefault(sample.key, shard.name) != shard.name:
                         check.report(sample.key, f"the same key is in {owners[sample.key]}")
-                    seen += sample.sightings()
+                    sightings += sample.sightings
                 result.damage += check.damage
                 bar.update(shard.bytes)
     listed = {shard.name for split in manifest.splits.values() for shard in split.shards}
@@ -115,7 +112,7 @@ def verify(root: str | Path, *, decode: bool = False, progress: bool = False) ->
 
 
 class _ShardCheck:
-    """One pass over one tar; `damage` collects what is wrong with it."""
+    """One pass over one tar, with the damage found."""
 
     def __init__(self, name: str, decode: bool) -> None:
         self.name = name
@@ -126,13 +123,14 @@ class _ShardCheck:
         self.damage.append(Damage(self.name, member, what))
 
     def run(self, folder: Path, split_name: str, split: Split, index: int) -> list[_Sample]:
-        """Check everything and return the samples that are whole."""
+        """Check everything and return the complete samples."""
         shard = split.shards[index]
         try:
             with open(folder / shard.name, "rb") as file:
                 source = _HashingSource(file)
-                samples = list(self._read_samples(source, shard.bytes))
-                source.drain()
+                samples = self._read_samples(source, shard.bytes)
+                while source.read(1 << 20):
+                    pass
         except FileNotFoundError:
             self.report("", "is missing; copy it again, or build again")
             return []
@@ -146,39 +144,39 @@ class _ShardCheck:
             self.report("", "sha256 differs from the manifest's")
         return samples
 
-    def _read_samples(self, source: _HashingSource, size: int) -> Iterator[_Sample]:
-        """The samples that are whole, in tar order; what is missing, surplus or damaged is reported."""
+    def _read_samples(self, source: _HashingSource, size: int) -> list[_Sample]:
+        """Return the complete samples in tar order; report missing, surplus and damaged members."""
+        samples: list[_Sample] = []
         sample: _Sample | None = None
-        waiting: list[_Image] = []
         previous = "the beginning"
         try:
-            with tarfile.open(fileobj=source, mode="r|", bufsize=1 << 20) as tar:  # type: ignore[call-overload]
+            # a larger buffer is slower: tarfile copies it at each read
+            with tarfile.open(fileobj=source, mode="r|", bufsize=1 << 16) as tar:  # type: ignore[call-overload]
                 for member in tar:
                     data = _read_member(tar, member)
                     if member.name.endswith(".json"):
-                        yield from self._finish(sample, waiting)
-                        sample = self._read_json(member.name, data)
-                        waiting = list(sample.images) if sample else []
-                    elif sample and waiting and member.name == f"{sample.key}.{waiting[0].file}":
-                        self._check_image(member.name, data, waiting.pop(0))
-                        sample.digests.append(digest_image(data))
+                        self._check_complete(sample)
+                        sample = self._parse_json(member.name, data)
+                        samples += [sample] if sample else []
+                    elif sample and (image := sample.next_image) and member.name == f"{sample.key}.{image.file}":
+                        self._check_image(member.name, data, image)
+                        sample.sightings.append(Sighting(sample.pid, image.camid, image.source, digest_image(data)))
                     else:
-                        self.report(member.name, "is not what the identity's JSON lists at this place")
+                        self.report(member.name, "is not the member that the identity's JSON lists here")
                     previous = member.name
-                # tarfile takes a header it cannot read for the end; so does WebDataset, which drops the rest unseen.
+                # tarfile takes an unreadable header for the end, and WebDataset drops the rest without an error.
                 if size - tar.offset > _TAR_END:
                     self.report(f"after {previous}", f"no readable tar header at offset {tar.offset}")
         except tarfile.TarError as error:
-            self.report(f"after {previous}", f"not a readable tar from here on: {error}")
-        yield from self._finish(sample, waiting)
+            self.report(f"after {previous}", f"not a readable tar from here: {error}")
+        self._check_complete(sample)
+        return [sample for sample in samples if sample.next_image is None]
 
-    def _finish(self, sample: _Sample | None, waiting: Sequence[_Image]) -> Iterator[_Sample]:
-        if sample and waiting:
-            self.report(f"{sample.key}.{waiting[0].file}", "is missing")
-        elif sample:
-            yield sample
+    def _check_complete(self, sample: _Sample | None) -> None:
+        if sample and sample.next_image:
+            self.report(f"{sample.key}.{sample.next_image.file}", "is missing")
 
-    def _read_json(self, member: str, data: bytes) -> _Sample | None:
+    def _parse_json(self, member: str, data: bytes) -> _Sample | None:
         try:
             values = json.loads(data)
             images = tuple(
@@ -191,8 +189,8 @@ class _ShardCheck:
                 )
                 for image in values["images"]
             )
-            pid = _integer(values["pid"])
-            return _Sample(member.removesuffix(".json"), pid, values["name"], values["split"], images)
+            key, pid = member.removesuffix(".json"), _integer(values["pid"])
+            return _Sample(key, pid, values["name"], values["split"], images)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             self.report(member, f"is no identity's JSON: {type(error).__name__}: {error}")
             return None
@@ -208,19 +206,18 @@ class _ShardCheck:
             except BrokenImage as error:
                 self.report(member, str(error))
 
-    def _compare(self, samples: Sequence[_Sample], split_name: str, split: Split, index: int) -> None:
+    def _compare(self, samples: list[_Sample], split_name: str, split: Split, index: int) -> None:
         rows = (split.shard == index).nonzero()[0]
         if len(samples) != len(rows):
-            self.report("", f"{len(samples)} whole identities, the manifest says {len(rows)}")
+            self.report("", f"{len(samples)} complete identities, the manifest says {len(rows)}")
             return
         for sample, row in zip(samples, rows, strict=True):
             cameras = tuple(sorted({image.camid for image in sample.images}))
             found = (sample.pid, sample.name, sample.split, len(sample.images), cameras)
             listed = (int(split.pids[row]), split.names[row], split_name, int(split.images[row]), split.cameras[row])
             if found != listed:
-                self.report(
-                    f"{sample.key}.json", f"pid, name, split, images, cameras are {found}, the manifest says {listed}"
-                )
+                what = f"pid, name, split, images, cameras are {found}, the manifest says {listed}"
+                self.report(f"{sample.key}.json", what)
 
 
 def _integer(value: Any) -> int:

@@ -1,16 +1,16 @@
-"""Sweeps without a server: W&B's sweep file, proposals by W&B's own engine (`sweeps`), and what became of each run."""
+"""Sweep files as W&B takes them; W&B's own engine, the package `sweeps`, proposes runs and decides which end early."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import json
-import math
 import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -19,21 +19,23 @@ from typing import Any
 import yaml
 
 PROGRAM, ARGS, STOP_FILE = "train.py", "${args}", "${envvar:STOP_FILE}"
-FIGURES = ("mAP", "mINP", "rank1")
-METRICS = ("eval/best_mAP", *(f"eval/{kind}/{figure}" for kind in ("image", "centroid", "val") for figure in FIGURES),
-           "train/loss")  # fmt: skip
+METRICS = (
+    "eval/best_mAP",
+    *(f"eval/{protocol}/{name}" for protocol in ("image", "centroid", "val") for name in ("mAP", "mINP", "rank1")),
+    "train/loss",
+)
 STATES = ("planned", "running", "finished", "failed", "stopped")  # stopped: early, by hyperband
 Knobs = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a sweep: its knobs, its state (one of STATES) and the metric at each evaluation so far."""
+    """One run of a sweep."""
 
     number: int
     knobs: Knobs
-    state: str
-    history: tuple[float, ...]
+    state: str  # one of STATES
+    history: tuple[float, ...]  # the metric at each evaluation so far
 
     @property
     def metric(self) -> float | None:
@@ -43,169 +45,131 @@ class Run:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A checked sweep file. launcher: the words of its command before train.py; flags: those after it."""
+    """A checked sweep file."""
 
     path: Path
     document: dict[str, Any]
-    launcher: tuple[str, ...]
-    flags: tuple[str, ...]
-
-    @property
-    def metric(self) -> str:
-        return str(self.document["metric"]["name"])
-
-    @property
-    def maximizes(self) -> bool:
-        return self.document["metric"].get("goal", "minimize") == "maximize"
-
-    @property
-    def stops_early(self) -> bool:
-        return "early_terminate" in self.document
-
-    @property
-    def parameters(self) -> dict[str, dict[str, Any]]:
-        parameters: dict[str, dict[str, Any]] = self.document["parameters"]
-        return parameters
+    metric: str = ""
+    launcher: tuple[str, ...] = ()  # the words of its command before train.py
+    flags: tuple[str, ...] = ()  # and those after it, without the knobs
 
 
 def read_sweep(path: Path) -> Sweep:
-    """ValueError on what W&B's schema refuses, a metric that training never logs, or a command without train.py."""
+    """Read a sweep file.
+
+    Raises:
+        ValueError: the file breaks W&B's schema, names a metric that training never logs, nests its parameters, or has
+            a command without train.py.
+    """
     try:
         document = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: cannot be read as a sweep: {error}") from error
     if not isinstance(document, dict):
         raise ValueError(f"{path}: not a sweep file: it has no keys")
-    if broken := _engine().schema_violations_from_proposed_config(document):
-        raise ValueError(f"{path}: {'; '.join(broken)}")
-    metric = document.get("metric", {}).get("name", "")
+    if violations := _engine().schema_violations_from_proposed_config(document):
+        raise ValueError(f"{path}: {'; '.join(violations)}")
+    metric = str(document.get("metric", {}).get("name", ""))
     if metric not in METRICS:
-        nearest = difflib.get_close_matches(str(metric), METRICS, n=1, cutoff=0.0)[0]
+        nearest = difflib.get_close_matches(metric, METRICS, n=1, cutoff=0.0)[0]
         raise ValueError(f"{path}: metric.name = {metric!r} is never logged; the nearest that is: {nearest}")
+    for name, parameter in document["parameters"].items():
+        if "parameters" in parameter or name == "config":
+            raise ValueError(f"{path}: {name!r} cannot be swept; name each knob in full with a dot, as loss.w1")
     words = [str(word) for word in document.get("command", [])]
     command = [word for word in (_fill_in(path, word, document.get("program", "")) for word in words) if word]
     if PROGRAM not in command or ARGS not in words:
         raise ValueError(f"{path}: `command` must name {PROGRAM} and {ARGS}; see configs/sweeps/w1_margin.yaml")
     at = command.index(PROGRAM)
-    return Sweep(path, document, tuple(command[:at]), tuple(command[at + 1 :]))
+    return Sweep(path, document, metric, tuple(command[:at]), tuple(command[at + 1 :]))
 
 
 def _fill_in(path: Path, word: str, program: str) -> str:
-    """A word of `command` as W&B's agent would fill it in; empty for one that has no meaning without the agent."""
-    known = {"env": "", "args": "", "interpreter": sys.executable, "program": program}
-
-    def fill(found: re.Match[str]) -> str:
-        name = found[1]
-        variable = name.removeprefix("envvar:")
-        if name in known:
-            return known[name]
-        if variable == name or variable not in os.environ:
-            raise ValueError(
-                f"{path}: `command` has {found[0]}, which is not filled in here: known are {', '.join(known)} and "
-                "envvar:NAME of variables that are set"
-            )
-        return os.environ[variable]
-
-    # The place of a stop file is given by whoever starts the run.
-    return "" if STOP_FILE in word else re.sub(r"\$\{([^}]*)\}", fill, word)
-
-
-def check_knobs(sweep: Sweep, known: Iterable[str]) -> None:
-    """ValueError on a parameter that is no knob of the trainer, with the nearest that is one."""
-    names = list(known)
-    for name in sweep.parameters:
-        if "parameters" in sweep.parameters[name]:
-            raise ValueError(f"{sweep.path}: {name!r} holds parameters of its own; write each with a dot, as loss.w1")
-        if name not in names:
-            nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
-            raise ValueError(f"{sweep.path}: there is no knob {name!r}; the nearest is {nearest!r}")
+    """Fill in a word of `command` as W&B's agent does; "" for the stop file, which the sweep program names itself."""
+    if STOP_FILE in word:
+        return ""
+    values = {"env": "", "args": "", "interpreter": sys.executable, "program": program}
+    variables = {f"envvar:{name}": value for name, value in os.environ.items()}
+    try:
+        return re.sub(r"\$\{([^}]*)\}", lambda found: {**variables, **values}[found[1]], word)
+    except KeyError as error:
+        raise ValueError(
+            f"{path}: `command` has ${{{error.args[0]}}}, which is not filled in here: known are {', '.join(values)} "
+            "and envvar:NAME of variables that are set"
+        ) from None
 
 
 def corners(sweep: Sweep) -> list[Knobs]:
-    """Settings that together hold every listed value, and both ends of every range, at least once."""
-    ends = {name: _ends(parameter) for name, parameter in sweep.parameters.items()}
-    first = {name: values[0] for name, values in ends.items() if values}
+    """Return settings that hold every listed value, both ends of every range and the median of unbounded ranges."""
+    ends: dict[str, list[Any]] = {}
+    for name, parameter in sweep.document["parameters"].items():
+        listed = [
+            *parameter.get("values", []),
+            *(parameter[key] for key in ("value", "min", "max") if key in parameter),
+        ]
+        ends[name] = listed or [_engine("sweeps.params").HyperParameter(name, parameter).ppf(0.5)]
+    first = {name: values[0] for name, values in ends.items()}
     return [first, *({**first, name: value} for name, values in ends.items() for value in values[1:])]
 
 
-def _ends(parameter: Mapping[str, Any]) -> list[Any]:
-    if "values" in parameter or "value" in parameter:
-        return list(parameter.get("values", [parameter.get("value")]))
-    if str(parameter.get("distribution", "uniform")) in ("log_uniform", "inv_log_uniform", "q_log_uniform"):
-        return [math.exp(parameter[end]) for end in ("min", "max") if end in parameter]  # these give exponents
-    return [parameter[end] for end in ("min", "max") if end in parameter]
-
-
 def propose(sweep: Sweep, runs: Sequence[Run], number: int) -> list[Knobs]:
-    """Up to `number` further settings; fewer at the end of a grid. One after the other for Bayes, whose `runs` count.
+    """Return up to `number` further settings; fewer at the end of a grid.
 
-    A grid comes seed by seed: its first runs cover the other knobs.
+    A grid comes seed by seed, so that its first runs cover the other knobs. Bayes learns from the results in `runs`,
+    so ask it for one setting at a time.
     """
-    engine = _engine()
-    config = engine.SweepConfig(sweep.document)
-    if sweep.document["method"] == "grid":
-        grid = [run.config for run in engine.next_runs(config, [], n=10**6) if run is not None]
-        seeds = sweep.parameters.get("seed", {}).get("values", [])
-        settings = [_to_knobs(point) for point in grid]
-        settings.sort(key=lambda knobs: seeds.index(knobs["seed"]) if knobs.get("seed") in seeds else 0)
-        tried = [run.knobs for run in runs]
-        return [knobs for knobs in settings if knobs not in tried][:number]
+    is_grid = sweep.document["method"] == "grid"
+    known = [] if is_grid else [_to_engine(sweep, run) for run in runs]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the engine's Gaussian process on its first few points
-        proposed = engine.next_runs(config, [_to_engine(sweep, run) for run in runs], n=number)
-    return [_to_knobs(run.config) for run in proposed if run is not None]
+        proposed = _engine().next_runs(sweep.document, known, n=10**6 if is_grid else number)
+    settings = [_to_knobs(run.config) for run in proposed if run is not None]
+    if is_grid:
+        tried = [run.knobs for run in runs]
+        seeds = sweep.document["parameters"].get("seed", {}).get("values", [])
+        settings = [knobs for knobs in settings if knobs not in tried]
+        settings.sort(key=lambda knobs: seeds.index(knobs["seed"]) if seeds else 0)
+    return settings[:number]
 
 
-def falls_behind(sweep: Sweep, runs: Sequence[Run], number: int) -> bool:
-    """Whether the sweep's early termination would end run `number` now."""
-    if not sweep.stops_early:
+def should_stop(sweep: Sweep, runs: Sequence[Run], number: int) -> bool:
+    """Return whether the sweep's early termination would end run `number` now."""
+    if "early_terminate" not in sweep.document:
         return False
-    engine = _engine()
-    seen = [_to_engine(sweep, run) for run in runs]
-    return any(run.name == str(number) for run in engine.stop_runs(engine.SweepConfig(sweep.document), seen))
+    ended = _engine().stop_runs(sweep.document, [_to_engine(sweep, run) for run in runs])
+    return str(number) in [run.name for run in ended]
 
 
-def _engine() -> ModuleType:
+def _engine(module: str = "sweeps") -> ModuleType:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its models are of pydantic 1's style
-            return importlib.import_module("sweeps")
+            return importlib.import_module(module)
     except ImportError as error:
         raise ValueError(f"sweeps need the package of that name ({error}): pip install 'mctl-reid[sweep]'") from error
 
 
 def _to_engine(sweep: Sweep, run: Run) -> Any:
-    # By their aliases: version 0.2 ignores the names of these fields without a word, and proposes blindly.
-    states = {"planned": "pending", "stopped": "killed"}
-    history = [{sweep.metric: value} for value in run.history]
     return _engine().SweepRun(
         name=str(run.number),
         config={name: {"value": value} for name, value in run.knobs.items()},
-        state=states.get(run.state, run.state),
-        sampledHistory=history,
-        summaryMetrics=history[-1] if history else {},
+        state={"planned": "pending", "stopped": "killed"}.get(run.state, run.state),
+        sampledHistory=[{sweep.metric: value} for value in run.history],  # version 0.2 ignores the name `history`
     )
 
 
-def _to_knobs(config: Mapping[str, Any]) -> Knobs:
-    """Plain numbers of six digits: what is written on the command line is what the engine hears of later."""
-    knobs: Knobs = {}
-    for name, entry in config.items():
-        value = entry["value"]
-        value = value.item() if hasattr(value, "item") else value
-        knobs[name] = float(f"{value:.6g}") if isinstance(value, float) else value
-    return knobs
+def _to_knobs(config: dict[str, dict[str, Any]]) -> Knobs:
+    """Return plain numbers of six digits, so that the command line holds exactly what the engine is told later."""
+    values = {name: entry["value"] for name, entry in config.items()}
+    plain = {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
+    return {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in plain.items()}
 
 
 def read_history(run: Path, metric: str) -> tuple[float, ...]:
-    """The metric at each log step of a run that has it."""
+    """Read the metric from a run's log, at each step that has it."""
     path = run / "metrics.jsonl"
-    values = []
+    entries = []
     for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            entry = json.loads(line)
-        except ValueError:  # being written just now
-            break
-        if metric in entry:
-            values.append(float(entry[metric]))
-    return tuple(values)
+        with contextlib.suppress(ValueError):  # a line that is being written
+            entries.append(json.loads(line))
+    return tuple(float(entry[metric]) for entry in entries if metric in entry)

@@ -29,7 +29,7 @@ def test_build_and_verify_market(market: Path, tmp_path: Path, capsys: pytest.Ca
     ]
     assert "ignored: 4 files" in printed.out
     assert main(["verify", str(out), "--decode"]) == 0
-    assert "whole, every image decodes" in capsys.readouterr().out
+    assert "intact, every image decodes" in capsys.readouterr().out
 
 
 def test_verify_fails_on_damage(market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,7 +45,7 @@ def test_verify_warns_without_failing(own_market: Path, tmp_path: Path, capsys: 
     (own_market / "bounding_box_test" / "0021_c9s1_000000_03.jpg").write_bytes(image.read_bytes())
     out = tmp_path / "out"
     assert main(["build", "market1501", "--root", str(own_market), "--out", str(out)]) == 0
-    assert "warning: 1 images are in train and in the test splits, byte for byte" in capsys.readouterr().out
+    assert "warning: 1 images with equal bytes are in train and in the test splits" in capsys.readouterr().out
     assert main(["verify", str(out)]) == 0
     printed = capsys.readouterr().out
     rows = [re.split(r" {2,}", line)[:2] for line in printed.splitlines()[5:16]]
@@ -63,7 +63,7 @@ def test_verify_warns_without_failing(own_market: Path, tmp_path: Path, capsys: 
         ["copies in one identity", "ok"],
     ]
     assert "copies in train and test: train: bounding_box_train/0002_c1s1_000000_03.jpg = gallery: " in printed
-    assert printed.splitlines()[-1] == f"{out}: whole, 2 warnings"
+    assert printed.splitlines()[-1] == f"{out}: intact, 2 warnings"
 
 
 def test_verify_as_json(market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,7 +91,7 @@ def test_build_folder_and_csv(folder_tree: Path, tmp_path: Path, capsys: pytest.
     table = tmp_path / "table.csv"
     table.write_text(rows)
     command = ["build", "csv", "--root", str(folder_tree), "--csv", str(table), "--out", str(tmp_path / "c")]
-    assert main(command) == 1
+    assert main(command) == 2
     assert "1 of 3 images are broken" in capsys.readouterr().err
     assert main([*command, "--max-broken", "0.4"]) == 0
     printed = capsys.readouterr().out
@@ -108,7 +108,7 @@ def test_errors_are_one_line_without_a_traceback(tmp_path: Path, capsys: pytest.
         ["build", "csv", "--root", nowhere, "--without-val", "--out", str(tmp_path / "out")],
         ["verify", nowhere],
     ):
-        assert main(command) == 1
+        assert main(command) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
@@ -120,7 +120,7 @@ def test_urls_are_refused_in_one_line(
     command: list[str], url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main([url if word == "URL" else word for word in command]) == 1
+    assert main([url if word == "URL" else word for word in command]) == 2
     printed = capsys.readouterr()
     assert printed.err == (
         f"error: {url}: is a URL, and this command reads local folders only; copy the shards to one first\n"
@@ -137,7 +137,7 @@ def test_shard_size_where_no_file_is_there(
         "path,identity,split\ntrain/Ann/1.JPG,Ann,train\nnone.jpg,Cleo,query\ngallery/Cleo/2.jpg,Cleo,gallery"
     )
     command = ["build", "csv", "--root", str(folder_tree), "--csv", str(table), "--out", str(tmp_path / "out")]
-    assert main([*command, "--shard-size", "1", "--max-broken", "1"]) == 1
+    assert main([*command, "--shard-size", "1", "--max-broken", "1"]) == 2
     assert capsys.readouterr().err.endswith(
         "error: query: every image is broken, nothing was built; repair them or remove the split\n"
     )
@@ -146,7 +146,7 @@ def test_shard_size_where_no_file_is_there(
 @pytest.mark.parametrize("size", ["inf", "-inf", "nan", "0", "-1"])
 def test_shard_size_that_is_none(size: str, market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["build", "market1501", "--root", str(market), "--out", str(tmp_path / "out"), f"--shard-size={size}"]
-    assert main(command) == 1
+    assert main(command) == 2
     assert f"error: --shard-size {size}: give MiB above 0\n" in capsys.readouterr().err
 
 
@@ -157,21 +157,21 @@ def test_build_options(market: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert manifest.encoding == "JPEG 24x12, quality 70" and len(manifest.split("train").shards) > 2
     capsys.readouterr()
     for options, message in (
-        (["--quality", "70"], "--quality 70: needs --size"),
+        (["--quality", "70"], "--quality 70: also needs --size"),
         (["--size", "256"], "--size 256: give HEIGHTxWIDTH"),
         (["--size", "0x128"], "--size 0x128: give HEIGHTxWIDTH"),
         (["--size", "24x12", "--quality", "101"], "--quality 101: give 1 to 100"),
         (["--workers", "0"], "--workers 0"),
     ):
-        assert main([*command, *options]) == 1
+        assert main([*command, *options]) == 2
         assert message in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*command, "--shards", "2", "--shard-size", "3"])
 
 
 def test_options_of_another_reader_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["build", "market1501", "--root", "x", "--without-val", "--out", str(tmp_path / "out")]) == 1
-    assert "--without-val: `build market1501` has no use for it, only: msmt17" in capsys.readouterr().err
+    assert main(["build", "market1501", "--root", "x", "--without-val", "--out", str(tmp_path / "out")]) == 2
+    assert "--without-val: not an option of `build market1501`, only of msmt17" in capsys.readouterr().err
 
 
 def test_every_reader_states_terms_of_use(market: Path) -> None:
@@ -207,6 +207,10 @@ def test_synth_passes_its_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return {"train": 5}
 
     monkeypatch.setattr(pedestrians, "synthesize", synthesize)
-    assert main(["synth", "--out", str(tmp_path), "--identities-train", "3", "--seed", "7"]) == 0
-    assert given == {"out": tmp_path, "identities_train": 3, "seed": 7}
+    assert (
+        main(["synth", "--out", str(tmp_path), "--identities-train", "3", "--images_per_identity=5", "--seed", "7"])
+        == 0
+    )
+    assert given["out"] == tmp_path
+    assert (given["identities_train"], given["images_per_identity"], given["seed"]) == (3, 5, 7)
     assert "train: 5" in capsys.readouterr().out

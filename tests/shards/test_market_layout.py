@@ -157,7 +157,7 @@ def test_veri_from_the_command_line(veri: Path, tmp_path: Path, capsys: pytest.C
     manifest = load_manifest(tmp_path / "out")
     assert manifest.split("train").cameras == ((1, 12), (20,)) and manifest.split("gallery").cameras == ((2, 3),)
     assert main(["verify", str(tmp_path / "out"), "--decode"]) == 0
-    assert "whole, every image decodes" in capsys.readouterr().out
+    assert "intact, every image decodes" in capsys.readouterr().out
 
 
 def test_other_counts_than_published_are_a_warning_with_both(market: Path, duke: Path, tmp_path: Path) -> None:

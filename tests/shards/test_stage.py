@@ -139,11 +139,11 @@ def test_a_damaged_source_is_not_passed_on(source: Path, target: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"network/shards/gallery-0000\.tar: sha256 differs .*mend the source"):
+    with pytest.raises(ValueError, match=r"network/shards/gallery-0000\.tar: sha256 differs .*repair the source"):
         stage(source, target)
     assert not (target / "manifest.json").exists() and not (target / path.name).exists()
     path.unlink()
-    with pytest.raises(ValueError, match=r"gallery-0000\.tar: is missing; mend the source"):
+    with pytest.raises(ValueError, match=r"gallery-0000\.tar: is missing; repair the source"):
         stage(source, target)
     (source / "manifest.json").unlink()
     with pytest.raises(ValueError, match="unfinished build"):
@@ -201,5 +201,5 @@ def test_command(source: Path, target: Path, capsys: pytest.CaptureFixture[str])
     assert f"{target}: {shards} shards, 0." in capsys.readouterr().out
     assert main(["stage", str(source), str(target)]) == 0
     assert f"{target}: 0 shards, 0.0 MiB copied, {shards} were there" in capsys.readouterr().out
-    assert main(["stage", str(source), str(source)]) == 1
+    assert main(["stage", str(source), str(source)]) == 2
     assert capsys.readouterr().err.startswith("error: ")

@@ -42,9 +42,9 @@ def test_command(market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["stats", str(out), "--out", str(tmp_path / "new" / "a.svg")]) == 0
     assert (tmp_path / "new" / "a.svg").read_text().startswith("<?xml")
     capsys.readouterr()
-    assert main(["stats", str(out), "--out", str(tmp_path / "a.xyz")]) == 1
+    assert main(["stats", str(out), "--out", str(tmp_path / "a.xyz")]) == 2
     assert "a.xyz: the picture cannot be written" in capsys.readouterr().err
-    assert main(["stats", str(tmp_path / "nowhere")]) == 1
+    assert main(["stats", str(tmp_path / "nowhere")]) == 2
 
 
 def test_unknown_cameras(folder_tree: Path, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_overwritten_header(out: Path) -> None:
     path.write_bytes(bytes(data))
     found = report(out)
     assert any(f"no readable tar header at offset {header}" in line for line in found)
-    assert any("whole identities, the manifest says" in line for line in found)
+    assert any("complete identities, the manifest says" in line for line in found)
     assert any("sha256" in line for line in found)
     assert all(line.startswith(path.name) for line in found)
 
@@ -205,7 +205,10 @@ def test_member_missing_or_too_many(out: Path) -> None:
     rewrite(path, lambda content: [pair for pair in content if pair[0] != member])
     assert f"{path.name}: {member}: is missing" in report(out)
     rewrite(path, lambda content: [*content, ("market1501-train-000099.000.jpg", b"x")])
-    assert any("market1501-train-000099.000.jpg: is not what the identity's JSON lists" in line for line in report(out))
+    assert any(
+        "market1501-train-000099.000.jpg: is not the member that the identity's JSON lists" in line
+        for line in report(out)
+    )
 
 
 def test_the_same_key_twice(market: Path, tmp_path: Path) -> None:
