@@ -1,4 +1,4 @@
-"""Every knob of training and evaluation: dataclasses, read from YAML and dotted flags, checked at the start."""
+"""Every knob of training and evaluation, with its type, range, default and documentation."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ class DataConfig(Section):
     """The shards and how they are read."""
 
     root: str = "data/market1501"
-    """Folder of a finished build (`python -m shards build`), with manifest.json; or its http, https, s3 or gs URL."""
+    """Folder of shards (`python -m shards build`), with manifest.json; or its http, https, s3 or gs URL."""
     height: Size = 256
-    """Image height in pixels that the encoder sees."""
+    """Height in pixels of the encoder's input."""
     width: Size = 128
-    """Image width in pixels that the encoder sees."""
+    """Width in pixels of the encoder's input."""
     workers: Count = 2
-    """Decoding processes per rank; 0 decodes in the training process. More than streams per rank are not started."""
+    """Decoding processes per rank, at most one per stream; 0 decodes in the training process."""
     max_pixels: Size = 50_000_000
-    """An image with more pixels is refused (guard against decompression bombs)."""
+    """Refuse images with more pixels (protection against decompression bombs)."""
     pool_images: Count = 16_384
-    """Encoded images that a stream keeps in memory to shuffle among; 0 = all of its share of the data."""
+    """Size of a stream's shuffle buffer in encoded images; 0 = all of its share of the data."""
     val_identities: Count = 0
-    """Train identities held out of training, to choose a model by; 0 = none, and evaluations look at the test set."""
+    """Train identities held out for validation; 0 = none, and evaluations during training use the test set."""
     on_damage: Literal["stop", "skip"] = "stop"
-    """Damaged training data: stop with the place; or leave the identity out for the epoch, and count it."""
+    """Damaged training data: stop, with its place; or skip the identity for the epoch, and count it."""
 
 
 @dataclass
@@ -36,13 +36,13 @@ class BatchConfig(Section):
     """The global batch: P identities x K images, the same for any number of ranks."""
 
     identities: Size = 16
-    """P, identities in the batch of all ranks together; ranks share them equally."""
+    """P, identities in the global batch, shared equally by the ranks."""
     images: Size = 4
     """K, images per identity."""
     streams: Size = 8
-    """S, fixed cuts of an epoch: divides `identities`, is divided by the number of ranks; another S, other batches."""
+    """S, parts of an epoch: divides `identities`, is a multiple of the number of ranks; other S, other batches."""
     short: Literal["keep", "repeat"] = "keep"
-    """Identity with fewer than K images: keep its short group, or repeat images up to K (as BoT does)."""
+    """Identity with fewer than K images: keep its short group, or repeat images up to K (like BoT)."""
     steps_per_epoch: Count = 0
     """Optimizer steps per epoch; 0 = one pass over the images."""
 
@@ -56,22 +56,22 @@ class BatchConfig(Section):
 
 @dataclass
 class AugmentConfig(Section):
-    """Random changes to training images; parameters are drawn from (seed, epoch, stream, step)."""
+    """Augmentation of training images; parameters are drawn from (seed, epoch, stream, step)."""
 
     flip: Fraction = 0.5
     """Probability of a horizontal flip."""
     pad: Count = 10
     """Pixels of padding before the random crop back to size."""
     fill: Literal["black", "edge"] = "black"
-    """What the padding shows: black, or the nearest pixel of the image."""
+    """Value of the padding: black, or the nearest pixel of the image."""
     rotate_degrees: NonNegative = 0.0
-    """Largest random rotation either way, in degrees."""
+    """Maximum random rotation in both directions, in degrees."""
     scale: Fraction = 0.0
-    """Largest random zoom either way, as a fraction (0.1 = 0.9x to 1.1x)."""
+    """Maximum random zoom in both directions, as a fraction (0.1 = 0.9x to 1.1x)."""
     erase: Fraction = 0.5
     """Probability of random erasing (one rectangle, filled with the mean colour)."""
     erase_area: tuple[Fraction, Fraction] = (0.02, 0.4)
-    """Smallest and largest erased area, as a fraction of the image."""
+    """Minimum and maximum erased area, as a fraction of the image."""
 
     def check(self) -> None:
         if self.erase_area[0] > self.erase_area[1]:
@@ -83,25 +83,25 @@ class ModelConfig(Section):
     """Encoder, pooling and heads."""
 
     encoder: str = "resnet50"
-    """Backbone; `python -m reid.model list` shows all; resnet10 is meant for CPU work; timm/<name> is any of timm."""
+    """Backbone; `python -m reid.model list` shows all; resnet10 is for CPUs; timm/<name> is any model of timm."""
     weights: str = "imagenet"
-    """Initial encoder weights: imagenet (torchvision's V1, fetched once), none, or a .safetensors or .pth file."""
+    """Initial encoder weights: imagenet (torchvision's V1, downloaded once), none, or a .safetensors or .pth file."""
     last_stride: Literal[1, 2] = 1
-    """Stride of a ResNet's last stage; 1 keeps twice the resolution (BoT: +1.4 mAP). Of no effect on others."""
+    """Stride of a ResNet's last stage; 1 keeps twice the resolution (BoT: +1.4 mAP). No effect on other encoders."""
     stem_stride: Literal[1, 2, 4] = 4
-    """Reduction before the first stage: 4 as on ImageNet; 2 without the max-pool; 1 without any stride."""
+    """Reduction before the first stage: 4 as for ImageNet; 2 without the max-pool; 1 without any stride."""
     pool: Literal["gap", "gem"] = "gap"
-    """Global average pooling, or generalised-mean pooling with a learned exponent; a ViT has its class token."""
+    """Global average pooling, or generalized-mean pooling with a learned exponent; a ViT uses its class token."""
     norm: Literal["batch", "frozen"] = "batch"
-    """Encoder's BatchNorm: statistics of each batch, or those of `weights` for ever (weight and bias still learn)."""
+    """Encoder's BatchNorm: statistics of each batch, or always those of `weights` (weight and bias still learn)."""
     sync_batchnorm: bool = False
-    """BatchNorm over the images of all ranks instead of each rank's own."""
+    """BatchNorm over the images of all ranks instead of each rank's."""
     frozen_epochs: Count = 0
-    """First epochs in which only neck and classifier learn, and the encoder stands still."""
+    """First epochs in which only neck and classifier learn, and the encoder is frozen."""
     head: Literal["linear", "cosine", "euclidean"] = "linear"
-    """Classifier on the feature after the neck: w·f; cos(w, f); or minus the squared distance to a learned center."""
+    """Classifier on the feature after the neck: w·f; cos(w, f); or the negative squared distance to a learned center."""
     head_temperature: Positive = 1.0
-    """What the logits are divided by; the cosine head wants about 0.06, the euclidean head 1 or more."""
+    """Divisor of the logits; about 0.06 for the cosine head, 1 or more for the euclidean head."""
 
     def check(self) -> None:
         if self.weights != "none":
@@ -116,7 +116,7 @@ class ModelConfig(Section):
 
 @dataclass
 class LossConfig(Section):
-    """Weights and parameters of the objective; a weight of 0 switches a term off."""
+    """Weights and parameters of the losses; a weight of 0 switches a loss off."""
 
     cross_entropy: Weight = 1.0
     """Weight of the cross-entropy on identity logits."""
@@ -137,13 +137,13 @@ class LossConfig(Section):
     ctl: Weight = 0.0
     """Weight of the centroid triplet loss."""
     w1: Fraction = 0.1
-    """MCTL: weight of the pull towards the own centroid; the push has 1 - w1 unless w2 is given."""
+    """MCTL: weight of the pull towards the positive centroid; the push has 1 - w1 unless w2 is given."""
     w2: NonNegative | None = None
     """MCTL: weight of the push away from the nearest other centroid; null = 1 - w1."""
     margin: Positive = 0.5
     """Margin of MCTL and CTL, in units of feature distance."""
     reading: Literal["paper", "rounds"] = "paper"
-    """How MCTL and CTL choose anchors and centroids (see reid/losses/)."""
+    """How MCTL and CTL choose anchors and centroids (docs/method.md)."""
     normalize: bool = False
     """MCTL and CTL on unit vectors instead of raw features."""
     relative: bool = False
@@ -182,19 +182,19 @@ class OptimConfig(Section):
     lr: Positive = 3.5e-4
     """Learning rate after the warm-up."""
     lr_rule: Literal["none", "linear", "sqrt"] = "none"
-    """How `lr` grows with `batch.identities` over `reference_identities`: not at all, in proportion, by the root."""
+    """How `lr` grows with `batch.identities` / `reference_identities`: not at all, linearly, or by the square root."""
     reference_identities: Size = 16
     """Global number of identities in a batch for which `lr` was chosen; used by `lr_rule`."""
     head_lr_factor: Positive = 1.0
     """Learning rate of neck and classifier, as a multiple of the encoder's."""
     bias_lr_factor: Positive = 1.0
-    """Learning rate of biases, as a multiple of that of weights (Caffe's habit, and BoT's code's default, is 2)."""
+    """Learning rate of biases, as a multiple of that of weights (2 in Caffe and in BoT's code)."""
     momentum: Fraction = 0.9
     """Momentum of SGD."""
     weight_decay: NonNegative = 5e-4
     """L2 penalty, or the decay of AdamW."""
     decay_norm: bool = True
-    """Weight decay also on biases and on the weights of normalisation layers."""
+    """Weight decay also on biases and on the weights of normalization layers."""
     epochs: Size = 120
     """Epochs of training."""
     schedule: Literal["milestones", "cosine"] = "milestones"
@@ -206,17 +206,17 @@ class OptimConfig(Section):
     warmup_epochs: Count = 10
     """Epochs over which the learning rate rises linearly."""
     warmup_factor: Fraction = 0.01
-    """Fraction of `lr` at the very first step."""
+    """Fraction of `lr` at the first step."""
     clip_norm: NonNegative = 0.0
     """Clip the gradient's global norm to this; 0 = never."""
 
 
 @dataclass
 class EvalConfig(Section):
-    """Evaluation inside training; `evaluate.py` does the rest."""
+    """Evaluation during training."""
 
     every_epochs: Count = 0
-    """Evaluate the image and centroid protocols every so many epochs; 0 = after the last epoch only."""
+    """Epochs between evaluations of the image and centroid protocols; 0 = only after the last epoch."""
     batch_size: Size = 128
     """Images per forward pass and rank."""
 
@@ -228,29 +228,29 @@ class TrackConfig(Section):
     every_steps: Size = 10
     """Steps between two lines of metrics.jsonl."""
     wandb: Literal["online", "offline", "off"] = "offline"
-    """Weights & Biases mode; offline runs land in the run's folder, for `wandb sync`."""
+    """Weights & Biases mode; offline runs are written to the run's folder, for `wandb sync`."""
     project: str = "mctl-reid"
     """W&B project."""
     keep_checkpoints: Size = 2
-    """Newest checkpoints kept, beside the best (one is written each epoch)."""
+    """Newest checkpoints kept, in addition to the best (one is written each epoch)."""
     artifacts: bool = False
     """Send the manifest and the best checkpoint to W&B as artifacts."""
     checkpoint_steps: Count = 0
-    """Write a checkpoint also every so many steps; 0 = at the end of each epoch alone."""
+    """Steps between additional checkpoints; 0 = only at the end of each epoch."""
 
 
 @dataclass
 class SpeedConfig(Section):
-    """What changes the time of a step, and hardly its result."""
+    """Knobs that change the time of a step, and hardly its result."""
 
     channels_last: bool = True
-    """Keep images and weights in the memory order that convolutions on tensor cores want."""
+    """Memory format of images and weights on CUDA that is fastest on tensor cores."""
     compile: bool = False
-    """torch.compile the model: minutes at the start, faster steps after."""
+    """torch.compile the model: minutes at the start, then faster steps."""
     deterministic: bool = False
-    """Only deterministic kernels: slower, and the same bits again on the same GPU."""
+    """Only deterministic kernels: slower, and bit-equal results on the same GPU."""
     pin_memory: bool = True
-    """Copy batches to the GPU while it computes (page-locked memory); without effect on a CPU."""
+    """Copy batches to the GPU while it computes (page-locked memory); no effect on a CPU."""
 
 
 @dataclass
@@ -264,17 +264,17 @@ class Config(Section):
     seed: Seed = 0
     """Seed of weights, plan and augmentation; 0 or more."""
     resume: Literal["never", "auto"] = "never"
-    """auto: continue from this run's newest checkpoint, if there is one; never: refuse a folder with checkpoints."""
+    """auto: resume from this run's newest checkpoint, if there is one; never: refuse a folder with checkpoints."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
-    """auto: CUDA where it is there; cuda: an error where it is not; cpu: even where it is."""
+    """auto: CUDA if available, otherwise the CPU; cuda: an error if not available; cpu."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Autocast; auto = bf16 on CUDA, none on CPU."""
     dry_run: bool = False
-    """Check everything, make two steps, write nothing."""
+    """Check everything, train two steps, write nothing."""
     timeout_s: Size = 600
-    """Seconds that a process waits for the others before the run ends with an error."""
+    """Seconds that a rank waits for the others before the run ends with an error."""
     stop_file: str = ""
-    """A file whose appearance stops the run at the next step, with a checkpoint; SIGTERM and SIGUSR1 do the same."""
+    """The run saves a checkpoint and stops when this file appears; SIGTERM and SIGUSR1 do the same."""
     data: DataConfig = field(default_factory=DataConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -296,44 +296,44 @@ class Config(Section):
 
 @dataclass
 class EvaluateConfig(Section):
-    """One evaluation by `evaluate.py`: of a run, of another system's features, or a comparison of finished reports."""
+    """One evaluation: of a run, of another system's features, or a comparison of finished reports."""
 
     run: str = ""
-    """Folder of the training run, e.g. runs/quickstart."""
+    """Folder of the training run, e.g. runs/quickstart; `--run` may be omitted."""
     checkpoint: str = "newest"
     """Which of the run's checkpoints: newest, best, the name of a folder in checkpoints/, or a path without --run."""
     data: list[str] = field(default_factory=list)
-    """Shards to evaluate on, one folder or several; empty = those the run was trained on."""
+    """Shards to evaluate on, one or several folders; empty = those the run was trained on."""
     features: list[str] = field(default_factory=list)
-    """Instead of a run: any system's features of query and gallery, two .npz files or folders of .npy files."""
+    """Instead of a run: features of query and gallery from any system, two .npz files or folders of .npy files."""
     images: str = ""
-    """Folder that the `paths` in feature files count from; empty = the folder of each file."""
+    """Folder of the relative `paths` in feature files; empty = the folder of each file."""
     compare: list[str] = field(default_factory=list)
     """Runs or report folders to compare with the first of them, query by query."""
     out: str = ""
-    """Folder of the report; empty = <run>/eval. Runs write into a folder per dataset there."""
+    """Folder of the report; empty = <run>/eval. Runs write one folder per dataset into it."""
     save_features: bool = False
-    """Write query.npz and gallery.npz, as --features reads them, beside the report."""
+    """Write query.npz and gallery.npz, which --features reads, into the report's folder."""
     baselines: list[Literal["untrained", "histogram"]] = field(default_factory=list)
-    """Rows to put beside the trained encoder: the untrained encoder, a colour histogram."""
+    """Models to compare with the trained encoder: the untrained encoder, a colour histogram."""
     protocols: list[Literal["image", "centroid", "centroid_all", "ctl_published"]] = field(
         default_factory=lambda: ["image", "centroid", "centroid_all", "ctl_published"]
     )
     """Evaluation protocols; all are reported side by side."""
     metric: Literal["cosine", "euclidean"] = "cosine"
-    """How features are compared: normalised (after any averaging), or raw by their distance."""
+    """Similarity of features: cosine (normalized after any averaging), or the distance of raw features."""
     ranks: list[int] = field(default_factory=lambda: [1, 5, 10])
     """Ranks of the CMC that the tables show."""
     max_rank: Size = 50
-    """Length of the CMC curve; longer where --ranks asks for more."""
+    """Length of the CMC curve; longer if --ranks needs more."""
     rerank: bool = False
     """Add a row for the image protocol after k-reciprocal re-ranking."""
     rerank_k1: Size = 20
-    """Neighbours that must be mutual."""
+    """k1: number of neighbours that must be mutual."""
     rerank_k2: Size = 6
-    """Neighbours that a query's expansion averages."""
+    """k2: number of neighbours averaged in the query expansion."""
     rerank_lambda: Fraction = 0.3
-    """Share of the original distance in the final one."""
+    """Weight of the original distance in the final one."""
     precision: Literal["no", "bf16"] = "no"
     """Autocast of the forward pass; no = float32 throughout."""
     batch_size: Size = 128
@@ -341,7 +341,7 @@ class EvaluateConfig(Section):
     workers: Count = 2
     """Decoding processes per rank."""
     timeout_s: Size = 3600
-    """Seconds that processes wait for rank 0, which re-ranks and draws alone."""
+    """Seconds that ranks wait for rank 0, which re-ranks and draws."""
     wandb: Literal["online", "offline", "off"] = "offline"
     """Weights & Biases mode."""
     project: str = "mctl-reid"
