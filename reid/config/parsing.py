@@ -88,9 +88,7 @@ def expand_config(parser: _Parser, word: str) -> list[str]:
     while base := re.search(BASE, extended.read_text()):
         extended = extended.parent / base[1]
         if not extended.is_file() or extended in files:
-            parser.error(
-                f"{files[0]}: base: {base[1]}: {'it extends itself' if extended in files else 'no such file'}"
-            )
+            parser.error(f"{files[0]}: base: {base[1]}: {'it extends itself' if extended in files else 'no such file'}")
         files.insert(0, extended)
     for file in files:
         text = re.sub(BASE, "", file.read_text())

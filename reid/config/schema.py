@@ -99,7 +99,7 @@ class ModelConfig(Section):
     frozen_epochs: Count = 0
     """First epochs in which only neck and classifier learn, and the encoder is frozen."""
     head: Literal["linear", "cosine", "euclidean"] = "linear"
-    """Classifier on the feature after the neck: w·f; cos(w, f); or the negative squared distance to a learned center."""
+    """Classifier on the feature after the neck: w·f; cos(w, f); or minus the squared distance to a learned center."""
     head_temperature: Positive = 1.0
     """Divisor of the logits; about 0.06 for the cosine head, 1 or more for the euclidean head."""
 

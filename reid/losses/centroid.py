@@ -14,14 +14,14 @@ from reid.losses.distances import as_float, check_batch, check_margin, euclidean
 
 @dataclass(frozen=True)
 class Centroids:
-    """The identities of a global batch, sorted by pid and equal on every rank.
-
-    sums (C, D) with gradient to the features of all ranks; counts (C,) float of the same dtype; pids (C,) int64.
-    """
+    """The identities of a global batch, sorted by pid and equal on every rank."""
 
     sums: Tensor
+    """(C, D), with gradient to the features of all ranks."""
     counts: Tensor
+    """(C,), of the dtype of the sums."""
     pids: Tensor
+    """(C,) int64."""
 
     @property
     def means(self) -> Tensor:
@@ -32,23 +32,25 @@ class Centroids:
         return Centroids(self.sums.detach(), self.counts, self.pids)
 
     def index(self, pids: Tensor) -> Tensor:
-        """The row (N,) of each of `pids` (N,), all of which must be present."""
+        """Return the row (N,) of each of `pids` (N,), all of which must be present."""
         return torch.searchsorted(self.pids, pids)
 
     def leave_one_out(self, features: Tensor, rows: Tensor) -> Tensor:
-        """For each of features (N, D) the centroid (N, D) of its identity `rows` (N,) without itself.
+        """Return for each feature (N, D) the centroid (N, D) of its identity, `rows` (N,), without the feature.
 
-        Where the identity has this one image alone there is no such centroid: those rows hold the feature itself
-        (finite, so that a mask of zeros keeps gradients at zero) and must be masked by `counts >= 2`.
+        An identity with one image has no such centroid: its row holds the feature (finite, so that a mask of zeros
+        keeps gradients at zero), and must be masked by `counts >= 2`.
         """
         others = self.counts[rows] - 1
         return (self.sums[rows] - features * (others > 0)[:, None]) / others.clamp(min=1)[:, None]
 
 
 def sum_by_pid(features: Tensor, pids: Tensor, counts: Tensor | None = None) -> Centroids:
-    """Sums and counts per identity of `features` (N, D) on this rank alone, with gradient.
+    """Sum features (N, D) per identity on this rank, with gradient.
 
-    pids (N,) int64 in any order. `counts` (N,), when rows are themselves sums, says of how many; otherwise 1 each.
+    Args:
+        pids: (N,) int64, any order.
+        counts: (N,) number of features in each row, if rows are sums; default: 1.
     """
     unique, rows = torch.unique(pids, return_inverse=True)
     if counts is None:
@@ -59,11 +61,15 @@ def sum_by_pid(features: Tensor, pids: Tensor, counts: Tensor | None = None) -> 
 
 
 def gather_centroids(features: Tensor, pids: Tensor) -> Centroids:
-    """Per-identity sums of this step over all ranks, with gradient.
+    """Sum features per identity over all ranks, with gradient.
 
-    features (B, D) float local; pids (B,) int64 local, any order, any count per identity, B may differ by rank.
-    An identity on several ranks is merged by its pid. Cost per rank: one all-gather of P*D floats and two of O(P),
-    with P the largest number of identities on a rank; backward, one reduce-scatter of the same size.
+    Args:
+        features: (B, D) float, this rank's; B may differ between ranks.
+        pids: (B,) int64, any order, any number of rows per identity.
+
+    Returns:
+        Centroids of the global batch. An identity that lies on several ranks is merged. Costs one all-gather of P·D
+        floats and two of O(P), with P the largest number of identities on a rank, and backward one reduce-scatter.
     """
     local = sum_by_pid(features, pids)
     sizes = gather_sizes(len(local.pids), features.device)
@@ -79,25 +85,25 @@ READINGS = ("paper", "rounds")
 
 @dataclass(frozen=True)
 class Anchors:
-    """What the centroid losses see: this rank's anchors with their two distances.
-
-    d_ap (A,) to the positive centroid, d_an (A,) to the nearest negative, with gradient; has_negative (A,) bool;
-    nearest (A,) int64: which identity of the global batch that negative is; weight (A,): 1 / (number of anchors of the
-    global batch), or 0 for a row that is no anchor.
-    """
+    """This rank's anchors with the two distances that the centroid losses use."""
 
     d_ap: Tensor
+    """(A,) distance to the positive centroid, with gradient."""
     d_an: Tensor
+    """(A,) distance to the nearest negative centroid, with gradient."""
     has_negative: Tensor
+    """(A,) bool."""
     nearest: Tensor
+    """(A,) int64, identity of the global batch of that negative."""
     weight: Tensor
+    """(A,) 1 / (number of anchors in the global batch), or 0 for a row that is not an anchor."""
 
     def mean(self, values: Tensor) -> Tensor:
-        """This rank's share of the mean of `values` (A,) over the anchors of all ranks."""
+        """Return this rank's share of the mean of `values` (A,) over the anchors of all ranks."""
         return world_size() * (self.weight * values).sum()
 
     def in_units_of(self, unit: Tensor) -> Anchors:
-        """The same anchors with distances divided by `unit` (a scalar without gradient)."""
+        """Return the anchors with distances divided by `unit` (a scalar without gradient)."""
         return replace(self, d_ap=self.d_ap / unit, d_an=self.d_an / unit)
 
 
@@ -114,18 +120,28 @@ def modified_centroid_triplet(
 
         L = mean over anchors A of  w1 * d(A, c_p)^2 + w2 * max(0, margin - min_N d(A, c_N))^2
 
-    features (B, D) before the neck; pids (B,) int64. Returns a scalar (this rank's share). c_p is the mean of the
-    anchor's identity without the anchor, c_N the mean of another identity, both over the global batch; d is Euclidean
-    on raw features, or on unit vectors with `normalize`. w2 is 1 - w1 unless given. An identity with one image in the
-    global batch gives no anchor and stays a negative. With one identity in the batch the pull term is left alone.
-    `reading="rounds"`: the same two terms inside the K rounds of `centroid_triplet`.
+    c_p is the mean of the anchor's identity without the anchor, c_N the mean of another identity, both over the global
+    batch. An identity with one image in the global batch gives no anchor, but is a negative. With one identity in the
+    batch only the pull term is left.
+
+    Args:
+        features: (B, D), before the neck.
+        pids: (B,) int64.
+        w1: weight of the pull, in [0, 1]; the paper uses 0.1.
+        margin: greater than 0, in units of distance.
+        reading: paper, or rounds: the same two terms in the K rounds of `centroid_triplet`.
+        normalize: Euclidean distance of unit vectors instead of raw features.
+        w2: weight of the push; default: 1 - w1.
+
+    Returns:
+        A scalar, this rank's share.
     """
     anchors = centroid_anchors(features, pids, reading, normalize)
     return modified_centroid_triplet_of(anchors, w1, margin, w2)
 
 
 def modified_centroid_triplet_of(anchors: Anchors, w1: float, margin: float, w2: float | None = None) -> Tensor:
-    """MCTL of distances already found; see `modified_centroid_triplet`."""
+    """Compute MCTL from anchors; see `modified_centroid_triplet`."""
     if not 0.0 <= w1 <= 1.0:
         raise ValueError(f"w1 = {w1} lies outside [0, 1]; the paper uses 0.1")
     check_margin(margin)
@@ -141,17 +157,17 @@ def centroid_triplet(
 
         L = mean over anchors A of  max(0, d(A, c_p) - min_N d(A, c_N) + margin)
 
-    Arguments and result as `modified_centroid_triplet`. Two readings:
-    paper: anchors are the samples, c_p leaves the anchor out, c_N are full means.
-    rounds: what the authors' code does: in round i each identity offers its i-th image as the query and the mean of
-    its other images as the centroid; batch-hard triplet over queries and centroids, both being anchors; the mean is
-    over the anchors of a round, then over rounds.
+    Arguments and result as for `modified_centroid_triplet`. There are two readings:
+        paper: anchors are the samples, c_p leaves the anchor out, c_N are full means.
+        rounds: as in the authors' code. In round i the query of each identity is its i-th image, and its centroid is
+            the mean of its other images. The loss is batch-hard triplet with queries and centroids as anchors,
+            averaged over the anchors of a round, then over rounds.
     """
     return centroid_triplet_of(centroid_anchors(features, pids, reading, normalize), margin)
 
 
 def centroid_triplet_of(anchors: Anchors, margin: float) -> Tensor:
-    """CTL of distances already found; see `centroid_triplet`."""
+    """Compute CTL from anchors; see `centroid_triplet`."""
     check_margin(margin)
     return anchors.mean(F.relu(anchors.d_ap - anchors.d_an + margin) * anchors.has_negative)
 
@@ -159,7 +175,7 @@ def centroid_triplet_of(anchors: Anchors, margin: float) -> Tensor:
 def centroid_anchors(
     features: Tensor, pids: Tensor, reading: str = "paper", normalize: bool = False, centroids: Centroids | None = None
 ) -> Anchors:
-    """This rank's anchors for CTL and MCTL. `centroids`, when at hand, are those of the same (normalised) features."""
+    """Return this rank's anchors for CTL and MCTL. centroids: of the same (normalized) features, if known."""
     if reading not in READINGS:
         raise ValueError(f"reading = {reading!r}; choose one of {', '.join(READINGS)}")
     check_batch(features, pids)
@@ -190,7 +206,7 @@ def _anchors_of_samples(features: Tensor, pids: Tensor, centroids: Centroids) ->
 
 
 def _anchors_in_rounds(features: Tensor, pids: Tensor) -> Anchors:
-    """All K rounds at once: N queries and N centroids of all ranks, of which only those of one round meet."""
+    """Compute all K rounds at once: of the N queries and N centroids of all ranks, only those of one round meet."""
     sizes = gather_sizes(len(features), features.device)
     queries, all_pids = gather_padded(features, sizes), gather_padded(pids, sizes)
     unique, row_of, counts = torch.unique(all_pids, return_inverse=True, return_counts=True)
@@ -208,7 +224,7 @@ def _anchors_in_rounds(features: Tensor, pids: Tensor) -> Anchors:
     absent = ~torch.cat([torch.ones_like(has_centroid), has_centroid])
     nearest, has_negative = find_nearest(anchors, entries, forbidden=another_round | same_identity | absent)
 
-    # As torch.bincount with weights, which adds in no fixed order on CUDA; there are at most as many rounds as rows.
+    # torch.bincount with weights adds in no fixed order on CUDA. There are at most as many rounds as rows.
     anchors_per_round = 2 * features.new_zeros(len(round_of)).index_add(0, round_of, has_centroid.to(features.dtype))
     num_rounds = (anchors_per_round > 0).sum().clamp(min=1)
     weight = has_centroid[mine] / (anchors_per_round[round_of[mine]].clamp(min=1) * num_rounds)
@@ -222,7 +238,7 @@ def _anchors_in_rounds(features: Tensor, pids: Tensor) -> Anchors:
 
 
 def _occurrence(column: Tensor, counts: Tensor) -> Tensor:
-    """For each row (N,) how many rows of the same column come before it."""
+    """Return for each row (N,) how many rows of the same column come before it."""
     order = torch.argsort(column, stable=True)
     first = torch.cumsum(counts, dim=0) - counts
     occurrence = torch.empty_like(column)

@@ -1,4 +1,4 @@
-"""Distances between features, and what every loss checks of its arguments."""
+"""Distances between features, and checks of the arguments of losses."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def euclidean(a: Tensor, b: Tensor) -> Tensor:
-    """Distances (...,) between rows of a and b (..., D), from direct differences, with gradient 0 at distance 0.
+    """Return the distances (...,) between rows of a and b (..., D), with gradient 0 at distance 0.
 
-    x^2 + y^2 - 2xy would lose the digits of small distances at the norms of raw ResNet features.
+    Computed from differences: x^2 + y^2 - 2xy loses the digits of small distances at the norms of raw features.
     """
     squared = (a - b).square().sum(dim=-1)
     nonzero = squared > 0
@@ -20,11 +20,18 @@ def euclidean(a: Tensor, b: Tensor) -> Tensor:
 def find_nearest(
     anchors: Tensor, candidates: Tensor, forbidden: Tensor, farthest: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Index of the nearest (or farthest) allowed candidate of each anchor, and whether there is one.
+    """Find the nearest (or farthest) allowed candidate of each anchor.
 
-    anchors (..., A, D), candidates (..., N, D), forbidden (..., A, N). Mining needs no gradient, so no (A, N, D) array
-    and no graph are kept; the chosen pairs' distances are then taken with `euclidean`. Here x^2 + y^2 - 2xy is safe:
-    in float64 it errs by 1e-13 of the squared norm, less than direct differences in float32, at a product's cost.
+    Mining needs no gradient; distances of the chosen pairs are then computed by `euclidean`. Here x^2 + y^2 - 2xy is
+    safe: its error in float64 is 1e-13 of the squared norm, less than that of differences in float32.
+
+    Args:
+        anchors: (..., A, D).
+        candidates: (..., N, D).
+        forbidden: (..., A, N) bool.
+
+    Returns:
+        The index (..., A) of the candidate, and whether there is one (..., A).
     """
     middle = candidates.mean(dim=-2, keepdim=True)
     a, b = (anchors - middle).double(), (candidates - middle).double()
@@ -36,7 +43,7 @@ def find_nearest(
 
 
 def as_float(tensor: Tensor) -> Tensor:
-    """float32 at least: halves are widened, float64 stays (the exactness tests use it)."""
+    """Return float16 and bfloat16 tensors as float32, others unchanged (float64 is used by exactness tests)."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 

@@ -1,4 +1,4 @@
-"""Losses of single features: cross-entropy on identity logits, and the center loss."""
+"""Losses of one feature and its identity: cross-entropy and center loss."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from reid.losses.distances import as_float
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tensor:
     """Cross-entropy with label smoothing (Szegedy et al., 2016): targets (1 - s) * onehot + s / C.
 
-    logits (B, C); labels (B,) in [0, C). The mean is over the images of all ranks.
+    Args:
+        logits: (B, C).
+        labels: (B,) int64, in [0, C).
+
+    Returns:
+        This rank's share of the mean over the images of all ranks.
     """
     with torch.autocast(logits.device.type, enabled=False):
         total = F.cross_entropy(as_float(logits), labels, label_smoothing=smoothing, reduction="sum")
@@ -24,8 +29,8 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Ten
 class CenterLoss(nn.Module):
     """Center loss (Wen et al., ECCV 2016): L = sum_i |f_i - c_{y_i}|^2 / B, with one learned center per identity.
 
-    The centers (C, D) are a float32 buffer, updated in closed form by plain SGD on the *unweighted* loss from sums
-    over all ranks: equal on every rank, outside every gradient scaler, saved with the model.
+    The centers (C, D) are a float32 buffer. `update` makes a step of SGD on the *unweighted* loss in closed form, from
+    sums over all ranks, so the centers are equal on every rank and independent of a gradient scaler.
     """
 
     centers: Tensor
@@ -36,16 +41,16 @@ class CenterLoss(nn.Module):
         self.register_buffer("centers", torch.randn(num_classes, dim, generator=generator))
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """features (B, D), labels (B,) in [0, C): this rank's share of the loss."""
+        """Return this rank's share of the loss. features (B, D); labels (B,) in [0, C)."""
         with torch.autocast(features.device.type, enabled=False):
             gaps = as_float(features) - self.centers[labels]
             return global_mean(gaps.square().sum(), torch.full((), float(len(labels)), device=labels.device))
 
     @torch.no_grad()
     def update(self, centroids: Centroids) -> None:
-        """One SGD step c_y -= lr * 2 * (n_y c_y - S_y) / B from the sums S and counts n of the global batch.
+        """Make the step c_y -= lr * 2 * (n_y c_y - S_y) / B, with the sums S and counts n of the global batch.
 
-        A center that the step would make infinite or NaN (features that overflowed) stays where it is.
+        A center that would become infinite or NaN, because features overflowed, does not change.
         """
         rows = self.centers[centroids.pids]
         sums, counts = centroids.sums.detach().to(rows.dtype), centroids.counts.to(rows.dtype)

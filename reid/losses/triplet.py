@@ -1,4 +1,4 @@
-"""Triplet and quadruplet losses of batch-hard mining, in the batch of one rank or of all ranks."""
+"""Batch-hard triplet and quadruplet losses, mined in the batch of one rank or of all ranks."""
 
 from __future__ import annotations
 
@@ -19,8 +19,16 @@ def batch_hard_triplet(features: Tensor, pids: Tensor, margin: float | None = 0.
 
         L = mean over anchors of  max(0, max_p d(a, p) - min_n d(a, n) + margin);  margin None: softplus(d_ap - d_an)
 
-    features (B, D); pids (B,) int64. `scope="local"` mines in this rank's batch, "global" in that of all ranks. Rows
-    without a positive or without a negative are no anchors; the mean is over the anchors of all ranks.
+    Rows without a positive or without a negative are not anchors; the mean is over the anchors of all ranks.
+
+    Args:
+        features: (B, D).
+        pids: (B,) int64.
+        margin: greater than 0, or None for the soft margin.
+        scope: local mines in this rank's batch, global in that of all ranks.
+
+    Returns:
+        A scalar, this rank's share.
     """
     if margin is not None:
         check_margin(margin)
@@ -38,10 +46,9 @@ def quadruplet(
 
         L = mean over anchors of  max(0, d(a, p) - d(a, n1) + margin) + max(0, d(a, p) - d(n1, n2) + margin2)
 
-    p is the farthest positive, n1 the nearest negative of the anchor, n2 the image nearest to n1 of a third identity;
-    margin2 < margin, so that the second term, which does not touch the anchor's own negatives, stays the weaker one.
-    Distances are Euclidean on raw features. With two identities in the batch there is no n2 and no second term.
-    Arguments and anchors as `batch_hard_triplet`.
+    p is the farthest positive of the anchor, n1 its nearest negative, and n2 the image of a third identity that is
+    nearest to n1. margin2 < margin keeps the second term, which does not involve the anchor's negatives, the weaker
+    one. With two identities in the batch there is no second term. Other arguments as for `batch_hard_triplet`.
     """
     check_margin(margin)
     if not 0 < margin2 < margin:
@@ -58,10 +65,10 @@ def quadruplet(
 
 @dataclass(frozen=True)
 class _Hardest:
-    """Farthest positive and nearest negative of each of this rank's rows among N candidates.
+    """Farthest positive and nearest negative of each of this rank's rows, among N candidates.
 
-    d_ap, d_an (B,) with gradient; nearest (B,) index of the negative; is_anchor (B,) bool: has both.
-    candidates (N, D) with gradient and candidate_pids (N,): this rank's rows, or those of all ranks.
+    d_ap, d_an (B,), with gradient. nearest (B,): index of the negative. is_anchor (B,) bool: has both. candidates
+    (N, D), with gradient, and candidate_pids (N,): the rows of this rank, or of all ranks.
     """
 
     d_ap: Tensor
