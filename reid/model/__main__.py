@@ -14,7 +14,7 @@ from reid.model.pretrained import cached_file, fetch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m reid.model list` and `fetch NAME ...`; returns the exit status, 1 on what the user can mend."""
+    """`python -m reid.model list` and `fetch NAME ...`; returns the exit status, 2 on what the user can mend."""
     parser = argparse.ArgumentParser(prog="python -m reid.model", description="ImageNet weights of encoders.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="the encoders, their parameters, and whether their weights are in the cache")
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _fetch(name)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     return 0
 
 

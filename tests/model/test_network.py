@@ -216,7 +216,7 @@ def test_fetch_prints_path_and_hash(capsys, monkeypatch, tmp_path):
     ("name", "words"), [("resnet51", "resnet51 is no encoder; choose"), ("resnet10", "no ImageNet")]
 )
 def test_fetch_of_what_there_is_not(capsys, name, words):
-    assert main(["fetch", name]) == 1
+    assert main(["fetch", name]) == 2
     said = capsys.readouterr()
     assert said.out == "" and said.err.startswith("error: ") and words in said.err
 
