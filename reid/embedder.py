@@ -28,7 +28,7 @@ from reid.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalize
 from reid.data.images import Pixels
 from reid.precision import find_wrong_convolution, forward_pass
 from reid.runs.folder import find_run
-from reid.runs.models import TRAINED, build_models, model_knobs
+from reid.runs.models import TRAINED, build_models
 
 Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 """A file, an encoded image, a PIL image, or (height, width, 3) uint8 RGB."""
@@ -93,7 +93,7 @@ class Embedder:
         run = config.load(folder / "config.yaml")
 
         pixels = Pixels.from_config(run.data)
-        model = build_models(found, model_knobs(run), [], run.seed)[TRAINED]
+        model = build_models(found, run)[TRAINED]
         return cls(model, pixels, asdict(run.model), found, device, dtype, batch_size, run.data.root)
 
     def embed(self, images: Iterable[Picture]) -> np.ndarray:

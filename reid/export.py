@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from reid.config import ModelConfig
 from reid.config import normalize_flags
 from reid.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalize
 from reid.data.manifest import load_manifest
@@ -246,7 +247,8 @@ def _load_weights(path: Path) -> Runner:
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     size = int(metadata["height"]), int(metadata["width"])
-    model = ReIDModel(1, **json.loads(metadata["model"]), weights="none", image_size=size).eval()
+    knobs = json.loads(metadata["model"]) | {"weights": "none", "norm": "batch", "frozen_epochs": 0}
+    model = ReIDModel(1, ModelConfig(**knobs), size).eval()
     missing = model.load_state_dict(load_file(path), strict=False).missing_keys
     assert missing == ["classifier.weight"], missing
 

@@ -31,7 +31,6 @@ from reid.runs import checkpoint
 from reid.runs.checkpoint import Progress
 from reid.runs.environment import code_version, describe_environment
 from reid.runs.folder import CHECKPOINTS, STOPPED_FILE, check_space, choose_checkpoint, own_folder, write_stopped
-from reid.runs.models import model_knobs
 from reid.runs.tracking import Tracker, name_in_sweep
 from reid.training.monitors import DamageWatch, FiniteWatch, HingeWatch, Meter, mean_over_ranks
 from reid.training.optim import Schedule, build_optimizer, take_step
@@ -105,7 +104,7 @@ def run(config: Config, manifest: Manifest, accelerator: Accelerator, hosts: Seq
 
     torch.manual_seed(config.seed)
     layout = torch.channels_last if config.speed.channels_last and device.type == "cuda" else torch.contiguous_format
-    model = ReIDModel(num_classes, **model_knobs(config)).to(device).to(memory_format=layout)
+    model = ReIDModel(num_classes, config.model, config.data.image_size).to(device).to(memory_format=layout)
     check_image_size(config, model, device)
     if not config.loss.cross_entropy:
         freeze_heads(model)
