@@ -1,6 +1,6 @@
 """Training and evaluation for person re-identification with the modified centroid triplet loss.
 
-`from reid import Embedder` is the door for other programs: images in, features out.
+Other programs use `from reid import Embedder`: images in, features out.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from reid.embedder import Embedder
 
 __version__ = "0.1.0"
-__all__ = ["Embedder", "__version__"]
+__all__ = ["DTYPES", "Embedder", "__version__"]
+
+DTYPES = ("float32", "bfloat16", "float16")  # that an Embedder computes in; here, so that parsers need no torch
 
 
 def __getattr__(name: str) -> Any:
-    """Embedder, imported when it is first asked for: it brings torch, and `import reid` should cost nothing."""
+    """Import Embedder at its first use: it imports torch, which takes seconds."""
     if name == "Embedder":
         return importlib.import_module("reid.embedder").Embedder
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""A trained model as a function, images in and features out: what search, export and other programs use.
+"""A trained model as a function from images to features, for search, export and other programs.
 
 from reid import Embedder
 features = Embedder.load("runs/market1501").embed(["a.jpg", "b.png"])  # (2, 2048) float32
@@ -23,16 +23,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from reid import config
+from reid import DTYPES, config
 from reid.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalize
 from reid.data.images import Pixels
 from reid.precision import find_wrong_convolution, forward_pass
 from reid.runs.folder import find_run
-from reid.runs.models import TRAINED, build_models, model_knobs
+from reid.runs.models import TRAINED, build_models
 
 Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 """A file, an encoded image, a PIL image, or (height, width, 3) uint8 RGB."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Knobs of `model` that change how a model learns, not what its features are.
 LEARNING = {"weights", "head", "head_temperature", "norm", "sync_batchnorm", "frozen_epochs"}
 ORIENTATION = 0x0112  # the EXIF tag
@@ -40,11 +39,14 @@ THREADS = 8  # at most, to decode images while the model works
 
 
 class Embedder:
-    """Features after the neck, as the evaluator uses them: not normalised. Compare them by their cosine.
+    """Computes features after the neck, as the evaluator does: not normalised. Compare them by their cosine.
 
-    source: the checkpoint's folder. data: the shards that it was trained on. knobs: the run's `model` config. size:
-    (height, width) that images are resized to. dim: D, the length of a feature. fingerprint: equal for two embedders
-    only if they give the same features.
+    Attributes:
+        source: the checkpoint's folder.
+        data: the shards that it was trained on.
+        knobs: the run's `model` configuration.
+        size: (height, width) that images are resized to.
+        dim: D, the length of a feature.
     """
 
     def __init__(
@@ -62,12 +64,11 @@ class Embedder:
             raise ValueError(f"dtype = {dtype!r}: choose {', '.join(DTYPES)}")
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size} must be at least 1")
-        self.device = choose_device(device)
-        if wrong := find_wrong_convolution(self.device, DTYPES[dtype]):
+        self.device, self.dtype, self.batch_size = choose_device(device), getattr(torch, dtype), batch_size
+        if wrong := find_wrong_convolution(self.device, self.dtype):
             raise ValueError(f"dtype = {dtype!r}: {wrong}")
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.pixels, self.knobs, self.source, self.data = pixels, knobs, source, data
-        self.dtype, self.batch_size = DTYPES[dtype], batch_size
         self.size = (pixels.height, pixels.width)
         self.dim: int = model.dim  # type: ignore[assignment]
 
@@ -75,11 +76,16 @@ class Embedder:
     def load(
         cls, path: str | os.PathLike[str], device: str = "auto", dtype: str = "float32", batch_size: int = 64
     ) -> Embedder:
-        """The model of a run's folder (its newest checkpoint), or of one checkpoint's folder inside a run.
+        """Load the model of a run's folder (its newest checkpoint), or of one checkpoint's folder inside a run.
 
-        device: auto (CUDA where it is there), or any of torch's names. dtype: float32, or bfloat16 or float16, which
-        autocast the forward pass. batch_size: images per forward pass. ValueError says what cannot be loaded, or that
-        this machine computes wrong features in `dtype`.
+        Args:
+            path: the folder.
+            device: auto (CUDA if there is one), or any of torch's names.
+            dtype: float32, or bfloat16 or float16, which autocast the forward pass.
+            batch_size: images per forward pass.
+
+        Raises:
+            ValueError: there is no such model or device, or this machine computes wrong features in `dtype`.
         """
         name = os.fspath(path)
         is_checkpoint = (Path(name) / "state.json").is_file()
@@ -87,14 +93,14 @@ class Embedder:
         run = config.load(folder.config)
 
         pixels = Pixels.from_config(run.data)
-        model = build_models(found, model_knobs(run), [], run.seed)[TRAINED]
+        model = build_models(found, run)[TRAINED]
         return cls(model, pixels, asdict(run.model), found, device, dtype, batch_size, run.data.root)
 
     def embed(self, images: Iterable[Picture]) -> np.ndarray:
-        """(N, D) float32 of N images, any mix of kinds, in their order; (0, D) of none.
+        """Return the features (N, D) float32 of N images, any mix of kinds, in their order.
 
-        Images are turned upright as EXIF says and made RGB. They are decoded while the model works on those before
-        them, and only a few batches are held in memory. ValueError names the first image that cannot be used.
+        Images are turned upright as EXIF says and made RGB. They are decoded while the model works on earlier ones, and
+        only a few batches are held in memory. Raises ValueError, which names the first image that cannot be used.
         """
         if isinstance(images, (str, bytes, os.PathLike, Image.Image)):
             raise ValueError("embed takes several images: give a list, with one image in it for one image")
@@ -103,9 +109,9 @@ class Embedder:
         return np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)
 
     def read(self, image: Picture, where: str = "image") -> Tensor:
-        """One image as the model sees it before normalisation: (3, height, width) uint8. Errors name it.
+        """Return one image as the model sees it before normalisation: (3, height, width) uint8.
 
-        where: what to call an image that is no file.
+        Errors call the image by its path or, if it is not a file, `where`.
         """
         if isinstance(image, (str, os.PathLike)):
             where = os.fspath(image)
@@ -114,10 +120,15 @@ class Embedder:
     def stream(
         self, readers: Iterable[Callable[[], Tensor]], on_damage: Callable[[int, str], object] | None = None
     ) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Features batch by batch: the places (B,) of their readers, and (B, D) float32.
+        """Yield features batch by batch.
 
-        Each reader gives what `read` gives. on_damage is called with the place and the reason of each that raises
-        ValueError, and the others go on; without it the error is raised.
+        Args:
+            readers: each returns what `read` returns.
+            on_damage: called with the place and the reason of a reader that raises ValueError. If None, the error is
+                raised.
+
+        Yields:
+            The places (B,) of the readers, and their features (B, D) float32.
         """
         places, pixels = [], []
         for place, reading in self._read_ahead(readers):
@@ -136,7 +147,7 @@ class Embedder:
             yield places, self.embed_pixels(torch.stack(pixels))
 
     def _read_ahead(self, readers: Iterable[Callable[[], Tensor]]) -> Iterator[tuple[int, Future[Tensor]]]:
-        """Each reader at work in a thread, in their order, two batches ahead."""
+        """Start the readers in threads, in their order, two batches ahead."""
         waiting: deque[tuple[int, Future[Tensor]]] = deque()
         with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
             for place, reader in enumerate(readers):
@@ -148,16 +159,16 @@ class Embedder:
 
     @torch.inference_mode()
     def embed_pixels(self, images: Tensor) -> np.ndarray:
-        """(B, D) float32 of (B, 3, height, width) uint8, in one forward pass."""
+        """Return the features (B, D) float32 of images (B, 3, height, width) uint8, in one forward pass."""
         with forward_pass(self.device, self.dtype):
             features: Tensor = self.model(normalize(images.to(self.device, non_blocking=True)))
         return features.float().cpu().numpy()
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex sha256 of everything that a feature depends on beside its image: preprocessing, encoder and neck.
+        """Hex sha256 of everything that a feature depends on besides its image: preprocessing, encoder and neck.
 
-        The classifier is left out, and so are device and dtype, which change digits only.
+        It leaves out the classifier, and also device and dtype, which change only the last digits.
         """
         digest = hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode())
         for name, value in sorted(self.model.state_dict().items()):
@@ -167,7 +178,7 @@ class Embedder:
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """What has to be known to get the same features elsewhere, beside the weights; JSON."""
+        """Return what another program must know besides the weights to get the same features; JSON."""
         return {
             "model": {name: value for name, value in self.knobs.items() if name not in LEARNING},
             "dim": self.dim,
@@ -182,7 +193,7 @@ class Embedder:
 
 
 def choose_device(name: str) -> torch.device:
-    """ValueError on a device that is not there."""
+    """Raises ValueError if there is no such device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -194,18 +205,15 @@ def choose_device(name: str) -> torch.device:
 
 
 def _encode(image: Picture, where: str) -> bytes:
-    """The bytes of a file; images in memory become an uncompressed TIFF, so that one reader sees them all."""
-    if isinstance(image, bytes):
-        data = image
-    elif isinstance(image, (str, os.PathLike)):
+    """Return an encoded image; one in memory becomes an uncompressed TIFF, so that one decoder reads all kinds."""
+    if isinstance(image, (str, os.PathLike)):
         try:
-            data = Path(image).read_bytes()
+            image = Path(image).read_bytes()
         except OSError as error:
             raise ValueError(f"{where}: {error.strerror or error}") from error
-    else:
-        data = _to_tiff(image, where)
+    data = image if isinstance(image, bytes) else _to_tiff(image, where)
     if not data:
-        raise ValueError(f"{where}: an empty file (0 bytes); it holds no image")
+        raise ValueError(f"{where}: an empty file (0 bytes)")
     return data
 
 
@@ -214,17 +222,17 @@ def _to_tiff(image: Image.Image | np.ndarray, where: str) -> bytes:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"{where}: an array {image.dtype} {image.shape}; give uint8 (height, width, 3), RGB")
         if not image.size:
-            raise ValueError(f"{where}: an array of {image.shape[0]} x {image.shape[1]} pixels; it holds no image")
+            raise ValueError(f"{where}: an array of {image.shape[0]} x {image.shape[1]} pixels")
         image = Image.fromarray(image)
     elif not isinstance(image, Image.Image):
         raise ValueError(f"{where}: a {type(image).__name__}; give a path, bytes, a PIL image or a uint8 array")
     if not image.width or not image.height:
-        raise ValueError(f"{where}: a picture of {image.width} x {image.height} pixels; it holds no image")
+        raise ValueError(f"{where}: a picture of {image.width} x {image.height} pixels")
     buffer, exif = io.BytesIO(), Image.Exif()
     try:
-        image.load()  # first: a TIFF turns itself upright here, and forgets that it had to be turned
+        image.load()  # first: this turns a TIFF upright and removes its orientation tag
         exif[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
         image.save(buffer, "TIFF", exif=exif)
-    except Exception as error:  # of a lazily opened file that is damaged: Pillow raises many kinds
+    except Exception as error:  # Pillow raises many kinds for a damaged file that was opened lazily
         raise ValueError(f"{where}: image cannot be decoded: {error}") from error
     return buffer.getvalue()

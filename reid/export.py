@@ -1,9 +1,9 @@
 """The export program: `python -m reid.export --checkpoint runs/x --format onnx --out x.onnx`.
 
-onnx and torch_export hold a graph: float32 images (batch, 3, height, width), RGB, 0 to 1, in batches of any size,
-become features (batch, dim) after the neck; normalisation is inside, resizing is not. safetensors holds the weights of
-encoder and neck. What a program must know to use them is inside each file and, but for ONNX, in a .json beside it.
-A file whose features differ from those of the model it was made of is not left behind.
+onnx and torch_export hold a graph from float32 images (batch, 3, height, width), RGB, 0 to 1, in batches of any size, to
+features (batch, dim) after the neck; it normalises the images but does not resize them. safetensors holds the weights of
+encoder and neck. The metadata that a program needs to use them is in each file and, except for ONNX, in a .json beside
+it. Each file is compared with the model on real images, and deleted if its features differ.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import argparse
 import importlib
 import json
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,15 @@ from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from reid.config import ModelConfig, normalize_flags
 from reid.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalize
 from reid.data.manifest import load_manifest
 from reid.embedder import Embedder
+from reid.files import write_atomically
 from reid.model.network import ReIDModel
+from reid.program import call
 from reid.runs.environment import PRODUCT, version_of
-from reid.search.sources import Found, is_shards, list_folder, list_shards
+from reid.search.sources import SourceImage, is_shards, list_folder, list_shards
 
 CHECKED = 8  # images that the file is compared on
 TOLERANCE = 1e-4  # of the largest feature; float32 runners differ by about a hundredth of it
@@ -44,7 +47,7 @@ Runner = Callable[[Tensor], np.ndarray]  # (B, 3, height, width) uint8 -> (B, D)
 
 
 class Graph(nn.Module):
-    """What is exported: images (B, 3, H, W) float32 in 0..1 -> features (B, D)."""
+    """The exported graph: images (B, 3, H, W) float32 in 0..1 -> features (B, D)."""
 
     mean: Tensor
     std: Tensor
@@ -62,60 +65,57 @@ class Graph(nn.Module):
 
 @dataclass(frozen=True)
 class Format:
-    """How a file is written (model, metadata, path), and how it is run by somebody who has that file alone."""
+    """How a file is written, and how it is run by a program that has only the file."""
 
     write: Callable[[Embedder, dict[str, Any], Path], None]
     load: Callable[[Path], Runner]
     json_beside: bool
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Export; returns the exit status: 2, with one line on stderr, on what the user can mend."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Export a model. What the user can fix ends the program with one line on stderr and status 2."""
     parser = argparse.ArgumentParser(prog="python -m reid.export", description="A trained model for other programs.")
     parser.add_argument("--checkpoint", required=True, metavar="PATH", help="a run's folder, or one of its checkpoints")
     parser.add_argument("--format", required=True, choices=FORMATS)
     parser.add_argument("--out", required=True, metavar="FILE", help="an earlier file is replaced")
-    parser.add_argument(
-        "--images",
-        default="",
-        metavar="DIR",
-        help="pictures or shards to compare on; default: the run's data, or noise",
-    )
+    images = "pictures or shards to compare on; default: the run's data, or noise"
+    parser.add_argument("--images", default="", metavar="DIR", help=images)
     share = "largest difference, as a share of the largest feature; default: %(default)s"
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help=share)
-    options = parser.parse_args(arguments)
-    try:
-        export(options.checkpoint, options.format, Path(options.out), options.images, options.tolerance)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    options = parser.parse_args(normalize_flags(sys.argv[1:] if arguments is None else arguments))
+    call(lambda: export(options.checkpoint, options.format, Path(options.out), options.images, options.tolerance))
 
 
-def export(checkpoint: str, name: str, out: Path, images: str = "", tolerance: float = TOLERANCE) -> float:
-    """Write `out`, check it and return the largest absolute difference of features. ValueError leaves no new file."""
+def export(checkpoint: str, name: str, out: Path, images: str = "", tolerance: float = TOLERANCE) -> None:
+    """Write a model to `out` in the format `name`, compare the file with the model and print the difference.
+
+    Raises ValueError, and leaves no new file, if the features differ by more than `tolerance` times the largest feature,
+    or if the model cannot be read or the file cannot be written.
+    """
     embedder = Embedder.load(checkpoint, device="cpu")
-    seen, which = choose_images(embedder, images)
+    inputs, which = choose_images(embedder, images)
     format, metadata = FORMATS[name], describe(embedder, name)
     part = out.with_name(f".part-{out.name}")
     try:
         format.write(embedder, metadata, part)
-        difference, largest = compare(embedder, format.load(part), seen)
-        told = f"on {which}: largest absolute difference {difference:.2e}, largest feature {largest:.2e}"
+        difference, largest = compare(embedder, format.load(part), inputs)
+        result = f"on {which}: largest absolute difference {difference:.2e}, largest feature {largest:.2e}"
         if not difference <= tolerance * largest:
-            raise ValueError(f"{out}: not written: its features are not those of the model, {told}")
-        os.replace(part, out)
+            raise ValueError(f"{out}: not written: its features are not those of the model, {result}")
+        part.replace(out)
+        if format.json_beside:
+            write_atomically(out.with_name(f"{out.name}.json"), json.dumps(metadata, indent=2) + "\n")
+    except OSError as error:
+        raise ValueError(f"{out} cannot be written: {error}") from error
     finally:
-        part.unlink(missing_ok=True)
-    if format.json_beside:
-        out.with_name(f"{out.name}.json").write_text(json.dumps(metadata, indent=2) + "\n")
+        with suppress(OSError):
+            part.unlink()
     print(f"{out}: {name}, {out.stat().st_size / 2**20:.1f} MiB, fingerprint {embedder.fingerprint[:12]}")
-    print(f"compared {told}")
-    return difference
+    print(f"compared {result}")
 
 
 def describe(embedder: Embedder, name: str) -> dict[str, Any]:
-    """The metadata; JSON."""
+    """Return the metadata of a file; JSON."""
     return {
         "made_by": f"{PRODUCT} {version_of(PRODUCT)}",
         "checkpoint": embedder.source.name,
@@ -126,47 +126,50 @@ def describe(embedder: Embedder, name: str) -> dict[str, Any]:
     }
 
 
-def choose_images(embedder: Embedder, images: str) -> tuple[Tensor, str]:
-    """(N, 3, H, W) uint8 to compare on, and what they are: `images`, or the data of the run, or noise."""
-    root = images or embedder.data
+def choose_images(embedder: Embedder, root: str) -> tuple[Tensor, str]:
+    """Choose (N, 3, H, W) uint8 to compare on from `root` or, if it is empty, the run's data or else noise.
+
+    Returns the images and what to call them. Raises ValueError if `root` has no image that can be read.
+    """
     try:
-        found = _read_some(embedder, root)
+        images = _read_some(embedder, root or embedder.data)
     except ValueError:
-        if images:
+        if root:
             raise
         noise = torch.randint(0, 256, (CHECKED, 3, *embedder.size), generator=torch.Generator().manual_seed(0))
-        return noise.to(torch.uint8), f"{CHECKED} images of noise ({root} cannot be read; --images gives others)"
-    return found, f"{len(found)} images of {root}"
+        reason = f"{embedder.data} cannot be read; --images gives others"
+        return noise.to(torch.uint8), f"{CHECKED} images of noise ({reason})"
+    return images, f"{len(images)} images of {root or embedder.data}"
 
 
 def _read_some(embedder: Embedder, root: str) -> Tensor:
-    """The first images that can be read."""
-    splits = load_manifest(root).splits if is_shards(root) else ()
-    listed: Iterable[Found] = list_shards(root, min(splits)) if splits else list_folder(root)  # gallery before others
-    read: list[Tensor] = []
+    """Read the first images that can be read."""
+    listed: Iterable[SourceImage]
+    listed = list_shards(root, min(load_manifest(root).splits)) if is_shards(root) else list_folder(root)
+    images: list[Tensor] = []
     reason = f"{root} holds no image"
-    for found in listed:
+    for image in listed:
         try:
-            read.append(embedder.read(found.image(), found.where))
+            images.append(embedder.read(image.load(), image.name))
         except ValueError as error:
             reason = str(error)
-        if len(read) == CHECKED:
+        if len(images) == CHECKED:
             break
-    if not read:
+    if not images:
         raise ValueError(f"no image to compare on: {reason}")
-    return torch.stack(read)
+    return torch.stack(images)
 
 
 def compare(embedder: Embedder, run: Runner, images: Tensor) -> tuple[float, float]:
-    """Largest absolute difference between the features of both, in batches of several sizes, and largest feature."""
-    wanted = embedder.embed_pixels(images)
+    """Return the largest absolute difference of features, in batches of several sizes, and the largest feature."""
+    expected = embedder.embed_pixels(images)
     sizes = {len(images), 1, min(3, len(images))}
     differences = [
-        np.abs(run(images[i : i + size]) - wanted[i : i + size]).max()
+        np.abs(run(images[i : i + size]) - expected[i : i + size]).max()
         for size in sizes
         for i in range(0, len(images), size)
     ]
-    return float(np.max(differences)), float(np.abs(wanted).max())  # NaN stays NaN, and is refused
+    return float(np.max(differences)), float(np.abs(expected).max())  # NaN stays NaN, and is refused
 
 
 def _to_text(metadata: dict[str, Any]) -> dict[str, str]:
@@ -178,7 +181,7 @@ def _trace(embedder: Embedder) -> torch.export.ExportedProgram:
     shapes = {"images": {0: torch.export.Dim("batch", min=1)}}
     try:
         return torch.export.export(Graph(embedder.model).eval(), (example,), dynamic_shapes=shapes)
-    except Exception as error:  # torch has many kinds for a model whose forward pass it cannot follow
+    except Exception as error:  # torch raises many kinds for a model that it cannot trace
         reason = str(error).strip().splitlines()[0]
         encoder = embedder.knobs["encoder"]
         raise ValueError(f"the encoder {encoder} has no graph ({reason}); --format safetensors needs none") from error
@@ -189,7 +192,7 @@ def _unit(images: Tensor) -> Tensor:
 
 
 def _write_onnx(embedder: Embedder, metadata: dict[str, Any], path: Path) -> None:
-    for name in ("onnxscript", "onnxruntime"):  # the second checks what the first makes: better missed now than then
+    for name in ("onnxscript", "onnxruntime"):  # the second is needed after the export, but is missed before it
         _import(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -239,11 +242,12 @@ def _write_weights(embedder: Embedder, metadata: dict[str, Any], path: Path) -> 
 
 
 def _load_weights(path: Path) -> Runner:
-    """A model built from the file alone."""
+    """Build a model from nothing but the file."""
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     size = int(metadata["height"]), int(metadata["width"])
-    model = ReIDModel(1, **json.loads(metadata["model"]), weights="none", image_size=size).eval()
+    knobs = json.loads(metadata["model"]) | {"weights": "none", "norm": "batch", "frozen_epochs": 0}
+    model = ReIDModel(1, ModelConfig(**knobs), size).eval()
     missing = model.load_state_dict(load_file(path), strict=False).missing_keys
     assert missing == ["classifier.weight"], missing
 
@@ -263,4 +267,4 @@ FORMATS = {
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

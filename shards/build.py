@@ -1,6 +1,5 @@
 """The build of a folder of shards from a raw dataset: in a temporary folder next to it, renamed at the end."""
 
-import errno
 import math
 import re
 import shutil
@@ -14,14 +13,15 @@ import numpy as np
 from reid.data.manifest import MANIFEST_NAME, Manifest, Split, load_manifest, save_manifest
 from reid.files import Held, hold, make_folder
 from shards.checks import find_warnings
-from shards.dealing import Layout, lay_out
+from shards.dealing import lay_out
 from shards.images import Encoding
 from shards.pack import Packed
 from shards.records import RawDataset
 from shards.summary import compare_counts
-from shards.write import write_shards
+from shards.write import check_free_space, explain_full_disk, write_shards
 
 MAX_BROKEN = 0.01
+_FIX = "nothing was built; make room or give another --out"
 # The name begins every key: WebDataset ends a key at its first dot, and a tar header has 100 characters for a name.
 _DATASET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 
@@ -69,12 +69,12 @@ def build(
     out = out.resolve()
     _check_knobs(name, num_shards, shard_bytes, max_broken, workers)
     make_folder(out.parent)
-    with _lock(out):
+    with _lock(out), explain_full_disk(out.parent, _FIX):
         temporary, old = out.with_name(f".{out.name}.building"), out.with_name(f".{out.name}.old")
         _clear_leftovers(out, temporary, old)
         _check_out(out, name)
         layout = lay_out(raw, name, num_shards, shard_bytes)
-        _check_free_space(out.parent, layout, encoding)
+        check_free_space(out.parent, layout.bytes if encoding is None else 0, _FIX)
         try:
             temporary.mkdir()
             packed = write_shards(layout, raw.root, temporary, encoding, workers, progress)
@@ -84,13 +84,6 @@ def build(
             if out.exists():
                 out.rename(old)
             temporary.rename(out)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise ValueError(
-                f"{out.parent}: no space left ({error.strerror}); nothing was built and the files written so far are "
-                "removed. Make room or give another --out"
-            ) from error
         finally:
             _clear_leftovers(out, temporary, old)
     sightings = {split: [image for part in parts for image in part.sightings] for split, parts in packed.items()}
@@ -157,15 +150,6 @@ def _check_out(out: Path, name: str) -> None:
         raise ValueError(f"{out}: besides the shards there is {others[0]!r}, which a build would delete; {fix}")
 
 
-def _check_free_space(folder: Path, layout: Layout, encoding: Encoding | None) -> None:
-    free = shutil.disk_usage(folder).free
-    if encoding is None and layout.bytes > free:
-        raise ValueError(
-            f"{folder}: no space left for these shards: they need about {layout.bytes / 2**20:,.1f} MiB, "
-            f"{free / 2**20:,.1f} MiB are free; nothing was built. Make room or give another --out"
-        )
-
-
 def _describe(packed: dict[str, list[Packed]], raw: RawDataset, name: str, encoding: Encoding | None) -> Manifest:
     skipped = [entry for parts in packed.values() for part in parts for entry in part.skipped]
     by_source = tuple(sorted(skipped, key=lambda entry: entry["source"]))
@@ -175,13 +159,14 @@ def _describe(packed: dict[str, list[Packed]], raw: RawDataset, name: str, encod
 
 def _describe_split(parts: Sequence[Packed]) -> Split:
     shards = [part.shard for part in parts if part.shard is not None]
+    rows = [row for part in parts for row in part.rows]
     return Split(
         shards=tuple(shards),
-        pids=np.array([pid for part in parts for pid in part.pids], dtype=np.int64),
-        images=np.array([count for part in parts for count in part.images], dtype=np.int64),
+        pids=np.array([row.pid for row in rows], dtype=np.int64),
+        images=np.array([row.images for row in rows], dtype=np.int64),
         shard=np.repeat(np.arange(len(shards), dtype=np.int64), [shard.identities for shard in shards]),
-        cameras=tuple(cameras for part in parts for cameras in part.cameras),
-        names=tuple(name for part in parts for name in part.names),
+        cameras=tuple(row.cameras for row in rows),
+        names=tuple(row.name for row in rows),
     )
 
 

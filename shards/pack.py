@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from reid.data.manifest import Shard
 from shards.images import BrokenImage, Encoding, check_image, reencode
@@ -31,31 +31,43 @@ class Group:
     records: tuple[Record, ...]
 
 
+class Row(NamedTuple):
+    """One sample, for the manifest."""
+
+    pid: int
+    images: int
+    cameras: tuple[int, ...]
+    name: str
+
+
 @dataclass
 class Packed:
     """The content of one tar, in tar order. shard is None, and the file removed, if no image was readable."""
 
     shard: Shard | None = None
-    pids: list[int] = field(default_factory=list)
-    images: list[int] = field(default_factory=list)
-    cameras: list[tuple[int, ...]] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
     sightings: list[Sighting] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
 
 
-class _HashingSink:
-    """A file that computes the sha256 and the length of what is written, so that nothing is read again."""
+class HashingFile:
+    """A file that computes the sha256 and the length of the bytes that pass through it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
         self.sha256 = hashlib.sha256()
         self.length = 0
 
+    def read(self, size: int) -> bytes:
+        return self._count(self.file.read(size))
+
     def write(self, data: bytes) -> int:
+        return self.file.write(self._count(data))
+
+    def _count(self, data: bytes) -> bytes:
         self.sha256.update(data)
         self.length += len(data)
-        return self.file.write(data)
+        return data
 
 
 def pack_shard(path: Path, groups: Sequence[Group], root: Path, encoding: Encoding | None) -> Packed:
@@ -65,15 +77,16 @@ def pack_shard(path: Path, groups: Sequence[Group], root: Path, encoding: Encodi
     """
     packed = Packed()
     with open(path, "wb") as file:
-        sink = _HashingSink(file)
+        sink = HashingFile(file)
         # a larger buffer is slower: tarfile copies it at each write
         with tarfile.open(fileobj=sink, mode="w|", format=tarfile.USTAR_FORMAT, bufsize=1 << 16) as tar:  # type: ignore[call-overload]
             for group in groups:
                 _pack_group(tar, group, root, packed, encoding)
         file.flush()
         os.fsync(file.fileno())
-    if packed.pids:
-        packed.shard = Shard(path.name, sink.sha256.hexdigest(), sink.length, len(packed.pids), sum(packed.images))
+    if packed.rows:
+        images = sum(row.images for row in packed.rows)
+        packed.shard = Shard(path.name, sink.sha256.hexdigest(), sink.length, len(packed.rows), images)
     else:
         path.unlink()
     return packed
@@ -101,10 +114,8 @@ def _pack_group(tar: tarfile.TarFile, group: Group, root: Path, packed: Packed, 
     _add(tar, f"{group.key}.json", json.dumps(sample, separators=(",", ":")).encode())
     for entry, data in zip(entries, payloads, strict=True):
         _add(tar, f"{group.key}.{entry['file']}", data)
-    packed.pids.append(group.pid)
-    packed.images.append(len(entries))
-    packed.cameras.append(tuple(sorted({image.camid for image in packed.sightings[-len(entries) :]})))
-    packed.names.append(group.name)
+    cameras = tuple(sorted({image.camid for image in packed.sightings[-len(entries) :]}))
+    packed.rows.append(Row(group.pid, len(entries), cameras, group.name))
 
 
 def source_of(record: Record, root: Path) -> str:

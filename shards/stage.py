@@ -1,10 +1,8 @@
 """A copy of shards on node-local disk: every byte is checked against the manifest, which is written last."""
 
-import errno
 import hashlib
 import os
 import re
-import shutil
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +13,7 @@ from tqdm import tqdm
 
 from reid.data.manifest import MANIFEST_NAME, Manifest, Shard, load_manifest, save_manifest
 from reid.files import hold
+from shards.write import check_free_space, explain_full_disk
 
 COPIES = 4  # shards at once, which hides a network file system's latency; hashing runs in parallel threads
 _CHUNK = 4 * 2**20
@@ -64,12 +63,8 @@ def stage(
     with hold(out.with_name(f".{out.name}.lock"), lambda holder: say(f"waiting for {holder}, which fills {out}")):
         if _is_staged(manifest, out):
             return Staged(0, len(_list_shards(manifest)), 0)
-        try:
+        with explain_full_disk(out, _FIX):
             return _Copy(manifest, folder, out, progress).run(copies)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise ValueError(f"{out}: no space left ({error.strerror}); {_FIX}") from error
 
 
 def _list_shards(manifest: Manifest) -> list[Shard]:
@@ -128,10 +123,8 @@ class _Copy:
             _prepare(self.out, self.manifest)
             complete = self._each(self._is_complete, self.shards, copies)
             missing = [shard for shard, there in zip(self.shards, complete, strict=True) if not there]
-            needed, free = sum(shard.bytes for shard in missing), shutil.disk_usage(self.out).free
-            if needed > free:
-                sizes = f"{needed / 2**20:,.1f} MiB are missing, {free / 2**20:,.1f} MiB are free"
-                raise ValueError(f"{self.out}: no space left: {sizes}; {_FIX}")
+            needed = sum(shard.bytes for shard in missing)
+            check_free_space(self.out, needed, _FIX)
             self._each(self._copy, missing, copies)
         save_manifest(self.manifest, self.out)
         return Staged(len(missing), len(self.shards) - len(missing), needed)

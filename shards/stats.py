@@ -1,4 +1,4 @@
-"""How images and cameras spread over identities: a table and a picture, from the manifest alone."""
+"""Images and cameras per identity: a table and a plot, from the manifest only."""
 
 from pathlib import Path
 
@@ -7,25 +7,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from reid.data.manifest import JUNK_PID, Manifest, Split
+from reid.data.manifest import Manifest, Split
 from shards.records import UNKNOWN_CAMERA
-from shards.summary import align
+from shards.summary import align, has_identity
 
 COLOUR, MEDIAN_COLOUR = "#35618f", "#c2571a"
-MAX_BARS = 40  # above as many different values, a bar stands for a range
+MAX_BARS = 40  # with more different values, a bar stands for a range
 UNITS = ("images per identity", "cameras per identity")
 
 
 def count_per_identity(split: Split, distractor_pid: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N,) and known cameras (N,) of each identity, junk and distractors left out; int64."""
-    nobody = [JUNK_PID] if distractor_pid is None else [JUNK_PID, distractor_pid]
-    rows = np.flatnonzero(~np.isin(split.pids, nobody))
+    """Return images (N,) and known cameras (N,) of each identity without junk and distractors; int64."""
+    rows = np.flatnonzero(has_identity(split, distractor_pid))
     cameras = [len(set(split.cameras[row]) - {UNKNOWN_CAMERA}) for row in rows]
     return split.images[rows], np.array(cameras, dtype=np.int64)
 
 
 def format_stats(manifest: Manifest) -> str:
-    """One line per split: least, median, mean and most images per identity, and the same of cameras."""
+    """Return a table with one line per split: images and cameras per identity."""
     rows = [["split", "identities", "least images", "median", "mean", "most", "mean cameras", "one camera"]]
     for name, split in manifest.splits.items():
         images, cameras = count_per_identity(split, manifest.distractor_pid)
@@ -40,16 +39,16 @@ def format_stats(manifest: Manifest) -> str:
 
 
 def draw_stats(manifest: Manifest, path: Path) -> Path:
-    """Histograms of images and cameras per identity, a row for each split that has identities; writes a picture.
+    """Save histograms of images and cameras per identity, one row for each split with identities.
 
-    ValueError where no split has one, for a suffix that is no picture's, and where the file cannot be written.
+    Raises ValueError if no split has identities, the suffix is unknown, or the file cannot be written.
     """
     counted = {name: count_per_identity(split, manifest.distractor_pid) for name, split in manifest.splits.items()}
     counted = {name: counts for name, counts in counted.items() if len(counts[0])}
     if not counted:
         raise ValueError(f"{manifest.dataset}: no identity in these shards, nothing to draw")
     figure = Figure(figsize=(10, 0.6 + 2.4 * len(counted)), layout="constrained")
-    figure.suptitle(f"{manifest.dataset}: how images and cameras spread over identities")
+    figure.suptitle(f"{manifest.dataset}: images and cameras per identity")
     rows = figure.subplots(len(counted), 2, squeeze=False, width_ratios=(2, 1))
     for axes, (name, counts) in zip(rows, counted.items(), strict=True):
         for axis, values, unit in zip(axes, counts, UNITS, strict=True):
@@ -80,6 +79,6 @@ def _draw_histogram(axis: Axes, values: np.ndarray, title: str) -> None:
     axis.axvline(median, color=MEDIAN_COLOUR, linestyle="--", linewidth=1.2)
     axis.set_title(f"median {median:g}, mean {values.mean():.1f}", loc="right", fontsize=9, color=MEDIAN_COLOUR)
     axis.set_ylabel("identities" if width == 1 else f"identities, {width} counts a bar")
-    axis.set_xlim(min(0, edges[0]), high + width)  # a bar of its true share, also where all counts are equal
+    axis.set_xlim(min(0, edges[0]), high + width)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))

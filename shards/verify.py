@@ -1,17 +1,17 @@
 """The comparison of shards with their manifest: every byte is read once, damage is named by shard and member."""
 
-import hashlib
 import json
 import tarfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from reid.data.manifest import MANIFEST_NAME, Manifest, Split, load_manifest
 from shards.images import BrokenImage, check_image
+from shards.pack import HashingFile
 from shards.records import Sighting, digest_image
 
 # The longest end of a tar: two empty blocks, then padding to a full record.
@@ -68,21 +68,6 @@ class _Sample:
         return self.images[read] if read < len(self.images) else None
 
 
-class _HashingSource:
-    """A file that computes the sha256 and the length of what is read."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.sha256 = hashlib.sha256()
-        self.length = 0
-
-    def read(self, size: int) -> bytes:
-        data = self.file.read(size)
-        self.sha256.update(data)
-        self.length += len(data)
-        return data
-
-
 def verify(root: str | Path, *, decode: bool = False, progress: bool = False) -> Verification:
     """Compare size, sha256, members, counts and keys of every shard with the manifest; `decode` also decodes images.
 
@@ -127,7 +112,7 @@ class _ShardCheck:
         shard = split.shards[index]
         try:
             with open(folder / shard.name, "rb") as file:
-                source = _HashingSource(file)
+                source = HashingFile(file)
                 samples = self._read_samples(source, shard.bytes)
                 while source.read(1 << 20):
                     pass
@@ -144,7 +129,7 @@ class _ShardCheck:
             self.report("", "sha256 differs from the manifest's")
         return samples
 
-    def _read_samples(self, source: _HashingSource, size: int) -> list[_Sample]:
+    def _read_samples(self, source: HashingFile, size: int) -> list[_Sample]:
         """Return the complete samples in tar order; report missing, surplus and damaged members."""
         samples: list[_Sample] = []
         sample: _Sample | None = None
@@ -180,14 +165,8 @@ class _ShardCheck:
         try:
             values = json.loads(data)
             images = tuple(
-                _Image(
-                    str(image["file"]),
-                    _integer(image["camid"]),
-                    str(image.get("source", "")),
-                    image.get("crc32"),
-                    image.get("bytes"),
-                )
-                for image in values["images"]
+                _Image(str(i["file"]), _integer(i["camid"]), str(i.get("source", "")), i.get("crc32"), i.get("bytes"))
+                for i in values["images"]
             )
             key, pid = member.removesuffix(".json"), _integer(values["pid"])
             return _Sample(key, pid, values["name"], values["split"], images)

@@ -1,7 +1,9 @@
-"""Packing of many shards, in this process or in several, with the same bytes; numbered when all are written."""
+"""Writing of shards: many at once, in one process or several, with the same bytes; and errors of a full disk."""
 
+import errno
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -49,7 +51,7 @@ def write_shards(
                     done.shard, number = replace(done.shard, name=name), number + 1
                 packed[split].append(done)
             if plain:
-                images = sum(sum(done.images) for done in packed[split])
+                images = sum(done.shard.images for done in packed[split] if done.shard)
                 print(f"{split}: {images} images in {number} shards written", file=sys.stderr, flush=True)
     return packed
 
@@ -86,3 +88,22 @@ def _pack_in_worker(job: _Job) -> Packed:
     if os.getppid() != _parent:  # the builder was killed, and the next one may already write into this folder
         os._exit(1)
     return pack_shard(*job)
+
+
+def check_free_space(folder: Path, needed: int, fix: str) -> None:
+    """Raise ValueError if fewer than `needed` bytes are free."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        sizes = f"{needed / 2**20:,.1f} MiB are needed, {free / 2**20:,.1f} MiB are free"
+        raise ValueError(f"{folder}: no space left: {sizes}; {fix}")
+
+
+@contextmanager
+def explain_full_disk(folder: Path, fix: str) -> Iterator[None]:
+    """Raise ValueError with the fix instead of an OSError about a full disk or quota."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ValueError(f"{folder}: no space left ({error.strerror}); {fix}") from error

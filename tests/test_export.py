@@ -23,6 +23,7 @@ from reid.metrics.features import JUNK
 from reid.runs import checkpoint
 from tests.support.drawn import HEIGHT, WIDTH, Drawn
 from tests.support.runs import load_once, make_run
+from tests.support.status import status_of
 
 MISSING = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
 needs_onnx = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (pip install .[export])")
@@ -62,7 +63,7 @@ def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
     def make(name: str) -> Path:
         if name not in made:
             made[name] = folder / f"m.{name}"
-            assert export.main(["--checkpoint", str(run), "--format", name, "--out", str(made[name])]) == 0
+            assert call(run, made[name], name=name) == 0
         return made[name]
 
     return make
@@ -158,7 +159,7 @@ def test_nothing_else_is_left_behind(exported) -> None:
 
 
 def call(run: Path, out: Path, *more: object, name: str = "safetensors") -> int:
-    return export.main(["--checkpoint", str(run), "--format", name, "--out", str(out), *map(str, more)])
+    return status_of(export.main, "--checkpoint", run, "--format", name, "--out", out, *more)
 
 
 def test_the_difference_is_measured_on_real_images_and_said(

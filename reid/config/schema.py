@@ -30,6 +30,11 @@ class DataConfig(Section):
     on_damage: Literal["stop", "skip"] = "stop"
     """Damaged training data: stop, with its place; or skip the identity for the epoch, and count it."""
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.height, self.width
+
 
 @dataclass
 class BatchConfig(Section):

@@ -34,7 +34,7 @@ from reid.reports.report import list_pictures
 from reid.reports.tables import COST_COLUMNS, RERANKED, Results, format_notes, format_results, list_cost
 from reid.runs import checkpoint
 from reid.runs.folder import find_run
-from reid.runs.models import build_models, model_knobs
+from reid.runs.models import build_models
 from reid.runs.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def evaluate_run(options: EvaluateConfig) -> Path:
     base = Path(options.out or run.reports)
     check_writable(base, "--out")
     manifests = load_manifests(options.data or [config.data.root])
-    models = build_models(found, model_knobs(config), options.baselines, config.seed)
+    models = build_models(found, config, options.baselines)
     trained_on = checkpoint.read_state(found)["describes"].get("data", "")
     # Other ranks wait while rank 0 re-ranks and draws.
     accelerator = start_accelerator("no", options.timeout_s)

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 import torch
 
+from reid.config import DataConfig, ModelConfig
 from reid.model.encoders import ENCODERS, TIMM, build_encoder
 from reid.model.pretrained import cached_file, fetch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m reid.model list` and `fetch NAME ...`; returns the exit status, 1 on what the user can mend."""
+    """Run `python -m reid.model list` or `fetch NAME ...`. Returns the exit status, 2 for an error of the user."""
     parser = argparse.ArgumentParser(prog="python -m reid.model", description="ImageNet weights of encoders.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="the encoders, their parameters, and whether their weights are in the cache")
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _fetch(name)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     return 0
 
 
@@ -36,7 +37,7 @@ def _list() -> None:
     print(f"{'encoder':<18}{'dim':>5}{'parameters':>13}  ImageNet weights")
     for name in ENCODERS:
         with torch.device("meta"):
-            encoder, dim = build_encoder(name)
+            encoder, dim = build_encoder(ModelConfig(encoder=name, weights="none"), DataConfig().image_size)
         size = sum(parameter.numel() for parameter in encoder.parameters())
         if name == "resnet10":
             where = "none are published"
@@ -47,13 +48,13 @@ def _list() -> None:
 
 
 def _fetch(name: str) -> None:
-    """Download, and print what a copy on another machine can be compared with."""
+    """Download weights, and print their hash, with which a copy on another machine can be compared."""
     if name.startswith(TIMM):
-        build_encoder(name, "imagenet")
+        build_encoder(ModelConfig(encoder=name, weights="imagenet"), DataConfig().image_size)
         print(f"{name}: in the Hugging Face cache")
         return
     if name not in ENCODERS:
-        raise ValueError(f"{name} is no encoder; choose from {', '.join(ENCODERS)}, or timm/<a model of timm>")
+        raise ValueError(f"{name} is not an encoder; choose from {', '.join(ENCODERS)}, or timm/<a model of timm>")
     path = fetch(name)
     with open(path, "rb") as file:
         print(f"{path} sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}")

@@ -7,14 +7,14 @@ GeM; a ViT gives its class token, and timm's models pool as they were trained to
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from reid.model import pretrained as published
+from reid.config import ModelConfig
+from reid.model import pretrained
 
 if TYPE_CHECKING:
     from torchvision.models import ResNet, VisionTransformer
@@ -29,7 +29,7 @@ TIMM = "timm/"
 class GeneralizedMean(nn.Module):
     """GeM pooling (Radenović et al., 2018): (mean of x^p)^(1/p) with a learned p, starting at 3; (B, C, 1, 1) float32.
 
-    Values below eps count as eps, so of signed maps (ConvNeXt, Swin) it sees the positive part alone.
+    Values below eps count as eps, so of signed maps (ConvNeXt, Swin) it sees only the positive part.
     """
 
     def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:
@@ -42,10 +42,10 @@ class GeneralizedMean(nn.Module):
 
 
 class ImageTransformer(nn.Module):
-    """torchvision's ViT for images of any one size, not square ones alone: the class token (B, D) after the last layer.
+    """torchvision's ViT for images of one size, square or not: the class token (B, D) after the last layer.
 
-    Its position embeddings are made for the grid of patches of (height, width); at the ViT's own size they, and so the
-    result, are those of torchvision.
+    Its position embeddings fit the grid of patches of (height, width). At the ViT's own size the result is exactly
+    torchvision's.
     """
 
     def __init__(self, vit: VisionTransformer, height: int, width: int) -> None:
@@ -70,62 +70,57 @@ class ImageTransformer(nn.Module):
         return encoded[:, 0]
 
 
-def build_encoder(
-    name: str,
-    weights: str = "none",
-    *,
-    last_stride: int = 1,
-    stem_stride: int = 4,
-    pool: str = "gap",
-    image_size: tuple[int, int] = (256, 128),
-) -> tuple[nn.Module, int]:
-    """An encoder and the length D of its vectors. weights: imagenet, none or a local file.
+def build_encoder(config: ModelConfig, image_size: tuple[int, int]) -> tuple[nn.Module, int]:
+    """Build an encoder with its initial weights.
 
-    image_size (height, width) is that of the images to come; only transformers depend on it. last_stride 1 is the
-    ResNets' (the others have no such stage to change, and stay as they are); any other change of strides than the
-    defaults, and GeM where nothing is pooled, is refused. ValueError names the knob.
+    Args:
+        config: its encoder, weights, strides and pool. A stride other than the default is refused for encoders without
+            that stage, and GeM for those that pool nothing or by themselves.
+        image_size: (height, width) of the images. Only transformers depend on it.
+
+    Returns:
+        The encoder, and the length D of its vectors.
+
+    Raises:
+        ValueError: names the knob that does not fit the encoder.
     """
+    name, weights = config.encoder, config.weights
     is_timm = name.startswith(TIMM)
     if name not in ENCODERS and not is_timm:
         raise ValueError(f"model.encoder = {name!r}; choose one of {', '.join(ENCODERS)}, or timm/<a model of timm>")
     if not name.startswith(("resnet", "resnext")):
-        for knob, value, default in (("last_stride", last_stride, 1), ("stem_stride", stem_stride, 4)):
-            if value != default:
+        for knob, default in (("last_stride", 1), ("stem_stride", 4)):
+            if (value := getattr(config, knob)) != default:
                 raise ValueError(f"model.{knob} = {value}: only ResNets have it, not {name}; leave it at {default}")
-    if pool == "gem" and (is_timm or name.startswith("vit")):
+    if config.pool == "gem" and (is_timm or name.startswith("vit")):
         what = "timm's models pool by themselves" if is_timm else "a ViT gives its class token and pools nothing"
         raise ValueError(f"model.pool = gem: {what}; use model.pool = gap with {name}")
-    if is_timm:
-        encoder, dim = _build_timm(name, weights, image_size)
-    else:
-        encoder, dim = _build_torchvision(name, pool, image_size, last_stride, stem_stride)
+    encoder, dim = (_build_timm if is_timm else _build_torchvision)(config, image_size)
     if weights == "imagenet" and not is_timm:
-        published.load_weights(encoder, published.fetch(name))
+        pretrained.load_weights(encoder, pretrained.fetch(name))
     elif weights not in ("imagenet", "none"):
-        published.load_weights(encoder, Path(weights))
+        pretrained.load_weights(encoder, Path(weights))
     return encoder, dim
 
 
 def resnet10() -> ResNet:
-    """A ResNet with one basic block per stage, for work on CPUs. Nobody publishes weights for it."""
+    """Return a ResNet with one basic block per stage, for work on CPUs. There are no published weights for it."""
     from torchvision.models import ResNet
     from torchvision.models.resnet import BasicBlock
 
     return ResNet(BasicBlock, [1, 1, 1, 1])
 
 
-def _build_torchvision(
-    name: str, pool: str, image_size: tuple[int, int], last_stride: int, stem_stride: int
-) -> tuple[nn.Module, int]:
-    """The model without its ImageNet classifier, and with our pooling where it pools."""
+def _build_torchvision(config: ModelConfig, image_size: tuple[int, int]) -> tuple[nn.Module, int]:
+    """Build the model without its ImageNet classifier, and with our pooling if it pools."""
     from torchvision.models import ConvNeXt, ResNet, SwinTransformer, VisionTransformer, get_model
 
-    encoder = resnet10() if name == "resnet10" else get_model(name, weights=None)
+    encoder = resnet10() if config.encoder == "resnet10" else get_model(config.encoder, weights=None)
     if isinstance(encoder, VisionTransformer):
         return ImageTransformer(encoder, *image_size), int(encoder.hidden_dim)
-    encoder.avgpool = GeneralizedMean() if pool == "gem" else nn.AdaptiveAvgPool2d(1)
+    encoder.avgpool = GeneralizedMean() if config.pool == "gem" else nn.AdaptiveAvgPool2d(1)
     if isinstance(encoder, ResNet):
-        _set_strides(encoder, last_stride, stem_stride)
+        _set_strides(encoder, config.last_stride, config.stem_stride)
         dim, encoder.fc = encoder.fc.in_features, nn.Identity()
     elif isinstance(encoder, SwinTransformer):
         dim, encoder.head = encoder.head.in_features, nn.Identity()
@@ -146,17 +141,24 @@ def _set_strides(encoder: ResNet, last_stride: int, stem_stride: int) -> None:
         encoder.conv1.stride = (1, 1)
 
 
-def _build_timm(name: str, weights: str, image_size: tuple[int, int]) -> tuple[nn.Module, int]:
-    """Any model of timm by its name there; weights = imagenet are those that timm publishes for it."""
-    timm, name = import_timm(), name.removeprefix(TIMM)
+def _build_timm(config: ModelConfig, image_size: tuple[int, int]) -> tuple[nn.Module, int]:
+    """Build a model of timm by its name there; weights = imagenet are those that timm publishes for it."""
+    timm, name = import_timm(), config.encoder.removeprefix(TIMM)
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name.split('.')[0][:6]}*")[:5]) or "timm.list_models() has them all"
         raise ValueError(f"model.encoder = timm/{name}: timm {timm.__version__} has no such model; near: {near}")
-    knobs: dict[str, Any] = {"num_classes": 0, "pretrained": weights == "imagenet"}
+    knobs: dict[str, Any] = {"num_classes": 0, "pretrained": config.weights == "imagenet"}
     known = timm.get_pretrained_cfg(name, allow_unregistered=True)
     if known is not None and known.fixed_input_size:
         knobs["img_size"] = image_size
-    encoder = _or_explain(name, lambda: timm.create_model(name, **knobs))
+    try:
+        encoder = timm.create_model(name, **knobs)
+    except Exception as error:  # the hub's, HTTP's and timm's own errors have no common base
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"model.encoder = timm/{name}: {reason}; for its weights run `python -m reid.model fetch timm/{name}` on a "
+            "machine with internet and copy the Hugging Face cache (HF_HOME) here, or give model.weights a local file"
+        ) from error
     if hasattr(encoder, "pos_embed") and hasattr(encoder, "patch_embed"):
         encoder.grid = encoder.get_submodule("patch_embed").grid_size
     dim: Any = getattr(encoder, "head_hidden_size", encoder.num_features)
@@ -164,19 +166,8 @@ def _build_timm(name: str, weights: str, image_size: tuple[int, int]) -> tuple[n
 
 
 def import_timm() -> Any:
+    """Import the optional dependency timm. Raises ValueError if it is not installed."""
     try:
         return importlib.import_module("timm")
     except ImportError as error:
         raise ValueError("model.encoder = timm/...: timm is not installed; run `pip install timm`") from error
-
-
-def _or_explain(name: str, build: Callable[[], nn.Module]) -> nn.Module:
-    """Build a timm model, whose weights come from the Hugging Face hub or its cache."""
-    try:
-        return build()
-    except Exception as error:  # the hub's, HTTP's and timm's own errors have no common base
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"model.encoder = timm/{name}: {reason}; for its weights run `python -m reid.model fetch timm/{name}` on a "
-            "machine with internet and copy the Hugging Face cache (HF_HOME) here, or give model.weights a local file"
-        ) from error

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import sys
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from reid.model.__main__ import main
+from reid.config import ModelConfig
 from reid.model.encoders import build_encoder
 
 
 class Classifier(nn.Module):
-    """Identity logits (B, C) from features after the neck (B, D); weight (C, D) starts as N(0, 0.001). T: temperature.
+    """Identity logits (B, C) from features after the neck (B, D); the weight (C, D) starts as N(0, 0.001).
 
-    linear: w·f / T. cosine: cos(w, f) / T. euclidean: -|f - w|^2 / T with w a learned center per identity, up to the
-    term |f|^2 that all identities share and the softmax does not see (the classifier that the MCTL paper leaves for
-    future work). Cosine and euclidean run in float32.
+    With T the temperature, `head` gives
+        linear: w·f / T
+        cosine: cos(w, f) / T, in float32
+        euclidean: -|f - w|^2 / T, in float32, up to the term |f|^2, which is equal for all identities. w is then a
+            learned center of each identity. The MCTL paper leaves this classifier for future work.
     """
 
     def __init__(self, dim: int, num_classes: int, head: str = "linear", temperature: float = 1.0) -> None:
         super().__init__()
         if head not in ("linear", "cosine", "euclidean"):
             raise ValueError(f"model.head = {head!r}; choose linear, cosine or euclidean")
-        if not temperature > 0:
-            raise ValueError(f"model.head_temperature = {temperature} must be greater than 0")
         self.head, self.temperature = head, temperature
         self.weight = nn.Parameter(torch.empty(num_classes, dim).normal_(std=0.001))
 
@@ -43,40 +41,28 @@ class Classifier(nn.Module):
 class ReIDModel(nn.Module):
     """Encoder -> feature f -> BNNeck -> classifier (Luo et al., "Bag of Tricks", 2019).
 
-    In training `forward(images)` gives (f, logits): f (B, D) before the neck feeds the metric losses, logits (B, C)
-    the cross-entropy. In evaluation it gives the feature after the neck (B, D), not normalised.
+    In training, `forward(images)` returns (f, logits): f (B, D) before the neck is for the metric losses, logits
+    (B, C) for the cross-entropy. In evaluation it returns the feature after the neck (B, D), not normalised.
 
-    norm = frozen: the encoder's BatchNorm normalises by its running statistics and leaves them as they are, in training
-    too; its weight and bias still learn. frozen_epochs: see `begin_epoch`. sync_batchnorm only says what is wanted;
-    `normalization.convert_sync` does it, once the model is on its device.
+    With model.norm = frozen the encoder's BatchNorm always uses its running statistics and never updates them; its
+    weight and bias still learn.
+
+    Args:
+        num_classes: C, the number of training identities.
+        config: encoder and heads. `convert_sync` applies `sync_batchnorm`, when the model is on its device.
+        image_size: height and width of the images, in pixels.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        encoder: str = "resnet50",
-        weights: str = "none",
-        last_stride: int = 1,
-        stem_stride: int = 4,
-        pool: str = "gap",
-        head: str = "linear",
-        head_temperature: float = 1.0,
-        norm: str = "batch",
-        sync_batchnorm: bool = False,
-        frozen_epochs: int = 0,
-        image_size: tuple[int, int] = (256, 128),
-    ) -> None:
+    def __init__(self, num_classes: int, config: ModelConfig, image_size: tuple[int, int]) -> None:
         super().__init__()
-        self.encoder, self.dim = build_encoder(
-            encoder, weights, last_stride=last_stride, stem_stride=stem_stride, pool=pool, image_size=image_size
-        )
-        if norm == "frozen" and not any(isinstance(module, _BatchNorm) for module in self.encoder.modules()):
-            raise ValueError(f"model.norm = frozen: {encoder} has no BatchNorm; use model.norm = batch")
-        self.norm, self.sync_batchnorm, self.frozen_epochs = norm, sync_batchnorm, frozen_epochs
+        self.encoder, self.dim = build_encoder(config, image_size)
+        if config.norm == "frozen" and not any(isinstance(module, _BatchNorm) for module in self.encoder.modules()):
+            raise ValueError(f"model.norm = frozen: {config.encoder} has no BatchNorm; use model.norm = batch")
+        self.norm, self.frozen_epochs = config.norm, config.frozen_epochs
         self.encoder_frozen = False
         self.neck = nn.BatchNorm1d(self.dim)
         self.neck.bias.requires_grad_(False)
-        self.classifier = Classifier(self.dim, num_classes, head, head_temperature)
+        self.classifier = Classifier(self.dim, num_classes, config.head, config.head_temperature)
         self.train()
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -87,7 +73,7 @@ class ReIDModel(nn.Module):
         return feature, self.classifier(after_neck)
 
     def train(self, mode: bool = True) -> ReIDModel:
-        """As of any module, but what is frozen stays in evaluation mode."""
+        """Set the mode as in any module, but leave the frozen layers in evaluation mode."""
         super().train(mode)
         for module in self.encoder.modules():
             if self.encoder_frozen or (self.norm == "frozen" and isinstance(module, _BatchNorm)):
@@ -95,26 +81,23 @@ class ReIDModel(nn.Module):
         return self
 
     def begin_epoch(self, epoch: int) -> None:
-        """Freeze the encoder in the first `frozen_epochs` epochs (from 0), free it after; cheap at each step."""
-        freeze_encoder(self, epoch < self.frozen_epochs)
+        """Freeze the encoder in the first `frozen_epochs` epochs (from 0), and unfreeze it after; cheap at each step.
 
-
-def freeze_encoder(model: ReIDModel, on: bool) -> None:
-    """Freeze or free the encoder: its layers in evaluation mode, its gradients dropped by `drop_frozen_gradients`.
-
-    requires_grad stays as it is. DDP fixes the parameters that it averages when it wraps the model: one that is frozen
-    later leaves it waiting for a gradient (an error), one that is freed later is never averaged, and ranks drift apart
-    without a word. The price is a backward pass through the encoder in the frozen epochs.
-    """
-    if on != model.encoder_frozen:
-        model.encoder_frozen = on
-        model.train(model.training)
+        A frozen encoder's layers are in evaluation mode, and `drop_frozen_gradients` drops its gradients.
+        requires_grad does not change: DDP fixes the set of parameters that it averages when it wraps the model. It
+        would wait for the gradient of one that is frozen later, and never average one that is unfrozen later. The cost
+        is a backward pass through the encoder in the frozen epochs.
+        """
+        frozen = epoch < self.frozen_epochs
+        if frozen != self.encoder_frozen:
+            self.encoder_frozen = frozen
+            self.train(self.training)
 
 
 def drop_frozen_gradients(model: ReIDModel) -> None:
-    """After backward, before clipping and the step: forget the gradients of a frozen encoder.
+    """Drop the gradients of a frozen encoder, after backward and before clipping and the step.
 
-    Without a gradient an optimizer leaves a parameter alone: no update, no weight decay, no moments of Adam.
+    An optimizer skips a parameter without a gradient: no update, no weight decay, no change of Adam's moments.
     """
     if model.encoder_frozen:
         for parameter in model.encoder.parameters():
@@ -122,14 +105,10 @@ def drop_frozen_gradients(model: ReIDModel) -> None:
 
 
 def freeze_heads(model: ReIDModel) -> None:
-    """Leave the neck and the classifier as they are, for a loss that does not see the logits.
+    """Freeze the neck and the classifier, for an objective without a loss on the logits.
 
-    Without a gradient DDP would wait for theirs; a gradient of zeros would let weight decay shrink what evaluation
-    uses, the neck's weight. To be called before DDP wraps the model and before the optimizer is built.
+    DDP would wait for gradients that never come; with gradients of zero, weight decay would shrink the neck's weight,
+    which evaluation uses. Call it before DDP wraps the model and before the optimizer is built.
     """
     model.neck.requires_grad_(False)
     model.classifier.requires_grad_(False)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

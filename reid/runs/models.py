@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,11 +44,12 @@ class ColourHistogram(nn.Module):
 TRAINED, UNTRAINED, HISTOGRAM = "trained", "untrained encoder", "colour histogram"
 
 
-def build_models(found: Path, knobs: Mapping[str, Any], baselines: Sequence[str], seed: int) -> dict[str, nn.Module]:
-    """The trained model and the baselines asked for, by their row's name. knobs: the run's `model` config.
+def build_models(found: Path, run: Config, baselines: Sequence[str] = ()) -> dict[str, nn.Module]:
+    """Build the trained model of a checkpoint and the requested baselines, by the names of their rows.
 
-    ValueError where the checkpoint is of another model.
+    Raises ValueError if the checkpoint holds another model than the run's configuration describes.
     """
+    knobs, size = asdict(run.model), run.data.image_size
     state = checkpoint.read_state(found)["describes"]
     saved = state.get("model", {})
     for name in sorted(saved.keys() & knobs.keys() - {"weights"}):
@@ -58,17 +58,14 @@ def build_models(found: Path, knobs: Mapping[str, Any], baselines: Sequence[str]
                 f"{found} holds another model: its {name} is {saved[name]!r}, the run's config.yaml says "
                 f"{knobs[name]!r}; give the run that it belongs to"
             )
-    trained = ReIDModel(state["classes"], **{**knobs, "weights": "none"})
+    # Neither the initial weights nor what was frozen in training changes the features of a trained model.
+    bare = replace(run.model, weights="none", norm="batch", frozen_epochs=0)
+    trained = ReIDModel(state["classes"], bare, size)
     checkpoint.load_weights(found, trained)
     models: dict[str, nn.Module] = {TRAINED: trained}
     if "untrained" in baselines:
-        torch.manual_seed(seed)
-        models[UNTRAINED] = ReIDModel(state["classes"], **knobs)
+        torch.manual_seed(run.seed)
+        models[UNTRAINED] = ReIDModel(state["classes"], run.model, size)
     if "histogram" in baselines:
         models[HISTOGRAM] = ColourHistogram()
     return models
-
-
-def model_knobs(config: Config) -> dict[str, Any]:
-    """Arguments of ReIDModel: the `model` section, and the size of the images that a transformer is built for."""
-    return {**asdict(config.model), "image_size": (config.data.height, config.data.width)}

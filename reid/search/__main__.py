@@ -6,62 +6,59 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from reid import DTYPES
+from reid.config import normalize_flags
+from reid.program import call
+from reid.search import GALLERIES
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 2, with one line on stderr, on what the user can mend."""
-    options = _parser().parse_args(arguments)
-    from reid.search.commands import COMMANDS  # after parsing: --help and a wrong flag need no torch
 
-    try:
-        COMMANDS[options.command](options)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command. What the user can fix ends the program with one line on stderr and status 2."""
+    options = _parser().parse_args(normalize_flags(sys.argv[1:] if arguments is None else arguments))
+    from reid.search.commands import run  # after parsing: --help and a wrong flag need no torch
+
+    call(lambda: run(options))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m reid.search", description="Search pictures of your own.")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    making = commands.add_parser("index", help="make an index of images")
-    making.add_argument("--checkpoint", required=True, metavar="PATH", help="a run's folder, or one of its checkpoints")
-    making.add_argument("--out", required=True, metavar="INDEX", help="folder for the index; it must not exist")
-    _add_images(making)
+    index = commands.add_parser("index", help="make an index of images")
+    index.add_argument("--checkpoint", required=True, metavar="PATH", help="a run's folder, or one of its checkpoints")
+    index.add_argument("--out", required=True, metavar="INDEX", help="folder for the index; it must not exist")
+    _add_images(index)
 
-    adding = commands.add_parser("add", help="append images to an index; those that it has are passed over")
-    adding.add_argument("index", metavar="INDEX")
-    adding.add_argument(
-        "--checkpoint", default="", metavar="PATH", help="default: where it lay when the index was made"
-    )
-    _add_images(adding)
+    add = commands.add_parser("add", help="append images to an index, without those that it has")
+    _add_index(add)
+    _add_images(add)
 
-    asking = commands.add_parser("query", help="find what looks most like each photo")
-    asking.add_argument("index", metavar="INDEX")
-    asking.add_argument("photos", nargs="+", metavar="PHOTO")
-    asking.add_argument(
-        "--checkpoint", default="", metavar="PATH", help="default: where it lay when the index was made"
-    )
-    asking.add_argument("--top", type=int, default=10, metavar="K", help="results per photo; default: %(default)s")
-    asking.add_argument(
-        "--gallery", choices=("images", "centroids"), default="images", help="what is ranked; default: %(default)s"
-    )
-    asking.add_argument(
-        "--camera", default="", metavar="NAME", help="leave out images of this camera, e.g. the photos'"
-    )
-    asking.add_argument("--out", default="", metavar="PAGE.html", help="write the results as a page with pictures")
-    asking.add_argument("--csv", default="", metavar="FILE")
-    asking.add_argument("--json", default="", metavar="FILE")
-    _add_device(asking)
+    query = commands.add_parser("query", help="find what looks most like each photo")
+    _add_index(query)
+    query.add_argument("photos", nargs="+", metavar="PHOTO")
+    query.add_argument("--top", type=int, default=10, metavar="K", help="results per photo; default: %(default)s")
+    query.add_argument("--gallery", choices=GALLERIES, default="images", help="what is ranked; default: %(default)s")
+    query.add_argument("--camera", default="", metavar="NAME", help="leave out images of this camera, e.g. the photos'")
+    query.add_argument("--out", default="", metavar="PAGE.html", help="write the results as a page with pictures")
+    query.add_argument("--csv", default="", metavar="FILE")
+    query.add_argument("--json", default="", metavar="FILE")
+    _add_device(query)
 
-    removing = commands.add_parser("remove", help="take identities or images out of an index; it is written anew")
-    removing.add_argument("index", metavar="INDEX")
-    removing.add_argument("--identity", nargs="+", default=[], metavar="NAME")
-    removing.add_argument("--path", nargs="+", default=[], metavar="PATH", help="as `query` prints it")
+    remove = commands.add_parser("remove", help="remove identities or images from an index; it is written anew")
+    remove.add_argument("index", metavar="INDEX")
+    remove.add_argument("--identity", nargs="+", default=[], metavar="NAME")
+    remove.add_argument("--path", nargs="+", default=[], metavar="PATH", help="as `query` prints it")
 
-    telling = commands.add_parser("info", help="what an index holds")
-    telling.add_argument("index", metavar="INDEX")
+    info = commands.add_parser("info", help="what an index holds")
+    info.add_argument("index", metavar="INDEX")
     return parser
+
+
+def _add_index(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("index", metavar="INDEX")
+    parser.add_argument(
+        "--checkpoint", default="", metavar="PATH", help="default: where it was when the index was made"
+    )
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
@@ -77,11 +74,9 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1; default: %(default)s")
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="default: %(default)s"
-    )
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
     parser.add_argument("--batch_size", type=int, default=64, metavar="N", help="default: %(default)s")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

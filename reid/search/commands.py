@@ -12,184 +12,178 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
 from reid.data.images import Pixels
 from reid.embedder import Embedder
-from reid.search.index import Entry, Index, Meta
-from reid.search.nearest import Hit, search
+from reid.search.index import Entry, Hit, Index, Meta
 from reid.search.results import Answer, build_page, to_csv, to_json, to_text
-from reid.search.sources import Found, is_shards, list_folder, list_shards, read_pictures
+from reid.search.sources import SourceImage, is_shards, list_folder, list_shards, read_pictures
 from reid.search.writer import Appender, append, create, remove
 
 SHOWN_HEIGHT = 256  # people look at more pixels than a small encoder does
 
 
-def _load(path: str, options: argparse.Namespace) -> Embedder:
-    return Embedder.load(path, options.device, options.dtype, options.batch_size)
+def run(options: argparse.Namespace) -> None:
+    """Run one command. Raises ValueError for what the user can fix, such as a full disk or a missing folder."""
+    try:
+        COMMANDS[options.command](options)
+    except OSError as error:
+        raise ValueError(str(error)) from error
 
 
-def _load_for(index: Index, options: argparse.Namespace) -> Embedder:
-    """The model that the index was made with. ValueError on another one, and where it cannot be found."""
+def _index(options: argparse.Namespace) -> None:
+    listed = _list_images(options)
+    embedder = Embedder.load(options.checkpoint, options.device, options.dtype, options.batch_size)
+    checkpoint = str(embedder.source.resolve())
+    with create(options.out, Meta(embedder.fingerprint, embedder.dim, embedder.size, checkpoint)) as appender:
+        report = _append(appender, embedder, listed, options)
+    _print_state(options.out, report)
+
+
+def _add(options: argparse.Namespace) -> None:
+    listed = _list_images(options)
+    embedder = _load_model_of(Index(options.index), options)
+    with append(options.index) as appender:
+        report = _append(appender, embedder, listed, options)
+    _print_state(options.index, report)
+
+
+def _list_images(options: argparse.Namespace) -> Iterable[SourceImage]:
+    """Raises ValueError if there are no images, before a model is loaded."""
+    if is_shards(options.images):
+        if options.csv:
+            raise ValueError(f"--csv is for a folder of pictures; the shards in {options.images} have that information")
+        return chain.from_iterable([list_shards(options.images, split) for split in options.split or ["gallery"]])
+    if options.split:
+        raise ValueError(f"--split is for shards, and {options.images} is not a folder of shards")
+    return list_folder(options.images, options.csv)
+
+
+def _load_model_of(index: Index, options: argparse.Namespace) -> Embedder:
+    """Load the model that the index was made with. Raises ValueError if it is another one or cannot be found."""
     path = options.checkpoint or index.meta.checkpoint
     if not Path(path).exists():
-        raise ValueError(f"{index.folder}: its model's checkpoint {path} is not there; say where it is: --checkpoint")
-    embedder = _load(path, options)
+        raise ValueError(f"{index.folder}: the checkpoint of its model, {path}, does not exist; give --checkpoint")
+    embedder = Embedder.load(path, options.device, options.dtype, options.batch_size)
     index.check_model(embedder.fingerprint, embedder.source)
     return embedder
 
 
-def _index(options: argparse.Namespace) -> None:
-    found = _find(options)
-    embedder = _load(options.checkpoint, options)
-    checkpoint = str(embedder.source.resolve())
-    with create(options.out, Meta(embedder.fingerprint, embedder.dim, embedder.size, checkpoint)) as appender:
-        said = _append(appender, embedder, found, options)
-    _say(options.out, said)
-
-
-def _add(options: argparse.Namespace) -> None:
-    found = _find(options)
-    embedder = _load_for(Index(options.index), options)
-    with append(options.index) as appender:
-        said = _append(appender, embedder, found, options)
-    _say(options.index, said)
-
-
-def _find(options: argparse.Namespace) -> Iterable[Found]:
-    """The images that are asked for. ValueError where there are none, before any model is loaded."""
-    if not is_shards(options.images):
-        if options.split:
-            raise ValueError(f"--split goes with shards, and {options.images} is no folder of shards")
-        return list_folder(options.images, options.csv)
-    if options.csv:
-        raise ValueError(f"--csv goes with a folder of pictures; {options.images} holds shards, which know all that")
-    splits = [list_shards(options.images, split) for split in options.split or ["gallery"]]
-    first = [next(split, None) for split in splits]
-    if None in first:
-        raise ValueError(f"{options.images}: the split {(options.split or ['gallery'])[first.index(None)]} is empty")
-    return chain.from_iterable(
-        chain([found], split) for found, split in zip(first, splits, strict=True) if found is not None
-    )
-
-
-def _append(appender: Appender, embedder: Embedder, found: Iterable[Found], options: argparse.Namespace) -> str:
-    """Embed and add everything that is new; names what cannot be read, and returns what happened."""
+def _append(appender: Appender, embedder: Embedder, listed: Iterable[SourceImage], options: argparse.Namespace) -> str:
+    """Embed and add the images that are new, print those that cannot be read, and return a summary."""
     started = time.perf_counter()
     known = {entry.key for entry in appender.index.entries()}
-    listed: list[Entry] = []
-    passed: list[Entry] = []
+    new: list[Entry] = []
+    present: list[Entry] = []
     damaged: list[str] = []
 
-    def new() -> Iterator[Callable[[], Tensor]]:
-        for one in tqdm(found, unit=" images", disable=None):
-            if one.entry.path and one.entry.key in known:
-                passed.append(one.entry)
+    def readers() -> Iterator[Callable[[], Tensor]]:
+        for image in tqdm(listed, unit=" images", disable=None):
+            if image.entry.path and image.entry.key in known:
+                present.append(image.entry)
                 continue
-            identity = one.entry.identity and options.prefix + one.entry.identity
-            listed.append(replace(one.entry, identity=identity))
-            yield partial(_read, embedder, one)
+            identity = image.entry.identity and options.prefix + image.entry.identity
+            new.append(replace(image.entry, identity=identity))
+            yield partial(_read, embedder, image)
 
     def skip(place: int, reason: str) -> None:
         damaged.append(reason)
         print(f"skipped: {reason}", file=sys.stderr)
 
-    for places, features in embedder.stream(new(), None if options.on_damage == "stop" else skip):
-        appender.add(features, [listed[place] for place in places])
-    added = len(listed) - len(damaged)
-    if listed and not added and not passed:
-        raise ValueError(f"none of {len(listed)} images can be read; the first: {damaged[0]}")
-    told = f"{added} images added"
-    told += f", {len(passed)} were there" if passed else ""
-    told += f", {len(damaged)} unreadable and skipped" if damaged else ""
-    return f"{told} in {time.perf_counter() - started:.1f} s"
+    for places, features in embedder.stream(readers(), None if options.on_damage == "stop" else skip):
+        appender.add(features, [new[place] for place in places])
+    added = len(new) - len(damaged)
+    if new and not added and not present:
+        raise ValueError(f"none of {len(new)} images can be read; the first: {damaged[0]}")
+    counts = f"{added} images added"
+    counts += f", {len(present)} were there" if present else ""
+    counts += f", {len(damaged)} unreadable and skipped" if damaged else ""
+    return f"{counts} in {time.perf_counter() - started:.1f} s"
 
 
-def _read(embedder: Embedder, found: Found) -> Tensor:
-    return embedder.read(found.image(), found.where)
+def _read(embedder: Embedder, image: SourceImage) -> Tensor:
+    return embedder.read(image.load(), image.name)
 
 
-def _say(folder: str, what: str) -> None:
+def _print_state(folder: str, report: str) -> None:
     index = Index(folder)
-    print(f"{folder}: {what}; now {len(index)} images of {len(index.meta.identities)} identities")
+    print(f"{folder}: {report}; now {len(index)} images of {len(index.meta.identities)} identities")
 
 
 def _query(options: argparse.Namespace) -> None:
     index = Index(options.index)
-    embedder = _load_for(index, options)
+    embedder = _load_model_of(index, options)
     if not len(index):
         raise ValueError(f"{options.index} holds no images; `add` some")
     started = time.perf_counter()
     features = embedder.embed(options.photos)
     embedded = time.perf_counter()
-    hits = search(index, features, options.top, options.gallery, options.camera)
-    done = time.perf_counter()
+    hits = index.search(features, options.top, options.gallery, options.camera)
+    seconds = (
+        f"{embedded - started:.2f} s for {len(features)} photos, {time.perf_counter() - embedded:.2f} s for the search"
+    )
     answers = [
         [_answer(index, photo, rank, hit) for rank, hit in enumerate(found, start=1)]
         for photo, found in zip(options.photos, hits, strict=True)
     ]
     for photo, found in zip(options.photos, answers, strict=True):
         print(to_text(photo, found))
-    said = {
-        "index": f"{options.index}: {len(index):,} images of {len(index.meta.identities):,} identities",
-        "gallery": options.gallery + (f", camera {options.camera} left out" if options.camera else ""),
-        "model": f"{embedder.source}, fingerprint {embedder.fingerprint[:12]}",
-        "time": f"{embedded - started:.2f} s for {len(features)} photos, {done - embedded:.2f} s for the search",
-    }
-    print(f"{said['time']}", file=sys.stderr)
-    _write(options, index, hits, answers, said, embedder.pixels)
-
-
-def _answer(index: Index, photo: str, rank: int, hit: Hit) -> Answer:
-    entry = index.entry(hit.row)
-    alone = hit.images == 1
-    return Answer(
-        photo, rank, hit.score, entry.identity, entry.camera if alone else "", entry.time if alone else "", hit.images,
-        entry.path, entry.source.root,
-    )  # fmt: skip
-
-
-def _write(
-    options: argparse.Namespace,
-    index: Index,
-    hits: Sequence[Sequence[Hit]],
-    answers: Sequence[Sequence[Answer]],
-    said: dict[str, str],
-    seen: Pixels,
-) -> None:
-    """The files that are asked for."""
+    print(seconds, file=sys.stderr)
     if options.csv:
         Path(options.csv).write_text(to_csv(answers), encoding="utf-8", newline="")
     if options.json:
         Path(options.json).write_text(json.dumps(to_json(options.photos, answers), indent=2) + "\n", encoding="utf-8")
-    if not options.out:
-        return
-    larger = max(1, round(SHOWN_HEIGHT / seen.height))
-    pixels = replace(seen, height=larger * seen.height, width=larger * seen.width)
-    pictures = iter(read_pictures([index.entry(hit.row) for found in hits for hit in found], pixels))
+    if options.out:
+        facts = {
+            "index": f"{options.index}: {len(index):,} images of {len(index.meta.identities):,} identities",
+            "gallery": options.gallery + (f", camera {options.camera} left out" if options.camera else ""),
+            "model": f"{embedder.source}, fingerprint {embedder.fingerprint[:12]}",
+            "time": seconds,
+        }
+        _write_page(
+            options, facts, [[index.entry(hit.row) for hit in found] for found in hits], answers, embedder.pixels
+        )
+
+
+def _answer(index: Index, photo: str, rank: int, hit: Hit) -> Answer:
+    entry = index.entry(hit.row)
+    camera, taken = (entry.camera, entry.time) if hit.images == 1 else ("", "")
+    return Answer(
+        photo, rank, hit.score, entry.identity, camera, taken, hit.images, entry.path, entry.source.root
+    )  # fmt: skip
+
+
+def _write_page(
+    options: argparse.Namespace,
+    facts: dict[str, str],
+    entries: Sequence[Sequence[Entry]],
+    answers: Sequence[Sequence[Answer]],
+    seen: Pixels,
+) -> None:
+    """Write the answers and the pictures of their entries, with more pixels than the encoder has `seen`."""
+    scale = max(1, round(SHOWN_HEIGHT / seen.height))
+    pixels = replace(seen, height=scale * seen.height, width=scale * seen.width)
+    pictures = iter(read_pictures(list(chain.from_iterable(entries)), pixels))
     shown = [[(answer, next(pictures)) for answer in found] for found in answers]
-    asked = [(photo, _picture(photo, pixels)) for photo in options.photos]
-    title = Path(options.index).resolve().name
-    Path(options.out).write_text(build_page(title, said, asked, shown), encoding="utf-8", errors="replace")
+    queries = [
+        (photo, pixels.decode(Path(photo).read_bytes(), photo).permute(1, 2, 0).numpy()) for photo in options.photos
+    ]
+    page = build_page(Path(options.index).resolve().name, facts, queries, shown)
+    Path(options.out).write_text(page, encoding="utf-8", errors="replace")
     print(f"page: {options.out}")
-
-
-def _picture(photo: str, pixels: Pixels) -> np.ndarray:
-    return pixels.decode(Path(photo).read_bytes(), photo).permute(1, 2, 0).numpy()
 
 
 def _remove(options: argparse.Namespace) -> None:
     identities, paths = set(options.identity), set(options.path)
     if not identities and not paths:
-        raise ValueError("say what to remove: --identity NAME ... or --path PATH ...")
+        raise ValueError("name what to remove: --identity NAME ... or --path PATH ...")
     removed = remove(options.index, lambda entry: entry.identity in identities or entry.path in paths)
     if not removed:
-        raise ValueError(
-            f"{options.index} holds nothing of {', '.join(sorted(identities | paths))}; nothing was removed"
-        )
-    _say(options.index, f"{removed} images removed")
+        names = ", ".join(sorted(identities | paths))
+        raise ValueError(f"{options.index} holds nothing of {names}; nothing was removed")
+    _print_state(options.index, f"{removed} images removed")
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -197,7 +191,7 @@ def _info(options: argparse.Namespace) -> None:
     meta = index.meta
     rows = {
         "images": f"{len(index):,}",
-        "identities": f"{len(meta.identities):,}, and {int((index.pids < 0).sum()):,} images of nobody known",
+        "identities": f"{len(meta.identities):,}, and {int((index.pids < 0).sum()):,} images without an identity",
         "cameras": f"{len(meta.cameras)}: {', '.join(meta.cameras[:20])}" if meta.cameras else "none known",
         "features": f"{meta.dim} numbers, of images of {meta.size[0]} x {meta.size[1]} pixels",
         "model": f"{meta.checkpoint}, fingerprint {meta.fingerprint[:12]}",

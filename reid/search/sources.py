@@ -1,4 +1,4 @@
-"""Images to search, found: in a folder with a sub-folder per identity, in what a CSV lists, or in shards."""
+"""Images to search, listed from a folder with a sub-folder per identity, from a CSV, or from shards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from reid.data.eval_loader import read_images
 from reid.data.images import Pixels
-from reid.data.manifest import JUNK_PID, MANIFEST_NAME, load_manifest
+from reid.data.manifest import JUNK_PID, MANIFEST_NAME, Manifest, load_manifest
 from reid.data.shard_reader import Dropped, Identity, read_sound_identities
 from reid.data.storage import full_path, is_remote
 from reid.search.index import Entry, Source
@@ -24,23 +24,25 @@ COLUMNS = ("path", "identity", "camera", "time")
 
 
 @dataclass(frozen=True)
-class Found:
-    """An image: its entry, what to call it, and how to get at it: a file, or the bytes of one (or ValueError)."""
+class SourceImage:
+    """An image to search. name: for error messages. load: returns a file or the bytes of one, or raises ValueError."""
 
     entry: Entry
-    where: str
-    image: Callable[[], Path | bytes]
+    name: str
+    load: Callable[[], Path | bytes]
 
 
 def is_shards(root: str) -> bool:
     return is_remote(root) or Path(root, MANIFEST_NAME).is_file()
 
 
-def list_folder(root: str, table: str = "") -> list[Found]:
-    """All images under `root`, in the order of their paths; the first sub-folder on the way is the identity.
+def list_folder(root: str, table: str = "") -> list[SourceImage]:
+    """List the images under `root` in the order of their paths; the first sub-folder of a path is the identity.
 
-    table: a CSV with the column path (from `root` on), and identity, camera and time where they are known; then the
-    images that it lists, in its order, and none else. ValueError where there is nothing, or names the CSV's line.
+    table: a CSV with the column path (relative to `root`), and identity, camera and time if known. Then exactly the
+    images in it are listed, in its order.
+
+    Raises ValueError if there are no images, or for a wrong line of the CSV.
     """
     folder = Path(root)
     if not folder.is_dir():
@@ -50,7 +52,7 @@ def list_folder(root: str, table: str = "") -> list[Found]:
     if not entries:
         where = f"{table}: no line below the header" if table else f"{root}: no image in this folder"
         raise ValueError(f"{where}; images end with {', '.join(sorted(SUFFIXES))}")
-    return [Found(entry, str(folder / entry.path), partial(Path, folder, entry.path)) for entry in entries]
+    return [SourceImage(entry, str(folder / entry.path), partial(Path, folder, entry.path)) for entry in entries]
 
 
 def _walk(folder: Path, source: Source) -> Iterator[Entry]:
@@ -93,18 +95,26 @@ def _check_line(table: Path, line: int, entry: Entry, seen: dict[str, int]) -> N
         raise ValueError(f"{table}, lines {first} and {line}: {entry.path} twice; keep one")
 
 
-def list_shards(root: str, split: str) -> Iterator[Found]:
-    """Every image of a split but junk, as the manifest names identities; distractors are images of nobody known.
+def list_shards(root: str, split: str) -> Iterator[SourceImage]:
+    """List the images of a split without junk; identities have the names of the manifest, distractors none.
 
-    Train identities become train/<name>: some datasets number them anew. Damage gives images that cannot be read.
+    Train identities are called train/<name>, because some datasets number them from 0 again. Damage becomes images that
+    cannot be loaded. Raises ValueError if the split is unknown or empty.
     """
     manifest = load_manifest(root)
+    part = manifest.split(split)
+    if (part.pids == JUNK_PID).all():
+        raise ValueError(f"{root}: the split {split} is empty")
+    return _read_split(root, split, manifest)
+
+
+def _read_split(root: str, split: str, manifest: Manifest) -> Iterator[SourceImage]:
     part = manifest.split(split)
     first = np.cumsum(part.images) - part.images
     source = Source(root if is_remote(root) else str(Path(root).resolve()), split)
     for identity in read_sound_identities(root, part, range(len(part.shards))):
         if isinstance(identity, Dropped):
-            yield Found(Entry("", source=source), "", partial(_refuse, identity.reason))
+            yield SourceImage(Entry("", source=source), "", partial(_refuse, identity.reason))
             continue
         if identity.pid == JUNK_PID:
             continue
@@ -115,10 +125,10 @@ def list_shards(root: str, split: str) -> Iterator[Found]:
             path = f"{shard}/{identity.key}.{identity.files[i]}"
             camera = "" if camid < 0 else str(camid)
             entry = Entry(path, name, camera, place=int(first[identity.row]) + i, source=source)
-            yield Found(entry, full_path(root, path), partial(_read_image, identity, i))
+            yield SourceImage(entry, full_path(root, path), partial(_load_member, identity, i))
 
 
-def _read_image(identity: Identity, i: int) -> bytes:
+def _load_member(identity: Identity, i: int) -> bytes:
     return bytes(identity.image(i))
 
 
@@ -127,21 +137,20 @@ def _refuse(reason: str) -> bytes:
 
 
 def read_pictures(entries: Sequence[Entry], pixels: Pixels) -> list[np.ndarray | None]:
-    """The images (H, W, 3) uint8 of the entries; None for one that is no longer there or cannot be read."""
-    found: list[np.ndarray | None] = [None] * len(entries)
+    """The images (H, W, 3) uint8 of the entries; None for one that is gone or cannot be read."""
+    pictures: list[np.ndarray | None] = [None] * len(entries)
     by_source: dict[Source, list[int]] = {}
     for i, entry in enumerate(entries):
-        by_source.setdefault(entry.source, []).append(i)
-    for source, places in by_source.items():
-        if not source.split:
-            for i in places:
-                with contextlib.suppress(OSError, ValueError):
-                    data = Path(source.root, entries[i].path).read_bytes()
-                    found[i] = pixels.decode(data, "").permute(1, 2, 0).numpy()
+        if entry.source.split:
+            by_source.setdefault(entry.source, []).append(i)
             continue
-        with contextlib.suppress(OSError, ValueError):  # of shards all or none: they may have been built anew
+        with contextlib.suppress(OSError, ValueError):
+            data = Path(entry.source.root, entry.path).read_bytes()
+            pictures[i] = pixels.decode(data, "").permute(1, 2, 0).numpy()
+    for source, rows in by_source.items():
+        with contextlib.suppress(OSError, ValueError):  # of shards all or none: they may have been built again
             manifest = load_manifest(source.root)
-            images = read_images(source.root, manifest, source.split, [entries[i].place for i in places], pixels)
-            for i, image in zip(places, images, strict=True):
-                found[i] = image
-    return found
+            images = read_images(source.root, manifest, source.split, [entries[i].place for i in rows], pixels)
+            for i, image in zip(rows, images, strict=True):
+                pictures[i] = image
+    return pictures

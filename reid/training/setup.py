@@ -19,7 +19,6 @@ from reid.metrics.features import UNKNOWN
 from reid.model.network import ReIDModel, freeze_heads
 from reid.model.sync_batchnorm import convert_sync
 from reid.runs.checkpoint import TrainState
-from reid.runs.models import model_knobs
 from reid.training.validation import has_test_set, hold_out
 
 if TYPE_CHECKING:
@@ -84,7 +83,8 @@ def build_plan(config: Config, split: Split, held_out: np.ndarray) -> Plan:
 
 def build_model(config: Config, num_classes: int, device: torch.device) -> ReIDModel:
     """Return the model on the device, ready for the optimizer and for DDP. ValueError if it cannot take the images."""
-    model = ReIDModel(num_classes, **model_knobs(config)).to(device).to(memory_format=memory_format(config, device))
+    model = ReIDModel(num_classes, config.model, config.data.image_size).to(device)
+    model = model.to(memory_format=memory_format(config, device))
     check_image_size(config, model, device)
     if not config.loss.cross_entropy:
         freeze_heads(model)

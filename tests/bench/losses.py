@@ -19,7 +19,7 @@ from reid.distributed import gather_padded, gather_sizes
 from reid.losses import centroid, triplet
 from reid.losses.centroid import sum_by_pid
 from reid.losses.objective import Objective
-from reid.model.network import ReIDModel
+from tests.support.models import make_model
 from tests.support.pool import Pool
 
 P, K, DIM = 16, 4, 2048
@@ -118,7 +118,7 @@ def _count_sent() -> list[int]:
 
 def resnet50_step(images: int = 8) -> float:
     """Seconds of a training step of ResNet-50 (256x128, last stride 1) for P x K images, from a batch of `images`."""
-    model = ReIDModel(751, "resnet50")
+    model = make_model(751, "resnet50")
     batch = torch.randn(images, 3, 256, 128)
     times = []
     for _ in range(3):

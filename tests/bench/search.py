@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from reid.search.index import Entry, Index, Meta, Source
-from reid.search.nearest import search
 from reid.search.writer import append, create
 
 DIM, IMAGES_EACH, BLOCK = 2048, 20, 4096
@@ -61,8 +60,9 @@ def main() -> None:
         index = Index(path)
         for queries in (1, 1, 10, 100):
             asked = rng.standard_normal((queries, DIM), dtype=np.float32)
-            show(f"{queries} against images", lambda asked=asked: search(index, asked, 10))  # type: ignore[misc]
-        show("1 against centroids", lambda: search(index, asked[:1], 10, "centroids"))
+            show(f"{queries} against images", lambda asked=asked: index.search(asked, 10))  # type: ignore[misc]
+        for _ in range(2):
+            show("1 against centroids", lambda: index.search(asked[:1], 10, "centroids"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"\npeak memory {peak:.1f} GiB, pages of the mapped file among it")
 

@@ -29,9 +29,9 @@ from reid.config import LossConfig, OptimConfig
 from reid.data.augmentation import normalize
 from reid.data.images import Pixels
 from reid.losses.objective import Objective
-from reid.model.network import ReIDModel
 from reid.training.optim import build_optimizer
 from shards.__main__ import main as shards_main
+from tests.support.models import make_model
 
 K, CLASSES, ROUNDS = 4, 80, 2
 SMALL = {"encoder": "resnet18", "height": 128, "width": 64}
@@ -57,7 +57,7 @@ def bare_loop(
     """Images a second. ours: bf16 and channels_last; otherwise float32 as torch runs it without being told more."""
     torch.manual_seed(0)
     layout = torch.channels_last if ours else torch.contiguous_format
-    model = ReIDModel(CLASSES, encoder, image_size=(height, width)).to(device).to(memory_format=layout)
+    model = make_model(CLASSES, encoder, image_size=(height, width)).to(device).to(memory_format=layout)
     objective = Objective(LossConfig(margin=5.0, triplet_margin=0.3), CLASSES, model.dim).to(device)
     optimizer = build_optimizer(model, OptimConfig())
     if compiled:
@@ -143,7 +143,7 @@ def on_cuda(compiled: bool) -> float:
 
 
 def flops_per_image() -> float:
-    model, images = ReIDModel(CLASSES, "resnet50"), torch.zeros(2, 3, 256, 128)
+    model, images = make_model(CLASSES, "resnet50"), torch.zeros(2, 3, 256, 128)
     with FlopCounterMode(display=False) as counter:
         model(images)[1].sum().backward()
     return counter.get_total_flops() / 2
@@ -156,7 +156,7 @@ def decoded_per_s(count: int = 300) -> float:
 
 def print_scaling(compute_s: float, source: str) -> None:
     """16 identities x 4 images a GPU: step = max(compute + exposed all-reduce + centroid gather, data)."""
-    model = ReIDModel(751, "resnet50")
+    model = make_model(751, "resnet50")
     decoding, cores, latency_s, bucket = decoded_per_s(), 12, 2e-5, 25 * 2**20
     gradients, centroids = 4 * sum(parameter.numel() for parameter in model.parameters()), 4 * 16 * model.dim
     data_s = 64 / (decoding * cores)

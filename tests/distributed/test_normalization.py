@@ -8,15 +8,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from reid.distributed import global_mean, rank, world_size
-from reid.model.network import ReIDModel, drop_frozen_gradients, freeze_encoder
+from reid.model.network import ReIDModel, drop_frozen_gradients
 from reid.model.sync_batchnorm import SyncBatchNorm, convert_sync
+from tests.support.models import make_model
 
 SIZES = {2: [3, 5], 3: [4, 1, 3]}  # images of each rank
 
 
-def build_model(seed: int, norm: str = "batch") -> ReIDModel:
+def build_model(seed: int, norm: str = "batch", frozen_epochs: int = 0) -> ReIDModel:
     torch.manual_seed(seed)
-    model = ReIDModel(5, encoder="resnet10", norm=norm).double()
+    model = make_model(5, norm=norm, frozen_epochs=frozen_epochs).double()
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -128,7 +129,7 @@ def test_layers_that_are_more_than_a_batchnorm():
 
 def freeze_and_free() -> list[dict[str, Tensor]]:
     """On a rank: the state after each of four steps of Adam with decay, two of them with the encoder frozen."""
-    bare = build_model(5)
+    bare = build_model(5, frozen_epochs=2)
     convert_sync(bare)  # so that one process is what the ranks must equal
     return train_frozen(DistributedDataParallel(bare), bare, images_of_ranks(2)[rank()])
 
@@ -137,7 +138,7 @@ def train_frozen(model: nn.Module, bare: ReIDModel, images: Tensor) -> list[dict
     optimizer = torch.optim.Adam([p for p in bare.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.1)
     states = []
     for step in range(4):
-        freeze_encoder(bare, step < 2)
+        bare.begin_epoch(step)
         share_of_loss(*model(images)).backward()
         drop_frozen_gradients(bare)
         optimizer.step()
@@ -148,7 +149,7 @@ def train_frozen(model: nn.Module, bare: ReIDModel, images: Tensor) -> list[dict
 
 def test_freezing_during_training_under_ddp(pool):
     """Ranks stay one process while the encoder is frozen and after it is freed."""
-    whole = build_model(5)
+    whole = build_model(5, frozen_epochs=2)
     before = copy.deepcopy(whole.state_dict())
     wanted = train_frozen(whole, whole, torch.cat(images_of_ranks(2)))
     encoder = [name for name in before if name.startswith("encoder.")]
@@ -161,7 +162,7 @@ def test_freezing_during_training_under_ddp(pool):
 
 
 def free_by_requires_grad() -> Tensor:
-    """What freeze_encoder does not do: DDP wraps a frozen encoder, which is freed later."""
+    """What begin_epoch does not do: DDP wraps an encoder without requires_grad, which gets it later."""
     bare = build_model(5).requires_grad_(False)
     bare.classifier.requires_grad_(True)
     model = DistributedDataParallel(bare)

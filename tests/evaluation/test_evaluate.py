@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +90,7 @@ def test_the_figures_are_those_of_the_features(done: Done) -> None:
     """Extracted here by hand: the same model, one forward pass, every protocol."""
     config = Config()
     config.model.encoder, config.model.weights = "resnet10", "none"
-    model = ReIDModel(16, **asdict(config.model))
+    model = ReIDModel(16, config.model, config.data.image_size)
     checkpoint.load_weights(done.run / "checkpoints" / "epoch-0002-step-000000", model)
     query, gallery = (
         extract(

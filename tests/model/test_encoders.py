@@ -9,9 +9,9 @@ import torch
 import torchvision
 from torch import nn
 
-from reid.model.encoders import ENCODERS, GeneralizedMean, ImageTransformer, build_encoder, resnet10
+from reid.model.encoders import ENCODERS, GeneralizedMean, ImageTransformer, resnet10
 from reid.model.pretrained import load_weights
-from tests.support.models import small_vit
+from tests.support.models import make_encoder, small_vit
 
 HAS_TIMM_REASON = "timm, an optional dependency, is not installed"
 
@@ -46,7 +46,7 @@ def test_features_are_those_of_torchvision(name):
 def build_on_meta(name, **knobs):
     """An encoder without weights, for what does not depend on them: initializing them takes most of the time."""
     with torch.device("meta"):
-        return build_encoder(name, **knobs)
+        return make_encoder(name, **knobs)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def build():
     @cache
     def initialize(name):
         pool = "gap" if name == "vit_b_16" else "gem"
-        return build_encoder(name, pool=pool, image_size=(32, 32))[0].state_dict()
+        return make_encoder(name, pool=pool, image_size=(32, 32))[0].state_dict()
 
     def build(name, pool):
         encoder, dim = build_on_meta(name, pool=pool, image_size=(32, 32))
@@ -83,7 +83,7 @@ def test_names_are_those_of_torchvision():
 
 def test_unknown_encoder():
     with pytest.raises(ValueError, match=r"model\.encoder = 'resnet51'; choose one of resnet10, resnet18.* or timm/<"):
-        build_encoder("resnet51")
+        make_encoder("resnet51")
 
 
 @pytest.mark.parametrize("name", ["resnet10", "convnext_tiny", "swin_t", "vit_b_16"])
@@ -104,7 +104,7 @@ def test_bfloat16_autocast(build, name, pool):
     ("last_stride", "stem_stride", "reduction"), [(2, 4, 32), (1, 4, 16), (1, 2, 8), (2, 2, 16), (1, 1, 4), (2, 1, 8)]
 )
 def test_strides_set_the_size_of_the_feature_map(last_stride, stem_stride, reduction):
-    encoder, _ = build_encoder("resnet10", last_stride=last_stride, stem_stride=stem_stride)
+    encoder, _ = make_encoder("resnet10", last_stride=last_stride, stem_stride=stem_stride)
     assert map_size(encoder) == (64 // reduction, 32 // reduction)
 
 
@@ -128,7 +128,7 @@ def map_size(encoder: nn.Module) -> tuple[int, ...]:
 @pytest.mark.parametrize(("knob", "value"), [("last_stride", 2), ("stem_stride", 2)])
 def test_strides_of_other_encoders_are_refused(name, knob, value):
     with pytest.raises(ValueError, match=rf"model\.{knob} = 2: only ResNets have it, not {name}; leave it at"):
-        build_encoder(name, **{knob: value})
+        make_encoder(name, **{knob: value})
 
 
 def test_resnet10_has_one_block_per_stage():
@@ -170,7 +170,7 @@ def test_gem_pools_the_map(build, name, map_module):
 @pytest.mark.parametrize(("name", "why"), [("vit_b_16", "class token"), ("timm/resnet18", "pool by themselves")])
 def test_gem_is_refused_where_nothing_is_pooled(name, why):
     with pytest.raises(ValueError, match=rf"model\.pool = gem: .*{why}.*pool = gap with {name}"):
-        build_encoder(name, pool="gem")
+        make_encoder(name, pool="gem")
 
 
 # ViT
@@ -220,7 +220,7 @@ def test_vit_of_another_size_than_it_was_built_for():
 def test_without_timm_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)  # as Python marks a module that cannot be imported
     with pytest.raises(ValueError, match=r"timm is not installed; run `pip install timm`"):
-        build_encoder("timm/resnet18")
+        make_encoder("timm/resnet18")
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224", "repvgg_a0"])
@@ -228,7 +228,7 @@ def test_timm_features(name):
     """The model of timm with the same seed; a ViT is built for the images' size."""
     timm = pytest.importorskip("timm", reason=HAS_TIMM_REASON)
     torch.manual_seed(0)
-    encoder, dim = build_encoder(f"timm/{name}", image_size=(64, 32))
+    encoder, dim = make_encoder(f"timm/{name}", image_size=(64, 32))
     torch.manual_seed(0)
     size = {"img_size": (64, 32)} if name.startswith("vit") else {}
     reference = timm.create_model(name, num_classes=0, **size)
@@ -243,7 +243,7 @@ def test_timm_position_embeddings_from_a_file_of_another_size(tmp_path):
     timm = pytest.importorskip("timm", reason=HAS_TIMM_REASON)
     square = timm.create_model("vit_tiny_patch16_224")
     torch.save(square.state_dict(), tmp_path / "vit.pth")
-    encoder, _ = build_encoder("timm/vit_tiny_patch16_224", str(tmp_path / "vit.pth"), image_size=(256, 128))
+    encoder, _ = make_encoder("timm/vit_tiny_patch16_224", str(tmp_path / "vit.pth"), image_size=(256, 128))
     wanted = timm.layers.resample_abs_pos_embed(square.pos_embed, new_size=[16, 8], num_prefix_tokens=1)
     torch.testing.assert_close(encoder.pos_embed, wanted)
     assert torch.equal(encoder.blocks[3].attn.qkv.weight, square.blocks[3].attn.qkv.weight)
@@ -252,10 +252,10 @@ def test_timm_position_embeddings_from_a_file_of_another_size(tmp_path):
 def test_timm_errors(monkeypatch):
     pytest.importorskip("timm", reason=HAS_TIMM_REASON)
     with pytest.raises(ValueError, match=r"model\.encoder = timm/resnet51.* no such model; near: "):
-        build_encoder("timm/resnet51")
+        make_encoder("timm/resnet51")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"timm/resnet10t: .*run `python -m reid\.model fetch timm/resnet10t`"):
-        build_encoder("timm/resnet10t", "imagenet")
+        make_encoder("timm/resnet10t", "imagenet")
 
 
 def test_a_vit_learns_positions_from_a_file_of_another_size(tmp_path):

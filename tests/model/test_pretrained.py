@@ -15,11 +15,10 @@ from torch import nn
 
 from reid.files import hold
 from reid.model import pretrained as weights_module
-from reid.model.encoders import ImageTransformer, build_encoder, resnet10
-from reid.model.network import ReIDModel
+from reid.model.encoders import ImageTransformer, resnet10
 from reid.model.pretrained import cached_file, fetch, load_weights, resize_positions, url_of
 from tests.support.drawn import Bomb
-from tests.support.models import small_vit
+from tests.support.models import make_encoder, make_model, small_vit
 from tests.support.narrow import NarrowResNet10, use_narrow_resnet10
 
 
@@ -51,15 +50,15 @@ def assert_encoder_holds(encoder: nn.Module, state: dict[str, torch.Tensor]) -> 
 def test_weights_from_a_file(tmp_path, state, suffix):
     """A classifier of another size in the file does not matter."""
     path = write_weights(tmp_path / f"weights{suffix}", {**state, "fc.weight": torch.zeros(7, 64)})
-    assert_encoder_holds(build_encoder("resnet10", str(path))[0], state)
-    assert_encoder_holds(ReIDModel(5, encoder="resnet10", weights=str(path)).encoder, state)
+    assert_encoder_holds(make_encoder("resnet10", str(path))[0], state)
+    assert_encoder_holds(make_model(5, weights=str(path)).encoder, state)
 
 
 def test_weights_from_a_whole_model(tmp_path):
     """A checkpoint's model.safetensors will do: its encoder's tensors are called encoder.*."""
-    model = ReIDModel(5, encoder="resnet10", pool="gem")
+    model = make_model(5, pool="gem")
     path = write_weights(tmp_path / "model.safetensors", model.state_dict())
-    encoder, _ = build_encoder("resnet10", str(path))
+    encoder, _ = make_encoder("resnet10", str(path))
     assert_encoder_holds(encoder, model.encoder.state_dict())
 
 
@@ -69,7 +68,7 @@ def test_weights_from_files_of_others(tmp_path, state, prefix, nested):
     """Prefixes as DDP, CTL's and MoCo's code write them, beside tensors that are not the encoder's."""
     file = {f"{prefix}{name}": value for name, value in state.items()} | {"queue": torch.zeros(3)}
     torch.save({nested: file, "epoch": 3} if nested else file, tmp_path / "others.pth")
-    assert_encoder_holds(build_encoder("resnet10", str(tmp_path / "others.pth"))[0], state)
+    assert_encoder_holds(make_encoder("resnet10", str(tmp_path / "others.pth"))[0], state)
 
 
 def test_a_whole_vit_model_has_the_name_encoder_twice(tmp_path):
@@ -97,7 +96,7 @@ def test_old_files_of_torchvision(tmp_path, state):
     load_weights(other, write_weights(tmp_path / "vit.pth", old))
     assert_encoder_holds(other, vit.state_dict())
     path = write_weights(tmp_path / "r.pth", {n: v for n, v in state.items() if "num_batches" not in n})
-    assert_encoder_holds(build_encoder("resnet10", str(path))[0], state)
+    assert_encoder_holds(make_encoder("resnet10", str(path))[0], state)
 
 
 # What does not fit
@@ -108,7 +107,7 @@ def test_weights_of_a_smaller_encoder(tmp_path):
     with pytest.raises(
         ValueError, match=r"pth: 80 of the encoder's 120 tensors fit; .* is layer1\.1\.conv1\.weight \(ab"
     ):
-        build_encoder("resnet18", str(path))
+        make_encoder("resnet18", str(path))
 
 
 def test_weights_of_a_larger_encoder(tmp_path):
@@ -119,7 +118,7 @@ def test_weights_of_a_larger_encoder(tmp_path):
     with pytest.raises(
         ValueError, match=r"all 120 .* fit, but the file has 80 more, the first layer1\.2\..*model\.encoder"
     ):
-        build_encoder("resnet18", str(path))
+        make_encoder("resnet18", str(path))
 
 
 def test_weights_with_a_tensor_of_another_shape(tmp_path, state):
@@ -127,7 +126,7 @@ def test_weights_with_a_tensor_of_another_shape(tmp_path, state):
     with pytest.raises(
         ValueError, match=r"odd\.safetensors: 71 of .*is conv1\.weight \(of another shape\); give a file"
     ):
-        build_encoder("resnet10", str(path))
+        make_encoder("resnet10", str(path))
 
 
 def test_weights_of_a_wider_vit_with_old_names(tmp_path):
@@ -146,7 +145,7 @@ def test_weights_of_a_wider_vit_with_old_names(tmp_path):
 
 def test_weights_file_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere\.pth: no such file; give imagenet, none or a local file"):
-        build_encoder("resnet10", str(tmp_path / "nowhere.pth"))
+        make_encoder("resnet10", str(tmp_path / "nowhere.pth"))
 
 
 @pytest.mark.parametrize("content", [b"", b"no weights", torch.zeros(3)])
@@ -155,13 +154,13 @@ def test_files_that_hold_no_weights(tmp_path, content, suffix):
     path = tmp_path / f"x{suffix}"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
     with pytest.raises(ValueError, match=rf"model\.weights = .*x{suffix}: not a file of tensors: [^\n]*$"):
-        build_encoder("resnet10", str(path))
+        make_encoder("resnet10", str(path))
 
 
 def test_code_in_a_weights_file_does_not_run(tmp_path):
     torch.save({"conv1.weight": Bomb(tmp_path / "ran")}, tmp_path / "evil.pth")
     with pytest.raises(ValueError, match=r"[Ww]eights"):
-        build_encoder("resnet10", str(tmp_path / "evil.pth"))
+        make_encoder("resnet10", str(tmp_path / "evil.pth"))
     assert not (tmp_path / "ran").exists()
 
 
@@ -180,7 +179,7 @@ def test_imagenet_weights_of_the_cache(cache):
     published = torchvision.models.resnet18().state_dict()
     cache.mkdir(parents=True)
     torch.save(published, cache / "resnet18-f37072fd.pth", _use_new_zipfile_serialization=False)
-    assert_encoder_holds(build_encoder("resnet18", "imagenet")[0], published)
+    assert_encoder_holds(make_encoder("resnet18", "imagenet")[0], published)
 
 
 def test_the_first_published_weights_are_meant():
@@ -190,7 +189,7 @@ def test_the_first_published_weights_are_meant():
 
 def test_no_imagenet_weights_for_resnet10():
     with pytest.raises(ValueError, match=r"no ImageNet weights for resnet10; use model\.weights = none"):
-        build_encoder("resnet10", "imagenet")
+        make_encoder("resnet10", "imagenet")
 
 
 def test_imagenet_weights_without_internet(monkeypatch, cache):
@@ -199,7 +198,7 @@ def test_imagenet_weights_without_internet(monkeypatch, cache):
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     with pytest.raises(ValueError, match="resnet18") as error:
-        build_encoder("resnet18", "imagenet")
+        make_encoder("resnet18", "imagenet")
     assert str(error.value) == (
         f"model.weights = imagenet: resnet18-f37072fd.pth is not in {cache} and cannot be fetched (<urlopen error no "
         "route>); on a machine with internet run `python -m reid.model fetch resnet18` and copy the file into that "

@@ -10,11 +10,11 @@ from torch import nn
 
 from reid.config import LossConfig, OptimConfig
 from reid.losses.objective import Objective
-from reid.model.network import ReIDModel
 from reid.runs import checkpoint
 from reid.runs.checkpoint import Parts, TrainState
 from reid.training.optim import build_optimizer
 from tests.support.drawn import Bomb
+from tests.support.models import make_model
 from tests.support.narrow import use_narrow_resnet10
 
 DESCRIBES = {"model": {"encoder": "tiny", "last_stride": 1}, "classes": 3, "data": "abc"}
@@ -226,7 +226,7 @@ def grouped(model: nn.Module, **knobs) -> torch.optim.Optimizer:
 def test_moments_follow_their_parameters_into_other_groups_and_new_knobs_hold(tmp_path, monkeypatch, before, after):
     use_narrow_resnet10(monkeypatch)
     one, other = Run(0), Run(9)
-    one.model = other.model = ReIDModel(3, "resnet10")
+    one.model = other.model = make_model(3, "resnet10")
     one.optimizer, other.optimizer = grouped(one.model, **before), grouped(other.model, **after)
     for parameter in one.model.parameters():
         parameter.grad = torch.randn_like(parameter) if parameter.requires_grad else None

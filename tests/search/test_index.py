@@ -1,4 +1,4 @@
-"""reid/search/index.py, index_writer.py and nearest.py against loops in float64; kills, damage, versions."""
+"""reid/search/index.py and writer.py against loops in float64; kills, damage, versions, indexes of older programs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reid.search import nearest
-from reid.search import writer as index_writer
-from reid.search.index import Entry, Index, Meta, Source
-from reid.search.nearest import Hit, search
+from reid.search import GALLERIES, writer
+from reid.search import index as index_module
+from reid.search.index import Entry, Hit, Index, Meta, Source
 from reid.search.writer import append, create, remove
 from tests.support.gaps import are_apart
 
@@ -60,8 +59,9 @@ def snapshot(path: Path) -> dict[str, bytes]:
 
 def content(path: Path) -> tuple:
     index = Index(path)
-    sums, counts = index.sums()
-    return index.meta.count, index.features.tobytes(), list(index.entries()), sums.tobytes(), counts.tobytes()
+    rows, images, vectors = index.centroids()
+    centroids = rows.tolist(), images.tolist(), vectors.rows.tolist()
+    return index.meta, index.features.tobytes(), list(index.entries()), centroids
 
 
 def test_what_goes_in_comes_out(tmp_path: Path) -> None:
@@ -70,8 +70,8 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
     assert len(index) == 20 and np.array_equal(index.features, features)
     assert list(index.entries()) == entries == [index.entry(row) for row in range(20)]
     assert np.allclose(index.squares, (features.astype(float) ** 2).sum(1), rtol=1e-6)
-    assert [index.identity(pid) for pid in index.pids] == [entry.identity for entry in entries]
-    assert [index.camera(camid) for camid in index.camids] == [entry.camera for entry in entries]
+    assert [(*index.meta.identities, "")[pid] for pid in index.pids] == [entry.identity for entry in entries]
+    assert [(*index.meta.cameras, "")[camid] for camid in index.camids] == [entry.camera for entry in entries]
 
 
 def test_columns_are_ordinary_npy_files_and_mapped(tmp_path: Path) -> None:
@@ -88,23 +88,50 @@ def test_names_from_anywhere_survive(tmp_path: Path) -> None:
     assert list(make(tmp_path / "i", (np.ones((2, DIM), np.float32), entries)).entries()) == entries
 
 
-def test_centroids_added_up_in_parts_equal_a_rebuild_and_loops(tmp_path: Path) -> None:
+@pytest.mark.parametrize("without", ["", "cam 1"])
+def test_centroids_equal_loops_also_after_an_append(tmp_path: Path, without: str) -> None:
     parts = [draw(count, seed) for seed, count in enumerate([30, 1, 50, 7])]
-    features = np.concatenate([part[0] for part in parts])
-    entries = [entry for part in parts for entry in part[1]]
-    grown = make(tmp_path / "grown", *parts)
-    rebuilt = make(tmp_path / "rebuilt", (features, entries))
-    for index in (grown, rebuilt):
-        sums, counts = index.sums()
-        assert len(sums) == len({entry.identity for entry in entries} - {""})
-        for pid, name in enumerate(index.meta.identities):
-            own = [
-                row.astype(np.float64) for row, entry in zip(features, entries, strict=True) if entry.identity == name
-            ]
-            assert counts[pid] == len(own)
-            assert np.abs(sums[pid] / counts[pid] - sum(own) / len(own)).max() < 1e-6
-    assert np.abs(grown.sums()[0] - rebuilt.sums()[0]).max() < 1e-6
-    assert grown.meta.identities == rebuilt.meta.identities
+    make(tmp_path / "i", *parts[:2]).centroids(without)
+    for part in parts[2:]:
+        with append(tmp_path / "i") as appender:
+            appender.add(*part)
+    features = np.concatenate([part[0] for part in parts]).astype(np.float64)
+    groups: dict[str, list[int]] = {}
+    for row, entry in enumerate(entry for part in parts for entry in part[1]):
+        rows = groups.setdefault(entry.identity, [])  # in the order in which the index met the identities
+        if entry.identity and (not without or entry.camera != without):
+            rows.append(row)
+    expected = [rows for rows in groups.values() if rows]
+    index = Index(tmp_path / "i")
+    for _ in range(2):  # computed, and from memory
+        found = index.centroids(without)
+        assert found.rows.tolist() == [rows[0] for rows in expected]
+        assert found.images.tolist() == [len(rows) for rows in expected]
+        wanted = np.array([sum(features[rows]) / len(rows) for rows in expected])
+        assert np.array_equal(found.vectors.rows, wanted.astype(np.float32))
+
+
+def test_an_index_of_an_older_program(tmp_path: Path) -> None:
+    """Older programs wrote a generation into index.json, and two generations of centroid sums."""
+    path, parts = tmp_path / "i", [draw(20), draw(9, seed=1)]
+    make(path, parts[0])
+    edit(path, generation=2)
+    sums = [path / f"{name}-{generation:06d}.npy" for name in ("sums", "counts") for generation in (1, 2)]
+    for file in sums:
+        np.save(file, np.zeros((1, DIM)))
+    queries = np.random.default_rng(1).standard_normal((3, DIM))
+    new = make(tmp_path / "new", parts[0])
+    for gallery in GALLERIES:
+        assert Index(path).search(queries, 5, gallery) == new.search(queries, 5, gallery)
+    with append(path) as appender:
+        appender.add(*parts[1])
+    assert content(path) == content(make(tmp_path / "grown", *parts).folder)
+    assert {file.name for file in path.iterdir()} == {file.name for file in new.folder.iterdir()}
+    edit(path, generation=3)
+    np.save(sums[0], np.zeros((1, DIM)))
+    assert remove(path, lambda entry: entry.path.startswith("0/")) == 20
+    assert content(path) == content(make(tmp_path / "rest", parts[1]).folder)
+    assert {file.name for file in path.iterdir()} == {file.name for file in new.folder.iterdir()}
 
 
 def slow_search(features, entries, queries, k, gallery="images", without="") -> list[list[tuple[float, int, int]]]:
@@ -132,11 +159,11 @@ def slow_search(features, entries, queries, k, gallery="images", without="") -> 
 @pytest.mark.parametrize("k", [1, 10, 200])
 def test_search_equals_loops(tmp_path: Path, monkeypatch, block: int, without: str, gallery: str, k: int) -> None:
     monkeypatch.setattr("reid.metrics.scores.GALLERY_BLOCK", block)
-    monkeypatch.setattr(nearest, "QUERIES", 2)
+    monkeypatch.setattr(index_module, "QUERIES", 2)
     features, entries = draw(60, identities=9)
     index = make(tmp_path / "i", (features[:20], entries[:20]), (features[20:], entries[20:]))
     queries = np.random.default_rng(1).standard_normal((5, DIM)).astype(np.float32)
-    found = search(index, queries, k, gallery, without)
+    found = index.search(queries, k, gallery, without)
     wanted = slow_search(features, entries, queries, k, gallery, without)
     assert [[(hit.row, hit.images) for hit in hits] for hits in found] == [[hit[1:] for hit in hits] for hits in wanted]
     scores = [[hit.score for hit in hits] for hits in found]
@@ -147,15 +174,15 @@ def test_equal_scores_in_the_order_of_the_index(tmp_path: Path) -> None:
     """Features of one coordinate: their products and lengths are sums of a number and zeros, exact in any order."""
     _, entries = draw(12)
     index = make(tmp_path / "i", (np.eye(1, DIM, dtype=np.float32).repeat(12, axis=0), entries))
-    (hits,) = search(index, np.eye(1, DIM), 5)
+    (hits,) = index.search(np.eye(1, DIM), 5)
     assert [hit.row for hit in hits] == [0, 1, 2, 3, 4]
 
 
 def test_search_changes_no_file(tmp_path: Path) -> None:
     index = make(tmp_path / "i", draw(20))
     before = snapshot(tmp_path / "i")
-    for gallery in nearest.GALLERIES:
-        search(index, np.ones((1, DIM)), 3, gallery, "cam 0")
+    for gallery in GALLERIES:
+        index.search(np.ones((1, DIM)), 3, gallery, "cam 0")
     index.features[0] = 7  # in memory alone
     assert snapshot(tmp_path / "i") == before
 
@@ -163,7 +190,7 @@ def test_search_changes_no_file(tmp_path: Path) -> None:
 def test_an_identity_that_only_the_camera_left_out_saw_is_not_found(tmp_path: Path) -> None:
     entries = [Entry("a", "anna", "door"), Entry("b", "ben", "door"), Entry("c", "ben", "hall")]
     index = make(tmp_path / "i", (np.eye(3, DIM, dtype=np.float32), entries))
-    (hits,) = search(index, np.eye(1, DIM), 5, "centroids", "door")
+    (hits,) = index.search(np.eye(1, DIM), 5, "centroids", "door")
     assert hits == [Hit(2, 0.0, 1)]
 
 
@@ -177,7 +204,7 @@ def test_an_identity_that_only_the_camera_left_out_saw_is_not_found(tmp_path: Pa
 )
 def test_searches_that_make_no_sense(tmp_path: Path, asked: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        search(make(tmp_path / "i", draw(20)), np.ones((1, DIM)), **asked)
+        make(tmp_path / "i", draw(20)).search(np.ones((1, DIM)), **asked)
 
 
 def test_an_error_while_appending_leaves_the_index_as_it_was(tmp_path: Path) -> None:
@@ -200,7 +227,7 @@ def die(*_: object) -> None:
 def append_and_die(path: Path, stop: str) -> None:
     """Append, and die where `stop` says: once the entries are written, or in the place of a step of the commit."""
     if stop != "add":
-        setattr(index_writer, stop, die)
+        setattr(writer, stop, die)
     with append(path) as appender:
         appender.add(*draw(9, seed=1))
         for file in appender._files.values():
@@ -209,7 +236,7 @@ def append_and_die(path: Path, stop: str) -> None:
             die()
 
 
-@pytest.mark.parametrize("stop", ["add", "_save_centroids", "_write_meta"])
+@pytest.mark.parametrize("stop", ["add", "write_atomically"])
 def test_a_killed_append_leaves_the_index_as_it_was_and_the_next_one_is_whole(tmp_path: Path, stop: str) -> None:
     path = tmp_path / "i"
     make(path, draw(20))
@@ -243,7 +270,7 @@ def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
         pass
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").touch()
-    with pytest.raises(ValueError, match="is no empty folder"), create(tmp_path / "photos", META):
+    with pytest.raises(ValueError, match="is not empty"), create(tmp_path / "photos", META):
         pass
 
 
@@ -265,7 +292,7 @@ def test_who_reads_while_another_appends_keeps_what_it_opened(tmp_path: Path) ->
     with append(tmp_path / "i") as appender:
         appender.add(*draw(9, seed=1))
     assert len(index) == 20 and np.array_equal(index.features, features) and list(index.entries()) == entries
-    assert int(index.sums()[1].sum()) == sum(bool(entry.identity) for entry in entries)
+    assert int(index.centroids().images.sum()) == sum(bool(entry.identity) for entry in entries)
 
 
 def test_removed_images_are_gone_from_every_file(tmp_path: Path) -> None:
@@ -307,11 +334,11 @@ def edit(path: Path, **changes: object) -> None:
         (lambda p: edit(p, dim=None), "is damaged"),
         (lambda p: edit(p, sources=7), "is damaged"),
         (lambda p: (p / "index.json").write_text("{"), r"index\.json is damaged"),
-        (lambda p: (p / "index.json").unlink(), r"is no index: it has no index\.json"),
+        (lambda p: (p / "index.json").unlink(), r"is not an index: it has no index\.json"),
         (lambda p: (p / "pids.npy").unlink(), r"pids\.npy is missing or cut short"),
         (lambda p: os.truncate(p / "features.npy", 300), r"features\.npy is missing or cut short"),
-        (lambda p: os.truncate(p / "entries.jsonl", 300), "entry .* is damaged"),
-        (lambda p: next(p.glob("sums-*1.npy")).unlink(), "its centroids cannot be read"),
+        (lambda p: os.truncate(p / "entries.jsonl", 300), r"entries\.jsonl is missing or cut short"),
+        (lambda p: (p / "entries.jsonl").write_bytes(b"x" * 2000), "entry 0 is damaged"),
     ],
 )
 def test_damage_and_other_versions_are_named(tmp_path: Path, damage, message: str) -> None:

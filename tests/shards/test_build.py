@@ -563,9 +563,9 @@ def test_a_full_disk(market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_disk_that_is_too_small_is_seen_first(market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw, out = market1501.read(market), tmp_path / "out"
-    monkeypatch.setattr("shards.build.shutil.disk_usage", lambda _: SimpleNamespace(free=50_000))
+    monkeypatch.setattr("shards.write.shutil.disk_usage", lambda _: SimpleNamespace(free=50_000))
     monkeypatch.setattr("shards.build.write_shards", None)
-    with pytest.raises(ValueError, match=r"they need about 0.2 MiB, 0.0 MiB are free; nothing was built"):
+    with pytest.raises(ValueError, match=r"0.2 MiB are needed, 0.0 MiB are free; nothing was built"):
         build(raw, out)
     assert not list(tmp_path.iterdir())
 

@@ -159,8 +159,8 @@ def test_source_and_target_must_differ(source: Path) -> None:
 
 def test_a_full_disk(source: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("shards.stage.shutil.disk_usage", lambda _: SimpleNamespace(free=10_000))
-        with pytest.raises(ValueError, match=r"no space left: 0\.\d MiB are missing, 0\.0 MiB are free"):
+        patch.setattr("shards.write.shutil.disk_usage", lambda _: SimpleNamespace(free=10_000))
+        with pytest.raises(ValueError, match=r"no space left: 0\.\d MiB are needed, 0\.0 MiB are free"):
             stage(source, target)
 
     def fsync(_: int) -> None:

@@ -1,8 +1,34 @@
-"""Small models."""
+"""Small models, and models and encoders by their knobs."""
+
+from typing import Any
 
 import torch
 from torch import nn
 from torchvision.models import VisionTransformer
+
+from reid.config import ModelConfig
+from reid.model.encoders import build_encoder
+from reid.model.network import ReIDModel
+
+
+def make_model(
+    num_classes: int, encoder: str = "resnet10", *, image_size: tuple[int, int] = (256, 128), **knobs: Any
+) -> ReIDModel:
+    return ReIDModel(num_classes, model_config(encoder, **knobs), image_size)
+
+
+def make_encoder(
+    encoder: str, weights: str = "none", *, image_size: tuple[int, int] = (256, 128), **knobs: Any
+) -> tuple[nn.Module, int]:
+    return build_encoder(model_config(encoder, weights, **knobs), image_size)
+
+
+def model_config(encoder: str = "resnet10", weights: str = "none", **knobs: Any) -> ModelConfig:
+    config = ModelConfig(encoder=encoder, weights=weights)
+    for name, value in knobs.items():  # set later, because ModelConfig refuses to freeze an encoder without weights
+        assert hasattr(config, name), name
+        setattr(config, name, value)
+    return config
 
 
 def small_vit(image_size: int = 32) -> VisionTransformer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -27,7 +26,7 @@ def make_run(folder: Path, drawn: Drawn, seed: int = 0, encoder: str = "resnet10
     config.data.root, config.data.height, config.data.width = str(drawn.root), HEIGHT, WIDTH
     config.model.encoder, config.model.weights = encoder, "none"
     torch.manual_seed(seed)
-    model = ReIDModel(drawn.manifest.split("train").num_pids, **asdict(config.model))
+    model = ReIDModel(drawn.manifest.split("train").num_pids, config.model, config.data.image_size)
     model.neck.weight.data[FEW:] = 0.0 if damage is None else damage
     rest = torch.nn.Linear(1, 1)
     folder.mkdir(parents=True)

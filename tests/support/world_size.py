@@ -16,11 +16,11 @@ from reid.data.plan import Plan
 from reid.data.train_loader import TrainLoader
 from reid.distributed import gather_objects, is_distributed
 from reid.losses.objective import Objective
-from reid.model.network import ReIDModel
 from reid.model.sync_batchnorm import convert_sync
 from reid.training.monitors import mean_over_ranks
 from reid.training.optim import Schedule, build_optimizer
 from tests.support.drawn import HEIGHT, WIDTH
+from tests.support.models import make_model
 
 
 def train(
@@ -33,9 +33,7 @@ def train(
     rank, world_size = dist.get_rank(), dist.get_world_size()
     loader = TrainLoader(root, split, plan, pixels, augmentation, rank, world_size)
     torch.manual_seed(0)
-    model = ReIDModel(
-        split.num_pids, encoder, weights="none", norm=norm, sync_batchnorm=True, image_size=(HEIGHT, WIDTH)
-    )
+    model = make_model(split.num_pids, encoder, norm=norm, sync_batchnorm=True, image_size=(HEIGHT, WIDTH))
     model = model.to(dtype)
     convert_sync(model)
     config = LossConfig(triplet_scope="global", margin=5.0)

@@ -11,6 +11,7 @@ from torch import nn
 from reid.config import OptimConfig
 from reid.model.network import ReIDModel
 from reid.training.optim import Schedule, build_optimizer, take_step
+from tests.support.models import make_model
 
 
 def make_schedule(steps_per_epoch: int, **knobs) -> Schedule:
@@ -129,7 +130,7 @@ def rates_and_decays(model: nn.Module, **knobs) -> dict[str, tuple[float, float]
 
 @pytest.fixture(scope="module")
 def model() -> ReIDModel:
-    return ReIDModel(5, encoder="resnet10", pool="gem")
+    return make_model(5, pool="gem")
 
 
 def test_one_group_by_default_in_the_order_of_the_model(model):

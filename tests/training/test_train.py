@@ -25,7 +25,6 @@ from reid.distributed import start_accelerator
 from reid.evaluation.evaluator import Extracted, extract
 from reid.files import check_writable
 from reid.losses.objective import Objective
-from reid.model.network import ReIDModel
 from reid.runs import checkpoint
 from reid.runs.folder import RunFolder
 from reid.training import preemption as stopping
@@ -37,6 +36,7 @@ from reid.training.validation import Validation
 from shards.build import build
 from shards.pedestrians.dataset import synthesize
 from shards.readers import market1501
+from tests.support.models import make_model
 from tests.support.narrow import use_narrow_resnet10
 
 
@@ -151,7 +151,7 @@ def test_bf16_trains_and_is_evaluated_in_float32_as_evaluate_does_it(
 
     monkeypatch.setattr(validation, "extract", watched)
     assert not train(config)
-    model = ReIDModel(8, "resnet10")
+    model = make_model(8, "resnet10")
     checkpoint.load_weights(checkpoint.find(config.folder / "checkpoints")[0], model)
     manifest, device = load_manifest(config.data.root), torch.device("cpu")
     alone = extract(
