@@ -82,7 +82,7 @@ def test_a_full_disk_is_said_once_and_half_a_line_is_taken_back(tmp_path, monkey
     tracker.log(3, {"train/loss": 4.0})
     assert [line["step"] for line in lines_of(tmp_path)] == [0, 3]
     said = capsys.readouterr().err
-    assert said == f"warning: {tmp_path / 'metrics.jsonl'}: lines are missing from step 2 on: No space left on device\n"
+    assert said == f"warning: {tmp_path / 'metrics.jsonl'}: lines are missing after step 1: No space left on device\n"
 
 
 class Torn:
