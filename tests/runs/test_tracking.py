@@ -207,7 +207,7 @@ def test_the_evaluation_is_a_run_of_its_own_in_the_same_group(tmp_path, monkeypa
 def test_a_resumed_training_goes_on_with_its_run_and_its_evaluation_names_it(tmp_path):
     first = make_tracker(tmp_path, mode="offline", resume_step=0)
     first.log(0, {"train/loss": 2.0})
-    first.finish(wants_to_go_on=True)
+    first.finish(resumes=True)
     second = make_tracker(tmp_path, mode="offline", resume_step=10)
     second.log(10, {"train/loss": 1.0})
     second.finish()
@@ -225,7 +225,7 @@ def test_a_stopped_run_of_a_sweep_is_given_to_another_agent(tmp_path, monkeypatc
     if in_sweep:
         monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
     tracker = make_tracker(tmp_path, mode="offline")
-    tracker.finish(wants_to_go_on=True)
+    tracker.finish(resumes=True)
     (records,) = read_back(tmp_path)
     assert any(record["type"] == "preempting" for record in records) == in_sweep
     (exited,) = [record["exit"] for record in records if record["type"] == "exit"]
@@ -259,7 +259,7 @@ def test_wandb_that_cannot_start_at_all_warns_without_the_key_and_goes_on(tmp_pa
     assert lines_of(tmp_path) == [{"step": 0, "train/loss": 1.0}]
     kept, warning = capsys.readouterr().err.splitlines()
     assert kept.endswith("kept offline, for `wandb sync`: CommError: no room for files of ***")
-    assert warning == "warning: W&B logging is off from here on: CommError: no room for files of ***"
+    assert warning == "warning: W&B logging is off for the rest of the run: CommError: no room for files of ***"
 
 
 SILENT, REFUSED = "a" * 40, "b" * 40  # keys that a server never answers, and that it does not take
@@ -360,4 +360,4 @@ def test_wandb_that_fails_later_warns_once_and_goes_on(tmp_path, monkeypatch, ca
     tracker.log_pictures(4, {"x": tmp_path / "nowhere.png"})
     assert [line["step"] for line in lines_of(tmp_path)] == [0, 1, 2, 3]
     assert run.calls == 2
-    assert capsys.readouterr().err.count("W&B logging is off from here on: OSError: disk full") == 1
+    assert capsys.readouterr().err.count("W&B logging is off for the rest of the run: OSError: disk full") == 1
