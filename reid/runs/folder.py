@@ -7,7 +7,6 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
@@ -19,38 +18,21 @@ from reid.runs import checkpoint
 from reid.runs.checkpoint import TrainState
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """The paths of a run, usually runs/<name>."""
+    """The paths of a run, usually runs/<name>.
 
-    path: Path
+    metrics: one line of JSON per log step. stopped: exists while a run that was asked to stop waits for its resume;
+    job scripts look for it. reports: of the evaluation program, one folder per dataset.
+    """
 
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def metrics(self) -> Path:
-        """One line of JSON per log step."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def stopped(self) -> Path:
-        """Exists while a run that was asked to stop waits for its resume; job scripts look for it."""
-        return self.path / "stopped.json"
-
-    @property
-    def wandb_run_id(self) -> Path:
-        return self.path / "wandb_run_id.txt"
-
-    @property
-    def reports(self) -> Path:
-        """Reports of the evaluation program, one folder per dataset."""
-        return self.path / "eval"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+        self.stopped = path / "stopped.json"
+        self.wandb_run_id = path / "wandb_run_id.txt"
+        self.reports = path / "eval"
 
     @contextlib.contextmanager
     def claim(self, config: Config) -> Iterator[None]:
