@@ -27,8 +27,7 @@ from reid import DTYPES, config
 from reid.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalize
 from reid.data.images import Pixels
 from reid.precision import find_wrong_convolution, forward_pass
-from reid.runs.folder import find_run
-from reid.runs.models import TRAINED, build_models
+from reid.runs.models import TRAINED, build_models, find_run
 
 Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 """A file, an encoded image, a PIL image, or (height, width, 3) uint8 RGB."""

@@ -28,8 +28,8 @@ LAYERS = (
     ("config", "files", "precision"),
     ("data", "distributed", "metrics"),
     ("losses", "model", "program", "reports"),
-    ("runs", "sweeps"),
-    ("embedder", "evaluation"),
+    ("runs",),
+    ("embedder", "evaluation", "sweeps"),
     ("search", "training"),
     ("export",),
 )

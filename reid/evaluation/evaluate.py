@@ -33,8 +33,7 @@ from reid.metrics.features import Features
 from reid.reports.report import list_pictures
 from reid.reports.tables import COST_COLUMNS, RERANKED, Results, format_notes, format_results, list_cost
 from reid.runs import checkpoint
-from reid.runs.folder import find_run
-from reid.runs.models import build_models
+from reid.runs.models import build_models, find_run
 from reid.runs.tracking import Tracker
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""A training run's checkpoint as models to evaluate: the trained one, and baselines beside it."""
+"""A run's checkpoint as models to evaluate: the trained model, and baselines."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from reid.config import Config
 from reid.data.augmentation import denormalize
 from reid.model.network import ReIDModel
 from reid.runs import checkpoint
+from reid.runs.folder import RunFolder
 
 
 class ColourHistogram(nn.Module):
@@ -69,3 +70,31 @@ def build_models(found: Path, run: Config, baselines: Sequence[str] = ()) -> dic
     if "histogram" in baselines:
         models[HISTOGRAM] = ColourHistogram()
     return models
+
+
+def find_run(run: str, name: str) -> tuple[RunFolder, Path]:
+    """Return a run's folder and one of its checkpoints.
+
+    Args:
+        run: the run's folder; may be empty if `name` is a path.
+        name: newest, best, the name of one of the run's checkpoints, or a checkpoint's path.
+
+    Raises:
+        ValueError: there is no such run or checkpoint.
+    """
+    if (Path(name) / "state.json").is_file():
+        found = Path(name)
+        return RunFolder(Path(run) if run else found.resolve().parent.parent), found
+    if not run:
+        raise ValueError(f"--checkpoint={name} is not a checkpoint's folder; give --run with its name, or its path")
+    folder = RunFolder(Path(run))
+    if not folder.path.is_dir():
+        raise ValueError(f"--run={run}: no such folder; give that of a training run, e.g. runs/quickstart")
+    saved = checkpoint.find(folder.checkpoints)
+    if not saved:
+        raise ValueError(f"{folder.checkpoints} holds no checkpoint yet; train the run first")
+    wanted = checkpoint.read_state(saved[0])["best_name"] if name == "best" else name
+    named = [path for path in saved if wanted in (path.name, "newest")]
+    if not named:
+        raise ValueError(f"--checkpoint={name}: {folder.checkpoints} holds {', '.join(path.name for path in saved)}")
+    return folder, named[0]

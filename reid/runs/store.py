@@ -1,14 +1,80 @@
-"""What a training run writes beside its log: checkpoints, and the file that says that it was stopped."""
+"""What a training run writes beside its log: checkpoints, config.yaml, and the file that says that it was stopped."""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
-from reid.config import Config, to_yaml
+from reid.config import Config, save, to_yaml
 from reid.distributed import from_rank_0
+from reid.files import Held, hold
 from reid.runs import checkpoint
 from reid.runs.checkpoint import Parts, TrainState
 from reid.runs.folder import RunFolder
+
+
+@contextlib.contextmanager
+def claim(folder: RunFolder, config: Config) -> Iterator[None]:
+    """Make a run's folder and keep other runs out of it during the block. Collective.
+
+    Raises:
+        ValueError: on every rank, if another run trains in the folder or it cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def take() -> None:
+            try:
+                folder.path.mkdir(parents=True, exist_ok=True)
+                _lock(folder, stack)
+                probe = folder.config.with_suffix(".yaml.new")
+                save(config, probe)
+                probe.unlink()
+            except Held as error:
+                raise ValueError(
+                    f"{folder.path}: {error} is training in this folder; wait for it, or give another --name"
+                ) from error
+            except OSError as error:
+                reason = error.strerror or error
+                raise ValueError(f"{folder.path} cannot be written: {reason}; give another --runs") from error
+
+        from_rank_0(take)
+        yield
+
+
+def _lock(folder: RunFolder, stack: contextlib.ExitStack) -> None:
+    """Take the lock. The decoding processes of a killed run hold it for some seconds after its end."""
+    for attempt in range(21):
+        try:
+            stack.enter_context(hold(folder.path / ".lock"))
+            return
+        except Held:
+            if attempt == 20:
+                raise
+            time.sleep(0.5)
+
+
+def find_resume_point(folder: RunFolder, resume: str, read_only: bool = False) -> tuple[Path | None, list[str]]:
+    """Return the checkpoint to resume from, if any, and what is wrong with newer ones.
+
+    Args:
+        resume: `auto` or `never`.
+        read_only: change nothing, and ignore an earlier run (a dry run).
+
+    Raises:
+        ValueError: rather than overwrite an earlier run, or if all checkpoints are damaged.
+    """
+    if not read_only:
+        checkpoint.restore(folder.checkpoints)
+    found = checkpoint.find(folder.checkpoints)
+    if found and resume == "never" and not read_only:
+        raise ValueError(
+            f"{folder.path} holds a run already ({found[0].name}); continue it with --resume=auto, "
+            "or give another --name"
+        )
+    return checkpoint.find_undamaged(folder.checkpoints) if resume == "auto" else (None, [])
 
 
 class RunStore:
@@ -18,10 +84,21 @@ class RunStore:
         self.folder, self.parts, self.keep = folder, parts, keep
 
     def check_space(self) -> None:
-        """Raise ValueError on every rank if the disk has no room for the checkpoints."""
-        model, objective = self.parts.model, self.parts.objective
-        assert objective is not None
-        from_rank_0(lambda: self.folder.check_space(model, objective, self.keep))
+        """Raise ValueError on every rank if the disk has no room for the kept checkpoints and the next one."""
+        from_rank_0(self._check_space)
+
+    def _check_space(self) -> None:
+        weights, centers = (
+            sum(value.numel() * value.element_size() for value in module.state_dict().values()) if module else 0
+            for module in (self.parts.model, self.parts.objective)
+        )
+        wanted = (3 * weights + centers) * (self.keep + 2)  # weights and Adam's two moments
+        free = shutil.disk_usage(self.folder.path).free
+        if free < wanted:
+            raise ValueError(
+                f"{self.folder.path}: {free / 2**20:,.0f} MiB are free, {self.keep + 2} checkpoints take "
+                f"{wanted / 2**20:,.0f} MiB; make room, lower track.keep_checkpoints, or give another --runs"
+            )
 
     def prepare(self, config: Config) -> None:
         """Write config.yaml and remove the stopped file of an earlier run, before the first step."""

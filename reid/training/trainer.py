@@ -27,7 +27,7 @@ from reid.runs import checkpoint
 from reid.runs.checkpoint import Parts, TrainState
 from reid.runs.environment import describe_environment
 from reid.runs.folder import RunFolder
-from reid.runs.store import NullStore, RunStore
+from reid.runs.store import NullStore, RunStore, find_resume_point
 from reid.runs.tracking import Tracker
 from reid.training.monitors import DamageWatch, FiniteWatch, HingeWatch, Meter, mean_over_ranks
 from reid.training.optim import Schedule, build_optimizer, take_step
@@ -67,7 +67,7 @@ class Trainer:
         self.config, self.data, self.accelerator, self.folder = config, data, accelerator, folder
         self.device, self.is_main = accelerator.device, accelerator.is_main_process
         self.epochs, self.steps = config.optim.epochs, data.plan.steps_per_epoch
-        self.resumed, damaged = from_rank_0(lambda: folder.find_resume_point(config.resume, read_only=config.dry_run))
+        self.resumed, damaged = from_rank_0(lambda: find_resume_point(folder, config.resume, read_only=config.dry_run))
 
         torch.manual_seed(config.seed)
         model = build_model(config, data.num_classes, self.device)

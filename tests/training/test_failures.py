@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from reid.files import hold
 from reid.program import STOPPED
 from reid.runs.checkpoint import find
-from reid.runs.folder import find_run
+from reid.runs.models import find_run
 from reid.training import setup as startup
 from shards.__main__ import main as shards_main
 from tests.support.programs import Program, launch

@@ -26,7 +26,9 @@ from reid.evaluation.evaluator import Extracted, extract
 from reid.files import check_writable
 from reid.losses.objective import Objective
 from reid.runs import checkpoint
+from reid.runs.checkpoint import Parts
 from reid.runs.folder import RunFolder
+from reid.runs.store import RunStore
 from reid.training import preemption as stopping
 from reid.training import validation
 from reid.training.setup import check_image_size, check_matches
@@ -322,13 +324,14 @@ def test_the_line_of_a_step() -> None:
 def test_a_disk_without_room_for_the_checkpoints(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     model, objective = nn.Linear(2**18, 1, bias=False), Objective(LossConfig(), 1, 1)  # 1 MiB, and a few bytes
     config.folder.mkdir()
+    store = RunStore(RunFolder(config.folder), Parts(model, {}, objective), keep=2)
     for mebibytes, enough in ((13, True), (11, False)):  # (2 + 2) checkpoints of weights and two moments
         monkeypatch.setattr("shutil.disk_usage", lambda _, free=mebibytes * 2**20: SimpleNamespace(free=free))
         if enough:
-            RunFolder(config.folder).check_space(model, objective, keep=2)
+            store.check_space()
             continue
         with pytest.raises(ValueError, match=r"11 MiB are free, 4 checkpoints take 12 MiB; make room, lower track"):
-            RunFolder(config.folder).check_space(model, objective, keep=2)
+            store.check_space()
 
 
 def test_fewer_processes_than_the_launcher_promised(monkeypatch: pytest.MonkeyPatch) -> None:
