@@ -7,7 +7,7 @@ import numpy as np
 
 from reid.data.manifest import Split
 from reid.data.plan import StreamSteps
-from reid.data.shard_reader import Dropped, Identity, OnDamage, mend, read_sound_identities
+from reid.data.shard_reader import Dropped, Identity, OnDamage, damage_advice, read_sound_identities
 
 
 class Pool:
@@ -55,7 +55,7 @@ class Pool:
 
     def drop(self, dropped: Dropped) -> None:
         if self.on_damage == "stop":
-            raise ValueError(f"{dropped.reason}; {mend(self.root)}, `--data.on_damage=skip` goes on without")
+            raise ValueError(f"{dropped.reason}; {damage_advice(self.root)}, `--data.on_damage=skip` goes on without")
         known = self.lost.issuperset(dropped.rows) if dropped.rows else dropped.reason in self.told
         if not known:  # or else the next reading meets it again
             self.news.append(dropped)

@@ -21,7 +21,7 @@ from reid.data.eval_loader import EvalLoader, read_images
 from reid.data.images import Pixels
 from reid.data.manifest import Manifest, Split, load_manifest, save_manifest
 from reid.data.pool import Pool
-from reid.data.shard_reader import mend, read_identities
+from reid.data.shard_reader import damage_advice, read_identities
 from reid.data.train_loader import Batch, TrainLoader, join
 from reid.data.workers import explain_killed_worker, receive
 from tests.support.drawn import HEIGHT, WIDTH, Drawn
@@ -217,7 +217,7 @@ def test_truncated_shard(damaged, workers):
 def test_shard_without_a_beginning(damaged):
     overwrite(damaged / "train-0002.tar", 0, b"\xff" * 512)
     with pytest.raises(
-        ValueError, match=r"train-0002\.tar: byte 0, behind its beginning: no description of an identity"
+        ValueError, match=r"train-0002\.tar: byte 0, after its beginning: expected the description of an identity"
     ):
         read_all(damaged)
 
@@ -232,7 +232,7 @@ def test_identity_description_that_is_no_json(damaged):
     shard = damaged / "train-0002.tar"
     overwrite(shard, members_of(shard)[0].offset_data, b"\xff" * 20)
     with pytest.raises(
-        ValueError, match=r"train-0002\.tar: drawn-train-\d+\.json \(byte 512\): its JSON is absent or damaged"
+        ValueError, match=r"train-0002\.tar: drawn-train-\d+\.json \(byte 512\): its JSON is missing or damaged"
     ):
         read_all(damaged)
 
@@ -250,7 +250,7 @@ def set_in_image(**values):
         (set_in_image(bytes=-1), r"{member} \(byte 512\): .*bytes is not an integer"),
         (set_in_image(crc32=1.5), r"{member} \(byte 512\): .*crc32 is not an integer"),
         (set_in_image(camid=2**70), r"{member} \(byte 512\): .*camid is not an integer"),
-        (set_in_image(camid=77), r"sample {key} says pid .* cameras \(2, 77\); .*cameras \(1, 2\)"),
+        (set_in_image(camid=77), r"sample {key} has pid .* cameras \(2, 77\); .*cameras \(1, 2\)"),
         (lambda said: said.update(pid=float("inf")), r"{member} \(byte 512\): .*pid is not an integer"),
         (lambda said: said.update(pid=[1]), r"{member} \(byte 512\): .*pid is not an integer"),
         (lambda said: said.update(images=[]), r"{member} \(byte 512\): .*no images"),
@@ -316,7 +316,9 @@ def test_errors_say_how_to_find_all_damage(damaged):
         ValueError, match=rf"^{shard}: .*decoded: .*; `python -m shards verify --decode {damaged}` lists"
     ):
         read_all(damaged)
-    assert "copy the shards to a local folder, where `python -m shards verify --decode` lists" in mend("http://host/x")
+    assert "copy the shards to a local folder, where `python -m shards verify --decode` lists" in damage_advice(
+        "http://host/x"
+    )
 
 
 def test_overwritten_header_of_an_image(damaged, drawn):
@@ -333,7 +335,7 @@ def test_overwritten_header_of_an_identity(damaged):
     second = [member for member in members_of(shard) if member.name.endswith(".json")][1]
     overwrite(shard, second.offset, b"\xff" * 512)
     with pytest.raises(
-        ValueError, match=rf"train-0002\.tar: byte {second.offset}, behind drawn-train-\d+\.\d+\.jpg: no description"
+        ValueError, match=rf"train-0002\.tar: byte {second.offset}, after drawn-train-\d+\.\d+\.jpg: expected"
     ):
         read_all(damaged)
 
@@ -344,7 +346,7 @@ def test_manifest_with_another_pid(damaged, workers):
     pids[3] = 999
     edit_train(damaged, pids=pids)
     with pytest.raises(
-        ValueError, match=r"train-0001\.tar: .*sample drawn-train-\d+ says pid \d+ .*manifest has pid 999"
+        ValueError, match=r"train-0001\.tar: .*sample drawn-train-\d+ has pid \d+ .*manifest has pid 999"
     ):
         read_all(damaged, workers)
 
@@ -356,7 +358,7 @@ def test_manifest_with_another_count(damaged):
     shards = (replace(split.shards[0], images=split.shards[0].images + 1), *split.shards[1:])
     edit_train(damaged, images=images, shards=shards)
     with pytest.raises(
-        ValueError, match=rf"train-0000\.tar: .*sample drawn-train-\d+ says .*with {images[0] - 1} images.*{images[0]}"
+        ValueError, match=rf"train-0000\.tar: .*sample drawn-train-\d+ has .*with {images[0] - 1} images.*{images[0]}"
     ):
         read_all(damaged)
 
@@ -374,7 +376,7 @@ def test_a_shard_that_holds_more_than_the_manifest(damaged):
         names=split.names[:1] + split.names[2:],
     )
     with pytest.raises(
-        ValueError, match=r"train-0000\.tar: .*sample drawn-train-\d+ says pid .*; the manifest has no more"
+        ValueError, match=r"train-0000\.tar: .*sample drawn-train-\d+ has pid .*; the manifest has no more"
     ):
         list(read_identities(damaged, short, [0]))
 
@@ -487,7 +489,7 @@ def test_skip_leaves_out_whole_identities_and_nothing_else(damaged, drawn):
             assert gone == lost
             gone -= {changed_row}  # a new epoch tries it again
     reasons = " ".join(each.reason for _, _, batch in found for each in batch.dropped)
-    for text in ("says pid 1", "checksum is wrong", "ends at byte"):
+    for text in ("has pid 1", "checksum is wrong", "ends at byte"):
         assert text in reasons
 
 
