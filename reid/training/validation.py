@@ -12,7 +12,7 @@ from reid.config import Config
 from reid.data.images import Pixels
 from reid.data.manifest import Manifest, Split
 from reid.distributed import copy_buffers_from_rank_0
-from reid.evaluation.evaluator import Extracted, evaluate_over_ranks, extract
+from reid.evaluation.evaluator import evaluate_over_ranks, extract
 from reid.metrics import Features
 
 if TYPE_CHECKING:
@@ -29,8 +29,7 @@ def evaluate_test(
 ) -> dict[str, float]:
     """Image and centroid figures of query against gallery, on all ranks; the unwrapped model, as DDP would hang."""
     query, gallery = (
-        extract_part(config, model, manifest, pixels, accelerator, split, None).features
-        for split in ("query", "gallery")
+        extract_part(config, model, manifest, pixels, accelerator, split, None) for split in ("query", "gallery")
     )
     scores: dict[str, float] = {}
     for protocol, result in evaluate_over_ranks(query, gallery, ["image", "centroid"]).items():
@@ -52,7 +51,7 @@ def evaluate_held_out(
 ) -> dict[str, float]:
     """Image figures of the identities that were held out of training."""
     rows = np.flatnonzero(held_out)
-    query, gallery = split_queries(extract_part(config, model, manifest, pixels, accelerator, "train", rows).features)
+    query, gallery = split_queries(extract_part(config, model, manifest, pixels, accelerator, "train", rows))
     result = evaluate_over_ranks(query, gallery, ["image"])["image"]
     return {"val/mAP": result.mAP, "val/mINP": result.mINP, "val/rank1": float(result.cmc[0])}
 
@@ -65,7 +64,7 @@ def extract_part(
     accelerator: Accelerator,
     split: str,
     rows: np.ndarray | None,
-) -> Extracted:
+) -> Features:
     copy_buffers_from_rank_0(model)
     return extract(
         model, config.data.root, manifest, split, pixels, batch_size=config.eval.batch_size,

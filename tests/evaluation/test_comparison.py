@@ -7,15 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from reid.evaluation.comparison import (
-    PER_QUERY,
-    compare,
-    describe,
-    difference,
-    format_comparison,
-    load_about,
-    write_comparison,
-)
+from reid.evaluation.comparison import compare, format_comparison, write_comparison
+from reid.evaluation.dataset_report import PER_QUERY, describe, difference, load_about
 from reid.metrics import retrieval
 from reid.metrics.bootstrap import paired
 from reid.metrics.features import Features
