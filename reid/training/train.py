@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,18 +126,10 @@ def run(config: Config, manifest: Manifest, accelerator: Accelerator, hosts: Seq
 
     steps, epochs = plan.steps_per_epoch, optim.epochs
     schedule = Schedule(optim, steps, config.batch.identities)
-    augmentation = Augmentation(**asdict(config.augment))
+    augmentation = Augmentation(config.augment)
     pixels = Pixels.from_config(config.data)
     loader = TrainLoader(
-        config.data.root,
-        split,
-        plan,
-        pixels,
-        augmentation,
-        accelerator.process_index,
-        accelerator.num_processes,
-        config.data.workers,
-        config.data.on_damage,
+        config.data, split, plan, augmentation, accelerator.process_index, accelerator.num_processes
     )
     if is_main:
         parameters = sum(parameter.numel() for parameter in bare_model.parameters())

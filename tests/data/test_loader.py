@@ -420,7 +420,8 @@ def test_flipped_bytes_of_an_image(damaged):
 
 def test_image_with_too_many_pixels(drawn):
     split = drawn.manifest.split("train")
-    small = replace(make_loader(drawn.root, drawn.manifest), pixels=Pixels(HEIGHT, WIDTH, max_pixels=500))
+    small = make_loader(drawn.root, drawn.manifest)
+    small.pixels = Pixels(HEIGHT, WIDTH, max_pixels=500)
     with pytest.raises(
         ValueError, match=r"train-\d+\.tar: drawn-train-\d+\.\d+\.jpg \(byte \d+\): .*16 x 32 pixels, more than 500"
     ):
@@ -468,7 +469,7 @@ def damage_three_identities(root: Path) -> set[int]:
 
 
 def skipping(root: Path, **knobs) -> TrainLoader:
-    return replace(make_loader(root, load_manifest(root), images=2, steps=20, **knobs), on_damage="skip")
+    return make_loader(root, load_manifest(root), on_damage="skip", images=2, steps=20, **knobs)
 
 
 def test_skip_leaves_out_whole_identities_and_nothing_else(damaged, drawn):
@@ -544,7 +545,7 @@ def test_a_manifest_that_is_swapped_under_a_run_stops_it(damaged, workers):
             pass
 
 
-TRAINING = "TrainLoader(root, split, plan, Pixels(32, 16), Augmentation(), workers=2).batches(10**6)"
+TRAINING = "TrainLoader(data, split, plan, Augmentation(AugmentConfig())).batches(10**6)"
 EVALUATION = "EvalLoader(root, split, list(range(8)) * 1000, Pixels(32, 16), batch_size=1).batches(2)"
 
 
@@ -552,6 +553,7 @@ def run_with_workers(drawn: Drawn, folder: Path, at_step_2: str, batches: str = 
     """The exit status and the output of a program that does `at_step_2` while two workers decode, and continues."""
     (folder / "program.py").write_text(f"""
 import multiprocessing, os, signal, sys
+from reid.config import AugmentConfig, DataConfig
 from reid.data.augmentation import Augmentation
 from reid.data.eval_loader import EvalLoader
 from reid.data.train_loader import TrainLoader
@@ -560,6 +562,7 @@ from reid.data.manifest import load_manifest
 from reid.data.images import Pixels
 from reid.data.plan import Plan
 root = {str(drawn.root)!r}
+data = DataConfig(root=root, height=32, width=16, workers=2)
 split = load_manifest(root).split("train")
 plan = Plan(split.images, split.shard, len(split.shards), identities=8, images=3, streams=4)
 sys.kept = batches = {batches}  # to the end, as the stack trace of an error keeps it
