@@ -41,15 +41,24 @@ def compare(places: Sequence[str]) -> Comparison:
 
     Raises ValueError if a folder holds no report, if no data is in all of them, or if a file is damaged.
     """
-    found = [find_reports(Path(place)) for place in places]
+    first, *others = [find_reports(Path(place)) for place in places]
     compared: Comparison = {}
-    for folder, about in found[0].items():
-        same = [folder, *(_same_data(about, others) for others in found[1:])]
-        folders = [other for other in same if other is not None]
+    reason = ""
+    for folder, about in first.items():
+        folders = [folder]
+        for reports in others:
+            differences = {other: difference(about, theirs) for other, theirs in reports.items()}
+            same = [other for other, text in differences.items() if not text]
+            folders += same[:1]
+            if not same:
+                other, text = next(iter(differences.items()))
+                reason = reason or f"{folder} and {other} differ: {text}"
         if len(folders) == len(places):
             compared[folder.name if about.dataset in compared else about.dataset] = _compare(places, folders)
     if not compared:
-        raise ValueError(_explain(places, found))
+        raise ValueError(
+            f"no data is in all of {', '.join(places)}: {reason}; evaluate all on the same shards, in the same order"
+        )
     return compared
 
 
@@ -61,52 +70,32 @@ def find_reports(place: Path) -> dict[Path, About]:
     return {folder: load_about(folder) for folder in folders}
 
 
-def _same_data(about: About, others: dict[Path, About]) -> Path | None:
-    return next((folder for folder, other in others.items() if not difference(about, other)), None)
-
-
-def _explain(places: Sequence[str], found: Sequence[dict[Path, About]]) -> str:
-    (folder, about), *_ = found[0].items()
-    for place, others in zip(places[1:], found[1:], strict=True):
-        reasons = {other: difference(about, theirs) for other, theirs in others.items()}
-        if all(reasons.values()):
-            other, what = next(iter(reasons.items()))
-            return (
-                f"{places[0]} and {place} hold no results on the same data: {folder} and {other} differ: {what}; "
-                "evaluate both on the same shards, in the same order"
-            )
-    return f"no dataset is in all of {', '.join(places)}; evaluate all of them on the same"
-
-
 def _compare(places: Sequence[str], folders: Sequence[Path]) -> dict[str, list[Row]]:
     for folder in folders:
         if not (folder / PER_QUERY).is_file():
             raise ValueError(f"{folder} holds no {PER_QUERY}; evaluate again to write it")
     results = [load_results(folder / PER_QUERY) for folder in folders]
-    shared = [protocol for protocol in results[0] if all(protocol in others for others in results)]
-    if not shared:
-        raise ValueError(
-            f"{' and '.join(map(str, folders))} share no protocol; evaluate them with the same --protocols"
-        )
     table = {}
-    for protocol in shared:
-        first = results[0][protocol]
+    for protocol, first in results[0].items():
+        if not all(protocol in others for others in results):
+            continue
         for folder, result in zip(folders, results, strict=True):
             if not np.array_equal(result[protocol].valid, first.valid):
                 raise ValueError(
                     f"{folder / PER_QUERY}: other queries can match than in {folders[0] / PER_QUERY} ({protocol}); "
                     "evaluate both again"
                 )
-        table[protocol] = [
-            _row(place, result[protocol], first if i else None)
-            for i, (place, result) in enumerate(zip(places, results, strict=True))
-        ]
+        table[protocol] = [_row(place, result[protocol], first) for place, result in zip(places, results, strict=True)]
+    if not table:
+        raise ValueError(
+            f"{' and '.join(map(str, folders))} share no protocol; evaluate them with the same --protocols"
+        )
     return table
 
 
-def _row(place: str, result: Result, first: Result | None) -> Row:
-    against = None if first is None else paired(result.ap, first.ap)
+def _row(place: str, result: Result, first: Result) -> Row:
     interval, rank1 = result.intervals["mAP"], float(result.cmc[0])
+    against = None if result is first else paired(result.ap, first.ap)
     return Row(place, result.mAP, interval, result.mINP, rank1, result.num_valid_queries, against)
 
 
@@ -115,29 +104,18 @@ def format_comparison(compared: Comparison) -> str:
     header = ("report", "protocol", "queries", "mAP", "95%", "mINP", "R1", "Δ", "95% of Δ", "p")
     parts = []
     for dataset, protocols in compared.items():
-        rows = [
-            (
-                row.place,
-                protocol,
-                f"{row.num_valid_queries:,}",
-                percent(row.mAP),
-                format_interval(row.mAP_interval),
-                percent(row.mINP),
-                percent(row.rank1),
-                *_cells(row.against),
-            )
-            for protocol, rows in protocols.items()
-            for row in rows
-        ]
+        rows = [_cells(protocol, row) for protocol, of_protocol in protocols.items() for row in of_protocol]
         parts.append(f"{dataset}\n{format_table(header, rows, left=2)}")
     return "\n\n".join([*parts, NOTE])
 
 
-def _cells(against: Difference | None) -> tuple[str, str, str]:
-    if against is None:
-        return "", "", ""
-    ends = f"{100 * against.low:+.1f} to {100 * against.high:+.1f}"
-    return f"{100 * against.mean:+.1f}", ends, f"{against.p:.3f}"
+def _cells(protocol: str, row: Row) -> tuple[str, ...]:
+    against = ("", "", "")
+    if row.against:
+        ends = f"{100 * row.against.low:+.1f} to {100 * row.against.high:+.1f}"
+        against = (f"{100 * row.against.mean:+.1f}", ends, f"{row.against.p:.3f}")
+    metrics = percent(row.mAP), format_interval(row.mAP_interval), percent(row.mINP), percent(row.rank1)
+    return row.place, protocol, f"{row.num_valid_queries:,}", *metrics, *against
 
 
 def write_comparison(folder: Path, compared: Comparison) -> Path:

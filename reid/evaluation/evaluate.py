@@ -107,9 +107,11 @@ def track(
     options: EvaluateConfig, source: RunSource | FeatureSource, reports: dict[Path, Results], by_dataset: Results
 ) -> None:
     """Log the tables and pictures to W&B, as a run of its own next to the training run."""
-    folder = source.folder if isinstance(source, RunSource) else next(iter(reports))
-    name = source.config.name if isinstance(source, RunSource) else folder.name
-    config = {"evaluate": to_dict(options), "datasets": [*by_dataset], **source.tracked}
+    config = {"evaluate": to_dict(options), "datasets": [*by_dataset]}
+    folder = next(iter(reports))
+    name = folder.name
+    if isinstance(source, RunSource):
+        folder, name, config["train"] = source.folder, source.config.name, to_dict(source.config)
     tracker = Tracker(
         folder, active=True, mode=options.wandb, project=options.project, name=name, job_type="eval", config=config
     )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
-from reid.config import EvaluateConfig, load, to_dict
+from reid.config import EvaluateConfig, load
 from reid.data.augmentation import normalize
 from reid.data.eval_loader import EvalLoader, read_images
 from reid.data.images import Pixels
@@ -83,14 +83,11 @@ def extract(
 
 
 def evaluate_over_ranks(
-    query: Features, gallery: Features, protocols: Iterable[str], max_rank: int = 50, metric: str = "cosine"
-) -> dict[str, Result]:
-    """Evaluate each protocol; each rank ranks a slice of the queries, and the results are equal on every rank."""
+    query: Features, gallery: Features, protocol: str, metric: str = "cosine", max_rank: int = 50
+) -> Result:
+    """Do `evaluate`; each rank ranks a slice of the queries, and the result is equal on every rank."""
     part = query.take(torch.arange(len(query)).tensor_split(world_size())[rank()])
-    return {
-        protocol: merge(gather_objects(evaluate(part, gallery, protocol, metric, max_rank, partial=True)))
-        for protocol in protocols
-    }
+    return merge(gather_objects(evaluate(part, gallery, protocol, metric, max_rank, partial=True)))
 
 
 def rank_protocols(query: Features, gallery: Features, options: EvaluateConfig) -> Evaluation:
@@ -103,7 +100,7 @@ def rank_protocols(query: Features, gallery: Features, options: EvaluateConfig) 
     max_rank = max(options.max_rank, *options.ranks)
     for name in options.protocols:
         try:
-            results |= evaluate_over_ranks(query, gallery, [name], max_rank, options.metric)
+            results[name] = evaluate_over_ranks(query, gallery, name, options.metric, max_rank)
         except ValueError as error:
             errors[name] = error
     if not results:
@@ -129,7 +126,6 @@ class RunSource:
         make_folder(self.out)
         self.manifests = load_manifests(options.data or [self.config.data.root])
         self.models = build_models(self.checkpoint, self.config, options.baselines)
-        self.tracked: dict[str, Any] = {"train": to_dict(self.config)}
 
     def evaluate(self, accelerator: Accelerator) -> Iterator[tuple[DatasetReport, dict[str, Evaluation]]]:
         """Evaluate all models on each dataset. The trained model is the first."""
@@ -221,7 +217,6 @@ class FeatureSource:
         self.options, self.out = options, Path(options.out)
         make_folder(self.out)
         self.query, self.gallery = map(read_features, options.features)
-        self.tracked: dict[str, Any] = {}
 
     def evaluate(self, accelerator: Accelerator) -> Iterator[tuple[DatasetReport, dict[str, Evaluation]]]:
         """Evaluate the one dataset."""

@@ -73,8 +73,8 @@ def read_features(source: str | Path) -> ExternalFeatures:
         raise ValueError(f"{path}: {names[0]} have shape {embeddings.shape}; give at least one image and dimension")
     if paths is not None and (paths.shape != (len(embeddings),) or paths.dtype.kind not in "US"):
         raise ValueError(f"{path}: paths are {paths.dtype} {paths.shape}; give text ({len(embeddings)},)")
-    for name in arrays.keys() & {"pids", "camids", "distractors"}:
-        if arrays[name].dtype.kind not in "biu":
+    for name in ("pids", "camids", "distractors"):
+        if name in arrays and arrays[name].dtype.kind not in "biu":
             raise ValueError(f"{path}: {name} are {arrays[name].dtype}; give integers, or booleans for distractors")
     camids = arrays.get("camids", np.full(len(embeddings), UNKNOWN))
     try:

@@ -32,7 +32,8 @@ def evaluate_test(
         extract_part(config, model, manifest, pixels, accelerator, split, None) for split in ("query", "gallery")
     )
     scores: dict[str, float] = {}
-    for protocol, result in evaluate_over_ranks(query, gallery, ["image", "centroid"]).items():
+    for protocol in ("image", "centroid"):
+        result = evaluate_over_ranks(query, gallery, protocol)
         scores |= {
             f"{protocol}/mAP": result.mAP,
             f"{protocol}/mINP": result.mINP,
@@ -52,7 +53,7 @@ def evaluate_held_out(
     """Image figures of the identities that were held out of training."""
     rows = np.flatnonzero(held_out)
     query, gallery = split_queries(extract_part(config, model, manifest, pixels, accelerator, "train", rows))
-    result = evaluate_over_ranks(query, gallery, ["image"])["image"]
+    result = evaluate_over_ranks(query, gallery, "image")
     return {"val/mAP": result.mAP, "val/mINP": result.mINP, "val/rank1": float(result.cmc[0])}
 
 

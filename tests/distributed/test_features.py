@@ -38,7 +38,7 @@ def extract_and_rank(root: Path, workers: int) -> tuple[list[torch.Tensor], dict
         )
         for split in ("query", "gallery")
     )  # fmt: skip
-    results = evaluate_over_ranks(query, gallery, PROTOCOLS)
+    results = {protocol: evaluate_over_ranks(query, gallery, protocol) for protocol in PROTOCOLS}
     return [query.embeddings, query.pids, gallery.embeddings, gallery.pids], results
 
 
