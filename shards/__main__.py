@@ -7,6 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from reid.data.manifest import load_manifest
@@ -156,9 +157,7 @@ def _stats(options: argparse.Namespace) -> int:
 
 
 def _stage(options: argparse.Namespace) -> int:
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
+    say = partial(print, file=sys.stderr, flush=True)
     done = stage(_local(options.source), _local(options.target), say=say, progress=True)
     size = f"{done.copied} shards, {done.bytes / 2**20:.1f} MiB copied"
     print(f"{options.target}: {size}, {done.found} were there")

@@ -12,7 +12,7 @@ import numpy as np
 
 from reid.data.manifest import MANIFEST_NAME, Manifest, Split, load_manifest, save_manifest
 from reid.files import Held, hold, make_folder
-from shards.checks import find_warnings
+from shards.checks import run_checks
 from shards.dealing import lay_out
 from shards.images import Encoding
 from shards.pack import Packed
@@ -87,12 +87,8 @@ def build(
         finally:
             _clear_leftovers(out, temporary, old)
     sightings = {split: [image for part in parts for image in part.sightings] for split, parts in packed.items()}
-    warnings = (
-        *raw.warnings,
-        *compare_counts(manifest, raw.published),
-        *find_warnings(sightings, raw.distractor_pid),
-    )
-    return Build(manifest, len(raw.ignored), warnings)
+    checks = [check.text for check in run_checks(sightings, raw.distractor_pid) if check.level == "warning"]
+    return Build(manifest, len(raw.ignored), (*raw.warnings, *compare_counts(manifest, raw.published), *checks))
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from shards.records import JUNK_PID, UNKNOWN_CAMERA, Sighting
+from reid.data.manifest import JUNK_PID
+from shards.records import UNKNOWN_CAMERA, Sighting
 
 Sightings = Mapping[str, Sequence[Sighting]]  # split -> one sighting for each stored image
 TEST = ("query", "gallery")
@@ -38,10 +39,6 @@ def run_checks(sightings: Sightings, distractor_pid: int | None) -> list[Check]:
         check_few_images(kept, distractor_pid),
         *check_copies(kept),
     ]
-
-
-def find_warnings(sightings: Sightings, distractor_pid: int | None) -> list[str]:
-    return [check.text for check in run_checks(sightings, distractor_pid) if check.level == "warning"]
 
 
 def check_overlap(sightings: Sightings, distractor_pid: int | None) -> Check:

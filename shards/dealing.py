@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from reid.data.manifest import JUNK_PID
 from shards.pack import Group, source_of
-from shards.records import JUNK_PID, SPLITS, RawDataset, Record
+from shards.records import SPLITS, RawDataset, Record
 
 MAX_GROUP = 16  # images in one sample of junk or distractors
 MAX_SHARD_BYTES = 512 * 1024 * 1024

@@ -1,12 +1,10 @@
 """The result of every reader: one record per image, and the facts about the dataset; helpers for readers."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
-
-from reid.data.manifest import JUNK_PID as JUNK_PID
 
 SPLITS = ("train", "query", "gallery")
 UNKNOWN_CAMERA = -1
@@ -47,17 +45,16 @@ class RawDataset:
 
     name: str
     root: Path
-    records: tuple[Record, ...]  # sorted by split, pid and path
+    records: Sequence[Record]  # given in any order, kept sorted by split, pid and path
     distractor_pid: int | None  # of gallery images without an identity; None if the dataset has none
     notice: str  # terms of use, shown to the user; stored in the manifest, so another text is another fingerprint
-    ignored: tuple[Path, ...] = ()  # files that are no images of the dataset: Thumbs.db, .DS_Store, ...
-    warnings: tuple[str, ...] = ()  # for the user
+    ignored: Sequence[Path] = ()  # files that are no images of the dataset: Thumbs.db, .DS_Store, ...
+    warnings: Sequence[str] = ()  # for the user
     published: Mapping[str, Counts] = field(default_factory=dict)  # the authors' counts; a build warns of other counts
 
-
-def sort_records(records: Iterable[Record]) -> tuple[Record, ...]:
-    """Sort by split (train, query, gallery), then pid, then path, independent of the file system."""
-    return tuple(sorted(records, key=lambda record: (SPLITS.index(record.split), record.pid, str(record.path))))
+    def __post_init__(self) -> None:
+        ordered = sorted(self.records, key=lambda record: (SPLITS.index(record.split), record.pid, str(record.path)))
+        object.__setattr__(self, "records", ordered)
 
 
 def number_from_one(names: Iterable[str]) -> dict[str, int]:

@@ -3,8 +3,8 @@
 import hashlib
 import os
 import re
-import threading
-from collections.abc import Callable, Iterable
+import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,10 +61,23 @@ def stage(
         raise ValueError(f"copies {copies}: give at least 1")
     out.parent.mkdir(parents=True, exist_ok=True)
     with hold(out.with_name(f".{out.name}.lock"), lambda holder: say(f"waiting for {holder}, which fills {out}")):
+        shards = _list_shards(manifest)
         if _is_staged(manifest, out):
-            return Staged(0, len(_list_shards(manifest)), 0)
-        with explain_full_disk(out, _FIX):
-            return _Copy(manifest, folder, out, progress).run(copies)
+            return Staged(0, len(shards), 0)
+        _prepare(out, manifest)
+        with explain_full_disk(out, _FIX), ThreadPoolExecutor(copies) as pool:
+            complete = pool.map(lambda shard: _is_complete(out / shard.name, shard), shards)
+            missing = [shard for shard, there in zip(shards, complete, strict=True) if not there]
+            needed = sum(shard.bytes for shard in missing)
+            check_free_space(out, needed, _FIX)
+            copied = pool.map(lambda shard: _copy(folder / shard.name, out / shard.name, shard), missing)
+            with tqdm(
+                total=needed, desc="staging", unit="B", unit_scale=True, disable=None if progress else True
+            ) as bar:
+                for shard, _ in zip(missing, copied, strict=True):
+                    bar.update(shard.bytes)
+            save_manifest(manifest, out)
+        return Staged(len(missing), len(shards) - len(missing), needed)
 
 
 def _list_shards(manifest: Manifest) -> list[Shard]:
@@ -108,69 +121,23 @@ def _prepare(out: Path, manifest: Manifest) -> None:
         (out / name).unlink()
 
 
-class _Copy:
-    """The copy of one folder, by a process that holds the lock."""
+def _is_complete(path: Path, shard: Shard) -> bool:
+    if _size(path) != shard.bytes:
+        return False
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
 
-    def __init__(self, manifest: Manifest, folder: Path, out: Path, progress: bool) -> None:
-        self.manifest, self.folder, self.out = manifest, folder, out
-        self.shards = _list_shards(manifest)
-        self.stop = threading.Event()  # after the first error the other copies end at their next chunk
-        total = sum(shard.bytes for shard in self.shards)
-        self.bar = tqdm(total=total, desc="staging", unit="B", unit_scale=True, disable=None if progress else True)
 
-    def run(self, copies: int) -> Staged:
-        with self.bar:
-            _prepare(self.out, self.manifest)
-            complete = self._each(self._is_complete, self.shards, copies)
-            missing = [shard for shard, there in zip(self.shards, complete, strict=True) if not there]
-            needed = sum(shard.bytes for shard in missing)
-            check_free_space(self.out, needed, _FIX)
-            self._each(self._copy, missing, copies)
-        save_manifest(self.manifest, self.out)
-        return Staged(len(missing), len(self.shards) - len(missing), needed)
-
-    def _each(self, work: Callable[[Shard], bool], shards: Iterable[Shard], copies: int) -> list[bool]:
-        with ThreadPoolExecutor(copies) as pool:
-            try:
-                return list(pool.map(work, shards))
-            except BaseException:
-                self.stop.set()
-                raise
-
-    def _is_complete(self, shard: Shard) -> bool:
-        path = self.out / shard.name
-        if _size(path) != shard.bytes:
-            return False
-        complete = self._hash(path, None) == shard.sha256
-        if not complete:
-            self.bar.update(-shard.bytes)
-        return complete
-
-    def _copy(self, shard: Shard) -> bool:
-        path, part = self.folder / shard.name, self.out / f"{shard.name}{_PART}"
-        fix = "repair the source: build it or copy it again"
-        try:
-            found = self._hash(path, part)
-        except FileNotFoundError as error:
-            raise ValueError(f"{path}: is missing; {fix}") from error
-        if found != shard.sha256:
-            part.unlink()
-            raise ValueError(f"{path}: sha256 differs from its manifest's; {fix}")
-        part.rename(self.out / shard.name)
-        return True
-
-    def _hash(self, path: Path, copy: Path | None) -> str:
-        """Return the sha256 of a file; copy it to `copy` at the same time, and onto the disk before this returns."""
-        digest = hashlib.sha256()
-        with open(path, "rb") as reader, open(copy or os.devnull, "wb") as writer:
-            while chunk := reader.read(_CHUNK):
-                if self.stop.is_set():
-                    raise InterruptedError("another shard could not be copied")
-                digest.update(chunk)
-                if copy is not None:
-                    writer.write(chunk)
-                self.bar.update(len(chunk))
-            if copy is not None:
-                writer.flush()
-                os.fsync(writer.fileno())
-        return digest.hexdigest()
+def _copy(source: Path, target: Path, shard: Shard) -> None:
+    part = target.with_name(f"{target.name}{_PART}")
+    fix = "repair the source: build it or copy it again"
+    try:
+        shutil.copyfile(source, part)
+    except FileNotFoundError as error:
+        raise ValueError(f"{source}: is missing; {fix}") from error
+    if not _is_complete(part, shard):
+        part.unlink()
+        raise ValueError(f"{source}: sha256 differs from its manifest's; {fix}")
+    with open(part, "rb") as file:
+        os.fsync(file.fileno())
+    part.rename(target)

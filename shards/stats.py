@@ -68,8 +68,7 @@ def _draw_histogram(axis: Axes, values: np.ndarray, title: str) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     if not values.any():
         axis.text(0.5, 0.5, "camera ids unknown", ha="center", va="center", transform=axis.transAxes, color="grey")
-        axis.set_xticks([])
-        axis.set_yticks([])
+        axis.set(xticks=[], yticks=[])
         return
     low, high = int(values.min()), int(values.max())
     width = -(-(high - low + 1) // MAX_BARS)

@@ -105,15 +105,14 @@ def _verdict(result: Verification, checks: Sequence[Check]) -> str:
 def to_json(result: Verification, checks: Sequence[Check]) -> dict[str, Any]:
     """Return the result with all damage as plain types."""
     manifest = result.manifest
-    splits = {}
-    for name, split in manifest.splits.items():
-        counts = count_split(split, manifest.distractor_pid)
-        splits[name] = {"shards": len(split.shards), "images": counts.images, "identities": counts.identities}
     return {
         "folder": str(result.folder),
         "dataset": manifest.dataset,
         "fingerprint": manifest.fingerprint,
-        "splits": splits,
+        "splits": {
+            name: {"shards": len(split.shards), **asdict(count_split(split, manifest.distractor_pid))}
+            for name, split in manifest.splits.items()
+        },
         "whole": not result.damage,
         "decoded": result.decoded,
         "damage": [asdict(damage) for damage in result.damage],

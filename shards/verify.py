@@ -116,11 +116,9 @@ class _ShardCheck:
                 samples = self._read_samples(source, shard.bytes)
                 while source.read(1 << 20):
                     pass
-        except FileNotFoundError:
-            self.report("", "is missing; copy it again, or build again")
-            return []
         except OSError as error:
-            self.report("", f"cannot be read: {error.strerror or error}")
+            missing = isinstance(error, FileNotFoundError)
+            self.report("", "is missing; copy it again, or build again" if missing else f"cannot be read: {error}")
             return []
         self._compare(samples, split_name, split, index)
         if source.length != shard.bytes:
@@ -138,7 +136,8 @@ class _ShardCheck:
             # a larger buffer is slower: tarfile copies it at each read
             with tarfile.open(fileobj=source, mode="r|", bufsize=1 << 16) as tar:  # type: ignore[call-overload]
                 for member in tar:
-                    data = _read_member(tar, member)
+                    file = tar.extractfile(member) if member.isreg() else None
+                    data = file.read() if file else b""
                     if member.name.endswith(".json"):
                         self._check_complete(sample)
                         sample = self._parse_json(member.name, data)
@@ -203,8 +202,3 @@ def _integer(value: Any) -> int:
     if type(value) is not int or not -1 <= value < 1 << 63:
         raise ValueError(f"{value!r:.40} is no pid or camera")
     return value
-
-
-def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member) if member.isreg() else None
-    return file.read() if file else b""

@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import starmap
 from pathlib import Path
 
@@ -64,9 +65,10 @@ def _packer(workers: int) -> Iterator[Callable[[Iterable[_Job]], Iterator[Packed
         return
     # spawn: a forked child inherits the threads and locks of the caller's libraries
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(os.getpid(),))
+    # Ctrl-C reaches all processes; the parent ends the workers
+    pool = ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
     try:
-        yield lambda jobs: pool.map(_pack_in_worker, jobs)
+        yield lambda jobs: pool.map(partial(_pack_in_worker, os.getpid()), jobs)
     except BrokenProcessPool as error:
         raise ValueError(
             "a worker process was killed, perhaps for lack of memory; nothing was built. Build with fewer --workers"
@@ -75,17 +77,8 @@ def _packer(workers: int) -> Iterator[Callable[[Iterable[_Job]], Iterator[Packed
         pool.shutdown(cancel_futures=True)
 
 
-_parent = 0
-
-
-def _begin_worker(parent: int) -> None:
-    global _parent
-    _parent = parent
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the workers
-
-
-def _pack_in_worker(job: _Job) -> Packed:
-    if os.getppid() != _parent:  # the builder was killed, and the next one may already write into this folder
+def _pack_in_worker(parent: int, job: _Job) -> Packed:
+    if os.getppid() != parent:  # the builder was killed, and the next one may already write into this folder
         os._exit(1)
     return pack_shard(*job)
 

@@ -8,6 +8,7 @@ import functools
 import importlib
 import itertools
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -56,7 +57,7 @@ def name_of(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_files_targets_and_modules_in_backquotes_exist(page: Path) -> None:
+def test_names_in_backquotes_exist(page: Path) -> None:
     for span in re.findall(r"`([^`]+)`", prose(page).replace("\n", " ")):
         if re.fullmatch(r"(reid|shards|tests|docs|configs|launch|slurm|examples)/[\w./*-]+", span):
             assert list(ROOT.glob(span)), span
@@ -66,6 +67,8 @@ def test_files_targets_and_modules_in_backquotes_exist(page: Path) -> None:
             name = span.split()[2].replace(".", "/")
             places = (ROOT / f"{name}.py", ROOT / name / "__main__.py")
             assert name in {"pytest", "build"} or any(path.is_file() for path in places), span
+        if re.fullmatch(r"(reid|shards)(\.\w+)+", span):
+            pkgutil.resolve_name(span)
 
 
 # Links

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reid.evaluation.comparison import PER_QUERY, describe
+from reid.evaluation.dataset_report import PER_QUERY, describe
 from reid.metrics import Features, retrieval
 from reid.search import __main__ as search
 from tests.support.drawn import Drawn

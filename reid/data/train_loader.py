@@ -1,24 +1,23 @@
-"""Shards -> uint8 batches: the plan realised, the same for any number of ranks and workers."""
+"""Read the batches of the plan from the shards: the same for any number of ranks and workers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from reid.config import DataConfig
 from reid.data.augmentation import Augmentation, Parameters, concatenate
 from reid.data.images import Pixels
 from reid.data.manifest import MANIFEST_NAME, Split
 from reid.data.plan import Plan, StreamSteps
 from reid.data.pool import Pool
-from reid.data.shard_reader import DamagedData, Dropped, Identity, OnDamage
+from reid.data.shard_reader import DamagedData, Dropped, Identity
 from reid.data.storage import file_version
 from reid.data.workers import WorkerError, begin_worker, receive, start_workers
 
@@ -27,19 +26,20 @@ STEPS_PER_DRAW = 64  # steps whose augmentation is drawn at once
 
 @dataclass(frozen=True)
 class Batch:
-    """B training images of one rank and step.
-
-    images (B, 3, H, W) uint8; labels (B,) int64 in [0, identities of the split); camids (B,) int64; ids (B, 2) int64:
-    row of the identity in the manifest and index of its image; parameters of the augmentation; dropped: what was found
-    damaged, and left out, since the step before.
-    """
+    """B training images of one rank and step."""
 
     images: Tensor
+    """(B, 3, H, W) uint8."""
     labels: Tensor
+    """(B,) int64, classes from 0 to the number of trained identities - 1."""
     camids: Tensor
+    """(B,) int64."""
     ids: Tensor
+    """(B, 2) int64: row of the identity in the manifest, index of its image."""
     parameters: Parameters
+    """Of the augmentation."""
     dropped: tuple[Dropped, ...] = ()
+    """Damage that was found, and left out, since the step before."""
 
 
 class _Streams(IterableDataset):
@@ -49,7 +49,7 @@ class _Streams(IterableDataset):
         self, loader: TrainLoader, streams: Sequence[int], start: tuple[int, int], epochs: int, dropped: Collection[int]
     ) -> None:
         self.loader, self.streams, self.start, self.epochs, self.dropped = loader, streams, start, epochs, dropped
-        self.stamp = file_version(loader.root, MANIFEST_NAME)
+        self.version = file_version(loader.data.root, MANIFEST_NAME)
 
     def __iter__(self) -> Iterator[Batch | WorkerError]:
         worker = get_worker_info()
@@ -67,47 +67,46 @@ class _Streams(IterableDataset):
             yield WorkerError(str(error))
 
     def _check_manifest(self) -> None:
-        if file_version(self.loader.root, MANIFEST_NAME) != self.stamp:
+        root = self.loader.data.root
+        if file_version(root, MANIFEST_NAME) != self.version:
             raise ValueError(
-                f"{self.loader.root}: {MANIFEST_NAME} was replaced while this run read the shards; start a new run on "
-                "the new data, or put the old data back and resume"
+                f"{root}: {MANIFEST_NAME} was replaced while this run read the shards; start a new run on the new "
+                "data, or restore the old data and resume"
             )
 
 
-@dataclass(frozen=True)
 class TrainLoader:
-    """Batches of one rank, step after step and epoch after epoch.
+    """The batches of one rank, step after step and epoch after epoch.
 
-    The global batch of (epoch, step) is a pure function of the manifest and the plan; this rank gets the part of its
-    streams. Workers run ahead across the end of an epoch. on_damage `stop` raises at the first damage; `skip` leaves
-    the identity out for the rest of the epoch, so that steps get smaller but not fewer, and tells by Batch.dropped.
+    The global batch of (epoch, step) is a pure function of the manifest and the plan; this rank reads the part of its
+    streams. Workers read ahead across the end of an epoch. With data.on_damage = skip a damaged identity is left out
+    for the rest of the epoch, so that steps become smaller but not fewer.
     """
 
-    root: str | Path
-    split: Split
-    plan: Plan
-    pixels: Pixels
-    augmentation: Augmentation
-    rank: int = 0
-    world_size: int = 1
-    workers: int = 0
-    on_damage: OnDamage = "stop"
-
-    @cached_property
-    def labels(self) -> np.ndarray:
-        """(N,) class of each identity: its place among the sorted pids that are trained on; -1 for the others."""
-        return classes_of(self.split.pids, self.plan.image_counts > 0)
+    def __init__(
+        self, data: DataConfig, split: Split, plan: Plan, augmentation: Augmentation, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.data, self.split, self.plan, self.augmentation = data, split, plan, augmentation
+        self.rank, self.world_size = rank, world_size
+        self.pixels = Pixels.from_config(data)
+        self.labels = classes_of(split.pids, plan.image_counts > 0)  # (N,) class of each identity, -1 if not trained on
+        self.slots = plan.groups_per_step * plan.images  # images of a stream in a step without short groups
 
     def batches(
         self, epochs: int, start: tuple[int, int] = (0, 0), dropped: Collection[int] = ()
     ) -> Iterator[tuple[int, int, Batch]]:
-        """(epoch, step, batch) from `start` up to the last step of epoch `epochs` - 1.
+        """Yield (epoch, step, batch) from `start` up to the last step of epoch `epochs` - 1.
 
-        dropped: rows that were dropped in the epoch of `start` before it. DamagedData on damage, or where `skip` leaves
-        nothing of a step.
+        Args:
+            epochs: number of epochs of the training.
+            start: first epoch and step.
+            dropped: rows that were dropped earlier in the epoch of `start`.
+
+        Raises:
+            DamagedData: at the first damage; with on_damage = skip, if nothing of a step is left.
         """
         streams = self.plan.streams_of_rank(self.rank, self.world_size)
-        workers = min(self.workers, len(streams))
+        workers = min(self.data.workers, len(streams))
         parts = start_workers(_Streams(self, streams, start, epochs, dropped), workers)
         first_epoch, first_step = start
         for epoch in range(first_epoch, epochs):
@@ -115,7 +114,7 @@ class TrainLoader:
                 batch = join([receive(parts) for _ in range(max(1, workers))])
                 if not len(batch.ids):
                     raise DamagedData(
-                        f"{self.root}: epoch {epoch}, step {step}: every identity of rank {self.rank} is damaged; "
+                        f"{self.data.root}: epoch {epoch}, step {step}: every identity of rank {self.rank} is damaged; "
                         "repair the shards, or lower batch.streams so that a rank reads more of them"
                     )
                 yield epoch, step, batch
@@ -123,39 +122,33 @@ class TrainLoader:
     def read_streams(
         self, epoch: int, streams: Sequence[int], start: int = 0, dropped: Collection[int] = ()
     ) -> Iterator[Batch]:
-        """These streams' part of each step of an epoch from step `start`; what comes before is not decoded."""
+        """Yield the part of these streams in each step of an epoch from `start`, without decoding earlier steps."""
         plans = [self.plan.stream_steps(epoch, stream) for stream in streams]
-        pools = [Pool(self.root, self.split, steps, start, self.on_damage, dropped) for steps in plans]
+        pools = [Pool(self.data, self.split, steps, start, dropped) for steps in plans]
         for step in range(start, self.plan.steps_per_epoch):
             if step == start or step % STEPS_PER_DRAW == 0:
-                parameters = [self._draw_parameters(epoch, stream, step) for stream in streams]
-                drawn = concatenate(parameters)
+                drawn = concatenate([self._draw_parameters(epoch, stream, step) for stream in streams])
             yield self._read_step(plans, pools, step, drawn)
             for pool in pools:
                 pool.release(step)
 
-    @property
-    def _slots(self) -> int:
-        """Images that a stream gives to a step, if no group is short."""
-        return self.plan.groups_per_step * self.plan.images
-
     def _draw_parameters(self, epoch: int, stream: int, step: int) -> Parameters:
-        """For all slots of the STEPS_PER_DRAW steps around `step`: drawing step by step costs a tenth of the time."""
+        """Draw for all slots of STEPS_PER_DRAW steps, `step` among them: drawing step by step would be much slower."""
         rng = self.plan.rng(epoch, stream, step // STEPS_PER_DRAW, 1)
-        return self.augmentation.draw(rng, STEPS_PER_DRAW * self._slots, self.pixels.height, self.pixels.width)
+        return self.augmentation.draw(rng, STEPS_PER_DRAW * self.slots, self.pixels.height, self.pixels.width)
 
     def _read_step(self, plans: Sequence[StreamSteps], pools: Sequence[Pool], step: int, drawn: Parameters) -> Batch:
-        images = _allocate(len(plans) * self._slots, self.pixels)
-        places = images.unbind()  # at once: half the time of one by one
+        images = _allocate(len(plans) * self.slots, self.pixels)
+        places = images.unbind()  # takes half the time of indexing one by one
         ids: list[tuple[int, int]] = []
         camids: list[int] = []
         slots: list[int] = []
         for number, (steps, pool) in enumerate(zip(plans, pools, strict=True)):
-            slot = (number * STEPS_PER_DRAW + step % STEPS_PER_DRAW) * self._slots
+            slot = (number * STEPS_PER_DRAW + step % STEPS_PER_DRAW) * self.slots
             for reading, row, indices in zip(
                 steps.readings[step].tolist(), steps.identities[step].tolist(), steps.images[step].tolist(), strict=True
             ):
-                group = [i for i in indices if i >= 0]  # a short group's blanks stand at its end
+                group = [i for i in indices if i >= 0]  # a short group has -1 at its end
                 identity = pool.get(reading, row)
                 if identity is not None and self._decode_group(identity, group, places[len(ids) :], pool):
                     ids += [(row, i) for i in group]
@@ -169,11 +162,11 @@ class TrainLoader:
             camids=torch.tensor(camids, dtype=torch.int64),
             ids=torch.tensor(ids, dtype=torch.int64).reshape(-1, 2),
             parameters=drawn.select(torch.tensor(slots, dtype=torch.int64)),
-            dropped=tuple(dropped for pool in pools for dropped in pool.take_news()),
+            dropped=tuple(dropped for pool in pools for dropped in pool.take_unreported()),
         )
 
     def _decode_group(self, identity: Identity, group: list[int], into: Sequence[Tensor], pool: Pool) -> bool:
-        """Images `group` of an identity to the front of `into`; False if one is damaged and the identity is dropped."""
+        """Decode images `group` into the first of `into`. If one is damaged, drop the identity and return False."""
         try:
             for i, place in zip(group, into, strict=False):
                 place.copy_(self.pixels.decode(identity.image(i), identity.place(i)))
@@ -184,14 +177,14 @@ class TrainLoader:
 
 
 def classes_of(pids: np.ndarray, trained: np.ndarray) -> np.ndarray:
-    """(N,) place of each of the pids among the sorted pids of those `trained` (N,) bool; -1 for the others."""
+    """Return (N,) classes: the place of each pid among the sorted pids that are `trained` (N,) bool, -1 for others."""
     classes = np.full(len(pids), -1)
     classes[trained] = np.unique(pids[trained], return_inverse=True)[1]
     return classes
 
 
 def _allocate(count: int, pixels: Pixels) -> Tensor:
-    """(count, 3, H, W) uint8, channels last, as decoders write; a worker's in memory that the training process sees."""
+    """Return (count, 3, H, W) uint8, channels last, as decoders write; in shared memory if this is a worker."""
     shape = count, pixels.height, pixels.width, 3
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8).permute(0, 3, 1, 2)

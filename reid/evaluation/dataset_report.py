@@ -1,233 +1,232 @@
-"""One dataset's evaluation as files: figures, per-query values, pictures and the page, in a folder of its own."""
+"""One dataset's evaluation as files in a folder: metrics, values per query, figures and the page."""
 
+from __future__ import annotations
+
+import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from reid.config import Config
-from reid.data.eval_loader import read_images
-from reid.data.images import Pixels
-from reid.data.manifest import Manifest
-from reid.evaluation.comparison import NAME, PER_QUERY, About, describe, difference, load_about
-from reid.evaluation.external_features import Foreign, read_pictures
+from reid.config import EvaluateConfig
+from reid.evaluation.external_features import write_features
+from reid.files import write_atomically
 from reid.metrics import retrieval
 from reid.metrics.features import JUNK, UNKNOWN, Features
 from reid.metrics.retrieval import Result
-from reid.reports.analysis import CameraPairs, RankList, Read, choose_rank_lists, embed_centroids, measure_camera_pairs
+from reid.reports.analysis import CameraPairs, Read, choose_rank_lists, embed_centroids, measure_camera_pairs
 from reid.reports.report import Report, write_report
-from reid.reports.tables import RANKS
+
+METRICS, BASELINES, ABOUT, CAMERAS = "metrics.json", "baselines.json", "about.json", "cameras.json"
+PER_QUERY, FEATURES = "per_query.npz", ("query.npz", "gallery.npz")
+DISTRACTOR = -2  # stands for any pid of a distractor in fingerprints
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """One model on one dataset: its features, its results by protocol, and what went wrong with one of them."""
+class Evaluation:
+    """One model on one dataset: its features, its results by protocol, and warnings about protocols left out."""
 
     query: Features
     gallery: Features
     results: dict[str, Result]
     warnings: list[str] = field(default_factory=list)
 
-    def figures(self) -> dict[str, dict[str, Any]]:
+    def to_json(self) -> dict[str, dict[str, Any]]:
         return {protocol: result.to_json() for protocol, result in self.results.items()}
 
 
 @dataclass(frozen=True)
-class Domain:
-    """Where the images come from. source: what gave the features; data_fingerprint: the shards', "" without shards.
+class About:
+    """What a report is about, as about.json holds it. Junk is left out of the labels and the numbers.
 
-    read: pictures for the rank lists, None where there are none; no_pictures says why, in a sentence.
+    source: the checkpoint or the feature files.
+    data_fingerprint: of the shards' manifest, "" for feature files.
+    labels_fingerprint: of pids and camids in their order, which identifies the images of another system's features.
+    num_queries, num_gallery: images.
     """
 
     dataset: str
     source: str
-    data_fingerprint: str = ""
-    read: Read | None = None
-    no_pictures: str = ""
-    notes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    data_fingerprint: str
+    labels_fingerprint: str
+    num_queries: int
+    num_gallery: int
+
+    def save(self, folder: Path) -> None:
+        write_json(folder / ABOUT, asdict(self))
 
 
-def choose_folder(base: Path, dataset: str, fingerprint: str, taken: Sequence[Path]) -> Path:
-    """`base`/<dataset>; with the fingerprint's first digits behind it where that folder is of other data.
-
-    taken: folders that this evaluation writes already.
-    """
-    name = re.sub(r"[^\w.-]+", "-", dataset).strip(".-") or "data"  # a manifest may come from anywhere
-    folder = base / name
-    there = read_about(folder)
-    if folder in taken or (there and there.data_fingerprint != fingerprint):
-        return base / f"{name}-{fingerprint[:8]}"
-    return folder
+def describe(dataset: str, source: str, data_fingerprint: str, query: Features, gallery: Features) -> About:
+    columns = [_labels(split) for split in (query, gallery)]
+    digest = hashlib.sha256(b"".join(np.ascontiguousarray(column, dtype="<i8").tobytes() for column in columns))
+    sizes = [column.shape[1] for column in columns]
+    digest.update(f"{sizes}".encode())
+    return About(dataset, source, data_fingerprint, digest.hexdigest(), *sizes)
 
 
-def step_aside(folder: Path, about: About) -> Path:
-    """`folder`; where it holds a report of other data, one beside it with the labels' first digits behind its name."""
-    there = read_about(folder)
-    if there and difference(there, about):
-        whole = folder if folder.name else folder.resolve()
-        return whole.with_name(f"{whole.name}-{about.labels_fingerprint[:8]}")
-    return folder
+def _labels(split: Features) -> np.ndarray:
+    """Return (2, N) pids and camids of all images but junk."""
+    pids = split.pids.masked_fill(split.is_distractor(), DISTRACTOR)[split.pids != JUNK]
+    return np.stack([pids.cpu().numpy(), split.camids[split.pids != JUNK].cpu().numpy()])
 
 
-def read_about(folder: Path) -> About | None:
-    """What the report in `folder` is of; None where there is none or it is damaged: it is about to be written anew."""
+def load_about(folder: Path) -> About:
+    """Read about.json. Raises ValueError if it is damaged."""
+    path = folder / ABOUT
     try:
-        return load_about(folder) if (folder / NAME).is_file() else None
-    except ValueError:
-        return None
+        document = json.loads(path.read_text())
+        return About(**{f.name: document[f.name] for f in fields(About)})
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); evaluate again to write it") from error
 
 
-def write_domain(
-    folder: Path,
-    domain: Domain,
-    rows: Mapping[str, Evaluated],
-    facts: dict[str, str],
-    ranks: Sequence[int] = RANKS,
-    metric: str = "cosine",
-) -> tuple[Path, list[str]]:
-    """Everything that one dataset's evaluation leaves in `folder`. The first row is reported on.
-
-    Returns the page and its warnings. What an earlier report left there and this one has not is removed.
-
-    metrics.json has the first row's figures by protocol, baselines.json the others'.
-    """
-    first, *others = rows
-    row = rows[first]
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "metrics.json", row.figures())
-    write_json(folder / "baselines.json", {name: rows[name].figures() for name in others})
-    retrieval.save_results(folder / PER_QUERY, row.results)
-    origin = describe(domain.dataset, domain.source, domain.data_fingerprint, row.query, row.gallery)
-    origin.save(folder)
-    shown = "image" if "image" in row.results else next(iter(row.results))
-    result = row.results[shown]
-    lists = _list_ranks(row, domain, metric)
-    report = Report(
-        domain.dataset,
-        {name: evaluated.figures() for name, evaluated in rows.items()},
-        {**facts, "images": f"{origin.num_queries:,} queries, {origin.num_gallery:,} gallery images"},
-        domain.notes,
-        [*row.warnings, *find_warnings(row), *domain.warnings, *_count_lost(lists, domain)],
-        lists,
-        domain.no_pictures if "image" in row.results else "Left out: they show the image protocol.",
-        result.ap,
-        shown,
-        measure_camera_pairs(row.query, row.gallery, metric),
-        embed_centroids(row.query, row.gallery, result.ap, result.valid),
-        ranks,
-    )
-    (folder / "cameras.json").unlink(missing_ok=True)
-    if isinstance(report.cameras, CameraPairs):
-        write_json(folder / "cameras.json", report.cameras.to_json())
-    return write_report(folder, report), report.warnings
+def difference(one: About, other: About) -> str:
+    """Say what shows that two reports are about different data; return "" if they are about the same."""
+    if (one.num_queries, one.num_gallery) != (other.num_queries, other.num_gallery):
+        return (
+            f"{one.num_queries} queries and {one.num_gallery} gallery images against {other.num_queries} and "
+            f"{other.num_gallery}"
+        )
+    for name in ("data_fingerprint", "labels_fingerprint"):
+        ours, theirs = getattr(one, name), getattr(other, name)
+        if ours and theirs and ours != theirs:
+            return f"{name.replace('_', ' ')} {ours[:12]} against {theirs[:12]}"
+    return ""
 
 
-def _list_ranks(row: Evaluated, domain: Domain, metric: str) -> list[RankList]:
-    if "image" not in row.results:
-        return []
-    return choose_rank_lists(row.query, row.gallery, row.results["image"], domain.read or _no_images, metric)
+def write_json(path: Path, value: Any) -> None:
+    write_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
 def _no_images(split: str, rows: Sequence[int]) -> list[None]:
     return [None for _ in rows]
 
 
-def _count_lost(lists: Sequence[RankList], domain: Domain) -> list[str]:
-    entries = [entry for ranks in lists for entry in (ranks.query, *ranks.gallery)]
-    lost = sum(entry.image is None for entry in entries)
-    if domain.read is None or not lost:
-        return []
-    return [f"{lost} of {len(entries)} pictures of the rank lists are absent or cannot be read"]
+@dataclass
+class DatasetReport:
+    """A report on one dataset, without its metrics.
+
+    out: the folder of the report if `dataset` is "", which is then its name; otherwise the folder of all reports.
+    source: the checkpoint or the feature files.
+    facts: what was evaluated and how, name -> value, in the order shown.
+    data_fingerprint: of the shards' manifest, "" for feature files.
+    read_images: reads images for the rank lists.
+    no_images: a sentence that says why there are none, or "".
+    notes: what a reader must know that is no fault.
+    warnings: what may be wrong with the data.
+    """
+
+    out: Path
+    dataset: str
+    source: str
+    facts: dict[str, str]
+    data_fingerprint: str = ""
+    read_images: Read = _no_images
+    no_images: str = ""
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def write(
+        self, evaluations: Mapping[str, Evaluation], options: EvaluateConfig, taken: Collection[Path] = ()
+    ) -> tuple[Path, list[str]]:
+        """Write all files of the report. Files of an earlier report that this one does not have are removed.
+
+        Args:
+            evaluations: by the model's name. The report is about the first; baselines.json has the others' metrics.
+            options: of the evaluation.
+            taken: folders that this evaluation has already written.
+
+        Returns:
+            The page and the warnings in it.
+        """
+        first, *others = evaluations
+        evaluation = evaluations[first]
+        about = describe(self.dataset, self.source, self.data_fingerprint, evaluation.query, evaluation.gallery)
+        folder = self._choose_folder(about, taken)
+        replaces = _read_about(folder) is not None
+        folder.mkdir(parents=True, exist_ok=True)
+        about = replace(about, dataset=self.dataset or folder.name)
+        write_json(folder / METRICS, evaluation.to_json())
+        write_json(folder / BASELINES, {name: evaluations[name].to_json() for name in others})
+        retrieval.save_results(folder / PER_QUERY, evaluation.results)
+        about.save(folder)
+        for name, features in zip(FEATURES, (evaluation.query, evaluation.gallery), strict=True):
+            if options.save_features:
+                write_features(folder / name, features)
+            elif replaces and not options.features:  # with --features they may be the user's own files
+                (folder / name).unlink(missing_ok=True)
+        report = self._make_report(about, evaluations, options)
+        (folder / CAMERAS).unlink(missing_ok=True)
+        if isinstance(report.cameras, CameraPairs):
+            write_json(folder / CAMERAS, report.cameras.to_json())
+        return write_report(folder, report), report.warnings
+
+    def _choose_folder(self, about: About, taken: Collection[Path]) -> Path:
+        """Return the report's folder; if it holds a report on other data, another with a fingerprint in its name."""
+        name = re.sub(r"[^\w.-]+", "-", self.dataset).strip(".-") or "data"  # a manifest may come from anywhere
+        folder = self.out / name if self.dataset else self.out
+        earlier = _read_about(folder)
+        same_kind = earlier is None or earlier.data_fingerprint == about.data_fingerprint
+        if folder in taken or not same_kind or (earlier and difference(earlier, about)):
+            folder = folder if folder.name else folder.resolve()
+            return folder.with_name(f"{folder.name}-{(about.data_fingerprint or about.labels_fingerprint)[:8]}")
+        return folder
+
+    def _make_report(self, about: About, evaluations: Mapping[str, Evaluation], options: EvaluateConfig) -> Report:
+        first = next(iter(evaluations.values()))
+        query, gallery = first.query, first.gallery
+        protocol = "image" if "image" in first.results else next(iter(first.results))
+        result = first.results[protocol]
+        warnings = [*first.warnings, *find_warnings(first), *self.warnings]
+        rank_lists, no_lists = [], "Left out: they show the image protocol."
+        if protocol == "image":
+            rank_lists = choose_rank_lists(query, gallery, result, self.read_images, options.metric)
+            no_lists = self.no_images
+        images = [entry.image for ranks in rank_lists for entry in (ranks.query, *ranks.gallery)]
+        lost = sum(image is None for image in images)
+        if lost and not self.no_images:
+            warnings.append(f"{lost} of {len(images)} pictures of the rank lists are absent or cannot be read")
+        return Report(
+            about.dataset,
+            {name: evaluation.to_json() for name, evaluation in evaluations.items()},
+            {**self.facts, "images": f"{about.num_queries:,} queries, {about.num_gallery:,} gallery images"},
+            self.notes,
+            warnings,
+            rank_lists,
+            no_lists,
+            result.ap,
+            protocol,
+            measure_camera_pairs(query, gallery, options.metric),
+            embed_centroids(query, gallery, result.ap, result.valid),
+            options.ranks,
+        )
 
 
-def find_warnings(row: Evaluated) -> list[str]:
-    """What a reader of the figures must know about the labels, counted."""
+def _read_about(folder: Path) -> About | None:
+    """Read about.json, or return None if there is none or it is damaged: the report is then replaced."""
+    try:
+        return load_about(folder) if (folder / ABOUT).is_file() else None
+    except ValueError:
+        return None
+
+
+def find_warnings(evaluation: Evaluation) -> list[str]:
+    """List what a reader of the metrics must know about the labels, with numbers."""
     warnings = []
-    for protocol, result in row.results.items():
+    for protocol, result in evaluation.results.items():
         left_out = len(result.valid) - result.num_valid_queries
         if left_out:
             warnings.append(f"{protocol}: {left_out} of {len(result.valid)} queries have no possible match; left out")
-    missing = retrieval.missing_identities(row.query, row.gallery)
+    missing = retrieval.missing_identities(evaluation.query, evaluation.gallery)
     if missing:
         warnings.append(f"{missing} identities of the queries have no image in the gallery")
-    for name, split in (("query", row.query), ("gallery", row.gallery)):
+    for name, split in (("query", evaluation.query), ("gallery", evaluation.gallery)):
         unknown = int((split.camids == UNKNOWN).sum())
         if unknown:
-            which = "no" if unknown == len(split) else f"{unknown:,} of {len(split):,}"
-            has = "image has" if unknown == len(split) else "images have no"
-            warnings.append(f"{name}: {which} {has} a camera id; no same-camera rule was applied to them")
+            have = "no image has" if unknown == len(split) else f"{unknown:,} of {len(split):,} images have no"
+            warnings.append(f"{name}: {have} a camera id; no same-camera rule was applied to them")
     return warnings
-
-
-def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
-
-
-MAX_PIXELS = 50_000_000  # of a picture in a rank list; a guard against decompression bombs
-
-SHOWN_HEIGHT = 128  # people look at more pixels than a small encoder does
-
-
-def name_image(manifest: Manifest, split: str, row: int) -> str:
-    """Where the image of a row of the features (junk left out) lies, for a person who looks for it."""
-    part = manifest.split(split)
-    place = int(kept_places(manifest, split)[row])
-    identity = int(np.searchsorted(np.cumsum(part.images), place, side="right"))
-    nth = place - int(part.images[:identity].sum()) + 1
-    return (
-        f"image {nth} of identity {part.names[identity]} (pid {part.pids[identity]}, row {row}) in "
-        f"{part.shards[part.shard[identity]].name}"
-    )
-
-
-def kept_places(manifest: Manifest, split: str) -> np.ndarray:
-    """(N,) places in storage order of the images that have features: all but junk."""
-    part = manifest.split(split)
-    return np.flatnonzero(np.repeat(part.pids != JUNK, part.images))
-
-
-def domain_of_run(found: Path, root: str, manifest: Manifest, config: Config, trained_on: str) -> Domain:
-    pixels = Pixels.from_config(config.data, scale=max(1, round(SHOWN_HEIGHT / config.data.height)))
-
-    def read(split: str, rows: Sequence[int]) -> list[np.ndarray]:
-        return read_images(root, manifest, split, kept_places(manifest, split)[list(rows)].tolist(), pixels)
-
-    notes, warnings = [], []
-    if trained_on and trained_on != manifest.fingerprint:
-        notes.append(
-            f"Across domains: the checkpoint was trained on other data (fingerprint {trained_on[:12]}) than it is "
-            f"evaluated on ({manifest.fingerprint[:12]})."
-        )
-    if manifest.skipped:
-        warnings.append(f"{len(manifest.skipped)} broken images were left out when the shards were built")
-    return Domain(manifest.dataset, str(found), manifest.fingerprint, read, "", notes, warnings)
-
-
-def domain_of_features(dataset: str, query: Foreign, gallery: Foreign, images: str) -> Domain:
-    splits = {"query": query, "gallery": gallery}
-
-    def read(split: str, rows: Sequence[int]) -> list[np.ndarray | None]:
-        folder = Path(images) if images else splits[split].source.parent
-        return read_pictures(splits[split], rows, folder, MAX_PIXELS)
-
-    named = query.paths is not None and gallery.paths is not None
-    no_pictures = "" if named else "As text: the feature files name no images: they have no paths."
-    notes = []
-    if not (query.knows_cameras and gallery.knows_cameras):
-        notes.append(
-            "No camera ids: images of the query's identity by its own camera are not removed. Figures are then higher "
-            "than published ones, which remove them."
-        )
-    warnings = []
-    if gallery.features.distractors is None and bool((gallery.features.pids == 0).any()):
-        number = int((gallery.features.pids == 0).sum())
-        warnings.append(
-            f"{number:,} gallery images have pid 0 and the file has no distractors key: they count as one identity"
-        )
-    source = f"{query.source}, {gallery.source}"
-    return Domain(dataset, source, "", read if named else None, no_pictures, notes, warnings)

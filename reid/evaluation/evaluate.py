@@ -12,61 +12,61 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from reid import program
-from reid.config import EvaluateConfig, check_evaluation, load, parse, to_dict
-from reid.distributed import check_precision, start_accelerator
-from reid.evaluation.comparison import compare, describe, format_comparison, write_comparison
-from reid.evaluation.dataset_report import (
-    Domain,
-    Evaluated,
-    choose_folder,
-    domain_of_features,
-    domain_of_run,
-    read_about,
-    step_aside,
-    write_domain,
-    write_json,
-)
-from reid.evaluation.evaluator import evaluate_model, load_manifests, rank_protocols
-from reid.evaluation.external_features import read_features, write_features
-from reid.files import check_writable, make_folder
-from reid.metrics.features import Features
+from reid.config import EvaluateConfig, check_evaluation, to_dict
+from reid.distributed import start_accelerator
+from reid.evaluation.comparison import compare, format_comparison, write_comparison
+from reid.evaluation.dataset_report import write_json
+from reid.evaluation.evaluator import FeatureSource, RunSource
+from reid.files import make_folder, write_atomically
+from reid.metrics.protocols import PROTOCOLS
 from reid.reports.report import list_pictures
-from reid.reports.tables import COST_COLUMNS, RERANKED, Results, format_notes, format_results, list_cost
-from reid.runs import checkpoint
-from reid.runs.models import build_models, find_run
+from reid.reports.tables import COST_COLUMNS, Results, format_notes, format_results, list_cost
 from reid.runs.tracking import Tracker
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-FOREIGN = "features"  # the row's name
 RAW = ("mAP", "mAP_trapezoid", "mINP", "gallery_size", "num_valid_queries")  # columns of W&B's table
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """The program. evaluate.py parses before it imports this module, and calls `start`."""
-    start(parse(EvaluateConfig, args))
-
-
 def start(options: EvaluateConfig) -> None:
-    """Evaluate, print the table and where the report is; one line and exit status 2 for what the user can fix."""
+    """Run the program: an error that the user can fix is one line and an exit status."""
     program.call(lambda: evaluate(options))
 
 
-def evaluate(options: EvaluateConfig) -> Path:
-    """Evaluate as `options` say and return the report's folder, or of several datasets the folder that holds theirs.
-
-    Raises ValueError on what the user can mend.
-    """
+def evaluate(options: EvaluateConfig) -> None:
+    """Evaluate, write a report for each dataset, and print the tables. Raises ValueError if the options are wrong."""
     check_evaluation(options)
-    if options.rerank and not set(options.protocols) & set(RERANKED):
-        raise ValueError(f"--rerank re-ranks {' and '.join(RERANKED)}; add one of them to --protocols")
+    can_rerank = [name for name, protocol in PROTOCOLS.items() if protocol.can_rerank]
+    if options.rerank and not set(options.protocols) & set(can_rerank):
+        raise ValueError(f"--rerank re-ranks {' and '.join(can_rerank)}; add one of them to --protocols")
     if options.compare:
-        return compare_reports(options)
-    return evaluate_features(options) if options.features else evaluate_run(options)
+        compare_reports(options)
+        return
+    started = time.perf_counter()
+    source = FeatureSource(options) if options.features else RunSource(options)
+    # The timeout is for ranks that wait while rank 0 re-ranks and draws.
+    accelerator = start_accelerator("no", options.timeout_s)
+
+    reports: dict[Path, Results] = {}  # by folder
+    for report, evaluations in source.evaluate(accelerator):
+        if accelerator.is_main_process:
+            report.facts |= list_facts(options, accelerator, started)
+            page, warnings = report.write(evaluations, options, taken=reports)
+            reports[page.parent] = {name: evaluation.to_json() for name, evaluation in evaluations.items()}
+            print_report(page, reports[page.parent], warnings, options.ranks)
+
+    if accelerator.is_main_process:
+        by_dataset = {folder.name: next(iter(models.values())) for folder, models in reports.items()}
+        if len(reports) > 1:
+            write_domains(source.out, by_dataset, options.ranks)
+        print(f"\n{format_notes(by_dataset)}", flush=True)
+        track(options, source, reports, by_dataset)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
 
 
-def compare_reports(options: EvaluateConfig) -> Path:
+def compare_reports(options: EvaluateConfig) -> None:
     if options.out:
         make_folder(Path(options.out))
     compared = compare(options.compare)
@@ -74,80 +74,10 @@ def compare_reports(options: EvaluateConfig) -> Path:
         print(format_comparison(compared), flush=True)
         if options.out:
             print(f"\ncomparison: {write_comparison(Path(options.out), compared)}", flush=True)
-    return Path(options.out or options.compare[0])
 
 
-def evaluate_run(options: EvaluateConfig) -> Path:
-    """A run's checkpoint on one dataset or several: a report for each, and for several one table of them all."""
-    started = time.perf_counter()
-    run, found = find_run(options.run, options.checkpoint)
-    folder, config = run.path, load(run.config)
-    base = Path(options.out or run.reports)
-    check_writable(base, "--out")
-    manifests = load_manifests(options.data or [config.data.root])
-    models = build_models(found, config, options.baselines)
-    trained_on = checkpoint.read_state(found)["describes"].get("data", "")
-    # Other ranks wait while rank 0 re-ranks and draws.
-    accelerator = start_accelerator("no", options.timeout_s)
-    check_precision(accelerator, options.precision)
-    make_folder(base)
-
-    tables: dict[Path, dict[str, Any]] = {}
-    for root, manifest in manifests.items():
-        rows = {
-            name: evaluate_model(model.to(accelerator.device), root, manifest, config, options, accelerator)
-            for name, model in models.items()
-        }
-        if accelerator.is_main_process:
-            out = choose_folder(base, manifest.dataset, manifest.fingerprint, list(tables))
-            facts = {
-                "run": str(folder),
-                "checkpoint": found.name,
-                "data": f"{root} ({manifest.dataset}, fingerprint {manifest.fingerprint[:12]})",
-                "encoder": f"{config.model.encoder}, {config.data.height}x{config.data.width} pixels",
-                **say_how(options, accelerator, started),
-            }
-            domain = domain_of_run(found, root, manifest, config, trained_on)
-            tables[out] = finish(out, domain, rows, facts, options)
-    if accelerator.is_main_process:
-        if len(tables) > 1:
-            write_domains(base, tables, options.ranks)
-        say_notes(tables)
-        track(options, {"train": to_dict(config)}, config.name, folder, tables)
-    end(accelerator)
-    return base if len(manifests) > 1 else next(iter(tables), base)
-
-
-def evaluate_features(options: EvaluateConfig) -> Path:
-    """Another system's features: no model, and pictures only where the files name them."""
-    started = time.perf_counter()
-    make_folder(Path(options.out))
-    query, gallery = map(read_features, options.features)
-    accelerator = start_accelerator("no", options.timeout_s)
-    out = step_aside(Path(options.out), describe("", "", "", query.features, gallery.features))
-    row = rank_protocols(move(query.features, accelerator.device), move(gallery.features, accelerator.device), options)
-    if accelerator.is_main_process:
-        facts = {
-            "query": str(query.source),
-            "gallery": str(gallery.source),
-            "features": f"{row.query.embeddings.shape[1]} dimensions",
-            **say_how(options, accelerator, started),
-        }
-        domain = domain_of_features(out.name, query, gallery, options.images)
-        tables = {out: finish(out, domain, {FOREIGN: row}, facts, options)}
-        say_notes(tables)
-        track(options, {}, out.name, out, tables)
-    end(accelerator)
-    return out
-
-
-def move(features: Features, device: torch.device) -> Features:
-    """On a CPU nothing is copied: mapped files stay mapped."""
-    return Features(features.embeddings.to(device), features.pids, features.camids, features.distractors)
-
-
-def say_how(options: EvaluateConfig, accelerator: Accelerator, started: float) -> dict[str, str]:
-    """Facts that every report has."""
+def list_facts(options: EvaluateConfig, accelerator: Accelerator, started: float) -> dict[str, str]:
+    """List what every report says about how it was made."""
     reranking = f"k1 {options.rerank_k1}, k2 {options.rerank_k2}, λ {options.rerank_lambda}"
     return {
         "similarity": options.metric,
@@ -160,80 +90,53 @@ def say_how(options: EvaluateConfig, accelerator: Accelerator, started: float) -
     }
 
 
-def finish(
-    out: Path, domain: Domain, rows: dict[str, Evaluated], facts: dict[str, str], options: EvaluateConfig
-) -> Results:
-    """Write one dataset's files, print its table and warnings, and return the figures by model and protocol."""
-    earlier = read_about(out)
-    report, warnings = write_domain(out, domain, rows, facts, options.ranks, options.metric)
-    first = next(iter(rows.values()))
-    for name, features in (("query.npz", first.query), ("gallery.npz", first.gallery)):
-        if options.save_features:
-            write_features(out / name, features)
-        elif earlier and not options.features:  # those of the report before this one; with --features the user's own
-            (out / name).unlink(missing_ok=True)
-    tables = {name: row.figures() for name, row in rows.items()}
-    said = [format_results(tables, options.ranks), *(f"warning: {text}" for text in warnings), f"report: {report}"]
-    print("\n".join([f"\n{out.name}", *said]), flush=True)
-    return tables
+def print_report(page: Path, results: Results, warnings: Sequence[str], ranks: Sequence[int]) -> None:
+    lines = [f"\n{page.parent.name}", format_results(results, ranks)]
+    print("\n".join([*lines, *(f"warning: {text}" for text in warnings), f"report: {page}"]), flush=True)
 
 
-def write_domains(base: Path, tables: dict[Path, Results], ranks: Sequence[int]) -> None:
-    """domains.json and domains.txt: the first model's figures by dataset (its report's folder) and protocol."""
-    domains = first_models(tables)
-    text = format_results(domains, ranks, "dataset")
-    write_json(base / "domains.json", domains)
-    (base / "domains.txt").write_text(text + "\n")
-    print(f"\nall datasets\n{text}\ntable: {base / 'domains.txt'}", flush=True)
+def write_domains(out: Path, by_dataset: Results, ranks: Sequence[int]) -> None:
+    """Write and print one table of all datasets: domains.json and domains.txt."""
+    table = format_results(by_dataset, ranks, "dataset")
+    write_json(out / "domains.json", by_dataset)
+    write_atomically(out / "domains.txt", table + "\n")
+    print(f"\nall datasets\n{table}\ntable: {out / 'domains.txt'}", flush=True)
 
 
-def first_models(tables: dict[Path, Results]) -> Results:
-    return {out.name: next(iter(models.values())) for out, models in tables.items()}
-
-
-def say_notes(tables: dict[Path, Results]) -> None:
-    """Once, under all tables."""
-    everything = {f"{out} {model}": figures for out, models in tables.items() for model, figures in models.items()}
-    print(f"\n{format_notes(everything)}", flush=True)
-
-
-def track(options: EvaluateConfig, more: dict[str, Any], name: str, folder: Path, tables: dict[Path, Results]) -> None:
-    """The same tables and pictures in W&B, as a run of its own beside the training run."""
-    config = {"evaluate": to_dict(options), "datasets": [out.name for out in tables], **more}
+def track(
+    options: EvaluateConfig, source: RunSource | FeatureSource, reports: dict[Path, Results], by_dataset: Results
+) -> None:
+    """Log the tables and pictures to W&B, as a run of its own next to the training run."""
+    config = {"evaluate": to_dict(options), "datasets": [*by_dataset]}
+    folder = next(iter(reports))
+    name = folder.name
+    if isinstance(source, RunSource):
+        folder, name, config["train"] = source.folder, source.config.name, to_dict(source.config)
     tracker = Tracker(
         folder, active=True, mode=options.wandb, project=options.project, name=name, job_type="eval", config=config
     )
     scalars: dict[str, float] = {}
-    for out, models in tables.items():
+    for out, models in reports.items():
         prefix = f"eval/{out.name}"
-        first = next(iter(models.values()))
-        for protocol, figures in first.items():
-            values = {"mAP": figures["mAP"], "mINP": figures["mINP"], "rank1": figures["cmc"][0]}
+        for protocol, metrics in by_dataset[out.name].items():
+            values = {"mAP": metrics["mAP"], "mINP": metrics["mINP"], "rank1": metrics["cmc"][0]}
             scalars |= {f"{prefix}/{protocol}/{key}": value for key, value in values.items()}
         tracker.log_table(0, f"{prefix}/table", *list_raw(models, "model", options.ranks))
-        tracker.log_table(0, f"{prefix}/cost", [*COST_COLUMNS], [list(row) for row in list_cost(first)])
+        costs = [list(row) for row in list_cost(by_dataset[out.name])]
+        tracker.log_table(0, f"{prefix}/cost", [*COST_COLUMNS], costs)
         tracker.log_pictures(0, {f"{prefix}/{key}": path for key, path in list_pictures(out).items()})
-    if len(tables) > 1:
-        tracker.log_table(0, "eval/domains", *list_raw(first_models(tables), "dataset", options.ranks))
+    if len(reports) > 1:
+        tracker.log_table(0, "eval/domains", *list_raw(by_dataset, "dataset", options.ranks))
     tracker.log(0, scalars)
     tracker.summarize(scalars)
     tracker.finish()
 
 
 def list_raw(results: Results, kind: str, ranks: Sequence[int]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of a table for W&B; the first column's `kind` is what the results are by."""
+    """Return the columns and rows of a table for W&B. `kind`: the name of the first column."""
     rows = [
-        [name, protocol, *(figures[key] for key in RAW), *(figures["cmc"][rank - 1] for rank in ranks)]
-        for name, protocols in results.items()
-        for protocol, figures in protocols.items()
+        [name, protocol, *(metrics[key] for key in RAW), *(metrics["cmc"][rank - 1] for rank in ranks)]
+        for name, by_protocol in results.items()
+        for protocol, metrics in by_protocol.items()
     ]
     return [kind, "protocol", *RAW, *(f"rank-{rank}" for rank in ranks)], rows
-
-
-def end(accelerator: Accelerator) -> None:
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,40 +1,37 @@
-"""Features of every image of a split, extracted and ranked by all ranks together."""
+"""Extraction and ranking of features over all ranks, and the two sources of features: a run, and feature files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from reid.config import Config, EvaluateConfig
+from reid.config import EvaluateConfig, load
 from reid.data.augmentation import normalize
-from reid.data.eval_loader import EvalLoader
+from reid.data.eval_loader import EvalLoader, read_images
 from reid.data.images import Pixels
 from reid.data.manifest import Manifest, load_manifest
-from reid.distributed import gather_objects, gather_padded, gather_sizes, rank, world_size
-from reid.evaluation.dataset_report import Evaluated, name_image
-from reid.evaluation.external_features import check_finite
-from reid.metrics import Features, rerank, retrieval
-from reid.metrics.features import JUNK
-from reid.metrics.retrieval import Result
+from reid.distributed import check_precision, gather_objects, gather_padded, gather_sizes, rank, world_size
+from reid.evaluation.dataset_report import DatasetReport, Evaluation
+from reid.evaluation.external_features import check_finite, read_features
+from reid.files import make_folder
+from reid.metrics.features import JUNK, UNKNOWN, Features
+from reid.metrics.protocols import PROTOCOLS
+from reid.metrics.rerank import Reranked
+from reid.metrics.retrieval import Result, evaluate, evaluate_search, merge
 from reid.precision import AUTOCAST_DTYPES, forward_pass
-from reid.reports.tables import RERANKED
+from reid.runs import checkpoint
+from reid.runs.models import build_models, find_run
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-
-@dataclass(frozen=True)
-class Extracted:
-    """The same on every rank: `features` of N images, and `index` (N,), their places in the split's storage order."""
-
-    features: Features
-    index: Tensor
+SHOWN_HEIGHT = 128  # least height of images in rank lists; small encoders use fewer pixels
 
 
 @torch.no_grad()
@@ -50,61 +47,137 @@ def extract(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     rows: np.ndarray | None = None,
-) -> Extracted:
-    """Features (after the neck, not normalised) of every image of a split but junk, each image exactly once.
+) -> Features:
+    """Extract the features (after the neck, not normalised) of a split; ranks share the shards.
 
-    rows: of these identities alone.
+    Args:
+        model: the unwrapped module, because a DDP wrapper would wait for the other ranks.
+        dtype: autocast of the forward pass, if not float32.
+        rows: identities to extract; None = all.
 
-    `model` is the unwrapped module (a DDP wrapper would wait for the other ranks), set to eval mode for the duration.
-    Ranks share the shards. `dtype` other than float32 autocasts the forward pass; features come back as float32.
+    Returns:
+        Float32 features of every image but junk, each exactly once, in storage order; equal on every rank.
     """
     part = manifest.split(split)
     loader = EvalLoader(root, part, list(range(len(part.shards)))[rank() :: world_size()], pixels, batch_size, rows)
     was_training = model.training
     model.eval()
-    embeddings, pids, camids, index = [], [], [], []
+    embeddings, labels = [], [torch.empty(0, 3, dtype=torch.int64)]
     for batch in loader.batches(workers):
         with forward_pass(device, dtype):
             embeddings.append(model(normalize(batch.images.to(device, non_blocking=True))).float())
-        pids.append(batch.pids)
-        camids.append(batch.camids)
-        index.append(batch.index)
+        labels.append(torch.stack([batch.index, batch.pids, batch.camids], dim=1))
     model.train(was_training)
-    local_index = _concatenate(index)
-    sizes = gather_sizes(len(local_index), device)
     width = max(gather_sizes(embeddings[0].shape[1] if embeddings else 0, device))
     local = torch.cat(embeddings) if embeddings else torch.empty(0, width, device=device)
-    keys = torch.stack([local_index, _concatenate(pids), _concatenate(camids)], dim=1).to(device)
-    all_keys, everyone = gather_padded(keys, sizes), gather_padded(local, sizes)
-    order = torch.argsort(all_keys[:, 0])
-    all_keys, everyone = all_keys[order], everyone[order]
+    sizes = gather_sizes(len(local), device)
+    all_labels, features = gather_padded(torch.cat(labels).to(device), sizes), gather_padded(local, sizes)
+    order = torch.argsort(all_labels[:, 0])
+    index, pids, camids = all_labels[order].T.contiguous()
     expected = torch.from_numpy(np.flatnonzero(np.repeat(loader.wanted, part.images)))
-    if not torch.equal(all_keys[:, 0].cpu(), expected):
-        raise ValueError(f"{root}: {len(all_keys)} {split} images were read, the manifest lists {len(expected)}")
-    index, pid, camid = all_keys.T.contiguous()
-    distractors = None if manifest.distractor_pid is None else pid == manifest.distractor_pid
-    return Extracted(Features(everyone, pid, camid, distractors), index.cpu())
-
-
-def _concatenate(parts: list[Tensor]) -> Tensor:
-    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+    if not torch.equal(index.cpu(), expected):
+        raise ValueError(f"{root}: {len(index)} {split} images were read, the manifest lists {len(expected)}")
+    distractors = None if manifest.distractor_pid is None else pids == manifest.distractor_pid
+    return Features(features[order], pids, camids, distractors)
 
 
 def evaluate_over_ranks(
-    query: Features, gallery: Features, protocols: Iterable[str], max_rank: int = 50, metric: str = "cosine"
-) -> dict[str, Result]:
-    """Every protocol's result, equal on every rank: each rank ranks its slice of the queries."""
-    part = query.take(torch.arange(len(query.pids)).tensor_split(world_size())[rank()])
-    return {
-        protocol: retrieval.merge(
-            gather_objects(retrieval.evaluate(part, gallery, protocol, metric, max_rank, partial=True))
+    query: Features, gallery: Features, protocol: str, metric: str = "cosine", max_rank: int = 50
+) -> Result:
+    """Do `evaluate`; each rank ranks a slice of the queries, and the result is equal on every rank."""
+    part = query.take(torch.arange(len(query)).tensor_split(world_size())[rank()])
+    return merge(gather_objects(evaluate(part, gallery, protocol, metric, max_rank, partial=True)))
+
+
+def rank_protocols(query: Features, gallery: Features, options: EvaluateConfig) -> Evaluation:
+    """Evaluate the protocols of the options, and re-rank on rank 0, which needs all queries at once.
+
+    A protocol without a possible match is left out with a warning. Raises ValueError if that leaves none.
+    """
+    results: dict[str, Result] = {}
+    errors: dict[str, ValueError] = {}
+    max_rank = max(options.max_rank, *options.ranks)
+    for name in options.protocols:
+        try:
+            results[name] = evaluate_over_ranks(query, gallery, name, options.metric, max_rank)
+        except ValueError as error:
+            errors[name] = error
+    if not results:
+        raise next(iter(errors.values()))
+    can_rerank = [row for row in PROTOCOLS.values() if row.can_rerank and row.name in options.protocols]
+    knobs = options.metric, options.rerank_k1, options.rerank_k2, options.rerank_lambda
+    for row in can_rerank if options.rerank and rank() == 0 else []:
+        try:
+            results[row.reranked_name] = evaluate_search(Reranked(query, gallery, row.name, *knobs), max_rank)
+        except ValueError as error:
+            errors[row.reranked_name] = error
+    return Evaluation(query, gallery, results, [f"{name} is left out: {error}" for name, error in errors.items()])
+
+
+class RunSource:
+    """A run's checkpoint and baselines, on one dataset or several."""
+
+    def __init__(self, options: EvaluateConfig) -> None:
+        self.options = options
+        run, self.checkpoint = find_run(options.run, options.checkpoint)
+        self.folder, self.config = run.path, load(run.config)
+        self.out = Path(options.out or run.reports)
+        make_folder(self.out)
+        self.manifests = load_manifests(options.data or [self.config.data.root])
+        self.models = build_models(self.checkpoint, self.config, options.baselines)
+
+    def evaluate(self, accelerator: Accelerator) -> Iterator[tuple[DatasetReport, dict[str, Evaluation]]]:
+        """Evaluate all models on each dataset. The trained model is the first."""
+        check_precision(accelerator, self.options.precision)
+        for root, manifest in self.manifests.items():
+            rows = {
+                name: self._evaluate(model.to(accelerator.device), root, manifest, accelerator.device)
+                for name, model in self.models.items()
+            }
+            yield self._describe(root, manifest), rows
+
+    def _evaluate(self, model: nn.Module, root: str, manifest: Manifest, device: torch.device) -> Evaluation:
+        """Extract the features of query and gallery once, for all protocols."""
+        splits = []
+        for split in ("query", "gallery"):
+            features = extract(
+                model, root, manifest, split, Pixels.from_config(self.config.data), batch_size=self.options.batch_size,
+                workers=self.options.workers, device=device, dtype=AUTOCAST_DTYPES[self.options.precision],
+            )  # fmt: skip
+            check_finite(features, f"{root}: {split}", partial(name_image, manifest, split))
+            splits.append(features)
+        query, gallery = splits
+        return rank_protocols(query, gallery, self.options)
+
+    def _describe(self, root: str, manifest: Manifest) -> DatasetReport:
+        config = self.config
+        pixels = Pixels.from_config(config.data, scale=max(1, round(SHOWN_HEIGHT / config.data.height)))
+
+        def read(split: str, rows: Sequence[int]) -> list[np.ndarray]:
+            return read_images(root, manifest, split, kept_places(manifest, split)[list(rows)].tolist(), pixels)
+
+        facts = {
+            "run": str(self.folder),
+            "checkpoint": self.checkpoint.name,
+            "data": f"{root} ({manifest.dataset}, fingerprint {manifest.fingerprint[:12]})",
+            "encoder": f"{config.model.encoder}, {config.data.height}x{config.data.width} pixels",
+        }
+        report = DatasetReport(
+            self.out, manifest.dataset, str(self.checkpoint), facts, manifest.fingerprint, read_images=read
         )
-        for protocol in protocols
-    }
+        trained_on = checkpoint.read_state(self.checkpoint)["describes"].get("data", "")
+        if trained_on and trained_on != manifest.fingerprint:
+            report.notes.append(
+                f"Across domains: the checkpoint was trained on other data (fingerprint {trained_on[:12]}) than it is "
+                f"evaluated on ({manifest.fingerprint[:12]})."
+            )
+        if manifest.skipped:
+            report.warnings.append(f"{len(manifest.skipped)} broken images were left out when the shards were built")
+        return report
 
 
 def load_manifests(roots: Sequence[str]) -> dict[str, Manifest]:
-    """ValueError on data without queries and gallery, and on data given twice."""
+    """Load manifests by root. Raises ValueError if one lists no query or gallery, or if two are of the same data."""
     manifests: dict[str, Manifest] = {}
     for root in roots:
         manifest = load_manifest(root)
@@ -112,55 +185,68 @@ def load_manifests(roots: Sequence[str]) -> dict[str, Manifest]:
             if not (manifest.split(split).pids != JUNK).any():
                 raise ValueError(f"{root}: the {split} split holds no image; there is nothing to evaluate")
         same = [other for other, known in manifests.items() if known.fingerprint == manifest.fingerprint]
-        if root in manifests or same:
-            raise ValueError(f"--data: {root} holds the same data as {(same or [root])[0]}; give each dataset once")
+        if same:
+            raise ValueError(f"--data: {root} holds the same data as {same[0]}; give each dataset once")
         manifests[root] = manifest
     return manifests
 
 
-def evaluate_model(
-    model: torch.nn.Module,
-    root: str,
-    manifest: Manifest,
-    config: Config,
-    options: EvaluateConfig,
-    accelerator: Accelerator,
-) -> Evaluated:
-    """Features are extracted once, in float32 unless --precision says otherwise, and serve every protocol."""
-    pixels = Pixels.from_config(config.data)
-    splits = []
-    for split in ("query", "gallery"):
-        features = extract(
-            model, root, manifest, split, pixels, batch_size=options.batch_size, workers=options.workers,
-            device=accelerator.device, dtype=AUTOCAST_DTYPES[options.precision],
-        ).features  # fmt: skip
-        check_finite(features, f"{root}: {split}", lambda i, split=split: name_image(manifest, split, i))  # type: ignore[misc]
-        splits.append(features)
-    return rank_protocols(splits[0], splits[1], options)
+def name_image(manifest: Manifest, split: str, row: int) -> str:
+    """Say where the image of a row of a split's features is stored, for a person who looks for it."""
+    part = manifest.split(split)
+    place = int(kept_places(manifest, split)[row])
+    identity = int(np.searchsorted(np.cumsum(part.images), place, side="right"))
+    nth = place - int(part.images[:identity].sum()) + 1
+    return (
+        f"image {nth} of identity {part.names[identity]} (pid {part.pids[identity]}, row {row}) in "
+        f"{part.shards[part.shard[identity]].name}"
+    )
 
 
-def rank_protocols(query: Features, gallery: Features, options: EvaluateConfig) -> Evaluated:
-    """Every protocol's result. One without a possible match is left out with a warning, unless all are."""
-    results: dict[str, Result] = {}
-    warnings: list[str] = []
-    first_error: ValueError | None = None
-    max_rank = max(options.max_rank, *options.ranks)
-    for protocol in options.protocols:
-        try:
-            results |= evaluate_over_ranks(query, gallery, [protocol], max_rank, options.metric)
-        except ValueError as error:
-            first_error = first_error or error
-            warnings.append(f"{protocol} is left out: {error}")
-    if first_error and not results:
-        raise first_error
-    for asked, row in RERANKED.items():
-        if not options.rerank or asked not in options.protocols or rank():  # one rank: it needs all queries at once
-            continue
-        try:
-            results[row] = rerank.evaluate_reranked(
-                query, gallery, asked, options.metric, options.rerank_k1, options.rerank_k2, options.rerank_lambda,
-                max_rank,
-            )  # fmt: skip
-        except ValueError as error:
-            warnings.append(f"{row} is left out: {error}")
-    return Evaluated(query, gallery, results, warnings)
+def kept_places(manifest: Manifest, split: str) -> np.ndarray:
+    """Return (N,) the places in storage order of the images that have features: all but junk."""
+    part = manifest.split(split)
+    return np.flatnonzero(np.repeat(part.pids != JUNK, part.images))
+
+
+class FeatureSource:
+    """Features of another system: no model, and images only if the files have their paths."""
+
+    def __init__(self, options: EvaluateConfig) -> None:
+        self.options, self.out = options, Path(options.out)
+        make_folder(self.out)
+        self.query, self.gallery = map(read_features, options.features)
+
+    def evaluate(self, accelerator: Accelerator) -> Iterator[tuple[DatasetReport, dict[str, Evaluation]]]:
+        """Evaluate the one dataset."""
+        query, gallery = (split.features.to(accelerator.device) for split in (self.query, self.gallery))
+        yield self._describe(), {"features": rank_protocols(query, gallery, self.options)}
+
+    def _describe(self) -> DatasetReport:
+        query, gallery = self.query, self.gallery
+        has_paths = query.paths is not None and gallery.paths is not None
+        facts = {
+            "query": str(query.source),
+            "gallery": str(gallery.source),
+            "features": f"{query.features.embeddings.shape[1]} dimensions",
+        }
+        report = DatasetReport(self.out, "", f"{query.source}, {gallery.source}", facts)
+        if has_paths:
+            report.read_images = self._read_images
+        else:
+            report.no_images = "As text: the feature files name no images: they have no paths."
+        if not all((split.features.camids != UNKNOWN).any() for split in (query, gallery)):
+            report.notes.append(
+                "No camera ids: images of the query's identity by its own camera are not removed. Metrics are then "
+                "higher than published ones, which remove them."
+            )
+        number = int((gallery.features.pids == 0).sum())
+        if gallery.features.distractors is None and number:
+            report.warnings.append(
+                f"{number:,} gallery images have pid 0 and the file has no distractors key: they count as one identity"
+            )
+        return report
+
+    def _read_images(self, split: str, rows: Sequence[int]) -> list[np.ndarray | None]:
+        files = self.query if split == "query" else self.gallery
+        return files.read_images(rows, Path(self.options.images) if self.options.images else files.source.parent)

@@ -1,13 +1,15 @@
-"""Features of any system as files: read for an evaluation without a model, and written from ours in the same form.
+"""Files of features: those of any system are read, to evaluate them without a model, and ours are written.
 
 A file is an .npz, or a folder of .npy files of the same names, which are mapped into memory rather than read:
     features (or embeddings)  (N, D) real numbers, not necessarily normalised
     pids                      (N,) integers, -1 = junk
     camids                    (N,) integers, optional; -1 or absent = unknown, and then no camera rule
-    distractors               (N,) booleans, optional: images that match nobody, whatever their pid
+    distractors               (N,) booleans, optional: images that match no query, whatever their pid
     paths                     (N,) text, optional: image files, for the rank lists
-Arrays of Python objects are refused: reading them could run code.
+Arrays of Python objects are refused, because reading them could run code.
 """
+
+from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Sequence
@@ -15,31 +17,48 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
-from reid.metrics.features import JUNK, UNKNOWN, Features
+from reid.metrics.features import UNKNOWN, Features
+from reid.metrics.ranking import find_non_finite
+from reid.metrics.retrieval import save_arrays
 from reid.metrics.scores import squared_norms
 
 KEYS = ("features", "embeddings", "pids", "camids", "distractors", "paths")
-SHOWN_PX = 256  # longest side of a picture in a rank list
+SHOWN_PX = 256  # longest side of an image in a rank list
+MAX_PIXELS = 50_000_000  # of an image in a rank list; protects against decompression bombs
 
 
 @dataclass(frozen=True)
-class Foreign:
-    """One split: its features, `paths` of its images as the file names them (None: absent), and where it came from."""
+class ExternalFeatures:
+    """Features of one split, the paths of its images as in the file (None: absent), and the file."""
 
     features: Features
     paths: list[str] | None
     source: Path
 
-    @property
-    def knows_cameras(self) -> bool:
-        return bool((self.features.camids != UNKNOWN).any())
+    def read_images(self, rows: Sequence[int], folder: Path) -> list[np.ndarray | None]:
+        """Read the images of some rows, with paths relative to `folder`: (H, W, 3) uint8, at most SHOWN_PX long.
+
+        An image is None if it is absent, too large or not an image.
+        """
+        return [None if self.paths is None else _read_image(folder / self.paths[row]) for row in rows]
 
 
-def read_features(source: str | Path) -> Foreign:
-    """The split in `source`. ValueError names the file and what is wrong: unreadable, incomplete, shapes, NaN."""
+def _read_image(path: Path) -> np.ndarray | None:
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                return None
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+    except Exception:  # Pillow raises many kinds; the caller counts the missing images
+        return None
+    upright.thumbnail((SHOWN_PX, SHOWN_PX))
+    return np.asarray(upright)
+
+
+def read_features(source: str | Path) -> ExternalFeatures:
+    """Read one split. Raises ValueError, with the path and the fault, if it cannot be read or evaluated."""
     path = Path(source)
     arrays = _read_arrays(path)
     names = [name for name in ("features", "embeddings") if name in arrays]
@@ -47,28 +66,24 @@ def read_features(source: str | Path) -> Foreign:
         raise ValueError(
             f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}; it needs pids and either features or embeddings"
         )
-    embeddings, pids = arrays[names[0]], arrays["pids"]
+    embeddings, paths = arrays[names[0]], arrays.get("paths")
     if embeddings.ndim != 2 or embeddings.dtype.kind not in "fiu":
         raise ValueError(f"{path}: {names[0]} are {embeddings.dtype} {embeddings.shape}; give numbers (images, dims)")
     if not len(embeddings) or not embeddings.shape[1]:
         raise ValueError(f"{path}: {names[0]} have shape {embeddings.shape}; give at least one image and dimension")
-    embeddings = embeddings.astype(embeddings.dtype.newbyteorder("="), copy=False)  # torch knows no other order
-    camids = arrays.get("camids", np.full(len(pids), UNKNOWN))
-    distractors, paths = arrays.get("distractors"), arrays.get("paths")
-    for name, array in (("pids", pids), ("camids", camids), ("distractors", distractors), ("paths", paths)):
-        if array is not None:
-            _check_column(path, name, array, len(embeddings))
+    if paths is not None and (paths.shape != (len(embeddings),) or paths.dtype.kind not in "US"):
+        raise ValueError(f"{path}: paths are {paths.dtype} {paths.shape}; give text ({len(embeddings)},)")
+    for name in ("pids", "camids", "distractors"):
+        if name in arrays and arrays[name].dtype.kind not in "biu":
+            raise ValueError(f"{path}: {name} are {arrays[name].dtype}; give integers, or booleans for distractors")
+    camids = arrays.get("camids", np.full(len(embeddings), UNKNOWN))
     try:
-        features = Features(
-            torch.as_tensor(embeddings), torch.tensor(pids.astype(np.int64)), torch.tensor(camids.astype(np.int64))
-        )
-    except (TypeError, ValueError) as error:
+        features = Features(embeddings, arrays["pids"], camids, arrays.get("distractors"))  # type: ignore[arg-type]
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    if distractors is not None:
-        features.distractors = torch.from_numpy(distractors.astype(bool))
     listed = None if paths is None else [str(name) for name in paths]
     check_finite(features, str(path), lambda i: f"row {i}" + (f", {listed[i]}" if listed else ""))
-    return Foreign(features, listed, path)
+    return ExternalFeatures(features, listed, path)
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -76,31 +91,26 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         if path.is_dir():
             found = [path / f"{name}.npy" for name in KEYS if (path / f"{name}.npy").is_file()]
             # Copy on write: torch wants writable memory, and nothing is ever written to the file.
-            return {file.stem: np.load(file, mmap_mode="c", allow_pickle=False) for file in found}
+            return {file.stem: _native(np.load(file, mmap_mode="c", allow_pickle=False)) for file in found}
         file = np.load(path, allow_pickle=False)
         if isinstance(file, np.ndarray):
-            raise ValueError("one array alone; give an .npz, or a folder of .npy files")
+            raise ValueError("a single array; give an .npz, or a folder of .npy files")
         with file:
-            return {name: file[name] for name in KEYS if name in file.files}
+            return {name: _native(file[name]) for name in KEYS if name in file.files}
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such file or folder") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: not a file of features: {str(error).splitlines()[0]}") from error
 
 
-def _check_column(path: Path, name: str, array: np.ndarray, length: int) -> None:
-    if array.shape != (length,):
-        raise ValueError(f"{path}: {name} have shape {array.shape}; {length} features need ({length},)")
-    kinds = {"paths": "US", "distractors": "biu"}.get(name, "iu")
-    if array.dtype.kind not in kinds:
-        wanted = {"paths": "text", "distractors": "booleans"}.get(name, "integers")
-        raise ValueError(f"{path}: {name} are {array.dtype}; give {wanted}")
+def _native(array: np.ndarray) -> np.ndarray:
+    """Convert to this machine's byte order, the only one that torch reads."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def check_finite(features: Features, where: str, name_of: Callable[[int], str]) -> None:
-    """ValueError that names the first image, by name_of(row), whose features or their square are not finite. Junk may
-    hold anything."""
-    bad = (~squared_norms(features.embeddings).isfinite() & (features.pids != JUNK)).nonzero().squeeze(1)
+    """Raise ValueError, with the image's name from name_of(row), if features or their squares are not finite."""
+    bad = find_non_finite(features, squared_norms(features.embeddings))
     if len(bad):
         kind = "too large for float32" if bool(features.embeddings[bad[0]].isfinite().all()) else "not finite"
         raise ValueError(
@@ -110,29 +120,8 @@ def check_finite(features: Features, where: str, name_of: Callable[[int], str]) 
 
 
 def write_features(path: Path, features: Features) -> None:
-    """One split as an .npz that `read_features` reads back to the last digit."""
+    """Write one split as an .npz from which `read_features` reads the same bits."""
     arrays = {"features": features.embeddings, "pids": features.pids, "camids": features.camids}
     if features.distractors is not None:
         arrays["distractors"] = features.distractors
-    with open(path, "wb") as file:
-        np.savez(file, **{name: array.cpu().numpy() for name, array in arrays.items()})  # type: ignore[arg-type]
-
-
-def read_pictures(split: Foreign, rows: Sequence[int], folder: Path, max_pixels: int) -> list[np.ndarray | None]:
-    """The images (H, W, 3) uint8 of `rows`, at most SHOWN_PX long; None for a file that is absent or no image.
-
-    Paths count from `folder`.
-    """
-    return [None if split.paths is None else _read_picture(folder / split.paths[row], max_pixels) for row in rows]
-
-
-def _read_picture(path: Path, max_pixels: int) -> np.ndarray | None:
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > max_pixels:
-                return None
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-    except Exception:  # Pillow raises many kinds; each means that there is nothing to show, and the caller counts it
-        return None
-    upright.thumbnail((SHOWN_PX, SHOWN_PX))
-    return np.asarray(upright)
+    save_arrays(path, {name: array.cpu().numpy() for name, array in arrays.items()})

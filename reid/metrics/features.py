@@ -7,26 +7,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-JUNK = -1  # pid of images that nobody should find or miss
-
+JUNK = -1  # pid of images that a ranking neither rewards nor punishes
 UNKNOWN = -1  # camid of images without a camera: never equal to another
 
 
 @dataclass
 class Features:
-    """One split's features and labels: torch tensors, or numpy arrays and lists, which are converted.
+    """Features and labels of one split: torch tensors, or numpy arrays and lists, which are converted.
 
-    embeddings (N, D) as the model gives them, not normalised; kept as float32. pids (N,) int64, -1 = junk.
-    camids (N,) int64, -1 = unknown. distractors (N,) bool or None: images that match nobody, whatever their pid; with
-    None every pid but -1 is an identity, 0 too. Labels go to the embeddings' device. ValueError on wrong shapes.
-    whole: the split that these rows were taken from (`take`), None where they are all of it.
+    Args:
+        embeddings: (N, D) as the model gives them, not normalised; kept as float32.
+        pids: (N,) integers; -1 = junk.
+        camids: (N,) integers; -1 = unknown.
+        distractors: (N,) bool, True for images that match no query, whatever their pid. None: every pid but -1 is an
+            identity, 0 too.
+        taken_from: the split that these rows were taken from by `take`; None if they are all of it.
+
+    Labels are moved to the embeddings' device. Raises ValueError on wrong shapes.
     """
 
     embeddings: Tensor
     pids: Tensor
     camids: Tensor
     distractors: Tensor | None = None
-    whole: Features | None = None
+    taken_from: Features | None = None
 
     def __post_init__(self) -> None:
         self.embeddings = torch.as_tensor(self.embeddings).detach().float()
@@ -48,16 +52,20 @@ class Features:
     def __len__(self) -> int:
         return len(self.embeddings)
 
+    def to(self, device: torch.device) -> Features:
+        """Return the features on a device. Nothing is copied if they are there: a mapped file stays mapped."""
+        return Features(self.embeddings.to(device), self.pids, self.camids, self.distractors)
+
     def take(self, rows: Tensor | slice) -> Features:
-        """Some rows, which remember the whole split: under `ctl_published` a query's gallery depends on the others."""
+        """Return some rows, which keep a reference to the split: `ctl_published` needs all queries for each gallery."""
         return Features(
             self.embeddings[rows],
             self.pids[rows],
             self.camids[rows],
             None if self.distractors is None else self.distractors[rows],
-            whole=self if self.whole is None else self.whole,
+            taken_from=self if self.taken_from is None else self.taken_from,
         )
 
     def is_distractor(self) -> Tensor:
-        """(N,) bool, all False where no mask was given."""
+        """Return (N,) bool, all False without a mask."""
         return torch.zeros_like(self.pids, dtype=torch.bool) if self.distractors is None else self.distractors

@@ -1,13 +1,14 @@
-"""What a query is searched against: the entries that each evaluation protocol lists, images or centroids.
+"""The evaluation protocols in one table, and the gallery entries that each of them lists: images or centroids.
 
-`image` lists images; `centroid` and `centroid_all` list one mean feature per identity, and every distractor image
-stands alone. Junk (pid -1) is never listed. Entries keep the gallery's order (an identity stands where its first image
-stood), because ties are broken by it. `ctl_published` repeats two faults of the CTL authors' evaluator, to explain the
-figures that came from it.
+`image` lists images; `centroid` and `centroid_all` list one mean feature per identity, and each distractor image as an
+entry of its own. Junk (pid -1) is never listed. Entries keep the gallery's order (an identity has the place of its
+first image), because it breaks ties. `ctl_published` repeats two faults of the CTL authors' evaluator, to explain the
+metrics that came from it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,12 +24,12 @@ ROWS_PER_SUM = 8192  # features summed in float64 at a time: 128 MiB at 2,048 di
 class Gallery:
     """The E entries of one protocol, and what a query sees instead of its own identity's entry.
 
-    rows (N, D) float32, not normalised: the entries, or a split's features of which `listed` (E,) are entries, since a
-    copy of these may be too large; pids, camids (E,), camid -1 where the camera rule does not apply;
-    distractors (E,) bool; first (E,): the row of the given features that the entry is, or its identity's first image.
-    own (V, D): centroids without one camera; own_of (Q,): for each query its row of `own`, or LISTED where its
-    identity's entry serves as it is, or EMPTIED where all images of its identity come from the query's camera.
-    sole_of (Q,): where an identity has several entries, the only one that the query keeps, or -1 for all of them.
+    rows (N, D) float32, not normalised: the entries, or all features of a split, of which the rows `listed` (E,) are
+    entries (a copy may be too large). pids, camids (E,), camid -1 if the camera rule does not apply. distractors (E,)
+    bool. first (E,): the row of the given features that the entry is, or its identity's first image.
+    own (V, D): centroids without one camera. own_of (Q,): each query's row of `own`, or LISTED if its identity's entry
+    is used unchanged, or EMPTIED if all images of its identity come from the query's camera.
+    sole_of (Q,): if an identity has several entries, the only one that the query keeps, or -1 for all of them.
     """
 
     rows: Tensor
@@ -46,13 +47,16 @@ class Gallery:
 
     @property
     def embeddings(self) -> Tensor:
-        """(E, D) the entries' features; a copy where not all rows are entries."""
+        """(E, D) the entries' features; a copy if not all rows are entries."""
         return self.rows if self.listed is None else self.rows[self.listed]
 
     def removes(self, query: Tensor, camids: Tensor, entry: Tensor) -> Tensor:
-        """(N,) bool: does the query not see the entry, for N pairs of a query and an entry of its identity.
+        """Return (N,) bool, True if the query does not see the entry, for N pairs of a query and an entry of its pid.
 
-        query (N,) rows of the queries, camids (N,) their cameras, entry (N,) rows of the gallery.
+        Args:
+            query: (N,) rows of the queries.
+            camids: (N,) the queries' cameras.
+            entry: (N,) rows of the gallery.
         """
         same_camera = (camids != UNKNOWN) & (self.camids[entry] == camids)
         sole = self.sole_of[query]
@@ -61,29 +65,30 @@ class Gallery:
 
 @dataclass(frozen=True)
 class _Identities:
-    """Float64 sums of each identity's features: pids (I,) ascending, sums (I, D), counts (I,), over `rows` (M,) of the
-    gallery, which belong to the identities `member` (M,).
+    """Sums of each identity's features: pids (I,) ascending, sums (I, D) float64, counts (I,) and first rows (I,), over
+    the gallery's rows (M,), which belong to the identities `member` (M,).
 
-    Float64 because a centroid without a camera is a sum minus a sum: in float32 the difference would carry the rounding
-    of the images taken away; in float64 it rounds to the same float32 as summing what is left, in any order.
+    Float64 because a centroid without a camera is a difference of two sums: in float32 it would carry the rounding of
+    the images taken away; in float64 it rounds to the same float32 as the sum of the other images, in any order.
     """
 
     pids: Tensor
     sums: Tensor
     counts: Tensor
+    first: Tensor
     rows: Tensor
     member: Tensor
 
 
 def build_gallery(query: Features, gallery: Features, protocol: str) -> Gallery:
-    """List the gallery as `protocol` (a key of PROTOCOLS) wants it. ValueError on an unknown protocol."""
+    """List the gallery's entries under `protocol`, a key of PROTOCOLS. Raises ValueError if it is unknown."""
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[protocol](query, gallery)
+    return PROTOCOLS[protocol].list_entries(query, gallery)
 
 
 def _list_images(query: Features, gallery: Features) -> Gallery:
-    """Every image but junk."""
+    """List every image but junk."""
     rows = (gallery.pids != JUNK).nonzero().squeeze(1)
     return Gallery(
         gallery.embeddings,
@@ -99,38 +104,40 @@ def _list_images(query: Features, gallery: Features) -> Gallery:
 
 
 def _list_centroids_all(query: Features, gallery: Features) -> Gallery:
-    """The mean of all gallery images of an identity: no camera rule."""
+    """List the mean of all gallery images of an identity, without a camera rule."""
     return _list_means(gallery, _sum_identities(gallery), gallery.embeddings[:0], torch.full_like(query.pids, LISTED))
 
 
 def _list_centroids(query: Features, gallery: Features) -> Gallery:
-    """The standard filter, then the mean: a query's own identity is averaged without the query's camera."""
+    """Filter first, then average: the mean of a query's own identity leaves out the query's camera."""
     identities = _sum_identities(gallery)
     without = _leave_cameras_out(query, gallery, identities)
     return _list_means(gallery, identities, without.means, without.own_of(query))
 
 
 def _list_published(query: Features, gallery: Features) -> Gallery:
-    """As the CTL authors' evaluator does it, faults included: kept to explain published figures, good for nothing else.
+    """List what the CTL authors' evaluator lists, with its faults: only to explain published metrics.
 
-    For each camera that an identity's queries come from, the mean of the identity's images by other cameras; a query
-    does not see means of its identity that hold images of its camera. Two faults: the cameras of gallery images are
-    read at the wrong place (`_misread_cameras`), so images by the query's own camera stay in the mean; and identities
-    without a query, distractors among them, are not listed at all. Everybody's variants stay as negatives.
+    For each camera that an identity's queries come from, this is the mean of the identity's images by other cameras; a
+    query does not see means of its identity that include its camera. There are two faults. The cameras of gallery
+    images are read at the wrong place (`_misread_cameras`), so images by the query's own camera stay in the mean.
+    Identities without a query, distractors among them, are not listed. All means of other identities are negatives.
     """
-    everyone = query if query.whole is None else query.whole
-    askers = Features(everyone.embeddings, everyone.pids.masked_fill(everyone.is_distractor(), JUNK), everyone.camids)
-    gallery = Features(gallery.embeddings, gallery.pids, _misread_cameras(everyone, gallery), gallery.distractors)
+    every_query = query if query.taken_from is None else query.taken_from
+    identified = Features(
+        every_query.embeddings, every_query.pids.masked_fill(every_query.is_distractor(), JUNK), every_query.camids
+    )
+    gallery = Features(gallery.embeddings, gallery.pids, _misread_cameras(every_query, gallery), gallery.distractors)
     identities = _sum_identities(gallery)
-    without = _leave_cameras_out(askers, gallery, identities)
-    variants = (without.serves >= 0).nonzero().squeeze(1)
+    without = _leave_cameras_out(identified, gallery, identities)
+    variants = (without.use >= 0).nonzero().squeeze(1)
     # Cameras without an image of the identity leave nothing out; they share one mean.
-    asked = find(askers.pids, identities.pids)
-    complete = asked[(asked >= 0) & (without.own_of(askers) == LISTED)].unique()
+    asked = find(identified.pids, identities.pids)
+    complete = asked[(asked >= 0) & (without.own_of(identified) == LISTED)].unique()
 
     identity, order = torch.cat([without.identity[variants], complete]).sort(stable=True)
     means = (identities.sums[complete] / identities.counts[complete, None]).float()
-    entry_of = torch.full_like(without.serves, -1)
+    entry_of = torch.full_like(without.use, -1)
     entry_of[variants] = order.argsort()[: len(variants)]
     own_of = without.own_of(query)
     sole_of = torch.full_like(own_of, -1)
@@ -140,7 +147,7 @@ def _list_published(query: Features, gallery: Features) -> Gallery:
         identities.pids[identity],
         torch.full_like(identity, UNKNOWN),
         torch.zeros_like(identity, dtype=torch.bool),
-        _first_rows(gallery, identities)[identity],
+        identities.first[identity],
         own=gallery.embeddings[:0],
         own_of=own_of.clamp(max=LISTED),
         sole_of=sole_of,
@@ -148,31 +155,57 @@ def _list_published(query: Features, gallery: Features) -> Gallery:
 
 
 def _misread_cameras(query: Features, gallery: Features) -> Tensor:
-    """(N,) for the i-th gallery image the camera of the i-th image of queries and gallery together, junk left out."""
+    """Return (N,) for the i-th gallery image the camera of the i-th image of queries and gallery, junk left out."""
     rows = (gallery.pids != JUNK).nonzero().squeeze(1)
     camids = torch.full_like(gallery.camids, UNKNOWN)
     camids[rows] = torch.cat([query.camids[query.pids != JUNK], gallery.camids[rows]])[: len(rows)]
     return camids
 
 
-PROTOCOLS = {
-    "image": _list_images,
-    "centroid": _list_centroids,
-    "centroid_all": _list_centroids_all,
-    "ctl_published": _list_published,
-}
-COMPARES_WITH = {
-    "image": "the image-level tables of BoT, AGW, fast-reid, TransReID and most of the field",
-    "centroid": "no published table; CTL's released weights with the camera look-up of its evaluator mended",
-    "centroid_all": "the protocol that the CTL and MCTL papers describe, but not their tables",
-    "ctl_published": "the centroid tables of the CTL and MCTL papers, and nothing else",
-}
+@dataclass(frozen=True)
+class Protocol:
+    """One evaluation protocol: what its gallery lists, and which published metrics its own compare with.
+
+    `text` and `compares_with` are for readers of tables. `reranked_compares_with`: the same after re-ranking; empty if
+    the protocol cannot be re-ranked.
+    """
+
+    name: str
+    list_entries: Callable[[Features, Features], Gallery]
+    text: str
+    compares_with: str
+    reranked_compares_with: str = ""
+
+    @property
+    def can_rerank(self) -> bool:
+        return bool(self.reranked_compares_with)
+
+    @property
+    def reranked_name(self) -> str:
+        """The name of the row with the re-ranked metrics."""
+        return f"{self.name} + re-ranking"
+
+
+_TABLE = (
+    Protocol("image", _list_images, "every gallery image",
+             "the image-level tables of BoT, AGW, fast-reid, TransReID and most of the field",
+             "metrics that say “with re-ranking” and the same k1, k2 and λ, on images"),
+    Protocol("centroid", _list_centroids, "one mean per identity, without the query's camera",
+             "no published table; CTL's released weights with the camera look-up of its evaluator fixed"),
+    Protocol("centroid_all", _list_centroids_all, "one mean per identity, all cameras",
+             "the protocol that the CTL and MCTL papers describe, but not their tables", "no published table"),
+    Protocol("ctl_published", _list_published,
+             "as the CTL authors' code lists it, two faults included; it explains published metrics",
+             "the centroid tables of the CTL and MCTL papers, and nothing else"),
+)  # fmt: skip
+PROTOCOLS = {protocol.name: protocol for protocol in _TABLE}
 
 
 def _sum_identities(gallery: Features) -> _Identities:
     rows = ((gallery.pids != JUNK) & ~gallery.is_distractor()).nonzero().squeeze(1)
     pids, member, counts = gallery.pids[rows].unique(return_inverse=True, return_counts=True)
-    return _Identities(pids, _sum_groups(gallery.embeddings, rows, member, len(pids)), counts, rows, member)
+    first = torch.full_like(pids, len(gallery)).scatter_reduce_(0, member, rows, "amin")
+    return _Identities(pids, _sum_groups(gallery.embeddings, rows, member, len(pids)), counts, first, rows, member)
 
 
 def _sum_groups(embeddings: Tensor, rows: Tensor, group: Tensor, num_groups: int) -> Tensor:
@@ -184,15 +217,15 @@ def _sum_groups(embeddings: Tensor, rows: Tensor, group: Tensor, num_groups: int
 
 
 def _list_means(gallery: Features, identities: _Identities, own: Tensor, own_of: Tensor) -> Gallery:
-    """One entry per identity and per distractor image, in the order of their first images in the gallery."""
-    alone = ((gallery.pids != JUNK) & gallery.is_distractor()).nonzero().squeeze(1)
-    first, order = torch.cat([_first_rows(gallery, identities), alone]).sort()
+    """List one entry per identity and per distractor image, in the order of their first images in the gallery."""
+    lone = ((gallery.pids != JUNK) & gallery.is_distractor()).nonzero().squeeze(1)
+    first, order = torch.cat([identities.first, lone]).sort()
     # In parts, into one array: distractors may be as many as the gallery's images.
     entries = gallery.embeddings.new_empty((len(first), gallery.embeddings.shape[1]))
-    means, others = order.argsort().split([len(identities.pids), len(alone)])
+    means, others = order.argsort().split([len(identities.pids), len(lone)])
     for some in torch.arange(len(means), device=means.device).split(ROWS_PER_SUM):
         entries[means[some]] = (identities.sums[some] / identities.counts[some, None]).float()
-    for places, rows in zip(others.split(ROWS_PER_SUM), alone.split(ROWS_PER_SUM), strict=True):
+    for places, rows in zip(others.split(ROWS_PER_SUM), lone.split(ROWS_PER_SUM), strict=True):
         entries[places] = gallery.embeddings[rows]
     return Gallery(
         entries,
@@ -206,41 +239,35 @@ def _list_means(gallery: Features, identities: _Identities, own: Tensor, own_of:
     )
 
 
-def _first_rows(gallery: Features, identities: _Identities) -> Tensor:
-    """(I,) the row of each identity's first image."""
-    first = torch.full_like(identities.pids, len(gallery))
-    return first.scatter_reduce_(0, identities.member, identities.rows, "amin")
-
-
 @dataclass(frozen=True)
 class _WithoutCamera:
-    """Means of identities without a camera: one per (identity, camera) that queries ask for, never one per query.
+    """Means of identities without a camera: one per (identity, camera) of the queries, not one per query.
 
     pids (I,) and cameras (C,) ascending; pairs (V,) ascending, the identity's place * C + the camera's; means (V, D);
-    serves (V,): its own row, LISTED where the camera took nothing away, or EMPTIED where it took everything.
+    use (V,): its own row, LISTED if no image of the identity is by the camera, or EMPTIED if all are.
     """
 
     pids: Tensor
     cameras: Tensor
     pairs: Tensor
     means: Tensor
-    serves: Tensor
+    use: Tensor
 
     @property
     def identity(self) -> Tensor:
-        """(V,) the place in `pids` that each pair is of."""
+        """(V,) the place in `pids` of each pair's identity."""
         return self.pairs // max(len(self.cameras), 1)
 
     def own_of(self, query: Features) -> Tensor:
-        """Gallery.own_of: LISTED also where the query's camera is unknown or the gallery lacks its identity."""
+        """Return Gallery.own_of; LISTED also if the query's camera is unknown or the gallery lacks its identity."""
         pair = find(_pair(find(query.pids, self.pids), query.camids, self.cameras), self.pairs)
         own_of = torch.full_like(query.pids, LISTED)
-        own_of[pair >= 0] = self.serves[pair[pair >= 0]]
+        own_of[pair >= 0] = self.use[pair[pair >= 0]]
         return own_of
 
 
 def _leave_cameras_out(query: Features, gallery: Features, identities: _Identities) -> _WithoutCamera:
-    """What the queries ask for: their identities without their cameras."""
+    """Average the queries' identities without the queries' cameras."""
     cameras = query.camids[query.camids != UNKNOWN].unique()
     asked = _pair(find(query.pids, identities.pids), query.camids, cameras)
     pairs = asked[asked >= 0].unique()
@@ -253,18 +280,18 @@ def _leave_cameras_out(query: Features, gallery: Features, identities: _Identiti
     left = identities.counts[of] - removed
     means = ((identities.sums[of] - sums) / left.clamp(min=1)[:, None]).float()
     row = torch.arange(len(pairs), device=pairs.device)
-    serves = row.masked_fill(left == 0, EMPTIED).masked_fill(removed == 0, LISTED)
-    return _WithoutCamera(identities.pids, cameras, pairs, means, serves)
+    use = row.masked_fill(left == 0, EMPTIED).masked_fill(removed == 0, LISTED)
+    return _WithoutCamera(identities.pids, cameras, pairs, means, use)
 
 
 def _pair(identity: Tensor, camids: Tensor, cameras: Tensor) -> Tensor:
-    """(N,) the identity's place * C + the camera's, -1 where either is absent. identity (N,) places, -1 = absent."""
+    """Return (N,) identity * C + the camera's place, -1 if either is absent. identity (N,): places, -1 = absent."""
     camera = find(camids, cameras)
     return torch.where((identity >= 0) & (camera >= 0), identity * len(cameras) + camera, -1)
 
 
 def find(values: Tensor, table: Tensor) -> Tensor:
-    """Position of each of `values` in the ascending `table`, -1 where it is absent. Both int64."""
+    """Return the position of each of `values` in the ascending `table`, -1 if absent. Both int64."""
     if not len(table):
         return torch.full_like(values, -1)
     at = torch.searchsorted(table, values).clamp(max=len(table) - 1)

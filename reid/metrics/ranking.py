@@ -1,12 +1,12 @@
-"""Where matches stand in a ranking, exactly, without a query-by-gallery matrix: scores and rules, block by block.
+"""Exact ranks of matches without a query-by-gallery matrix: scores and rules, block by block.
 
 The rules, for every protocol: a gallery entry of the query's identity and the query's camera (camid -1 equals none)
-is removed; junk (pid -1) is dropped; distractors stay and match nobody. Equal scores rank in gallery order.
+is removed; junk (pid -1) is dropped; distractors stay and match no query. Equal scores rank in gallery order.
 
 A product scores PRODUCT_ROWS queries against a slice of the gallery; a match's rank is one more than the number of kept
-scores above it, and no score outlives its product. All products of QUERY_BLOCK queries with a slice come one after
-another, so a memory-mapped gallery is read once for its norms and then once per QUERY_BLOCK queries; beside it only
-labels and norms are held.
+scores above it, and no score is kept after its product. A slice is multiplied with QUERY_BLOCK queries before the next
+slice is read, so a memory-mapped gallery is read once for its norms and then once per QUERY_BLOCK queries; only labels
+and norms stay in memory.
 """
 
 from dataclasses import dataclass, replace
@@ -32,35 +32,31 @@ from reid.metrics.scores import (
 from reid.precision import exact_products
 
 QUERY_BLOCK = 4096  # queries per reading of the gallery
-MATCH_BLOCK = 1024  # entries scored together for their own sake
-
-
-def _as_distance(scores: Tensor, embeddings: Tensor) -> Tensor:
-    return -(embeddings.square().sum(1, keepdim=True) - 2 * scores).clamp(min=0).sqrt()
+MATCH_BLOCK = 1024  # matches scored together, if one product does not cover the gallery
 
 
 @dataclass(frozen=True)
 class SameIdentityPairs:
     """All pairs of a query in a product and an entry of its identity, by query, then in gallery order: row (N,) in the
-    product, entry (N,), removed (N,) whether a rule removes the pair."""
+    product, entry (N,), removed (N,) True if a rule removes the pair."""
 
     row: Tensor
     entry: Tensor
     removed: Tensor
 
     def write(self, scores: Tensor, part: slice, chosen: Tensor, values: Tensor | float) -> None:
-        """Set the scores (B, E) of the slice `part` at the `chosen` (N,) of the pairs to `values`: (N,) or a number."""
+        """Set the scores (B, E) of the slice `part` to `values`, (N,) or a number, at the `chosen` (N,) pairs."""
         at = chosen & (self.entry >= part.start) & (self.entry < part.stop)
         values = values[at] if isinstance(values, Tensor) else scores.new_tensor(values)
         scores[self.row[at], self.entry[at] - part.start] = values
 
 
 class Search:
-    """Scores and rules of one protocol, for the queries of a product at a time."""
+    """Scores and rules of one protocol, for one product at a time."""
 
     def __init__(self, query: Features, gallery: Features, protocol: str, metric: str, partial: bool = False) -> None:
         squares = _check(query, gallery, metric, partial)
-        self.protocol = protocol
+        self.protocol, self.partial = protocol, partial
         self.query, self.gallery = query, build_gallery(query, gallery, protocol)
         entries, listed = self.gallery.rows, self.gallery.listed
         if entries is not gallery.embeddings:
@@ -73,28 +69,28 @@ class Search:
 
         identities = (~self.gallery.distractors).nonzero().squeeze(1)
         pids, order = self.gallery.pids[identities].sort(stable=True)
-        self._by_pid = identities[order]  # entries of one identity side by side, in gallery order
+        self._by_pid = identities[order]  # entries of one identity next to each other, in gallery order
         self._begin = torch.searchsorted(pids, query.pids)
         self._count = torch.searchsorted(pids, query.pids, right=True) - self._begin
         self._count[query.is_distractor()] = 0
 
     def products(self, start: int) -> list[slice]:
-        """The queries of each product, for the QUERY_BLOCK queries from `start` on."""
+        """Return the queries of each product, for the QUERY_BLOCK queries from `start`."""
         stop = min(start + QUERY_BLOCK, len(self.query))
         return [slice(i, min(i + PRODUCT_ROWS, stop)) for i in range(start, stop, PRODUCT_ROWS)]
 
     def scores(self, rows: slice, entries: slice | Tensor) -> Tensor:
-        """(B, E) of the queries of a product against some entries; larger is nearer. Writable."""
+        """Return writable (B, E) scores of a product's queries and some entries; larger is nearer."""
         return self.entries.scores(self._pad(self.queries[rows]), entries)[: rows.stop - rows.start]
 
-    def relatives(self, rows: slice) -> SameIdentityPairs:
+    def same_identity_pairs(self, rows: slice) -> SameIdentityPairs:
         row, place = expand_ranges(self._begin[rows], self._count[rows])
         entry = self._by_pid[place]
         query = row + rows.start
         return SameIdentityPairs(row, entry, self.gallery.removes(query, self.query.camids[query], entry))
 
     def own_scores(self, rows: slice) -> tuple[Tensor, Tensor]:
-        """(B,) bool: which queries of a product have a centroid of their own; (B,) its score."""
+        """Return (B,) bool, True if a query of a product has its own centroid; and (B,) the centroid's score."""
         own_of = self.gallery.own_of[rows]
         if not (own_of >= 0).any():
             return own_of >= 0, torch.zeros_like(own_of, dtype=torch.float32)
@@ -104,72 +100,75 @@ class Search:
 
     @staticmethod
     def _pad(rows: Tensor) -> Tensor:
-        """Zeros behind the last of the rows (B, D). A product's last bit depends on its shape, so one shape for all: a
+        """Append rows of zeros to (B, D). A product's last bit depends on its shape, so all products have one shape: a
         query then scores the same in any slice of the queries."""
         return F.pad(rows, (0, 0, 0, max(0, PRODUCT_ROWS - len(rows))))
 
 
 class _Matches:
-    """The matches of a product's queries as tables (B, P), best first, ties in gallery order, NEVER behind the last:
-    scores, entries and `ahead`, what ranks before each so far; count (B,)."""
+    """The matches of a product's queries as tables (B, P), best first, ties in gallery order, NEVER after the last:
+    scores, entries and `ahead`, the number of entries counted before each; number (B,) of matches."""
 
-    def __init__(self, search: Search, rows: slice, relatives: SameIdentityPairs, scores: Tensor) -> None:
-        """scores (N,) of the pairs."""
-        self.rows, self.relatives = rows, relatives
+    def __init__(self, search: Search, rows: slice, pairs: SameIdentityPairs, scores: Tensor) -> None:
+        """scores: (N,) of the pairs."""
+        self.rows, self.pairs = rows, pairs
         has_own, own_scores = search.own_scores(rows)
-        scores = torch.where(has_own[relatives.row], own_scores[relatives.row], scores)
-        kept = ~relatives.removed
-        row = relatives.row[kept]
-        self.count = torch.bincount(row, minlength=rows.stop - rows.start)
-        place = expand_ranges(torch.zeros_like(self.count), self.count)[1]
-        shape = len(self.count), int(self.count.max())
+        scores = torch.where(has_own[pairs.row], own_scores[pairs.row], scores)
+        kept = ~pairs.removed
+        row = pairs.row[kept]
+        self.number = torch.bincount(row, minlength=rows.stop - rows.start)
+        place = expand_ranges(torch.zeros_like(self.number), self.number)[1]
+        shape = len(self.number), int(self.number.max())
         table, entries = scores.new_full(shape, NEVER), row.new_zeros(shape)
-        table[row, place], entries[row, place] = scores[kept], relatives.entry[kept]
+        table[row, place], entries[row, place] = scores[kept], pairs.entry[kept]
         self.scores, order = table.sort(dim=1, descending=True, stable=True)
         self.entries = entries.gather(1, order)
         self.ahead = torch.arange(shape[1], device=row.device).repeat(shape[0], 1)
 
-    def meet(self, scores: Tensor, part: slice) -> None:
-        """Count what ranks before each match among the entries `part` with these scores, which are spent after it."""
-        # A match among matches is already counted by its place in the table.
-        self.relatives.write(scores, part, torch.ones_like(self.relatives.removed), NEVER)
+    def count(self, scores: Tensor, part: slice) -> None:
+        """Count the entries of the slice `part` that rank before each match. Overwrites their scores (B, E)."""
+        # Matches before a match are already counted by its place in the table.
+        self.pairs.write(scores, part, torch.ones_like(self.pairs.removed), NEVER)
         self.ahead += count_before(scores, self.scores, self.entries - part.start)
 
 
 def rank_matches(search: Search, start: int) -> tuple[Tensor, Tensor]:
-    """For the QUERY_BLOCK queries from `start` on: 1-based ranks (B, P) of their matches, ascending, and how many of
-    the P are real (B,)."""
-    with_scores = _match_at_once if len(search.slices) == 1 else _match_by_slices
-    tables = with_scores(search, search.products(start))
+    """Rank the matches of the QUERY_BLOCK queries from `start`.
+
+    Returns:
+        (B, P) 1-based ranks of their matches, ascending; and (B,) how many of the P are real.
+    """
+    match = _match_at_once if len(search.slices) == 1 else _match_by_slices
+    tables = match(search, search.products(start))
     widest = max(table.ahead.shape[1] for table in tables)
     ranks = [F.pad(table.ahead + 1, (0, widest - table.ahead.shape[1]), value=1) for table in tables]
-    return torch.cat(ranks), torch.cat([table.count for table in tables])
+    return torch.cat(ranks), torch.cat([table.number for table in tables])
 
 
 def _match_at_once(search: Search, products: list[slice]) -> list[_Matches]:
-    """Where one product covers the gallery, it gives the scores of the matches too."""
+    """Take the scores of the matches from the product, which covers the gallery."""
     tables = []
     for rows in products:
-        scores, relatives = search.scores(rows, search.slices[0]), search.relatives(rows)
-        tables.append(_Matches(search, rows, relatives, scores[relatives.row, relatives.entry]))
-        tables[-1].meet(scores, search.slices[0])
+        scores, pairs = search.scores(rows, search.slices[0]), search.same_identity_pairs(rows)
+        tables.append(_Matches(search, rows, pairs, scores[pairs.row, pairs.entry]))
+        tables[-1].count(scores, search.slices[0])
     return tables
 
 
 def _match_by_slices(search: Search, products: list[slice]) -> list[_Matches]:
-    """Slices outside, queries inside: the gallery is read once."""
+    """Score the matches first; then loop over slices outside and queries inside, which reads the gallery once."""
     tables = []
     for rows in products:
-        relatives = search.relatives(rows)
-        tables.append(_Matches(search, rows, relatives, _score_pairs(search, rows, relatives)))
+        pairs = search.same_identity_pairs(rows)
+        tables.append(_Matches(search, rows, pairs, _score_pairs(search, rows, pairs)))
     for part in search.slices:
         for table in tables:
-            table.meet(search.scores(table.rows, part), part)
+            table.count(search.scores(table.rows, part), part)
     return tables
 
 
 def _score_pairs(search: Search, rows: slice, pairs: SameIdentityPairs) -> Tensor:
-    """Scores (N,) of the pairs, by products over these entries alone, of one shape for all."""
+    """Return the scores (N,) of the pairs, from products with their entries only, all of one shape."""
     entries, place = pairs.entry.unique(return_inverse=True)
     found = torch.zeros(len(place), device=search.device)
     for i in range(0, len(entries), MATCH_BLOCK):
@@ -183,18 +182,31 @@ def _score_pairs(search: Search, rows: slice, pairs: SameIdentityPairs) -> Tenso
 def top_k(
     query: Features, gallery: Features, k: int, protocol: str = "image", metric: str = "cosine"
 ) -> tuple[Tensor, Tensor]:
-    """The k best entries of each query after the rules: indices (Q, k) int64 and scores (Q, k) float32, on the CPU.
+    """Find the k best gallery entries of each query after the rules.
 
-    Indices count rows of the `gallery` given (`image`) or entries of `build_gallery` (centroid protocols).
-    Scores: cosine similarity, or minus the Euclidean distance. Where fewer than k entries are left: -1 and -inf.
+    Args:
+        query: Q queries.
+        gallery: N images.
+        k: at least 1; may exceed the number of entries.
+        protocol: a key of `reid.metrics.protocols.PROTOCOLS`.
+        metric: `cosine` or `euclidean`.
+
+    Returns:
+        indices: (Q, k) int64 on the CPU: rows of `gallery` under `image`, entries of `build_gallery` under the others;
+            -1 if fewer than k entries are left.
+        scores: (Q, k) float32 on the CPU, descending: cosine similarity, or minus the Euclidean distance; -inf if fewer
+            than k entries are left.
     """
     indices, scores = best_of_search(Search(query, gallery, protocol, metric), k)
-    return indices, _as_distance(scores, query.embeddings.cpu()) if metric == "euclidean" else scores
+    if metric == "euclidean":
+        squares = query.embeddings.cpu().square().sum(1, keepdim=True)
+        scores = -(squares - 2 * scores).clamp(min=0).sqrt()
+    return indices, scores
 
 
 @torch.no_grad()
 def best_of_search(search: Search, k: int) -> tuple[Tensor, Tensor]:
-    """`top_k` of any search: indices (Q, k), and scores (Q, k) as the search gives them."""
+    """Do `top_k` for any search; scores (Q, k) are those of the search."""
     if k < 1:
         raise ValueError(f"k is {k}; give at least 1")
     with exact_products(search.device):
@@ -207,10 +219,10 @@ def best_of_search(search: Search, k: int) -> tuple[Tensor, Tensor]:
 
 def _best_of_pass(search: Search, start: int, k: int) -> list[tuple[Tensor, Tensor]]:
     products = search.products(start)
-    relatives = [search.relatives(rows) for rows in products]
+    all_pairs = [search.same_identity_pairs(rows) for rows in products]
     best: list[list[tuple[Tensor, Tensor]]] = [[] for _ in products]
     for part in search.slices:
-        for rows, pairs, found in zip(products, relatives, best, strict=True):
+        for rows, pairs, found in zip(products, all_pairs, best, strict=True):
             scores = search.scores(rows, part)
             has_own, own_scores = search.own_scores(rows)
             pairs.write(scores, part, has_own[pairs.row], own_scores[pairs.row])
@@ -220,9 +232,9 @@ def _best_of_pass(search: Search, start: int, k: int) -> list[tuple[Tensor, Tens
 
 
 def _check(query: Features, gallery: Features, metric: str, partial: bool) -> Tensor:
-    """Raise ValueError on what cannot be ranked; else squared norms (N,) of the gallery, found on the way.
+    """Raise ValueError on features that cannot be ranked; return the squared norms (N,) of the gallery.
 
-    Of a slice of the queries all are checked: every process then finds the same fault, in the same row.
+    If the queries are a slice, all are checked: every process then finds the same fault, in the same row.
     """
     if metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
@@ -231,10 +243,10 @@ def _check(query: Features, gallery: Features, metric: str, partial: bool) -> Te
         if not len(features) and not (partial and features is query):
             raise ValueError(f"the {name} is empty; give at least one image")
         squares = squared_norms(features.embeddings)
-        checked = features if features.whole is None else features.whole
-        bad = _find_bad(features, squares)
+        checked = features if features.taken_from is None else features.taken_from
+        bad = find_non_finite(features, squares)
         if checked is not features and (features is query or len(bad)):
-            bad = _find_bad(checked, squared_norms(checked.embeddings))
+            bad = find_non_finite(checked, squared_norms(checked.embeddings))
         if len(bad):
             raise ValueError(
                 f"{name}: the embedding in row {int(bad[0])} is not finite or too large for float32 ({len(bad)} of "
@@ -253,6 +265,6 @@ def _check(query: Features, gallery: Features, metric: str, partial: bool) -> Te
     return squares
 
 
-def _find_bad(features: Features, squares: Tensor) -> Tensor:
-    """Rows whose squared norms are not finite; junk may hold anything."""
+def find_non_finite(features: Features, squares: Tensor) -> Tensor:
+    """Return the rows whose squared norms (N,) are not finite, except junk, which may hold anything."""
     return (~squares.isfinite() & (features.pids != JUNK)).nonzero().squeeze(1)

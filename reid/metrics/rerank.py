@@ -1,15 +1,15 @@
-"""k-reciprocal re-ranking (Zhong et al., CVPR 2017), in memory that grows as (Q + G) k and never as a matrix.
+"""k-reciprocal re-ranking (Zhong et al., CVPR 2017) in memory proportional to (Q + G) k, without a matrix.
 
 Queries and gallery entries are nodes of one graph. A node's k-reciprocal set holds those of its k1 + 1 nearest nodes
-(itself among them) that have it among theirs, joined by the set of a member (with k1 / 2 in place of k1) if more than
+(itself among them) that have it among theirs, joined by the set of a member (with k1 / 2 instead of k1) if more than
 two thirds of that lie inside. d is the squared Euclidean distance divided by the node's largest. The set's weights
 exp(-d) are scaled to sum to one, then averaged over the node's k2 nearest: a sparse row V[i]. With
 m = sum_c min(V[i, c], V[j, c]) the Jaccard distance of i and j is 1 - m / (2 - m), and a query ranks by
 (1 - lambda) Jaccard + lambda d.
 
-Entries without a common neighbour have m = 0 and still a distance, so every gallery entry has its exact place. The
-rules (same camera, distractors) apply when entries are ranked; neighbourhoods know no labels. Weights are whole numbers
-of 2**-30, whose sums are the same in any order, on any device.
+Entries without a common neighbour have m = 0 and still a distance, so every gallery entry has its exact rank. The
+rules (same camera, distractors) apply when entries are ranked; neighbourhoods use no labels. Weights are integer
+multiples of 2**-30, whose sums are the same in any order, on any device.
 """
 
 import itertools
@@ -19,25 +19,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reid.metrics import ranking, retrieval
 from reid.metrics.features import Features
-from reid.metrics.protocols import find
+from reid.metrics.protocols import PROTOCOLS, find
 from reid.metrics.ranking import Search
 from reid.metrics.scores import PRODUCT_ROWS, Vectors, best_of_scores, cut, expand_ranges, join_best, squared_norms
 from reid.precision import exact_products
 
-PROTOCOLS = ("image", "centroid_all")
-ITEMS = 1 << 22  # items at a time where lists are laid out, about 100 MiB
-FLOATS = 1 << 20  # feature values at a time, 4 MiB: what caches hold
+ITEMS = 1 << 22  # items of expanded lists at a time, about 100 MiB
+FLOATS = 1 << 20  # feature values at a time, 4 MiB, which fit into caches
 ONE = 1 << 30  # the weight 1
 
 
 class Reranked(Search):
-    """A search whose scores are minus the re-ranked distances: `reid.metrics.ranking` ranks it as any other.
+    """A search whose scores are minus the re-ranked distances; `retrieval.evaluate_search` evaluates it as any other.
 
-    Distances are those of raw features (metric `euclidean`) or of normalised ones (`cosine`). Holds one copy of all
-    features. ValueError on the protocol `centroid`: there, each query sees another centroid of its identity, so it
-    would need a graph of its own; the graph of the listed centroids would let it match through its own camera's images.
+    Costs a product of all nodes with all nodes.
+
+    Args:
+        query: all queries, not a slice: neighbourhoods need every query.
+        gallery: as for `evaluate`. One copy of all features is kept.
+        protocol: one that can be re-ranked. Under `centroid` each query sees another centroid of its identity, so it
+            would need its own graph; the graph of the listed centroids would let it match through images by its camera.
+        metric: distances of raw features (`euclidean`) or of normalised ones (`cosine`).
+        k1: neighbours of a node.
+        k2: neighbours that a set is averaged over.
+        lambda_: share of the original distance; 1 = no re-ranking.
+
+    Raises ValueError on another protocol, and on numbers out of range.
     """
 
     def __init__(
@@ -52,8 +60,8 @@ class Reranked(Search):
     ) -> None:
         _check(protocol, k1, k2, lambda_)
         super().__init__(query, gallery, protocol, metric)
-        if not query.embeddings.isfinite().all():  # the search lets junk be: it is nobody's rival, but a neighbour
-            raise ValueError("re-ranking takes junk queries for neighbours, and one is not finite; leave it out")
+        if not query.embeddings.isfinite().all():  # `Search` checks all but junk, which is a neighbour here
+            raise ValueError("re-ranking uses junk queries as neighbours, and one is not finite; leave it out")
         nodes = torch.cat([query.embeddings, self.gallery.embeddings])
         if metric == "cosine":
             nodes = F.normalize(nodes)
@@ -78,7 +86,7 @@ class Reranked(Search):
         return -((1 - self._lambda) * jaccard + self._lambda * distances.clamp(min=0) / farthest)
 
     def _overlap(self, rows: slice, entries: slice | Tensor) -> Tensor:
-        """(B, E) int32 sums of the smaller weights, from what shares a column with the rows. entries ascend."""
+        """Return (B, E) int32 sums of the smaller weights over common columns. Entries ascend."""
         width = entries.stop - entries.start if isinstance(entries, slice) else len(entries)
         sums = torch.zeros((rows.stop - rows.start) * width, dtype=torch.int32, device=self.device)
         row, mine = expand_ranges(self._sets.begin[rows], self._sets.count[rows])
@@ -98,7 +106,7 @@ class Reranked(Search):
 
 @dataclass(frozen=True)
 class Sparse:
-    """Rows of a sparse matrix: of row i, columns and values (M,) int32 in units of 1 / ONE, from begin[i], count[i]."""
+    """A sparse matrix: row i has count[i] items of column and value (M,) from begin[i]; int32 in units of 1 / ONE."""
 
     begin: Tensor
     count: Tensor
@@ -107,20 +115,20 @@ class Sparse:
 
     @classmethod
     def of(cls, row: Tensor, column: Tensor, value: Tensor, size: int) -> "Sparse":
-        """From triples (M,) with ascending rows."""
+        """Build from triples (M,) with ascending rows."""
         count = torch.bincount(row, minlength=size)
         return cls(count.cumsum(0) - count, count, column, value.int())
 
     def inverted(self, first: int) -> "Sparse":
-        """By column: the rows, counted from `first` on (earlier ones are left out), and their values."""
+        """Return the transpose of the rows from `first`, which are counted from there."""
         row, place = expand_ranges(self.begin[first:], self.count[first:])
         column, order = self.column[place].sort(stable=True)
         return Sparse.of(column, row[order], self.value[place][order], len(self.count))
 
 
 def find_neighbours(vectors: Vectors, squares: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """nearest (N, min(k, N)): the nodes nearest to each, itself among them, ties by number; farthest (N,): the squared
-    distance to the node farthest away, 1 where all are equal."""
+    """Return nearest (N, min(k, N)): the nodes nearest to each, itself among them, ties by number; and farthest (N,):
+    the squared distance to the farthest node, 1 if all nodes are equal."""
     nearest, farthest = [], []
     for i in range(0, len(squares), PRODUCT_ROWS):
         queries = vectors.rows[i : i + PRODUCT_ROWS]
@@ -138,7 +146,7 @@ def find_neighbours(vectors: Vectors, squares: Tensor, k: int) -> tuple[Tensor, 
 
 
 def find_reciprocal(nearest: Tensor, k1: int) -> tuple[Tensor, Tensor]:
-    """Row and member (M,) of the expanded k-reciprocal sets, by row and member, from nearest (N, k1 + 1 or N)."""
+    """Return row and member (M,), sorted, of the expanded k-reciprocal sets from nearest (N, k1 + 1 or N)."""
     half = nearest[:, : round(k1 / 2) + 1]
     mutual, half_mutual = _is_mutual(nearest), _is_mutual(half)
     size = len(nearest)
@@ -156,7 +164,7 @@ def find_reciprocal(nearest: Tensor, k1: int) -> tuple[Tensor, Tensor]:
 
 
 def _is_mutual(nearest: Tensor) -> Tensor:
-    """(N, K) bool: is the row among its neighbour's nearest as well."""
+    """Return (N, K) bool, True if the row is among its neighbour's nearest as well."""
     own = torch.arange(len(nearest), device=nearest.device)[:, None, None]
     parts = _split_rows(len(nearest), nearest.shape[1] ** 2)
     return torch.cat([(nearest[nearest[rows]] == own[rows]).any(2) for rows in parts])
@@ -167,7 +175,7 @@ def _split_rows(size: int, items_per_row: int) -> tuple[Tensor, ...]:
 
 
 def split_items(count: Tensor) -> list[slice]:
-    """Slices of lists with `count` (L,) items each, of about ITEMS items together."""
+    """Cut lists with `count` (L,) items each into slices of about ITEMS items."""
     if not len(count):
         return []
     ends = torch.bincount(count.cumsum(0) // ITEMS).cumsum(0).tolist()
@@ -175,9 +183,9 @@ def split_items(count: Tensor) -> list[slice]:
 
 
 def weigh(nodes: Tensor, row: Tensor, member: Tensor, farthest: Tensor, one: float) -> Sparse:
-    """Weights exp(-d) of the members of each set, scaled to a sum of `one`."""
-    # Pairs need not be neighbours, so their distances are not at hand. Written into one array: a list of small results
-    # would keep the large ones freed between them from being used again.
+    """Return the weights exp(-d) of the members of each set, scaled to a sum of `one`."""
+    # Members need not be neighbours, so their distances are computed again. All go into one array: a list of small
+    # results would fragment the memory between the large temporary ones.
     weights = torch.empty(len(row), dtype=torch.float64, device=nodes.device)
     step = max(1, FLOATS // nodes.shape[1])
     for i in range(0, len(row), step):
@@ -189,7 +197,7 @@ def weigh(nodes: Tensor, row: Tensor, member: Tensor, farthest: Tensor, one: flo
 
 
 def average(sets: Sparse, nearest: Tensor) -> Sparse:
-    """The sum of the rows of each node's nearest (N, k2), whose weights are parts of a k2-th already."""
+    """Return the sum of the rows of each node's nearest (N, k2), whose weights add up to 1 / k2 each."""
     size = len(nearest)
     keys, values = [], []
     for rows in split_items(sets.count[nearest].sum(1)):
@@ -202,51 +210,14 @@ def average(sets: Sparse, nearest: Tensor) -> Sparse:
     return Sparse.of(key // size, key % size, torch.cat(values), size)
 
 
-@torch.no_grad()
-def evaluate_reranked(
-    query: Features,
-    gallery: Features,
-    protocol: str = "image",
-    metric: str = "cosine",
-    k1: int = 20,
-    k2: int = 6,
-    lambda_: float = 0.3,
-    max_rank: int = 50,
-) -> retrieval.Result:
-    """`reid.metrics.evaluate` of the re-ranked lists. Neighbourhoods need every query: give them all, not a slice.
-
-    Cost: a product of all nodes with all nodes. ValueError on bad input and on the protocol `centroid`.
-    """
-    if max_rank < 1:
-        raise ValueError(f"max_rank is {max_rank}; give at least 1")
-    return retrieval.require_valid(
-        retrieval.evaluate_search(Reranked(query, gallery, protocol, metric, k1, k2, lambda_), max_rank)
-    )
-
-
-def top_k_reranked(
-    query: Features,
-    gallery: Features,
-    k: int,
-    protocol: str = "image",
-    metric: str = "cosine",
-    k1: int = 20,
-    k2: int = 6,
-    lambda_: float = 0.3,
-) -> tuple[Tensor, Tensor]:
-    """`top_k` of the re-ranked lists: indices (Q, k) and distances (Q, k), inf where none is left."""
-    search = Reranked(query, gallery, protocol, metric, k1, k2, lambda_)
-    indices, scores = ranking.best_of_search(search, k)
-    return indices, -scores
-
-
 def _check(protocol: str, k1: int, k2: int, lambda_: float) -> None:
-    if protocol not in PROTOCOLS:
+    known = [name for name, row in PROTOCOLS.items() if row.can_rerank]
+    if protocol not in known:
         raise ValueError(
-            f"re-ranking knows no protocol {protocol!r}; give {' or '.join(PROTOCOLS)} (`centroid` shows each query "
-            "another centroid of its identity, so there is no one graph of neighbours)"
+            f"protocol {protocol!r} cannot be re-ranked; give {' or '.join(known)} (under `centroid` each query sees "
+            "another centroid of its identity, so there is no common graph of neighbours)"
         )
     if k1 < 1 or k2 < 1:
         raise ValueError(f"k1 is {k1} and k2 is {k2}; give at least 1")
     if not 0 <= lambda_ <= 1:
-        raise ValueError(f"lambda_ is {lambda_}; give a share between 0 (Jaccard alone) and 1 (no re-ranking)")
+        raise ValueError(f"lambda_ is {lambda_}; give a share between 0 (only Jaccard) and 1 (no re-ranking)")

@@ -1,4 +1,4 @@
-"""Scores of queries against gallery features under a metric, exact and without a second copy of the features."""
+"""Scores of queries against gallery features under a metric, without a second copy of the features."""
 
 import itertools
 from collections.abc import Callable
@@ -14,10 +14,10 @@ NORM_ROWS = 8192  # features squared at a time: 64 MiB at 2,048 dimensions
 
 @dataclass(frozen=True)
 class Vectors:
-    """What a metric ranks by: products with rows (N, D), times `scale` (N,), plus `bias` (N,), where given.
+    """The vectors that a metric multiplies queries with: rows (N, D), times `scale` (N,), plus `bias` (N,), if given.
 
-    listed (E,), ascending: the rows that are entries, where not all are; the others are multiplied and dropped, which
-    a copy of the entries would spare at the price of its memory.
+    listed (E,), ascending: the rows that are entries, if not all are. The others are multiplied and dropped, because a
+    copy of the entries would need more memory.
     """
 
     rows: Tensor
@@ -26,7 +26,7 @@ class Vectors:
     listed: Tensor | None = None
 
     def scores(self, queries: Tensor, entries: slice | Tensor) -> Tensor:
-        """(B, E) float32 of queries (B, D) against some entries; larger is nearer."""
+        """Return (B, E) float32 scores of queries (B, D) and some entries; larger is nearer."""
         if self.listed is None:
             return self._multiply(queries, entries)
         rows = self.listed[entries]
@@ -44,7 +44,7 @@ class Vectors:
 
 
 def squared_norms(embeddings: Tensor) -> Tensor:
-    """(N,) squared lengths of (N, D), without a second array of that size."""
+    """Return (N,) squared lengths of (N, D) without another array of that size."""
     squares = embeddings.new_empty(len(embeddings))
     for i in range(0, len(embeddings), NORM_ROWS):
         squares[i : i + NORM_ROWS] = embeddings[i : i + NORM_ROWS].square().sum(1)
@@ -52,33 +52,37 @@ def squared_norms(embeddings: Tensor) -> Tensor:
 
 
 def _cosine(embeddings: Tensor, squares: Tensor) -> Vectors:
-    """The scores are divided by the norms, not the features, which may be too many to copy. A zero scores zero."""
+    """Divide the scores by the norms, not the features, which may be too many to copy. A zero vector scores zero."""
     return Vectors(embeddings, scale=1 / squares.sqrt().clamp(min=1e-12))
 
 
 def _euclidean(embeddings: Tensor, squares: Tensor) -> Vectors:
-    """q.g - |g|^2 / 2 = (|q|^2 - d^2) / 2: ranks as the distance does, for a query."""
+    """Score q.g - |g|^2 / 2 = (|q|^2 - d^2) / 2, which ranks as minus the distance d for one query."""
     return Vectors(embeddings, bias=squares / -2)
 
 
 METRICS: dict[str, Callable[[Tensor, Tensor], Vectors]] = {"cosine": _cosine, "euclidean": _euclidean}
 
-NEVER = -torch.inf  # the score of what a rule removed, below every real one
-
+NEVER = -torch.inf  # the score of removed entries, below every real one
 COMPARED = 64  # matches of a query up to which comparing with each is faster than sorting
 
 
 def count_before(scores: Tensor, matches: Tensor, entries: Tensor) -> Tensor:
-    """(B, P): how many of `scores` (B, E) rank before each of `matches` (B, P), which descend, NEVER behind the last.
+    """Count, (B, P), how many of the scores (B, E) rank before each of the matches.
 
-    entries (B, P): where the matches stand in the gallery, counted from the first of the E; they may lie outside.
+    Args:
+        scores: (B, E) of E entries.
+        matches: (B, P) scores of each query's matches, descending, NEVER after the last.
+        entries: (B, P) the matches' entries, counted from the first of the E; they may lie outside.
     """
     return (_count_by_bucket if scores.is_cuda else _count_by_comparing)(scores, matches, entries)
 
 
 def _count_by_comparing(scores: Tensor, matches: Tensor, entries: Tensor) -> Tensor:
-    """Row by row in numpy, on the CPU. For 256 x 15,913 scores and 20 matches a query on one core it takes 3 to 20 ms,
-    as the matches stand high or anywhere; sorting the rows takes 66 ms, the product at 2,048 dimensions 270 ms.
+    """Count row by row in numpy, on the CPU.
+
+    256 x 15,913 scores with 20 matches a query take 3 (good features) to 20 ms (random ones) on one core; sorting the
+    rows takes 66 ms, the product at 2,048 dimensions 270 ms.
     """
     rows, thresholds, places = scores.numpy(), matches.numpy(), entries.numpy()
     number = (matches > NEVER).sum(1).numpy()
@@ -97,7 +101,7 @@ def _count_by_comparing(scores: Tensor, matches: Tensor, entries: Tensor) -> Ten
 
 
 def _count_row(scores: np.ndarray, matches: np.ndarray, entries: np.ndarray) -> np.ndarray:
-    """The same for one query; matches descend. Only scores that reach the last match matter, often few."""
+    """Count for one query, looking only at scores that reach the last match, often few."""
     near = np.flatnonzero(scores >= matches[-1])
     rest = scores[near]
     if len(matches) <= COMPARED:
@@ -114,7 +118,7 @@ def _count_row(scores: np.ndarray, matches: np.ndarray, entries: np.ndarray) -> 
 
 
 def _count_by_bucket(scores: Tensor, matches: Tensor, entries: Tensor) -> Tensor:
-    """The same on any device, for all rows together, without sorting the scores: each falls between two matches."""
+    """Count on any device, for all rows together, without sorting the scores: each falls between two matches."""
     ascending = matches.flip(1).contiguous()
     above = _count_reaching(scores, ascending, right=False)
     not_below = _count_reaching(scores, ascending, right=True)
@@ -128,7 +132,7 @@ def _count_by_bucket(scores: Tensor, matches: Tensor, entries: Tensor) -> Tensor
 
 
 def _count_reaching(scores: Tensor, ascending: Tensor, right: bool) -> Tensor:
-    """(B, P): how many scores (B, E) exceed each of `ascending` (B, P), or with `right` reach it; the largest first."""
+    """Count (B, P) of scores (B, E) that exceed, or with `right` reach, each of `ascending` (B, P), largest first."""
     size, buckets = len(scores), ascending.shape[1] + 1
     passed = torch.searchsorted(ascending, scores, right=right)  # how many of the row each score exceeds (or reaches)
     passed += torch.arange(size, device=scores.device)[:, None] * buckets
@@ -137,34 +141,33 @@ def _count_reaching(scores: Tensor, ascending: Tensor, right: bool) -> Tensor:
 
 
 PRODUCT_ROWS, GALLERY_BLOCK = 256, 65_536  # at most 64 MiB of scores at a time
-
-TIE_BLOCK = 1 << 24  # scores at a time while ties are settled
+TIE_BLOCK = 1 << 24  # scores at a time while ties are resolved
 
 
 def cut(size: int) -> list[slice]:
-    """Slices of at most GALLERY_BLOCK entries, all about as long: a product of few columns may round differently."""
+    """Cut entries into slices of at most GALLERY_BLOCK and similar lengths: a narrow product may round differently."""
     number = max(1, -(-size // GALLERY_BLOCK))
     edges = [size * i // number for i in range(number + 1)]
     return [slice(begin, end) for begin, end in itertools.pairwise(edges)]
 
 
 def cut_listed(size: int, listed: Tensor) -> list[slice]:
-    """Slices of entries that are the rows `listed` (E,) of `size`, each out of one slice of the rows."""
+    """Cut entries, the rows `listed` (E,) of `size`, into slices that each come from one slice of the rows."""
     edges = [int(torch.searchsorted(listed, part.stop)) for part in cut(size)]
     return [slice(begin, end) for begin, end in itertools.pairwise([0, *edges]) if begin < end] or [slice(0, 0)]
 
 
 def expand_ranges(begin: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Lists (L,) that begin somewhere and have so many items, laid out: list (N,) and place (N,) of every item."""
+    """Expand L ranges given by begin and count (L,): return the range (N,) and the place (N,) of every item."""
     of = torch.arange(len(count), device=count.device).repeat_interleave(count)
     nth = torch.arange(len(of), device=count.device) - (count.cumsum(0) - count)[of]
     return of, begin[of] + nth
 
 
 def best_of_scores(scores: Tensor, k: int, first: int = 0) -> tuple[Tensor, Tensor]:
-    """Entries, counted from `first`, and values of the k largest of each row, ties by the lower entry.
+    """Return the entries, counted from `first`, and values of the k largest of each row, ties by the lower entry.
 
-    torch.topk promises no order among ties, so one more is taken, and rows with a tie among these are sorted.
+    torch.topk guarantees no order among ties, so one more is taken, and rows with a tie among these are sorted.
     """
     values, entries = scores.topk(min(k + 1, scores.shape[1]), dim=1)
     tied = (values[:, 1:] == values[:, :-1]).any(1).nonzero().squeeze(1)
@@ -176,7 +179,7 @@ def best_of_scores(scores: Tensor, k: int, first: int = 0) -> tuple[Tensor, Tens
 
 
 def join_best(parts: list[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor]:
-    """The best k of several answers of best_of_scores, given in the order of their entries."""
+    """Return the best k of several results of best_of_scores, given in the order of their entries."""
     entries, values = (torch.cat(column, dim=1) for column in zip(*parts, strict=True))
     values, order = values.sort(dim=1, descending=True, stable=True)
     return entries.gather(1, order)[:, :k], values[:, :k]

@@ -64,7 +64,7 @@ def draw_camera_pairs(pairs: CameraPairs, theme: Theme = LIGHT) -> bytes:
 def draw_points(
     points: np.ndarray, mean_ap: np.ndarray, title: str, labels: tuple[str, str], theme: Theme = LIGHT
 ) -> bytes:
-    """Draw identities at points (I, 2), colored by mean AP (I,); a cross where it is NaN. No labels: no scale."""
+    """Draw identities at points (I, 2), colored by mean AP (I,); a cross where it is NaN."""
     figure, axes = start_chart(theme, title, labels, (5.6, 4.6))
     asked = ~np.isnan(mean_ap)
     size = float(np.clip(4000 / len(points), 12, 60))
@@ -73,7 +73,7 @@ def draw_points(
     dots = axes.scatter(x[asked], y[asked], s=size, c=100 * mean_ap[asked], cmap=choose_colors(theme), vmin=0,
                         vmax=100, edgecolors=theme.soft, linewidths=0.4)  # fmt: skip
     axes.set_aspect("equal", adjustable="datalim")
-    if not any(labels):
+    if not any(labels):  # the coordinates have no meaning
         axes.tick_params(labelbottom=False, labelleft=False)
     if asked.any():
         _add_colorbar(figure, axes, dots, "mean AP of the identity's queries (%)", theme)

@@ -30,8 +30,8 @@ class Report:
     notes: what a reader must know that is no fault.
     warnings: what was left out or may be wrong.
     rank_lists: the lists to show.
-    no_lists: a sentence that says why there are no rank lists or no images in them, or "".
-    ap: (V,) the AP of each valid query under the protocol `ap_of`.
+    rank_lists_note: why there are no rank lists or no images in them, as a sentence, or "".
+    ap: (V,) the AP of each valid query under the protocol `ap_protocol`.
     cameras: mAP by pair of cameras, or the reason why there is none.
     embedding: centroids in two dimensions, or the reason why there are none.
     ranks: the ranks of the CMC that the tables show.
@@ -43,9 +43,9 @@ class Report:
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     rank_lists: list[RankList] = field(default_factory=list)
-    no_lists: str = ""
+    rank_lists_note: str = ""
     ap: np.ndarray | None = None
-    ap_of: str = "image"
+    ap_protocol: str = "image"
     cameras: CameraPairs | str | None = None
     embedding: Embedding | str | None = None
     ranks: Sequence[int] = RANKS
@@ -86,7 +86,7 @@ def write_report(folder: Path, report: Report) -> Path:
 def list_charts(report: Report) -> dict[str, Callable[[Theme], bytes]]:
     """Return the charts that the report has data for, by name; each is a function that draws a PNG."""
     charts: dict[str, Callable[[Theme], bytes]] = {"cmc": partial(draw_cmc, report.results, report.dataset)}
-    if len(next(iter(next(iter(report.results.values())).values()))["cmc"]) > 1:
+    if any(len(metrics["cmc"]) > 1 for metrics in next(iter(report.results.values())).values()):
         charts["cmc_zoom"] = partial(draw_cmc_zoom, report.results, report.dataset)
     if report.ap is not None and len(report.ap):
         charts["ap_histogram"] = partial(draw_ap_histogram, report.ap)

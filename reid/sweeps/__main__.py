@@ -13,7 +13,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,6 @@ from typing import IO
 
 from jsonargparse.typing import PositiveInt
 
-from reid.config import normalize_flags
 from reid.files import Held, hold
 from reid.program import SIGNALS, STOPPED, call
 from reid.sweeps.folder import DONE, SweepFolder, check_run, to_flags
@@ -45,8 +43,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    words = normalize_flags(args)
-    at = words.index("--") if "--" in words else len(words)
+    end = args.index("--") if "--" in args else len(args)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("sweep", type=Path, nargs="?", help="sweep file, as for `wandb sweep`")
@@ -56,7 +53,7 @@ def parse_arguments(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
     parser.add_argument("--slurm", nargs="?", const="", metavar="FLAGS",
                         help='submit a job array; flags for sbatch: --slurm="--gpus-per-node=4 --nodes=2"')  # fmt: skip
     parser.add_argument("--check", action="store_true", help="only check the file, as before `wandb sweep`")
-    return parser.parse_args(words[:at]), words[at + 1 :]
+    return parser.parse_args(args[:end]), list(args[end + 1 :])
 
 
 def run_sweep(options: argparse.Namespace, extra: list[str]) -> int:
@@ -108,32 +105,32 @@ def plan_runs(sweep: Sweep, folder: SweepFolder, total: int | None, one_job: boo
 
 def run_here(sweep: Sweep, folder: SweepFolder, total: int | None) -> int:
     """Make one run after the other; with method bayes, the results so far decide the next."""
-    stop = threading.Event()  # ends the current run with a checkpoint, and then the sweep
-    for signal_number in SIGNALS:
-        signal.signal(signal_number, lambda *_: stop.set())
-    last = total if sweep.document["method"] == "bayes" else len(folder.runs()[:total])
-    for number in range(last or 0):
-        runs = folder.runs()
+    signals: list[int] = []  # a signal ends the current run with a checkpoint, and then the sweep
+    for kind in SIGNALS:
+        signal.signal(kind, lambda number, frame: signals.append(number))
+    runs = folder.runs()
+    last = len(runs[:total]) if total is None or sweep.document["method"] != "bayes" else total
+    for number in range(last):
         if number == len(runs):
             folder.add(sweep, propose(sweep, runs, 1)[0])
         if number == len(runs) or runs[number].state not in DONE:
-            make_run(sweep, folder, number, stop)
-        runs = folder.runs()
+            make_run(sweep, folder, number, signals)
+            runs = folder.runs()
         state, log = runs[number].state, f"{folder.run_folder(number)}.log"
         if state == "finished" and runs[number].metric is None:
             raise ValueError(
                 f"run {number} finished without logging {sweep.metric}; does its data have query and gallery? See {log}"
             )
-        if stop.is_set():
+        if signals:
             print(f"stopped: {describe_states(runs)}; the same command continues", flush=True)
             return STOPPED
         if state == "failed" and not any(run.state in DONE for run in runs):
             raise ValueError(f"run {number} failed and none has succeeded yet; see {log}")
     print(folder.collect(), flush=True)
-    return int(any(run.state == "failed" for run in folder.runs()))
+    return int(any(run.state == "failed" for run in runs))
 
 
-def make_run(sweep: Sweep, folder: SweepFolder, number: int, stop: threading.Event) -> None:
+def make_run(sweep: Sweep, folder: SweepFolder, number: int, signals: Sequence[int]) -> None:
     """Train one run, from its newest checkpoint if there is one, and apply the sweep's early termination."""
     path, stop_file = folder.run_folder(number), folder.path / f".stop-{number}"
     stop_file.unlink(missing_ok=True)
@@ -146,12 +143,12 @@ def make_run(sweep: Sweep, folder: SweepFolder, number: int, stop: threading.Eve
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(POLL_S)
             ends_early = ends_early or should_stop(sweep, folder.runs(), number)
-            if ends_early or stop.is_set():
+            if ends_early or signals:
                 stop_file.touch()
     stop_file.unlink(missing_ok=True)
     if process.returncode == 0:
         state = "finished"
-    elif (path / "stopped.json").exists() and (ends_early or stop.is_set()):
+    elif (path / "stopped.json").exists() and (ends_early or signals):
         state = "stopped" if ends_early else "running"  # the next call continues a running one
     else:
         state = "failed"

@@ -31,12 +31,12 @@ def check_run(sweep: Sweep, flags: Sequence[str]) -> Config:
         with contextlib.redirect_stderr(stderr):
             config = parse(Config, flags)
         check(config, 1)
+        return config
     except SystemExit:
         reason = " ".join(stderr.getvalue().split("error: ", 1)[-1].split())
-        raise ValueError(f"{sweep.path}: {' '.join(flags)}: {reason}") from None
     except ValueError as error:
-        raise ValueError(f"{sweep.path}: {error}") from error
-    return config
+        reason = str(error)
+    raise ValueError(f"{sweep.path}: {reason}")
 
 
 class SweepFolder:

@@ -88,14 +88,14 @@ def _fill_in(path: Path, word: str, program: str) -> str:
     """Fill in a word of `command` as W&B's agent does; "" for the stop file, which the sweep program names itself."""
     if STOP_FILE in word:
         return ""
-    values = {"env": "", "args": "", "interpreter": sys.executable, "program": program}
-    variables = {f"envvar:{name}": value for name, value in os.environ.items()}
+    values = {f"envvar:{name}": value for name, value in os.environ.items()}
+    values.update(env="", args="", interpreter=sys.executable, program=program)
     try:
-        return re.sub(r"\$\{([^}]*)\}", lambda found: {**variables, **values}[found[1]], word)
+        return re.sub(r"\$\{([^}]*)\}", lambda found: values[found[1]], word)
     except KeyError as error:
         raise ValueError(
-            f"{path}: `command` has ${{{error.args[0]}}}, which is not filled in here: known are {', '.join(values)} "
-            "and envvar:NAME of variables that are set"
+            f"{path}: `command` has ${{{error.args[0]}}}, which is not filled in here: known are env, args, "
+            "interpreter, program and envvar:NAME of variables that are set"
         ) from None
 
 

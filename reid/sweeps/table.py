@@ -104,18 +104,19 @@ def draw_heat_map(settings: Sequence[Setting], names: tuple[str, str], metric: s
 
     from reid.reports.figures import LIGHT, style_axes, to_png
 
-    points: dict[tuple[float, float], list[Setting]] = {}
+    cells: dict[tuple[float, float], Setting] = {}
     for setting in settings:
-        points.setdefault((setting.knobs[names[0]], setting.knobs[names[1]]), []).append(setting)
-    across, down = (sorted({point[axis] for point in points}) for axis in (0, 1))
+        cell = setting.knobs[names[0]], setting.knobs[names[1]]
+        cells[cell] = _merge(cells[cell], setting) if cell in cells else setting
+    across, down = (sorted({cell[axis] for cell in cells}) for axis in (0, 1))
     figure = Figure(figsize=(6.4, 4.8), dpi=120, facecolor=LIGHT.paper, layout="constrained")
     axes = figure.add_subplot()
     style_axes(axes, LIGHT)
-    if len(points) >= SPARSE * len(across) * len(down):
-        drawn: Any = _draw_cells(axes, points, across, down)
+    if len(cells) >= SPARSE * len(across) * len(down):
+        drawn: Any = _draw_cells(axes, cells, across, down)
     else:
-        x, y = zip(*points, strict=True)
-        drawn = axes.scatter(x, y, c=[_mean(there) for there in points.values()], cmap="viridis", s=90,
+        x, y = zip(*cells, strict=True)
+        drawn = axes.scatter(x, y, c=[setting.mean for setting in cells.values()], cmap="viridis", s=90,
                              edgecolors=LIGHT.ink, linewidths=0.6, zorder=2)  # fmt: skip
         for values, set_scale in ((across, axes.set_xscale), (down, axes.set_yscale)):
             if values[0] > 0 and values[-1] > 20 * values[0]:
@@ -123,32 +124,28 @@ def draw_heat_map(settings: Sequence[Setting], names: tuple[str, str], metric: s
     figure.colorbar(drawn, ax=axes, label=metric)
     axes.set_xlabel(names[0], color=LIGHT.ink, fontsize=11)
     axes.set_ylabel(names[1], color=LIGHT.ink, fontsize=11)
-    counts = sorted({setting.runs for setting in settings})
-    over = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    least, most = (count(setting.runs for setting in settings) for count in (min, max))
+    over = f"{least}" if least == most else f"{least} to {most}"
     axes.set_title(f"{metric}, mean of {over} run(s)", color=LIGHT.ink, fontsize=12, fontweight="bold", loc="left",
                    parse_math=False)  # fmt: skip
     return to_png(figure)
 
 
-def _mean(settings: Sequence[Setting]) -> float:
-    return float(np.average([setting.mean for setting in settings], weights=[setting.runs for setting in settings]))
+def _merge(first: Setting, second: Setting) -> Setting:
+    runs = first.runs + second.runs
+    return Setting({}, (first.runs * first.mean + second.runs * second.mean) / runs, None, runs)
 
 
-def _draw_cells(
-    axes: Any, points: dict[tuple[float, float], list[Setting]], across: list[float], down: list[float]
-) -> Any:
+def _draw_cells(axes: Any, cells: dict[tuple[float, float], Setting], across: list[float], down: list[float]) -> Any:
     """Draw the mean in each cell, and its standard deviation if the cell is one setting with several seeds."""
-    table = np.full((len(down), len(across)), np.nan)
-    for (x, y), there in points.items():
-        table[down.index(y), across.index(x)] = _mean(there)
+    table = np.array([[cells[x, y].mean if (x, y) in cells else np.nan for x in across] for y in down])
     drawn = axes.imshow(table, cmap="viridis", origin="lower", aspect="auto")
     axes.set_xticks(range(len(across)), [f"{value:g}" for value in across])
     axes.set_yticks(range(len(down)), [f"{value:g}" for value in down])
     axes.grid(False)
     low, high = np.nanmin(table), np.nanmax(table)
-    for (x, y), there in points.items():
-        value, column, row = _mean(there), across.index(x), down.index(y)
-        spread = f"\n±{100 * there[0].std:.1f}" if len(there) == 1 and there[0].std is not None else ""
-        axes.text(column, row, f"{100 * value:.1f}{spread}", ha="center", va="center", fontsize=10,
-                  color="black" if value > low + 0.6 * (high - low) else "white")  # fmt: skip
+    for (x, y), setting in cells.items():
+        spread = "" if setting.std is None else f"\n±{100 * setting.std:.1f}"
+        axes.text(across.index(x), down.index(y), f"{100 * setting.mean:.1f}{spread}", ha="center", va="center",
+                  fontsize=10, color="black" if setting.mean > low + 0.6 * (high - low) else "white")  # fmt: skip
     return drawn

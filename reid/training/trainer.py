@@ -6,7 +6,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -89,15 +89,13 @@ class Trainer:
 
         self.schedule = Schedule(config.optim, self.steps, config.batch.identities)
         self.memory_format = memory_format(config, self.device)
-        self.augmentation = Augmentation(**asdict(config.augment))
-        pixels = Pixels.from_config(config.data)
+        self.augmentation = Augmentation(config.augment)
         self.loader = TrainLoader(
-            config.data.root, data.split, data.plan, pixels, self.augmentation, accelerator.process_index,
-            accelerator.num_processes, config.data.workers, config.data.on_damage,
-        )  # fmt: skip
+            config.data, data.split, data.plan, self.augmentation, accelerator.process_index, accelerator.num_processes
+        )
         self.validation = Validation(
-            config.data.root, data.manifest, data.held_out, pixels, config.eval.batch_size, config.data.workers,
-            self.device,
+            config.data.root, data.manifest, data.held_out, Pixels.from_config(config.data), config.eval.batch_size,
+            config.data.workers, self.device,
         )  # fmt: skip
         if self.is_main:
             print(start_up_text(config, data, accelerator, self.state, self.model), flush=True)

@@ -52,13 +52,15 @@ class Validation:
     def evaluate_test(self, model: nn.Module) -> dict[str, float]:
         """Evaluate the image and centroid protocols on query and gallery."""
         query, gallery = self.extract(model, "query"), self.extract(model, "gallery")
-        results = evaluate_over_ranks(query, gallery, ["image", "centroid"])
-        return {name: value for key, result in results.items() for name, value in _scores(key, result).items()}
+        scores: dict[str, float] = {}
+        for protocol in ("image", "centroid"):
+            scores |= _scores(protocol, evaluate_over_ranks(query, gallery, protocol))
+        return scores
 
     def evaluate_held_out(self, model: nn.Module) -> dict[str, float]:
         """Evaluate the image protocol on the identities that are held out of training."""
         query, gallery = split_queries(self.extract(model, "train", np.flatnonzero(self.held_out)))
-        return _scores("val", evaluate_over_ranks(query, gallery, ["image"])["image"])
+        return _scores("val", evaluate_over_ranks(query, gallery, "image"))
 
     def extract_sample(self, model: nn.Module) -> None:
         """Extract one batch of the query split, if there is one: a dry run of the evaluation."""
@@ -71,7 +73,7 @@ class Validation:
         return extract(
             model, self.root, self.manifest, split, self.pixels, batch_size=self.batch_size, workers=self.workers,
             device=self.device, rows=rows,
-        ).features  # fmt: skip
+        )  # fmt: skip
 
 
 def has_test_set(manifest: Manifest) -> bool:

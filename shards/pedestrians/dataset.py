@@ -9,6 +9,7 @@ same arguments give the same bytes for each file, for any order and number of fi
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def synthesize(out: Path, *, progress: bool = True, **arguments: int) -> dict[st
     arguments = {name: arguments.pop(name, default) for name, (default, _, _) in ARGUMENTS.items()} | arguments
     _check(arguments)
     out, seed = Path(out), arguments["seed"]
-    shots = plan_shots(**{name: value for name, value in arguments.items() if name not in ("height", "width")})
+    shots = plan_shots(arguments)
     folders = [shot.path.partition("/")[0] for shot in shots]
     counts = {name: arguments[name] for name in ("identities_train", "identities_test")}
     counts |= {split: folders.count(folder) for split, folder in FOLDERS.items()}
@@ -97,27 +98,20 @@ def _check(arguments: dict[str, int]) -> None:
         raise ValueError(f"{total} identities do not fit Market-1501's four digits; use 9999 or fewer in all")
 
 
-def plan_shots(
-    *,
-    seed: int,
-    identities_train: int,
-    identities_test: int,
-    images_per_identity: int,
-    cameras: int,
-    distractors: int,
-    junk: int,
-) -> list[Shot]:
+def plan_shots(arguments: Mapping[str, int]) -> list[Shot]:
     """Return every file of the dataset, sorted by path. Train and test pids are mixed, as in Market-1501."""
-    pids = range(1, identities_train + identities_test + 1)
+    seed, cameras, num_train = arguments["seed"], arguments["cameras"], arguments["identities_train"]
+    pids = range(1, num_train + arguments["identities_test"] + 1)
     mixed = sorted(pids, key=lambda pid: keyed("split", seed, pid).random())
-    train, test = set(mixed[:identities_train]), sorted(mixed[identities_train:])
+    train, test = set(mixed[:num_train]), sorted(mixed[num_train:])
     shots: list[Shot] = []
     for pid in pids:
-        shots += plan_identity(seed, pid, "train" if pid in train else "test", images_per_identity, cameras)
-    for index in range(distractors):  # every camera has people without a query and boxes without a person
+        split = "train" if pid in train else "test"
+        shots += plan_identity(seed, pid, split, arguments["images_per_identity"], cameras)
+    for index in range(arguments["distractors"]):  # every camera has people without a query and boxes without a person
         who = f"{seed}/stranger/{index}" if index // cameras % 2 else None
         shots.append(_shot("gallery", "0000", who, 1 + index % cameras, f"distractor {index}", index))
-    for index in range(junk):  # bad boxes around test identities
+    for index in range(arguments["junk"]):  # bad boxes around test identities
         who = f"{seed}/{test[index % len(test)]}"
         shots.append(_shot("gallery", "-1", who, 1 + index % cameras, f"junk {index}", index, crop="bad"))
     return sorted(shots, key=lambda shot: shot.path)
@@ -161,11 +155,9 @@ def _is_complete(out: Path, marker: dict[str, Any]) -> bool:
         found = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); name a new folder or delete this one") from error
-    for name in marker:
-        if not isinstance(found, dict) or found.get(name) != marker[name]:
-            raise ValueError(
-                f"{out} holds pedestrians of other {name} than {marker[name]}; name a new folder or delete this one"
-            )
+    for name, wanted in marker.items():
+        if not isinstance(found, dict) or found.get(name) != wanted:
+            raise ValueError(f"{out} holds pedestrians of other {name} than {wanted}; name a new folder or delete it")
     return bool(found.get("complete"))
 
 

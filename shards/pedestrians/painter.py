@@ -107,12 +107,27 @@ def _paint_lower(pen: Pen, view: View, who: Identity, hip: float) -> None:
     tube.shadow(pen)
 
 
-def _paint_backpack(pen: Pen, view: View, who: Identity, hip: float, shoulder: float) -> None:
-    heights = (shoulder, shoulder - 0.04, hip + 0.1, hip + 0.03)
-    rings = list(zip(heights, (0.06, 0.085, 0.092, 0.085), (0.03, 0.05, 0.06, 0.055), strict=True))
-    tube = Tube(view, rings, z=-0.06 * who.girth - 0.05)
-    tube.fill(pen, who.bag_colour)
-    tube.paint_sector(pen, math.pi, 1.0, 0.55, 0.92, shade(who.bag_colour, 0.7))
+def _paint_bag(pen: Pen, view: View, who: Identity, hip: float, shoulder: float) -> None:
+    """Paint a backpack, satchel or suitcase; a handbag belongs to the arm."""
+    if who.bag == "backpack":
+        heights = (shoulder, shoulder - 0.04, hip + 0.1, hip + 0.03)
+        rings = list(zip(heights, (0.06, 0.085, 0.092, 0.085), (0.03, 0.05, 0.06, 0.055), strict=True))
+        tube = Tube(view, rings, z=-0.06 * who.girth - 0.05)
+        tube.fill(pen, who.bag_colour)
+        tube.paint_sector(pen, math.pi, 1.0, 0.55, 0.92, shade(who.bag_colour, 0.7))
+    elif who.bag == "satchel":
+        rings = [(hip + 0.06, 0.035, 0.08), (hip - 0.005, 0.04, 0.085), (hip - 0.07, 0.04, 0.08)]
+        tube = Tube(view, rings, x=who.side * (0.1 * who.girth + 0.035))
+        tube.fill(pen, who.bag_colour)
+        pen.polygon(tube.patch(-1, 1, 0, 0.45), fill=shade(who.bag_colour, 0.78))
+    else:
+        rings = [(0.24, 0.06, 0.045), (0.13, 0.07, 0.05), (0.02, 0.065, 0.05)]
+        tube = Tube(view, rings, x=who.side * 0.2, z=-0.1)
+        handle = [tube.at(0, 0), view.point(who.side * 0.15, 0.42, -0.05)]
+        pen.line(handle, fill=(70, 70, 76), width=SUPERSAMPLE)
+        tube.fill(pen, who.bag_colour)
+        for t in (0.3, 0.55, 0.8):
+            pen.line([tube.at(-0.8, t), tube.at(0.8, t)], fill=shade(who.bag_colour, 0.65), width=2)
     tube.shadow(pen)
 
 
@@ -132,25 +147,6 @@ def _paint_straps(pen: Pen, torso: Tube, who: Identity) -> None:
             line = [torso.at(u, t) for u, t in shown if u is not None]
             if len(line) > 1:
                 pen.line(line, fill=strap, width=width)
-
-
-def _paint_satchel(pen: Pen, view: View, who: Identity, hip: float) -> None:
-    rings = [(hip + 0.06, 0.035, 0.08), (hip - 0.005, 0.04, 0.085), (hip - 0.07, 0.04, 0.08)]
-    tube = Tube(view, rings, x=who.side * (0.1 * who.girth + 0.035))
-    tube.fill(pen, who.bag_colour)
-    pen.polygon(tube.patch(-1, 1, 0, 0.45), fill=shade(who.bag_colour, 0.78))
-    tube.shadow(pen)
-
-
-def _paint_suitcase(pen: Pen, view: View, who: Identity) -> None:
-    rings = [(0.24, 0.06, 0.045), (0.13, 0.07, 0.05), (0.02, 0.065, 0.05)]
-    tube = Tube(view, rings, x=who.side * 0.2, z=-0.1)
-    x, y = tube.at(0, 0)
-    pen.line([(x, y), view.point(who.side * 0.15, 0.42, -0.05)], fill=(70, 70, 76), width=SUPERSAMPLE)
-    tube.fill(pen, who.bag_colour)
-    for t in (0.3, 0.55, 0.8):
-        pen.line([tube.at(-0.8, t), tube.at(0.8, t)], fill=shade(who.bag_colour, 0.65), width=2)
-    tube.shadow(pen)
 
 
 HAIR_LENGTH = {"long": 3.1, "bob": 1.5}  # in radii of the head; other hair does not hang down
@@ -232,18 +228,17 @@ def paint_person(pen: Pen, view: View, who: Identity, pose: Pose) -> None:
     hip = legs[1][0][1]
     shoulder = hip + who.height * (0.81 - who.legs)
     far = 1 if math.sin(view.yaw) > 0 else -1  # the left side is the far one of a person who walks to the right
-    from_behind = math.cos(view.yaw) < 0
     torso = _torso(view, who, hip, shoulder)
     (x, y), r = view.point(0, 0, 0), 0.2 * view.unit
     pen.ellipse((x - r, y - 0.15 * r, x + r, y + 0.18 * r), fill=(8, 8, 20, 90))
-    if who.bag == "suitcase" and who.side == far:
-        _paint_suitcase(pen, view, who)
+    is_far = math.cos(view.yaw) >= 0 if who.bag == "backpack" else who.side == far
+    far_bag, near_bag = (who.bag, "") if is_far else ("", who.bag)
+    if far_bag == "suitcase":
+        _paint_bag(pen, view, who, hip, shoulder)
     _paint_leg(pen, view, who, legs[far])
     _paint_leg(pen, view, who, legs[-far])
-    if who.bag == "backpack" and not from_behind:
-        _paint_backpack(pen, view, who, hip, shoulder)
-    if who.bag == "satchel" and who.side == far:
-        _paint_satchel(pen, view, who, hip)
+    if far_bag in ("backpack", "satchel"):
+        _paint_bag(pen, view, who, hip, shoulder)
     _paint_hair_behind_torso(pen, view, who, shoulder)
     _paint_arm(pen, view, who, pose, far, shoulder - 0.025)
     _paint_lower(pen, view, who, hip)
@@ -254,10 +249,8 @@ def paint_person(pen: Pen, view: View, who: Identity, pose: Pose) -> None:
         neck = Tube(view, [(shoulder + 0.06, 0.05, 0.045), (shoulder + 0.015, 0.065, 0.055)])
         neck.fill(pen, who.trim)
         torso.paint_sector(pen, 0.25, 0.16, 0.02, 0.45, shade(who.trim, 0.85))
-    if who.bag == "backpack" and from_behind:
-        _paint_backpack(pen, view, who, hip, shoulder)
+    if near_bag == "backpack":
+        _paint_bag(pen, view, who, hip, shoulder)
     _paint_arm(pen, view, who, pose, -far, shoulder - 0.025)
-    if who.bag == "satchel" and who.side != far:
-        _paint_satchel(pen, view, who, hip)
-    if who.bag == "suitcase" and who.side != far:
-        _paint_suitcase(pen, view, who)
+    if near_bag in ("satchel", "suitcase"):
+        _paint_bag(pen, view, who, hip, shoulder)

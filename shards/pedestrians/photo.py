@@ -33,12 +33,9 @@ def draw_pedestrian(
 ) -> Image.Image:
     """Draw one surveillance crop: an RGB image of `height` x `width`.
 
-    Args:
-        identity: the key of the person, any printable value; None draws a false detection without a person.
-        camera: counted from 1.
-        image: the key of pose, crop and occlusion, any printable value.
-        scene: the seed of the cameras and their places.
-        crop: "bad" misses the person by half, as a failing detector does.
+    `identity` is the key of the person, any printable value, or None for a false detection; `image` is the key of pose,
+    crop and occlusion; `camera` counts from 1; `scene` is the seed of the cameras and their places; `crop="bad"` misses
+    the person by half, as a failing detector does.
     """
     setup = make_camera(scene, camera)
     rng = keyed("image", scene, camera, identity, image)

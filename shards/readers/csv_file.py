@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from shards.records import SPLITS, UNKNOWN_CAMERA, RawDataset, Record, number_from_one, sort_records
+from shards.records import SPLITS, UNKNOWN_CAMERA, RawDataset, Record, number_from_one
 
 NAME = "csv"
 NOTICE = "Images listed by a table of yours: their terms of use hold for these shards, too."
@@ -46,7 +46,7 @@ def read(root: Path, table: Path | None = None) -> RawDataset:
         Record(row.path, pids[row.identity], camids.get(row.camera, UNKNOWN_CAMERA), row.split, row.identity)
         for row in rows
     ]
-    return RawDataset(NAME, root, sort_records(records), None, NOTICE)
+    return RawDataset(NAME, root, records, None, NOTICE)
 
 
 def _locate(root: Path, table: Path | None) -> tuple[Path, Path]:

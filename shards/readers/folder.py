@@ -12,7 +12,6 @@ from shards.records import (
     is_image,
     list_folder,
     number_from_one,
-    sort_records,
 )
 
 NAME = "folder"
@@ -41,7 +40,7 @@ def read(root: Path) -> RawDataset:
     records = [Record(path, pids[identity], UNKNOWN_CAMERA, split, identity) for split, identity, path in files]
     unread = [path.name for path in ignored if path.parent == root and path.is_dir()]
     warnings = [f"folders whose names are not splits were not read: {', '.join(unread)}"] if unread else []
-    return RawDataset(NAME, root, sort_records(records), None, NOTICE, tuple(ignored), tuple(warnings))
+    return RawDataset(NAME, root, records, None, NOTICE, ignored, warnings)
 
 
 def _list_or_ignore(path: Path, wanted: bool, ignored: list[Path]) -> list[Path]:

@@ -4,16 +4,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from shards.records import (
-    JUNK_PID,
-    Counts,
-    RawDataset,
-    Record,
-    check_folder,
-    describe_folder,
-    list_folder,
-    sort_records,
-)
+from reid.data.manifest import JUNK_PID
+from shards.records import Counts, RawDataset, Record, check_folder, describe_folder, list_folder
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 # 0002_c1s1_000451_03.jpg, 0005_c2_f0046985.jpg, 0001_c001_00016450_0.jpg: cameras have one to several digits.
@@ -57,6 +49,4 @@ def read_layout(
     if len(kept) < len(records):
         pids = " or ".join(map(str, gallery_only))
         warnings.append(f"{len(records) - len(kept)} images with pid {pids} outside {folders['gallery']} were left out")
-    return RawDataset(
-        name, root, sort_records(kept), distractor_pid, notice, tuple(ignored), tuple(warnings), published
-    )
+    return RawDataset(name, root, kept, distractor_pid, notice, ignored, warnings, published)

@@ -3,16 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from shards.records import (
-    UNKNOWN_CAMERA,
-    Counts,
-    RawDataset,
-    Record,
-    check_folder,
-    describe_folder,
-    is_image,
-    sort_records,
-)
+from shards.records import UNKNOWN_CAMERA, Counts, RawDataset, Record, check_folder, describe_folder, is_image
 
 NAME = "msmt17"
 # version -> folder of the train and val lists, folder of the query and gallery lists
@@ -46,10 +37,9 @@ def read(root: Path, with_val: bool = True) -> RawDataset:
             records += _read_list(root / name, folder, split)
     _refuse_repeats(records, root)
     unknown = sum(record.camid == UNKNOWN_CAMERA for record in records)
-    warnings = (f"{unknown} images have no camera in their names",) if unknown else ()
+    warnings = [f"{unknown} images have no camera in their names"] if unknown else []
     published = PUBLISHED if with_val else PUBLISHED_WITHOUT_VAL
-    name = f"{NAME}-{version}"
-    return RawDataset(name, root, sort_records(records), None, NOTICE, warnings=warnings, published=published)
+    return RawDataset(f"{NAME}-{version}", root, records, None, NOTICE, warnings=warnings, published=published)
 
 
 def _find_version(root: Path) -> str:
@@ -95,9 +85,10 @@ def _parse(line: str, where: str, folder: Path, split: str) -> Record:
 
 
 def _refuse_repeats(records: Sequence[Record], root: Path) -> None:
-    seen: dict[tuple[str, Path], int] = {}
+    seen: set[tuple[str, Path]] = set()
     for record in records:
-        if seen.setdefault((record.split, record.path), record.pid) != record.pid:
-            raise ValueError(f"{root}: the lists give {record.path} two identities; copy the lists again")
-    if len(seen) < len(records):
-        raise ValueError(f"{root}: the lists name {len(records) - len(seen)} images twice; copy the lists again")
+        if (record.split, record.path) in seen:
+            raise ValueError(
+                f"{root}: the lists name the {record.split} image {record.path} twice; copy the lists again"
+            )
+        seen.add((record.split, record.path))

@@ -24,8 +24,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import transforms
 
+from reid.config import AugmentConfig, DataConfig
 from reid.data.augmentation import Augmentation
-from reid.data.images import Pixels
 from reid.data.manifest import Manifest, Shard, Split, load_manifest, save_manifest
 from reid.data.plan import Plan
 from reid.data.shard_reader import read_identities
@@ -121,7 +121,8 @@ def classic(root: Path, size: tuple[int, int], workers: int) -> Iterator[torch.T
 def make_loader(root: Path, size: tuple[int, int], workers: int = 0) -> TrainLoader:
     split = load_manifest(root).split("train")
     plan = Plan(split.images, split.shard, len(split.shards), identities=P, images=K, streams=STREAMS)
-    return TrainLoader(root, split, plan, Pixels(*size), Augmentation(), workers=workers)
+    data = DataConfig(root=str(root), height=size[0], width=size[1], workers=workers)
+    return TrainLoader(data, split, plan, Augmentation(AugmentConfig()))
 
 
 def ours(root: Path, size: tuple[int, int], workers: int) -> Iterator[torch.Tensor]:

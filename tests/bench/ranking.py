@@ -29,8 +29,8 @@ from torch import Tensor
 
 from reid.metrics import scores, top_k
 from reid.metrics.features import Features
-from reid.metrics.rerank import evaluate_reranked
-from reid.metrics.retrieval import evaluate
+from reid.metrics.rerank import Reranked
+from reid.metrics.retrieval import evaluate, evaluate_search
 
 MARKET = 3368, 15_913, 751  # queries, gallery, identities
 MSMT17 = 11_659, 82_161, 3060
@@ -169,7 +169,7 @@ def rerank(queries: int, entries: int, identities: int, how: str) -> dict:
         if how == "dense":
             took = seconds(lambda: dense_classic(query.embeddings, gallery.embeddings))
         else:
-            took = seconds(lambda: evaluate_reranked(query, gallery))
+            took = seconds(lambda: evaluate_search(Reranked(query, gallery)))
     return {"seconds": took, "product": product, "memory": memory.extra}
 
 

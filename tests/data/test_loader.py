@@ -21,7 +21,7 @@ from reid.data.eval_loader import EvalLoader, read_images
 from reid.data.images import Pixels
 from reid.data.manifest import Manifest, Split, load_manifest, save_manifest
 from reid.data.pool import Pool
-from reid.data.shard_reader import mend, read_identities
+from reid.data.shard_reader import damage_advice, read_identities
 from reid.data.train_loader import Batch, TrainLoader, join
 from reid.data.workers import explain_killed_worker, receive
 from tests.support.drawn import HEIGHT, WIDTH, Drawn
@@ -217,7 +217,7 @@ def test_truncated_shard(damaged, workers):
 def test_shard_without_a_beginning(damaged):
     overwrite(damaged / "train-0002.tar", 0, b"\xff" * 512)
     with pytest.raises(
-        ValueError, match=r"train-0002\.tar: byte 0, behind its beginning: no description of an identity"
+        ValueError, match=r"train-0002\.tar: byte 0, after its beginning: expected the description of an identity"
     ):
         read_all(damaged)
 
@@ -232,7 +232,7 @@ def test_identity_description_that_is_no_json(damaged):
     shard = damaged / "train-0002.tar"
     overwrite(shard, members_of(shard)[0].offset_data, b"\xff" * 20)
     with pytest.raises(
-        ValueError, match=r"train-0002\.tar: drawn-train-\d+\.json \(byte 512\): its JSON is absent or damaged"
+        ValueError, match=r"train-0002\.tar: drawn-train-\d+\.json \(byte 512\): its JSON is missing or damaged"
     ):
         read_all(damaged)
 
@@ -250,7 +250,7 @@ def set_in_image(**values):
         (set_in_image(bytes=-1), r"{member} \(byte 512\): .*bytes is not an integer"),
         (set_in_image(crc32=1.5), r"{member} \(byte 512\): .*crc32 is not an integer"),
         (set_in_image(camid=2**70), r"{member} \(byte 512\): .*camid is not an integer"),
-        (set_in_image(camid=77), r"sample {key} says pid .* cameras \(2, 77\); .*cameras \(1, 2\)"),
+        (set_in_image(camid=77), r"sample {key} has pid .* cameras \(2, 77\); .*cameras \(1, 2\)"),
         (lambda said: said.update(pid=float("inf")), r"{member} \(byte 512\): .*pid is not an integer"),
         (lambda said: said.update(pid=[1]), r"{member} \(byte 512\): .*pid is not an integer"),
         (lambda said: said.update(images=[]), r"{member} \(byte 512\): .*no images"),
@@ -316,7 +316,9 @@ def test_errors_say_how_to_find_all_damage(damaged):
         ValueError, match=rf"^{shard}: .*decoded: .*; `python -m shards verify --decode {damaged}` lists"
     ):
         read_all(damaged)
-    assert "copy the shards to a local folder, where `python -m shards verify --decode` lists" in mend("http://host/x")
+    assert "copy the shards to a local folder, where `python -m shards verify --decode` lists" in damage_advice(
+        "http://host/x"
+    )
 
 
 def test_overwritten_header_of_an_image(damaged, drawn):
@@ -333,7 +335,7 @@ def test_overwritten_header_of_an_identity(damaged):
     second = [member for member in members_of(shard) if member.name.endswith(".json")][1]
     overwrite(shard, second.offset, b"\xff" * 512)
     with pytest.raises(
-        ValueError, match=rf"train-0002\.tar: byte {second.offset}, behind drawn-train-\d+\.\d+\.jpg: no description"
+        ValueError, match=rf"train-0002\.tar: byte {second.offset}, after drawn-train-\d+\.\d+\.jpg: expected"
     ):
         read_all(damaged)
 
@@ -344,7 +346,7 @@ def test_manifest_with_another_pid(damaged, workers):
     pids[3] = 999
     edit_train(damaged, pids=pids)
     with pytest.raises(
-        ValueError, match=r"train-0001\.tar: .*sample drawn-train-\d+ says pid \d+ .*manifest has pid 999"
+        ValueError, match=r"train-0001\.tar: .*sample drawn-train-\d+ has pid \d+ .*manifest has pid 999"
     ):
         read_all(damaged, workers)
 
@@ -356,7 +358,7 @@ def test_manifest_with_another_count(damaged):
     shards = (replace(split.shards[0], images=split.shards[0].images + 1), *split.shards[1:])
     edit_train(damaged, images=images, shards=shards)
     with pytest.raises(
-        ValueError, match=rf"train-0000\.tar: .*sample drawn-train-\d+ says .*with {images[0] - 1} images.*{images[0]}"
+        ValueError, match=rf"train-0000\.tar: .*sample drawn-train-\d+ has .*with {images[0] - 1} images.*{images[0]}"
     ):
         read_all(damaged)
 
@@ -374,7 +376,7 @@ def test_a_shard_that_holds_more_than_the_manifest(damaged):
         names=split.names[:1] + split.names[2:],
     )
     with pytest.raises(
-        ValueError, match=r"train-0000\.tar: .*sample drawn-train-\d+ says pid .*; the manifest has no more"
+        ValueError, match=r"train-0000\.tar: .*sample drawn-train-\d+ has pid .*; the manifest has no more"
     ):
         list(read_identities(damaged, short, [0]))
 
@@ -418,7 +420,8 @@ def test_flipped_bytes_of_an_image(damaged):
 
 def test_image_with_too_many_pixels(drawn):
     split = drawn.manifest.split("train")
-    small = replace(make_loader(drawn.root, drawn.manifest), pixels=Pixels(HEIGHT, WIDTH, max_pixels=500))
+    small = make_loader(drawn.root, drawn.manifest)
+    small.pixels = Pixels(HEIGHT, WIDTH, max_pixels=500)
     with pytest.raises(
         ValueError, match=r"train-\d+\.tar: drawn-train-\d+\.\d+\.jpg \(byte \d+\): .*16 x 32 pixels, more than 500"
     ):
@@ -466,7 +469,7 @@ def damage_three_identities(root: Path) -> set[int]:
 
 
 def skipping(root: Path, **knobs) -> TrainLoader:
-    return replace(make_loader(root, load_manifest(root), images=2, steps=20, **knobs), on_damage="skip")
+    return make_loader(root, load_manifest(root), on_damage="skip", images=2, steps=20, **knobs)
 
 
 def test_skip_leaves_out_whole_identities_and_nothing_else(damaged, drawn):
@@ -487,7 +490,7 @@ def test_skip_leaves_out_whole_identities_and_nothing_else(damaged, drawn):
             assert gone == lost
             gone -= {changed_row}  # a new epoch tries it again
     reasons = " ".join(each.reason for _, _, batch in found for each in batch.dropped)
-    for text in ("says pid 1", "checksum is wrong", "ends at byte"):
+    for text in ("has pid 1", "checksum is wrong", "ends at byte"):
         assert text in reasons
 
 
@@ -542,7 +545,7 @@ def test_a_manifest_that_is_swapped_under_a_run_stops_it(damaged, workers):
             pass
 
 
-TRAINING = "TrainLoader(root, split, plan, Pixels(32, 16), Augmentation(), workers=2).batches(10**6)"
+TRAINING = "TrainLoader(data, split, plan, Augmentation(AugmentConfig())).batches(10**6)"
 EVALUATION = "EvalLoader(root, split, list(range(8)) * 1000, Pixels(32, 16), batch_size=1).batches(2)"
 
 
@@ -550,6 +553,7 @@ def run_with_workers(drawn: Drawn, folder: Path, at_step_2: str, batches: str = 
     """The exit status and the output of a program that does `at_step_2` while two workers decode, and continues."""
     (folder / "program.py").write_text(f"""
 import multiprocessing, os, signal, sys
+from reid.config import AugmentConfig, DataConfig
 from reid.data.augmentation import Augmentation
 from reid.data.eval_loader import EvalLoader
 from reid.data.train_loader import TrainLoader
@@ -558,6 +562,7 @@ from reid.data.manifest import load_manifest
 from reid.data.images import Pixels
 from reid.data.plan import Plan
 root = {str(drawn.root)!r}
+data = DataConfig(root=root, height=32, width=16, workers=2)
 split = load_manifest(root).split("train")
 plan = Plan(split.images, split.shard, len(split.shards), identities=8, images=3, streams=4)
 sys.kept = batches = {batches}  # to the end, as the stack trace of an error keeps it

@@ -1,4 +1,4 @@
-"""reid/data/tar.py against tarfile."""
+"""Headers of tars, as reid/data/shard_reader.py reads them, against tarfile."""
 
 import tarfile
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reid.data.tar import BLOCK, Header, padded, parse_header
+from reid.data.shard_reader import BLOCK, Header, padded, parse_header
 
 names = st.text("abcdefgh/._-0123456789é", min_size=1, max_size=120).filter(
     lambda name: not name.startswith("/") and not name.endswith("/") and "//" not in name

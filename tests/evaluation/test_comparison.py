@@ -7,15 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from reid.evaluation.comparison import (
-    PER_QUERY,
-    compare,
-    describe,
-    difference,
-    format_comparison,
-    load_about,
-    write_comparison,
-)
+from reid.evaluation.comparison import compare, format_comparison, write_comparison
+from reid.evaluation.dataset_report import PER_QUERY, describe, difference, load_about
 from reid.metrics import retrieval
 from reid.metrics.bootstrap import paired
 from reid.metrics.features import Features
@@ -89,7 +82,7 @@ def test_features_without_shards_compare_by_their_labels(tmp_path):
 
 def test_other_data_is_refused(tmp_path):
     report(tmp_path / "a"), report(tmp_path / "other", fingerprint="0" * 64)
-    with pytest.raises(ValueError, match=r"data fingerprint f{12} against 0{12}; evaluate both on the same shards"):
+    with pytest.raises(ValueError, match=r"data fingerprint f{12} against 0{12}; evaluate all on the same shards"):
         compare([str(tmp_path / "a"), str(tmp_path / "other")])
     fewer = report(tmp_path / "fewer")["image"]
     assert fewer.num_valid_queries

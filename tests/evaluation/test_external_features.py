@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from reid.evaluation.external_features import read_features, read_pictures, write_features
+from reid.evaluation.external_features import read_features, write_features
 from reid.metrics import retrieval
 from reid.metrics.features import Features
 from tests.support.drawn import Bomb
@@ -34,7 +34,7 @@ def test_all_keys(tmp_path):
     assert split.features.pids.tolist() == GOOD["pids"].tolist()
     assert split.features.camids.tolist() == GOOD["camids"].tolist()
     assert split.features.distractors.tolist() == GOOD["distractors"].tolist()
-    assert split.paths[3] == "3.jpg" and split.knows_cameras
+    assert split.paths[3] == "3.jpg"
 
 
 def test_optional_keys_and_other_types(tmp_path):
@@ -44,7 +44,7 @@ def test_optional_keys_and_other_types(tmp_path):
     split = read_features(path)
     assert split.features.embeddings.dtype == torch.float32
     assert np.array_equal(split.features.embeddings.numpy(), features.astype(np.float32))
-    assert split.features.camids.tolist() == [-1] * 20 and not split.knows_cameras
+    assert split.features.camids.tolist() == [-1] * 20
     assert split.features.distractors is None and split.paths is None
 
 
@@ -95,11 +95,11 @@ BAD_ROW = np.where(np.arange(20)[:, None] == 7, np.nan, GOOD["features"])
         ({"features": GOOD["features"][0]}, (), r"features are float32 \(5,\); give numbers \(images, dims\)"),
         ({"features": GOOD["features"].astype("U9")}, (), "features are <U9"),
         ({"features": np.zeros((0, 5)), "pids": np.zeros(0, int)}, ("camids",), "give at least one image"),
-        ({"pids": np.arange(19)}, (), r"pids have shape \(19,\); 20 features need \(20,\)"),
+        ({"pids": np.arange(19)}, (), r"pids have shape \(19,\); 20 embeddings need \(20,\)"),
         ({"camids": np.zeros((20, 1), int)}, (), r"camids have shape \(20, 1\)"),
         ({"pids": np.arange(20) / 2}, (), "pids are float64; give integers"),
-        ({"distractors": np.array(["no"] * 20)}, (), "distractors are <U2; give booleans"),
-        ({"paths": np.arange(20)}, (), "paths are int64; give text"),
+        ({"distractors": np.array(["no"] * 20)}, (), "distractors are <U2; give integers, or booleans"),
+        ({"paths": np.arange(20)}, (), r"paths are int64 \(20,\); give text"),
         ({"features": BAD_ROW}, (), r"the features of row 7, 7.jpg are not finite \(1 of 20 images\)"),
         ({"features": BAD_ROW}, ("paths",), "the features of row 7 are not finite"),
         ({"features": HUGE_ROW}, (), r"the features of row 7, 7.jpg are too large for float32 \(1 of 20 images\)"),
@@ -134,14 +134,16 @@ def test_objects_are_refused_and_never_built(tmp_path):
     assert not (tmp_path / "exploded").exists()
 
 
-def test_pictures_by_path(tmp_path):
+def test_pictures_by_path(tmp_path, monkeypatch):
     split = read_features(save(tmp_path))
     Image.fromarray(np.full((600, 300, 3), 90, np.uint8)).save(tmp_path / "2.jpg")
     Image.fromarray(np.full((30, 20), 90, np.uint8)).save(tmp_path / "3.jpg")
     (tmp_path / "4.jpg").write_bytes(b"no picture")
-    large, grey, broken, absent = read_pictures(split, [2, 3, 4, 5], tmp_path, max_pixels=180_000)
+    monkeypatch.setattr("reid.evaluation.external_features.MAX_PIXELS", 180_000)
+    large, grey, broken, absent = split.read_images([2, 3, 4, 5], tmp_path)
     assert large.shape == (256, 128, 3) and large.dtype == np.uint8
     assert grey.shape == (30, 20, 3)
     assert broken is None and absent is None
-    assert read_pictures(split, [2], tmp_path, max_pixels=179_999) == [None]
-    assert read_pictures(read_features(save(tmp_path, drop=("paths",))), [2], tmp_path, 180_000) == [None]
+    assert read_features(save(tmp_path, drop=("paths",))).read_images([2], tmp_path) == [None]
+    monkeypatch.setattr("reid.evaluation.external_features.MAX_PIXELS", 179_999)
+    assert split.read_images([2], tmp_path) == [None]

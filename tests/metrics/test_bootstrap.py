@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from reid.metrics import bootstrap
-from reid.metrics.bootstrap import Difference, interval, intervals, paired
+from reid.metrics.bootstrap import Difference, intervals, paired
 
 
 def values(count, seed=0):
@@ -26,6 +26,10 @@ def quantile_by_hand(means, share):
     place = share * (len(ordered) - 1)
     below = int(place)
     return ordered[below] + (place - below) * (ordered[min(below + 1, len(ordered) - 1)] - ordered[below])
+
+
+def interval(values, *knobs, **more):
+    return tuple(intervals(values[:, None], *knobs, **more)[0].tolist())
 
 
 @pytest.mark.parametrize(("count", "level", "seed"), [(1, 0.95, 0), (7, 0.95, 0), (40, 0.8, 3)])
@@ -111,13 +115,12 @@ def test_a_run_does_not_differ_from_itself():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: interval([]), r"values have shape \(0,\); give one value per query, at least one"),
-        (lambda: interval(np.ones((2, 2))), r"values have shape \(2, 2\)"),
-        (lambda: interval([1, np.nan]), "values: value 1 is not finite"),
-        (lambda: interval([1.0], level=95), "level is 95; give a share between 0 and 1"),
-        (lambda: interval([1.0], resamples=0), "resamples is 0"),
+        (lambda: paired(np.ones((2, 2)), [1]), r"a have shape \(2, 2\)"),
+        (lambda: paired([1, np.nan], [1, 2]), "a: value 1 is not finite"),
+        (lambda: paired([1.0], [1.0], level=95), "level is 95; give a share between 0 and 1"),
+        (lambda: paired([1.0], [1.0], resamples=0), "resamples is 0"),
         (lambda: paired([1, 2], [1, 2, 3]), "a has 2 values, b 3; give both runs' values of the same queries"),
-        (lambda: paired([1], []), r"b have shape \(0,\)"),
+        (lambda: paired([1], []), r"b have shape \(0,\); give one value per query, at least one"),
     ],
 )
 def test_bad_input_is_named(call, message):

@@ -202,7 +202,7 @@ def test_ctl_published_lists_what_the_ctl_authors_code_lists():
 def test_rows_taken_remember_the_whole():
     part = QUERY.take(torch.tensor([4, 0]))
     assert part.pids.tolist() == [7, 3] and part.camids.tolist() == [-1, 0] and part.distractors is None
-    assert part.whole is QUERY and part.take(slice(1)).whole is QUERY and QUERY.whole is None
+    assert part.taken_from is QUERY and part.take(slice(1)).taken_from is QUERY and QUERY.taken_from is None
     assert GALLERY.take(slice(2, 4)).distractors.tolist() == [True, False]
 
 

@@ -9,8 +9,8 @@ import torch
 from reid.metrics import ranking, rerank
 from reid.metrics.features import Features
 from reid.metrics.protocols import build_gallery
-from reid.metrics.rerank import Reranked, evaluate_reranked, top_k_reranked
-from reid.metrics.retrieval import evaluate
+from reid.metrics.rerank import Reranked
+from reid.metrics.retrieval import evaluate, evaluate_search
 from tests.support.blocks import block_sizes
 from tests.support.gaps import are_apart
 from tests.support.memory import allocations
@@ -80,6 +80,10 @@ def ap_by_hand(distances, query, gallery):
         if len(places):
             aps.append(np.mean(np.arange(1, len(places) + 1) / places))
     return aps
+
+
+def evaluate_reranked(query, gallery, **knobs):
+    return evaluate_search(Reranked(query, gallery, **knobs))
 
 
 def distances_of(search):
@@ -173,7 +177,7 @@ def test_equal_features_keep_the_gallery_order():
         Features(np.ones((3, 4)), [1, 2, 3], [0] * 3),
         Features(np.ones((40, 4)), [3, 2, 1, 0] * 10, [1] * 40),
     )
-    assert top_k_reranked(query, gallery, 40)[0].tolist() == [list(range(40))] * 3
+    assert ranking.best_of_search(Reranked(query, gallery), 40)[0].tolist() == [list(range(40))] * 3
     assert evaluate_reranked(query, gallery).first_ranks.tolist() == [3, 2, 1]
 
 
@@ -208,9 +212,9 @@ def test_top_k_lists_rows_and_distances():
     removed = (query.pids[:, None] == gallery.pids[kept]) & (query.camids[:, None] == gallery.camids[kept])
     distances[removed.numpy()] = np.inf
     order = np.argsort(distances, axis=1, kind="stable")[:, :9]
-    indices, found = top_k_reranked(query, gallery, 9, metric="euclidean")
+    indices, scores = ranking.best_of_search(Reranked(query, gallery, metric="euclidean"), 9)
     np.testing.assert_array_equal(indices, kept[order])
-    np.testing.assert_allclose(found, np.take_along_axis(distances, order, axis=1), atol=2e-6)
+    np.testing.assert_allclose(-scores, np.take_along_axis(distances, order, axis=1), atol=2e-6)
 
 
 def test_lambda_1_is_the_ranking_without_re_ranking():
@@ -247,12 +251,11 @@ def test_lists_are_split_by_their_items():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"protocol": "centroid"}, "re-ranking knows no protocol 'centroid'; give image or centroid_all"),
+        ({"protocol": "centroid"}, "protocol 'centroid' cannot be re-ranked; give image or centroid_all"),
         ({"k1": 0}, "k1 is 0 and k2 is 6"),
         ({"k2": 0}, "k1 is 20 and k2 is 0"),
         ({"lambda_": 1.5}, "lambda_ is 1.5"),
         ({"metric": "l1"}, "known: cosine, euclidean"),
-        ({"max_rank": 0}, "max_rank is 0"),
     ],
 )
 def test_bad_input_is_named(arguments, message):
@@ -263,7 +266,7 @@ def test_bad_input_is_named(arguments, message):
 def test_a_junk_query_must_be_finite_as_it_is_a_neighbour():
     query, gallery = split(4, 3, 2, seed=19), split(9, 3, 2, seed=20)
     query.pids[1], query.embeddings[1] = -1, torch.nan
-    with pytest.raises(ValueError, match="junk queries for neighbours, and one is not finite"):
+    with pytest.raises(ValueError, match="junk queries as neighbours, and one is not finite"):
         evaluate_reranked(query, gallery)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from typing import NamedTuple
+from typing import NamedTuple, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -11,10 +11,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from reid import metrics
+from reid.config import EvaluateConfig
 from reid.metrics import Features, bootstrap, retrieval, top_k
 from reid.metrics.protocols import PROTOCOLS, build_gallery
 from reid.metrics.retrieval import evaluate, merge
+from reid.metrics.scores import METRICS
 from tests.support.blocks import block_sizes
 from tests.support.features import exact_split, features, random_split
 from tests.support.gaps import are_apart
@@ -236,7 +237,7 @@ def test_cosine_among_centroids_agrees_with_a_loop(pair, max_rank, blocks):
     agree_on(pair, rankings, "centroid", "cosine", max_rank, blocks)
 
 
-@pytest.mark.parametrize("metric", metrics.METRICS)
+@pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_random_features_agree_with_a_loop(protocol, metric):
     query, gallery = exact_split(20, 8, 9, 4, seed=1), exact_split(90, 8, 12, 4, seed=2)
@@ -445,7 +446,7 @@ def test_a_query_marked_as_distractor_matches_nobody():
     assert evaluate(query, features([(1, 0.1), (1, 0.2)], [5, 1])).valid.tolist() == [False, True]
 
 
-@pytest.mark.parametrize("metric", metrics.METRICS)
+@pytest.mark.parametrize("metric", METRICS)
 def test_ties_rank_in_gallery_order(metric):
     query = features([(1, 0)], [1], [0])
     for place in range(4):
@@ -586,7 +587,7 @@ def test_products_are_exact_whatever_training_switched_on():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("metric", metrics.METRICS)
+@pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_cuda_agrees_with_a_loop(protocol, metric):
     query, gallery = exact_split(20, 8, 9, 4, seed=1), exact_split(90, 8, 12, 4, seed=2)
@@ -641,24 +642,12 @@ def test_an_own_centroid_in_two_slices_is_counted_once():
     assert merge(parts).own.tolist() == [[1, 1]]
 
 
-def test_cmc_at_any_rank():
-    query, gallery = random_split(40, 4, 12, 3, seed=5), random_split(200, 4, 15, 3, seed=6)
-    result = evaluate(query, gallery, max_rank=20)
-    assert result.cmc_at(range(1, 21)) == dict(enumerate(result.cmc.tolist(), start=1))
-    assert result.cmc_at([50, 1]) == {50: evaluate(query, gallery, max_rank=50).cmc[49], 1: result.cmc[0]}
-    assert result.cmc_at([10_000]) == {10_000: 1.0} and result.cmc_at([]) == {}
-    with pytest.raises(ValueError, match=r"ranks are \[1, 0\]"):
-        result.cmc_at([1, 0])
-
-
 def test_intervals_are_the_bootstraps_of_each_figure():
     query, gallery = random_split(60, 4, 12, 3, seed=5), random_split(200, 4, 15, 3, seed=6)
     result = evaluate(query, gallery)
-    assert result.intervals == {
-        "mAP": bootstrap.interval(result.ap),
-        "rank1": bootstrap.interval(result.first_ranks == 1),
-        "mINP": bootstrap.interval(result.inp),
-    }
+    values = {"mAP": result.ap, "rank1": result.first_ranks == 1, "mINP": result.inp}
+    for name, column in values.items():
+        assert list(result.intervals[name]) == bootstrap.intervals(column[:, None])[0].tolist()
     for name, figure in (("mAP", result.mAP), ("rank1", result.cmc[0]), ("mINP", result.mINP)):
         low, high = result.intervals[name]
         assert low < figure < high
@@ -701,7 +690,15 @@ def test_missing_identities_are_counted():
 
 
 def test_every_protocol_says_what_it_compares_with():
-    assert list(metrics.COMPARES_WITH) == list(PROTOCOLS)
+    assert all(row.name == name and row.text and row.compares_with for name, row in PROTOCOLS.items())
+    assert [name for name, row in PROTOCOLS.items() if row.can_rerank] == ["image", "centroid_all"]
+
+
+def test_the_configuration_knows_the_protocols_of_the_table():
+    """The configuration names them again, because it must not import torch."""
+    assert EvaluateConfig().protocols == list(PROTOCOLS)
+    annotation = get_type_hints(EvaluateConfig)["protocols"]
+    assert get_args(get_args(annotation)[0]) == tuple(PROTOCOLS)
 
 
 # --- bad input

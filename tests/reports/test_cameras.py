@@ -1,4 +1,4 @@
-"""reid/reports/analysis.py: every cell against an evaluation of the images that the cell is about."""
+"""reid/reports/analysis.py: each cell equals an evaluation on the images of its two cameras."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from tests.support.memory import allocations
 
 
 def draw(number, cameras, seed, pids=12, dim=8):
-    """Features in multiples of 1/16: products are exact in float32, and so the same among more images or fewer."""
+    """Features in multiples of 1/16: products are exact in float32, so they do not depend on the number of images."""
     rng = np.random.default_rng(seed)
     pid = rng.integers(0, pids, number)
     centre = np.random.default_rng(0).normal(size=(pids, dim))
@@ -21,7 +21,7 @@ def draw(number, cameras, seed, pids=12, dim=8):
 
 
 @pytest.mark.parametrize("most_by_one", [False, True])
-def test_cells_are_evaluations_of_their_own(most_by_one):
+def test_cells_equal_separate_evaluations(most_by_one):
     query, gallery = draw(60, 3, 1), draw(200, 4, 2)
     if most_by_one:
         gallery.camids[:120] = 2
@@ -57,7 +57,7 @@ def test_no_copy_as_large_as_half_the_gallery(cameras):
     assert 0 < largest < gallery.embeddings.nbytes / 2
 
 
-def test_unknown_cameras_and_junk_are_no_camera():
+def test_unknown_cameras_and_junk_are_left_out():
     query, gallery = draw(40, 2, 1), draw(80, 2, 2)
     gallery.camids[:5] = -1
     gallery.camids[5], gallery.pids[5] = 9, -1
@@ -65,7 +65,7 @@ def test_unknown_cameras_and_junk_are_no_camera():
     assert isinstance(pairs, CameraPairs) and pairs.gallery_cameras.tolist() == [0, 1]
 
 
-def test_nothing_to_show():
+def test_reasons_for_no_matrix():
     assert measure_camera_pairs(draw(9, 1, 1), draw(9, 1, 2)) == "fewer than two known cameras"
     many = draw(2000, MAX_CAMERAS + 1, 1)
     assert "cannot be read" in measure_camera_pairs(many, draw(20, 2, 2))

@@ -1,4 +1,4 @@
-"""reid/reports/analysis.py: what the dots are, that they are the same every time, and when there are none."""
+"""reid/reports/analysis.py: centroids in two dimensions, equal in each run, and the reasons why there are none."""
 
 import numpy as np
 import torch
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from sklearn.decomposition import PCA
 
 from reid.metrics.features import Features
-from reid.reports import analysis as embedding
+from reid.reports import analysis
 from reid.reports.analysis import Embedding, embed_centroids
 
 
@@ -33,7 +33,7 @@ def test_points_are_the_pca_of_normalised_means():
     assert found.total == 12 and found.tsne.shape == (12, 2) and np.isfinite(found.tsne).all()
 
 
-def test_colours_are_the_means_of_an_identitys_queries():
+def test_colors_are_the_mean_ap_of_an_identitys_queries():
     gallery = draw(11)
     query = Features(torch.ones(6, 6), [3, 5, 3, 7, 4, 99], [9] * 6)  # the gallery has neither 4 nor 99
     valid = np.array([True, True, True, False, True, True])
@@ -43,13 +43,13 @@ def test_colours_are_the_means_of_an_identitys_queries():
     assert all(np.isnan(value) for pid, value in by_pid.items() if pid not in (3, 5))  # 7 has no valid query
 
 
-def test_the_same_every_time():
+def test_two_runs_are_equal():
     one, other = embed(40)[0], embed(40)[0]
     assert np.array_equal(one.tsne, other.tsne) and np.array_equal(one.pca, other.pca)
 
 
 def test_many_identities_are_sampled(monkeypatch):
-    monkeypatch.setattr(embedding, "MAX_IDENTITIES", 20)
+    monkeypatch.setattr(analysis, "MAX_IDENTITIES", 20)
     found, _, _ = embed(60)
     assert found.total == 60 and len(set(found.pids.tolist())) == 20 and (np.diff(found.pids) > 0).all()
     assert np.array_equal(found.pids, embed(60)[0].pids)
@@ -66,7 +66,7 @@ def test_few_or_equal_identities():
     )
 
 
-def test_distractors_and_junk_are_no_dots():
+def test_distractors_and_junk_are_left_out():
     gallery = draw(12)
     gallery.distractors = gallery.pids == 1
     gallery.pids[gallery.pids == 3] = -1

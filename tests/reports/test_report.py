@@ -1,4 +1,4 @@
-"""The report: figures in the table and on the page, pictures that open, nothing that leaves the file or breaks it."""
+"""The report: its tables and charts are right, its page is self-contained, escaped and readable in a browser."""
 
 import ast
 import base64
@@ -106,7 +106,7 @@ def embedding(identities=12, total=12, tsne=True):
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
-    """The folder of a report with everything that one can hold, drawn where pyplot cannot be imported. Only read it."""
+    """The folder of a report with all parts, written while pyplot could not be imported. Tests only read it."""
     folder = tmp_path_factory.mktemp("new") / "folder"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "matplotlib.pyplot", None)
@@ -144,7 +144,7 @@ def test_any_ranks():
     assert row.split()[-5:-1] == [f"{100 * cmc[0]:.1f}", f"{100 * cmc[1]:.1f}", f"{100 * cmc[49]:.1f}", "-"]
 
 
-def test_every_protocol_says_what_it_compares_with():
+def test_notes_name_what_each_protocol_compares_with():
     results = {"trained": {name: figures(0.5, 0.5) for name in (*PROTOCOLS, *RERANKED.values())}}
     said = format_notes(results)
     assert "mean reciprocal rank" in said and "never compare" in " ".join(said.split())
@@ -153,7 +153,7 @@ def test_every_protocol_says_what_it_compares_with():
     assert "MCTL papers, and nothing else" in lines["ctl_published"] and "BoT" in lines["image"]
 
 
-def test_cost_beside_what_is_found():
+def test_cost_of_galleries():
     image = figures(0.8, 0.9, gallery=1000) | {"gallery_bytes": 3 << 20, "comparisons": 40_000}
     centroid = figures(0.9, 0.9, gallery=50) | {"gallery_bytes": 1 << 20, "comparisons": 2_000}
     rows = list_cost({"image": image, "centroid": centroid, RERANKED["image"]: image})
@@ -164,7 +164,7 @@ def test_cost_beside_what_is_found():
 
 
 @pytest.mark.usefixtures("without_charts")
-def test_page_has_the_tables_figures(tmp_path):
+def test_page_has_the_metrics_of_the_table(tmp_path):
     text = write(tmp_path).text
     assert "trained image 15,913 3,367 85.4 84.4–86.4 42.7 93.9 96.0 97.6 84.2 centroid" in text
     assert "never compare it with image mAP" in text and "mean reciprocal rank" in text
@@ -173,7 +173,7 @@ def test_page_has_the_tables_figures(tmp_path):
     assert "No warnings." in text
 
 
-def test_page_stands_alone(full):
+def test_page_is_self_contained(full):
     html = html_of(full)
     page = Page(html)
     assert not re.search(r"https?:|<script|@import|url\(", html)
@@ -202,7 +202,7 @@ def test_facts_and_warnings_are_listed(tmp_path):
     assert "2 warnings 4 broken no cameras" in text and "No warnings" not in text
 
 
-def test_pictures_lie_beside_the_page(full):
+def test_pictures_are_files_next_to_the_page(full):
     assert {path.name for path in full.glob("*.png")} == {f"{name}.png" for name in PICTURES}
     assert set(list_pictures(full)) == set(PICTURES)
     for name in PICTURES:
@@ -211,7 +211,7 @@ def test_pictures_lie_beside_the_page(full):
 
 
 @pytest.mark.usefixtures("without_charts")
-def test_pictures_that_a_second_report_has_not_are_gone(full, tmp_path):
+def test_pictures_of_an_earlier_report_are_removed(full, tmp_path):
     folder = shutil.copytree(full, tmp_path / "copy")
     write(folder)
     assert {path.stem for path in folder.glob("*.png")} == {"cmc", "cmc_zoom"} == set(list_pictures(folder))
@@ -257,34 +257,34 @@ def test_curves_differ_by_theme_and_data():
 
 
 @pytest.mark.usefixtures("without_charts")
-def test_one_model_alone_is_not_told_from_others(tmp_path):
+def test_one_model_needs_no_name(tmp_path):
     one, both = (" ".join(write(tmp_path, results).text.split()) for results in ({"a": RESULTS["trained"]}, RESULTS))
-    assert "in the second picture: trained" in both and "second picture" not in one
+    assert "second chart: trained" in both and "second chart" not in one
     same = {"a": RESULTS["trained"]}, {"b": RESULTS["trained"]}
     assert draw_cmc(same[0], "d") == draw_cmc(same[1], "d")  # no name of the model in the legend
 
 
-def test_image_stands_out():
-    """Curves that fall together: the image protocol's colour is the one on top."""
+def test_image_protocol_is_drawn_on_top():
+    """Of two equal curves the image protocol's is the one that can be seen."""
     results = {"a": {"centroid": figures(0.5, 0.5), "image": figures(0.5, 0.5)}}
     pixels = pixels_of(draw_cmc(results, "d"))
     first, second = (count(pixels[: len(pixels) * 3 // 4], colour) for colour in LIGHT.lines[:2])
     assert second > 5 * first
 
 
-def test_every_row_of_a_full_report_has_a_colour_of_its_own():
+def test_each_protocol_has_its_color():
     for theme in (LIGHT, DARK):
         assert len(set(theme.lines)) >= len(PROTOCOLS) + len(RERANKED)
 
 
-def test_dots_can_be_seen_on_dark_paper():
+def test_dots_are_visible_on_dark_paper():
     paper = np.array([int(DARK.paper[i : i + 2], 16) for i in (1, 3, 5)])
     darkest = 255 * np.array(choose_colors(DARK)(0.0)[:3])
     assert np.abs(darkest - paper).max() > 80 and choose_colors(LIGHT).name == "viridis"
 
 
 def test_no_pyplot(full):
-    """pyplot keeps every figure alive and may look for a display. The report of `full` was drawn without it."""
+    """pyplot keeps figures in memory and may need a display. The report of `full` was written without it."""
     assert set(list_pictures(full)) == set(PICTURES)
     imported = set()
     for path in REID.rglob("*.py"):
@@ -310,8 +310,8 @@ def test_pictures_must_be_rgb_bytes(tmp_path):
 
 
 @pytest.mark.usefixtures("without_charts")
-def test_what_is_missing_is_said(tmp_path):
-    without = {"cameras": "one camera", "embedding": "2 identities", "no_lists": "As text: no paths."}
+def test_reasons_for_missing_parts(tmp_path):
+    without = {"cameras": "one camera", "embedding": "2 identities", "rank_lists_note": "As text: no paths."}
     text = write(
         tmp_path, rank_lists=[RankList(bare("asked"), [bare("a"), bare("b", False)], 0.5, "best")], **without
     ).text
@@ -325,13 +325,13 @@ def bare(caption, correct=True):
 
 
 @pytest.mark.usefixtures("without_charts")
-def test_a_list_may_lack_some_pictures(tmp_path):
+def test_a_rank_list_without_some_images(tmp_path):
     text = write(tmp_path, rank_lists=[RankList(picture(), [picture(), bare("lost")], 0.5, "best")]).text
     assert "no image 2 ✓ lost" in text
     assert (tmp_path / "rank_lists.png").is_file()
 
 
-def test_every_picture_has_words(full):
+def test_images_have_alternative_texts(full):
     html = html_of(full)
     words = re.findall(r'<img src="[^"]*" alt="([^"]*)"', html)
     assert len(words) == html.count("<img ") and all(len(word) > 5 for word in words)
@@ -341,13 +341,13 @@ def test_every_picture_has_words(full):
 
 
 @pytest.mark.usefixtures("without_charts")
-def test_a_sample_of_identities_is_said(tmp_path):
+def test_a_sample_of_identities_is_mentioned(tmp_path):
     text = write(tmp_path, embedding=embedding(total=3000, tsne=False)).text
-    assert "12 identities of the gallery, a fixed random sample of 3,000" in text
+    assert "12 identities, a fixed random sample of 3,000." in text
     assert "t-SNE is left out: 12 identities" in text and not (tmp_path / "tsne.png").exists()
 
 
-def test_the_zoom_shows_the_first_model_and_ranks_alone():
+def test_the_zoom_shows_only_the_first_model_and_ranks():
     def changed(model, rank):
         cmc = [*RESULTS[model]["image"]["cmc"]]
         cmc[rank - 1] -= 0.03
@@ -399,7 +399,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here to open the page in")
 @pytest.mark.parametrize("dark", [False, True])
 def test_in_a_browser(full, tmp_path, dark):
-    """A probe in a copy of the page, in frames of a phone's and a screen's width, tells how the page came out there."""
+    """A script in a copy of the page, in frames as wide as a phone and a screen, measures the page there."""
     html = html_of(full)
     probe = """<script>addEventListener('load', () => parent.document.title += '|' + [
         window.name, document.documentElement.scrollWidth, [...document.images].every(image => image.naturalWidth > 0),
@@ -422,7 +422,7 @@ def test_in_a_browser(full, tmp_path, dark):
     found = [told.split(";") for told in title[1].split("|")[1:]]
     assert {width for width, *_ in found} == {"390", "1100"}, title[1]
     for width, reached, images, row_height, background in found:
-        assert int(reached) <= int(width)  # nothing to scroll sideways but the tables in their frames
+        assert int(reached) <= int(width)  # only tables scroll sideways
         assert images == "true"
-        assert int(row_height) <= 60  # two lines: names break between words, not between letters
+        assert int(row_height) <= 60  # at most two lines: names break between words
         assert background == ("rgb(15, 18, 23)" if dark else "rgb(246, 247, 249)")

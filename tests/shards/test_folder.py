@@ -19,7 +19,7 @@ def test_identities_are_numbered_from_one_over_all_splits(folder_tree: Path) -> 
         ("gallery", 3, -1, "Cleo", "2.jpg"),
         ("gallery", 3, -1, "Cleo", "3.png"),
     ]
-    assert raw.distractor_pid is None and raw.ignored == () and raw.warnings == ()
+    assert raw.distractor_pid is None and not raw.ignored and not raw.warnings
 
 
 def test_numeric_names_are_sorted_as_numbers(tmp_path: Path, draw) -> None:
@@ -49,7 +49,7 @@ def test_strays_and_unknown_folders(folder_tree: Path, draw) -> None:
     raw = folder.read(folder_tree)
     assert len(raw.records) == 7
     assert {path.name for path in raw.ignored} == {"Thumbs.db", ".DS_Store", "._1.jpg", "notes.txt", "deeper", "val"}
-    assert raw.warnings == ("folders whose names are not splits were not read: val",)
+    assert raw.warnings == ["folders whose names are not splits were not read: val"]
 
 
 def test_train_alone_is_enough(tmp_path: Path, draw) -> None:

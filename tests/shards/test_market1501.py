@@ -16,7 +16,7 @@ def test_counts_and_labels(market: Path) -> None:
     assert gallery == {-1: 20, 0: 18, 1: 3, 21: 3, 1501: 3}
     assert raw.distractor_pid == 0
     assert "research" in raw.notice and "redistributed" in raw.notice
-    assert raw.warnings == ()
+    assert not raw.warnings
     one = next(record for record in raw.records if record.path.name == "1501_c112s2_000100_01.jpg")
     assert (one.pid, one.camid, one.split, one.name) == (1501, 112, "gallery", "1501")
     junk = next(record for record in raw.records if record.pid == -1)
@@ -75,7 +75,7 @@ def test_junk_outside_the_gallery_is_left_out_with_a_warning(own_market: Path) -
         (folder / name).write_bytes((folder / source).read_bytes())
     raw = market1501.read(own_market)
     assert min(record.pid for record in raw.records if record.split == "train") == 2
-    assert raw.warnings == ("2 images with pid -1 or 0 outside bounding_box_test were left out",)
+    assert raw.warnings == ["2 images with pid -1 or 0 outside bounding_box_test were left out"]
 
 
 def test_drawn_people_are_not_market1501(own_market: Path) -> None:

@@ -103,7 +103,7 @@ def test_zero_is_an_identity_where_there_are_no_distractors(duke: Path, draw) ->
     draw(duke / "bounding_box_train" / "-1_c1_f1.jpg")
     raw = dukemtmc.read(duke)
     assert Counter(pid for pid, _ in facts(raw)["train"]) == {0: 1, 1: 2, 7: 2}
-    assert raw.warnings == ("1 images with pid -1 outside bounding_box_test were left out",)
+    assert raw.warnings == ["1 images with pid -1 outside bounding_box_test were left out"]
 
 
 @pytest.mark.parametrize("read", [dukemtmc.read, veri776.read])

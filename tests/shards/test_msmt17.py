@@ -82,7 +82,7 @@ def test_an_image_without_a_camera_is_kept(root: Path, draw) -> None:
     with open(root / "list_val.txt", "a") as file:
         file.write("\n0001/spare.jpg 1\n")
     assert ("train", 1, -1, "1") in facts(root)
-    assert msmt17.read(root).warnings == ("1 images have no camera in their names",)
+    assert msmt17.read(root).warnings == ["1 images have no camera in their names"]
 
 
 def test_a_listed_image_that_is_absent_counts_as_broken(root: Path, tmp_path: Path) -> None:
@@ -114,10 +114,10 @@ def test_lines_that_cannot_be_read(root: Path, line: str, message: str) -> None:
 def test_lists_that_contradict_themselves(root: Path) -> None:
     first = (root / "list_train.txt").read_text()
     (root / "list_val.txt").write_text(first)
-    with pytest.raises(ValueError, match="the lists name 2 images twice"):
+    with pytest.raises(ValueError, match=r"the lists name the train image .* twice"):
         msmt17.read(root)
     (root / "list_val.txt").write_text(first.replace(".jpg 0", ".jpg 1"))
-    with pytest.raises(ValueError, match="two identities"):
+    with pytest.raises(ValueError, match="twice"):
         msmt17.read(root)
     (root / "list_val.txt").write_text("\n")
     with pytest.raises(ValueError, match=r"list_val\.txt: is empty"):

@@ -98,7 +98,7 @@ def test_same_seed_same_bytes_and_another_seed_another_picture(dataset, tmp_path
 
 def test_another_seed_draws_other_people():
     few = dict(identities_train=3, identities_test=3, images_per_identity=4, cameras=2, distractors=4, junk=2)
-    people = [{shot.who for shot in plan_shots(seed=seed, **few)} - {None} for seed in (3, 4)]
+    people = [{shot.who for shot in plan_shots({**few, "seed": seed})} - {None} for seed in (3, 4)]
     assert len(people[0]) == len(people[1]) == 3 + 3 + 2  # train, test, strangers
     assert not people[0] & people[1]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from reid.config import AugmentConfig, DataConfig
 from reid.data.augmentation import Augmentation
 from reid.data.images import Pixels
 from reid.data.manifest import Manifest
@@ -15,16 +16,18 @@ from reid.data.train_loader import Batch, TrainLoader
 from tests.support.drawn import HEIGHT, WIDTH
 
 PIXELS = Pixels(HEIGHT, WIDTH)
-AUGMENTATION = Augmentation(pad=4, rotate_degrees=10, scale=0.1)
+AUGMENTATION = Augmentation(AugmentConfig(pad=4, rotate_degrees=10, scale=0.1))
 STEPS = 5  # more than one pass of every stream
 
 
-def make_loader(root: Path, manifest: Manifest, rank=0, world_size=1, workers=0, **knobs) -> TrainLoader:
+def make_loader(
+    root: Path, manifest: Manifest, rank=0, world_size=1, workers=0, on_damage="stop", **knobs
+) -> TrainLoader:
+    """knobs: of the plan."""
     split = manifest.split("train")
     plan = Plan(split.images, split.shard, len(split.shards), identities=8, images=3, streams=4, seed=7, steps=STEPS)
-    return TrainLoader(
-        root, split, replace(plan, **knobs), PIXELS, AUGMENTATION, rank=rank, world_size=world_size, workers=workers
-    )
+    data = DataConfig(root=str(root), height=HEIGHT, width=WIDTH, workers=workers, on_damage=on_damage)
+    return TrainLoader(data, split, replace(plan, **knobs), AUGMENTATION, rank, world_size)
 
 
 def tensors_of(batch: Batch) -> dict[str, torch.Tensor]:

@@ -8,9 +8,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from reid.config import LossConfig, OptimConfig
+from reid.config import AugmentConfig, DataConfig, LossConfig, OptimConfig
 from reid.data.augmentation import Augmentation
-from reid.data.images import Pixels
 from reid.data.manifest import load_manifest
 from reid.data.plan import Plan
 from reid.data.train_loader import TrainLoader
@@ -29,9 +28,10 @@ def train(
     """The loss curve and the image ids of each step's global batch, in rank order."""
     split = load_manifest(root).split("train")
     plan = Plan(split.images, split.shard, len(split.shards), identities=8, images=3, streams=4, steps=steps)
-    pixels, augmentation = Pixels(HEIGHT, WIDTH), Augmentation(pad=2)
+    data = DataConfig(root=str(root), height=HEIGHT, width=WIDTH, workers=0)
+    augmentation = Augmentation(AugmentConfig(pad=2))
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    loader = TrainLoader(root, split, plan, pixels, augmentation, rank, world_size)
+    loader = TrainLoader(data, split, plan, augmentation, rank, world_size)
     torch.manual_seed(0)
     model = make_model(split.num_pids, encoder, norm=norm, sync_batchnorm=True, image_size=(HEIGHT, WIDTH))
     model = model.to(dtype)

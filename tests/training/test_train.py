@@ -22,9 +22,10 @@ from reid.config import Config, LossConfig
 from reid.data.images import Pixels
 from reid.data.manifest import load_manifest
 from reid.distributed import start_accelerator
-from reid.evaluation.evaluator import Extracted, extract
+from reid.evaluation.evaluator import extract
 from reid.files import check_writable
 from reid.losses.objective import Objective
+from reid.metrics import Features
 from reid.runs import checkpoint
 from reid.runs.checkpoint import Parts
 from reid.runs.folder import RunFolder
@@ -145,9 +146,9 @@ def test_bf16_trains_and_is_evaluated_in_float32_as_evaluate_does_it(
     config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config.precision, config.seed, config.optim.epochs = "bf16", 2**40 + 1, 1
-    seen: dict[str, Extracted] = {}
+    seen: dict[str, Features] = {}
 
-    def watched(model: nn.Module, root: str, manifest: Any, split: str, pixels: Any, **knobs: Any) -> Extracted:
+    def watched(model: nn.Module, root: str, manifest: Any, split: str, pixels: Any, **knobs: Any) -> Features:
         seen[split] = extract(model, root, manifest, split, pixels, **knobs)
         return seen[split]
 
@@ -159,7 +160,7 @@ def test_bf16_trains_and_is_evaluated_in_float32_as_evaluate_does_it(
     alone = extract(
         model, config.data.root, manifest, "query", Pixels(32, 16), batch_size=128, workers=0, device=device
     )
-    assert torch.equal(seen["query"].features.embeddings, alone.features.embeddings)
+    assert torch.equal(seen["query"].embeddings, alone.embeddings)
     last = log_of(config)[-1]
     assert last["eval/last_mAP"] == last["eval/best_mAP"] == last["eval/image/mAP"]
     assert f"image/mAP: best {last['eval/image/mAP']:.4f} (epoch-0001-step-000000), last" in capsys.readouterr().out
@@ -275,7 +276,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_a_dry_run_looks_at_the_query(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, int]] = []
 
-    def watched(*args: Any, rows: np.ndarray, **knobs: Any) -> Extracted:
+    def watched(*args: Any, rows: np.ndarray, **knobs: Any) -> Features:
         seen.append((args[3], len(rows)))
         return extract(*args, rows=rows, **knobs)
 
