@@ -71,7 +71,7 @@ def _say(line: str) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a .safetensors or .pth file (also nested in "state_dict" or "model"). No code in it runs."""
+    """Return the tensors of a .safetensors or .pth file (also nested in "state_dict", "model"). No code in it runs."""
     if not path.is_file():
         raise ValueError(f"model.weights = {path}: no such file; give imagenet, none or a local file")
     try:
