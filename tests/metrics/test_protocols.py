@@ -133,7 +133,7 @@ def test_ctl_published_reads_cameras_at_the_wrong_place():
 
 
 def test_ctl_published_shares_the_complete_mean_among_cameras_that_leave_nothing_out():
-    """A query by camera 0 sees the mean that leaves out camera 0 only; queries by 8 and 9 see that one and the complete mean."""
+    """Camera 0 sees the mean that leaves out camera 0 only; cameras 8 and 9 see that one and the complete mean."""
     query = split([3, 3, 3, 3], [0, 8, 9, 0], seed=1)
     gallery = split([3, 3], [5, 5])  # taken for cameras 0 and 8
     query.camids[1] = 7
