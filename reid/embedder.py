@@ -40,35 +40,23 @@ THREADS = 8  # at most, to decode images while the model works
 class Embedder:
     """Computes features after the neck, as the evaluator does: not normalised. Compare them by their cosine.
 
-    Attributes:
-        source: the checkpoint's folder.
-        data: the shards that it was trained on.
-        knobs: the run's `model` configuration.
-        size: (height, width) that images are resized to.
-        dim: D, the length of a feature.
+    `size` is the (height, width) that images are resized to, `dim` the length of a feature, `source` the checkpoint's
+    folder, `data` the shards that it was trained on, and `knobs` the run's `model` configuration.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        pixels: Pixels,
-        knobs: dict[str, Any],
-        source: Path,
-        device: str = "auto",
-        dtype: str = "float32",
-        batch_size: int = 64,
-        data: str = "",
+        self, model: nn.Module, run: config.Config, source: Path, device: str, dtype: str, batch_size: int
     ) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"dtype = {dtype!r}: choose {', '.join(DTYPES)}")
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size} must be at least 1")
-        self.device, self.dtype, self.batch_size = choose_device(device), getattr(torch, dtype), batch_size
+        self.device, self.dtype, self.batch_size = _choose_device(device), getattr(torch, dtype), batch_size
         if wrong := find_wrong_convolution(self.device, self.dtype):
             raise ValueError(f"dtype = {dtype!r}: {wrong}")
         self.model = model.to(self.device).eval().requires_grad_(False)
-        self.pixels, self.knobs, self.source, self.data = pixels, knobs, source, data
-        self.size = (pixels.height, pixels.width)
+        self.knobs, self.source, self.data = asdict(run.model), source, run.data.root
+        self.pixels, self.size = Pixels.from_config(run.data), (run.data.height, run.data.width)
         self.dim: int = model.dim  # type: ignore[assignment]
 
     @classmethod
@@ -77,23 +65,19 @@ class Embedder:
     ) -> Embedder:
         """Load the model of a run's folder (its newest checkpoint), or of one checkpoint's folder inside a run.
 
+        Raises ValueError if there is no such model or device, or if this machine computes wrong features in `dtype`.
+
         Args:
             path: the folder.
             device: auto (CUDA if there is one), or any of torch's names.
             dtype: float32, or bfloat16 or float16, which autocast the forward pass.
             batch_size: images per forward pass.
-
-        Raises:
-            ValueError: there is no such model or device, or this machine computes wrong features in `dtype`.
         """
         name = os.fspath(path)
         is_checkpoint = (Path(name) / "state.json").is_file()
         folder, found = find_run("", name) if is_checkpoint else find_run(name, "newest")
         run = config.load(folder.config)
-
-        pixels = Pixels.from_config(run.data)
-        model = build_models(found, run)[TRAINED]
-        return cls(model, pixels, asdict(run.model), found, device, dtype, batch_size, run.data.root)
+        return cls(build_models(found, run)[TRAINED], run, found, device, dtype, batch_size)
 
     def embed(self, images: Iterable[Picture]) -> np.ndarray:
         """Return the features (N, D) float32 of N images, any mix of kinds, in their order.
@@ -114,36 +98,37 @@ class Embedder:
         """
         if isinstance(image, (str, os.PathLike)):
             where = os.fspath(image)
-        return self.pixels.decode(_encode(image, where), where)
+            try:
+                image = Path(image).read_bytes()
+            except OSError as error:
+                raise ValueError(f"{where}: {error.strerror or error}") from error
+        # One decoder reads all kinds: an image in memory becomes an uncompressed TIFF.
+        data = image if isinstance(image, bytes) else _to_tiff(image, where)
+        if not data:
+            raise ValueError(f"{where}: an empty file (0 bytes)")
+        return self.pixels.decode(data, where)
 
     def stream(
         self, readers: Iterable[Callable[[], Tensor]], on_damage: Callable[[int, str], object] | None = None
     ) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Yield features batch by batch.
+        """Yield the places (B,) of the readers and their features (B, D) float32, batch by batch.
 
-        Args:
-            readers: each returns what `read` returns.
-            on_damage: called with the place and the reason of a reader that raises ValueError. If None, the error is
-                raised.
-
-        Yields:
-            The places (B,) of the readers, and their features (B, D) float32.
+        Each reader returns what `read` returns. If one raises ValueError, `on_damage` is called with its place and the
+        reason; without `on_damage` the error is raised.
         """
-        places, pixels = [], []
+        batch: dict[int, Tensor] = {}
         for place, reading in self._read_ahead(readers):
             try:
-                pixels.append(reading.result())
+                batch[place] = reading.result()
             except ValueError as error:
                 if on_damage is None:
                     raise
                 on_damage(place, str(error))
-                continue
-            places.append(place)
-            if len(places) == self.batch_size:
-                yield places, self.embed_pixels(torch.stack(pixels))
-                places, pixels = [], []
-        if places:
-            yield places, self.embed_pixels(torch.stack(pixels))
+            if len(batch) == self.batch_size:
+                yield list(batch), self.embed_pixels(torch.stack(list(batch.values())))
+                batch = {}
+        if batch:
+            yield list(batch), self.embed_pixels(torch.stack(list(batch.values())))
 
     def _read_ahead(self, readers: Iterable[Callable[[], Tensor]]) -> Iterator[tuple[int, Future[Tensor]]]:
         """Start the readers in threads, in their order, two batches ahead."""
@@ -191,8 +176,7 @@ class Embedder:
         }
 
 
-def choose_device(name: str) -> torch.device:
-    """Raises ValueError if there is no such device."""
+def _choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -203,25 +187,10 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _encode(image: Picture, where: str) -> bytes:
-    """Return an encoded image; one in memory becomes an uncompressed TIFF, so that one decoder reads all kinds."""
-    if isinstance(image, (str, os.PathLike)):
-        try:
-            image = Path(image).read_bytes()
-        except OSError as error:
-            raise ValueError(f"{where}: {error.strerror or error}") from error
-    data = image if isinstance(image, bytes) else _to_tiff(image, where)
-    if not data:
-        raise ValueError(f"{where}: an empty file (0 bytes)")
-    return data
-
-
 def _to_tiff(image: Image.Image | np.ndarray, where: str) -> bytes:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"{where}: an array {image.dtype} {image.shape}; give uint8 (height, width, 3), RGB")
-        if not image.size:
-            raise ValueError(f"{where}: an array of {image.shape[0]} x {image.shape[1]} pixels")
         image = Image.fromarray(image)
     elif not isinstance(image, Image.Image):
         raise ValueError(f"{where}: a {type(image).__name__}; give a path, bytes, a PIL image or a uint8 array")

@@ -1,9 +1,9 @@
 """The export program: `python -m reid.export --checkpoint runs/x --format onnx --out x.onnx`.
 
-onnx and torch_export hold a graph from float32 images (batch, 3, height, width), RGB, 0 to 1, in batches of any size, to
-features (batch, dim) after the neck; it normalises the images but does not resize them. safetensors holds the weights of
-encoder and neck. The metadata that a program needs to use them is in each file and, except for ONNX, in a .json beside
-it. Each file is compared with the model on real images, and deleted if its features differ.
+onnx and torch_export hold a graph from float32 images (batch, 3, height, width), RGB, 0 to 1, to features (batch, dim)
+after the neck; it normalises images, but does not resize them. safetensors holds the weights of encoder and neck. Each
+file has the metadata that a program needs to use it, also as a .json beside it, except for ONNX. A file whose features
+differ from the model's is deleted.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,13 +34,10 @@ from reid.files import write_atomically
 from reid.model.network import ReIDModel
 from reid.program import call
 from reid.runs.environment import PRODUCT, version_of
-from reid.search.sources import SourceImage, is_shards, list_folder, list_shards
+from reid.search.sources import is_shards, list_folder, list_shards
 
 CHECKED = 8  # images that the file is compared on
 TOLERANCE = 1e-4  # of the largest feature; float32 runners differ by about a hundredth of it
-INPUT = "images float32 (batch, 3, height, width), RGB, 0 to 1; normalisation with mean and std is inside"
-WEIGHTS_INPUT = "images float32 (batch, 3, height, width), RGB, 0 to 1, then (images - mean) / std, which is not inside"
-OUTPUT = "features float32 (batch, dim)"
 
 Runner = Callable[[Tensor], np.ndarray]  # (B, 3, height, width) uint8 -> (B, D)
 
@@ -63,9 +59,8 @@ class Graph(nn.Module):
         return features
 
 
-@dataclass(frozen=True)
-class Format:
-    """How a file is written, and how it is run by a program that has only the file."""
+class Format(NamedTuple):
+    """How a file is written, and how a program that has only the file runs it."""
 
     write: Callable[[Embedder, dict[str, Any], Path], None]
     load: Callable[[Path], Runner]
@@ -89,14 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def export(checkpoint: str, name: str, out: Path, images: str = "", tolerance: float = TOLERANCE) -> None:
     """Write a model to `out` in the format `name`, compare the file with the model and print the difference.
 
-    Raises ValueError, and leaves no new file, if the features differ by more than `tolerance` times the largest feature,
-    or if the model cannot be read or the file cannot be written.
+    Raises ValueError, and leaves no new file, if the features differ by more than `tolerance` times the largest one.
     """
-    embedder = Embedder.load(checkpoint, device="cpu")
-    inputs, which = choose_images(embedder, images)
-    format, metadata = FORMATS[name], describe(embedder, name)
-    part = out.with_name(f".part-{out.name}")
+    format, part = FORMATS[name], out.with_name(f".part-{out.name}")
     try:
+        embedder = Embedder.load(checkpoint, device="cpu")
+        inputs, which = choose_images(embedder, images)
+        metadata = describe(embedder, name)
         format.write(embedder, metadata, part)
         difference, largest = compare(embedder, format.load(part), inputs)
         result = f"on {which}: largest absolute difference {difference:.2e}, largest feature {largest:.2e}"
@@ -106,7 +100,7 @@ def export(checkpoint: str, name: str, out: Path, images: str = "", tolerance: f
         if format.json_beside:
             write_atomically(out.with_name(f"{out.name}.json"), json.dumps(metadata, indent=2) + "\n")
     except OSError as error:
-        raise ValueError(f"{out} cannot be written: {error}") from error
+        raise ValueError(f"{out}: not written: {error}") from error
     finally:
         with suppress(OSError):
             part.unlink()
@@ -116,60 +110,49 @@ def export(checkpoint: str, name: str, out: Path, images: str = "", tolerance: f
 
 def describe(embedder: Embedder, name: str) -> dict[str, Any]:
     """Return the metadata of a file; JSON."""
+    scaling = "; normalisation with mean and std is inside"
+    if name == "safetensors":
+        scaling = ", then (images - mean) / std, which is not inside"
     return {
         "made_by": f"{PRODUCT} {version_of(PRODUCT)}",
         "checkpoint": embedder.source.name,
         "fingerprint": embedder.fingerprint,
-        "input": WEIGHTS_INPUT if name == "safetensors" else INPUT,
-        "output": OUTPUT,
+        "input": f"images float32 (batch, 3, height, width), RGB, 0 to 1{scaling}",
+        "output": "features float32 (batch, dim)",
         **embedder.describe(),
     }
 
 
 def choose_images(embedder: Embedder, root: str) -> tuple[Tensor, str]:
-    """Choose (N, 3, H, W) uint8 to compare on from `root` or, if it is empty, the run's data or else noise.
+    """Return (N, 3, H, W) uint8 to compare on, and what they are: from `root` or, by default, the run's data or noise.
 
-    Returns the images and what to call them. Raises ValueError if `root` has no image that can be read.
+    Raises ValueError if no image of `root` can be read.
     """
+    folder, images = root or embedder.data, list[Tensor]()
     try:
-        images = _read_some(embedder, root or embedder.data)
+        listed = list_shards(folder, min(load_manifest(folder).splits)) if is_shards(folder) else list_folder(folder)
+        for image in listed:
+            with suppress(ValueError):
+                images.append(image.read(embedder))
+            if len(images) == CHECKED:
+                break
+        if not images:
+            raise ValueError(f"{folder}: no image to compare on can be read; give other --images")
+        return torch.stack(images), f"{len(images)} images of {folder}"
     except ValueError:
         if root:
             raise
-        noise = torch.randint(0, 256, (CHECKED, 3, *embedder.size), generator=torch.Generator().manual_seed(0))
-        reason = f"{embedder.data} cannot be read; --images gives others"
-        return noise.to(torch.uint8), f"{CHECKED} images of noise ({reason})"
-    return images, f"{len(images)} images of {root or embedder.data}"
-
-
-def _read_some(embedder: Embedder, root: str) -> Tensor:
-    """Read the first images that can be read."""
-    listed: Iterable[SourceImage]
-    listed = list_shards(root, min(load_manifest(root).splits)) if is_shards(root) else list_folder(root)
-    images: list[Tensor] = []
-    reason = f"{root} holds no image"
-    for image in listed:
-        try:
-            images.append(embedder.read(image.load(), image.name))
-        except ValueError as error:
-            reason = str(error)
-        if len(images) == CHECKED:
-            break
-    if not images:
-        raise ValueError(f"no image to compare on: {reason}")
-    return torch.stack(images)
+    noise = torch.randint(0, 256, (CHECKED, 3, *embedder.size), generator=torch.Generator().manual_seed(0))
+    return noise.to(torch.uint8), f"{CHECKED} images of noise ({folder} cannot be read; --images gives others)"
 
 
 def compare(embedder: Embedder, run: Runner, images: Tensor) -> tuple[float, float]:
     """Return the largest absolute difference of features, in batches of several sizes, and the largest feature."""
     expected = embedder.embed_pixels(images)
-    sizes = {len(images), 1, min(3, len(images))}
-    differences = [
-        np.abs(run(images[i : i + size]) - expected[i : i + size]).max()
-        for size in sizes
-        for i in range(0, len(images), size)
-    ]
-    return float(np.max(differences)), float(np.abs(expected).max())  # NaN stays NaN, and is refused
+    found = [np.concatenate([run(part) for part in images.split(size)]) for size in (len(images), 3, 1)]
+    return float(np.abs(np.stack(found) - expected).max()), float(
+        np.abs(expected).max()
+    )  # NaN stays NaN, and is refused
 
 
 def _to_text(metadata: dict[str, Any]) -> dict[str, str]:
@@ -187,41 +170,31 @@ def _trace(embedder: Embedder) -> torch.export.ExportedProgram:
         raise ValueError(f"the encoder {encoder} has no graph ({reason}); --format safetensors needs none") from error
 
 
-def _unit(images: Tensor) -> Tensor:
-    return images.float() / 255
-
-
 def _write_onnx(embedder: Embedder, metadata: dict[str, Any], path: Path) -> None:
-    for name in ("onnxscript", "onnxruntime"):  # the second is needed after the export, but is missed before it
-        _import(name)
+    try:
+        for name in (
+            "onnxscript",
+            "onnxruntime",
+        ):  # the second is used after the export, but should be missed before it
+            importlib.import_module(name)
+    except ImportError as error:
+        fix = "pip install 'mctl-reid[export]'"
+        raise ValueError(f"--format onnx needs {name}, which is not installed: {fix}") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
             _trace(embedder), input_names=["images"], output_names=["features"], dynamo=True, verbose=False
         )
-    assert program is not None  # it is with dynamo
+    assert program is not None  # true for dynamo
     program.model.metadata_props.update(_to_text(metadata))
     program.save(path, external_data=False)
 
 
 def _load_onnx(path: Path) -> Runner:
-    session = _import("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
-
-    def run(images: Tensor) -> np.ndarray:
-        features: np.ndarray = session.run(["features"], {"images": _unit(images).numpy()})[0]
-        return features
-
-    return run
-
-
-def _import(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ValueError(
-            f"--format onnx needs {name}, which is not installed: pip install 'mctl-reid[export]'"
-        ) from error
+    runtime = importlib.import_module("onnxruntime")
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: session.run(["features"], {"images": (images.float() / 255).numpy()})[0]
 
 
 def _write_program(embedder: Embedder, metadata: dict[str, Any], path: Path) -> None:
@@ -232,7 +205,7 @@ def _write_program(embedder: Embedder, metadata: dict[str, Any], path: Path) -> 
 def _load_program(path: Path) -> Runner:
     with open(path, "rb") as file:
         module = torch.export.load(file).module()
-    return lambda images: module(_unit(images)).detach().numpy()
+    return lambda images: module(images.float() / 255).detach().numpy()
 
 
 def _write_weights(embedder: Embedder, metadata: dict[str, Any], path: Path) -> None:
@@ -250,13 +223,8 @@ def _load_weights(path: Path) -> Runner:
     model = ReIDModel(1, ModelConfig(**knobs), size).eval()
     missing = model.load_state_dict(load_file(path), strict=False).missing_keys
     assert missing == ["classifier.weight"], missing
-
-    @torch.inference_mode()
-    def run(images: Tensor) -> np.ndarray:
-        features: np.ndarray = model(normalize(images)).numpy()
-        return features
-
-    return run
+    model.requires_grad_(False)
+    return lambda images: model(normalize(images)).numpy()
 
 
 FORMATS = {

@@ -1,4 +1,4 @@
-"""In which precision a model runs and its features are compared, and whether this machine computes it correctly."""
+"""The precision in which a model runs and features are compared, and a check that this machine computes it right."""
 
 import contextlib
 import socket
@@ -11,16 +11,16 @@ from torch.nn import functional as F
 AUTOCAST_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by the knob `precision`
 
 TOLERANCE = 0.05  # of the largest value; a correct bfloat16 result differs by less than 0.01
-# Shapes of (images, weights), for stride 2. On CPUs with AMX oneDNN 3.13 computes both wrong in bfloat16, each time.
-# The fault was seen only where the output is one column wide and more than one row high.
+# Shapes of (images, weights), for stride 2. On CPUs with AMX, oneDNN 3.13 always computes both wrong in bfloat16.
+# The fault was seen only if the output is one column wide and more than one row high.
 CHECKED_SHAPES = (((1, 256, 4, 2), (512, 256, 3, 3)), ((2, 16, 16, 2), (128, 16, 3, 3)))
 
 
 @contextlib.contextmanager
 def exact_products(device: torch.device) -> Iterator[None]:
-    """Float32 products and convolutions in full precision, whatever is switched on (TF32, bf16 products, autocast).
+    """Compute float32 products and convolutions in full precision: no TF32 (CUDA's default), bf16 or autocast.
 
-    CUDA's convolutions use TF32 unless told not to. What was switched on before is again afterwards.
+    The settings from before are restored afterwards.
     """
     backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
@@ -35,7 +35,7 @@ def exact_products(device: torch.device) -> Iterator[None]:
 
 
 def forward_pass(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
-    """Where a model computes features: float32 means float32 indeed, another dtype autocasts."""
+    """Return the context in which a model computes features: full float32, or autocast to another dtype."""
     return exact_products(device) if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
 
 

@@ -71,7 +71,7 @@ def test_features_are_those_of_the_evaluator_bit_by_bit(one_by_one: Embedder, dr
     wanted = extract(
         embedder.model, drawn.root, drawn.manifest, split, embedder.pixels, batch_size=1, workers=0,
         device=torch.device("cpu"),
-    ).features.embeddings.numpy()  # fmt: skip
+    ).embeddings.numpy()  # fmt: skip
     found = embedder.embed(files(drawn, split))
     assert found.dtype == np.float32 and found.shape == (len(wanted), embedder.dim)
     assert np.array_equal(found, wanted)
@@ -152,7 +152,7 @@ BAD = {
     "no such file": ("nowhere.jpg", r"nowhere\.jpg: No such file"),
     "no image": (b"not an image", "image 1: image cannot be decoded"),
     "empty file": (b"", "image 1: an empty file"),
-    "zero-size array": (np.zeros((0, 5, 3), np.uint8), "image 1: an array of 0 x 5 pixels"),
+    "zero-size array": (np.zeros((0, 5, 3), np.uint8), "image 1: a picture of 5 x 0 pixels"),
     "zero-size picture": (Image.new("RGB", (0, 4)), "image 1: a picture of 0 x 4 pixels"),
     "floats": (np.zeros((4, 4, 3)), r"image 1: an array float64 \(4, 4, 3\); give uint8"),
     "channels first": (np.zeros((3, 4, 4), np.uint8), r"image 1: an array uint8 \(3, 4, 4\); give uint8"),

@@ -1,4 +1,4 @@
-"""Images of a split in storage order, for feature extraction, and single images for pictures."""
+"""Read the images of a split in storage order, for feature extraction, and single images for figures."""
 
 from __future__ import annotations
 
@@ -14,31 +14,33 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from reid.data.images import Pixels
-from reid.data.manifest import Manifest, Split
+from reid.data.manifest import JUNK_PID, Manifest, Split
 from reid.data.shard_reader import read_identities
 from reid.data.workers import WorkerError, begin_worker, receive, start_workers
 
 
 @dataclass(frozen=True)
 class EvalBatch:
-    """B images of an evaluation split: images (B, 3, H, W) uint8; index, pids, camids (B,) int64.
-
-    index counts the split's images in storage order: each image of the split has one, on any rank and worker.
-    """
+    """B images of an evaluation split."""
 
     images: Tensor
+    """(B, 3, H, W) uint8."""
     index: Tensor
+    """(B,) int64: place of each image in the split's storage order, the same on any rank and worker."""
     pids: Tensor
+    """(B,) int64, as camids."""
     camids: Tensor
 
 
 class EvalLoader(IterableDataset):
-    """Every image of some shards of a split once; junk (pid -1), which no protocol looks at, is left out.
+    """Each image of some shards of a split once, except junk (pid -1), which no protocol uses.
 
-    rows: only these identities, if given.
+    A batch holds images of one shard, so the batch of an image, and with it the last digit of its features, does not
+    depend on the number of ranks and workers. Damage always raises: metrics over a part of the images are meaningless.
 
-    A batch holds images of one shard, so an image's batch, and with it the last digit of its features, does not depend
-    on the number of ranks and workers. Damage always stops: figures over a part of the images would be no figures.
+    Args:
+        shards: indices into split.shards.
+        rows: if given, read only these identities.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class EvalLoader(IterableDataset):
         rows: np.ndarray | None = None,
     ) -> None:
         self.root, self.split, self.shards, self.pixels, self.batch_size = root, split, shards, pixels, batch_size
-        self.wanted = split.pids != -1
+        self.wanted = split.pids != JUNK_PID
         if rows is not None:
             self.wanted &= np.isin(np.arange(len(split.pids)), rows)
 
@@ -94,7 +96,7 @@ def _stack(entries: Sequence[tuple[Tensor, int, int, int]]) -> EvalBatch:
 def read_images(
     root: str | Path, manifest: Manifest, split: str, index: Sequence[int], pixels: Pixels
 ) -> list[np.ndarray]:
-    """The images (H, W, 3) uint8 at `index`, places in the split's storage order; opens the shards that hold them."""
+    """Return the images (H, W, 3) uint8 at `index`, places in storage order; opens only the shards that hold them."""
     part = manifest.split(split)
     ends = np.cumsum(part.images)
     rows = np.searchsorted(ends, np.asarray(index), side="right")

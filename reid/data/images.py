@@ -1,4 +1,4 @@
-"""Encoded images -> pixels: the one way in which training, evaluation and search see an image."""
+"""Decode images to pixels, in the same way for training, evaluation and search."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from reid.data.manifest import MAX_PIXELS
 
 _RGB = 3  # torchvision's ImageReadMode.RGB
 _HAS_SIZE = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG frame headers; the three are tables
-_ALONE = frozenset({0x01, *range(0xD0, 0xDA)})  # no length stands behind them; no encoder puts one before a frame
-_JPEG_COLOURS = (1, 3)  # grey, colour; four components (CMYK) are Pillow's work
+_NO_LENGTH = frozenset({0x01, *range(0xD0, 0xDA)})  # markers without a length; no encoder writes one before a frame
+_JPEG_COMPONENTS = (1, 3)  # grey, colour; Pillow decodes four (CMYK)
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")  # Pillow reads 40 more, some by running other programs
 
 
 @cache
 def _has_jpeg_operator() -> bool:
-    """Import torchvision and return whether it registered its JPEG operator.
+    """Import torchvision and return whether it registered its JPEG operator; without it, Pillow decodes.
 
-    torchvision's public decode_jpeg warns at each call that it will move to TorchCodec, whose versions depend on
-    torch's. The operator behind it is called directly; a torchvision without it leaves the work to Pillow.
+    The operator is called directly, because torchvision's public decode_jpeg warns at each call that it will move to
+    TorchCodec, whose versions depend on torch's.
     """
     import torchvision.io  # noqa: F401
 
@@ -36,14 +36,14 @@ def _has_jpeg_operator() -> bool:
 
 @dataclass(frozen=True)
 class Pixels:
-    """How an encoded image becomes pixels: size in pixels, and the most pixels that a source may have."""
+    """Decoder to a size in pixels; an image with more than `max_pixels` is refused."""
 
     height: int
     width: int
     max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
-        _has_jpeg_operator()  # imported before decoding processes start, once for all of them
+        _has_jpeg_operator()  # imports torchvision before the decoding processes are forked
 
     @classmethod
     def from_config(cls, data: DataConfig, scale: int = 1) -> Pixels:
@@ -51,10 +51,12 @@ class Pixels:
         return cls(scale * data.height, scale * data.width, data.max_pixels)
 
     def decode(self, data: bytes | memoryview, where: str) -> Tensor:
-        """Encoded image -> (3, height, width) uint8 RGB, upright as EXIF says. Errors (ValueError) name `where`.
+        """Return an encoded image as (3, height, width) uint8 RGB, upright by its EXIF orientation.
 
-        JPEG goes through torchvision, which takes half of Pillow's time for the same pixels; other formats, and JPEGs
-        that it refuses, through Pillow. A source of another size is resized (bilinear, antialiased).
+        torchvision decodes JPEG in half of Pillow's time, to the same pixels; Pillow decodes other formats and JPEGs
+        that torchvision refuses. Another size is resized (bilinear, antialiased).
+
+        Raises ValueError, which names `where`, if the image cannot be decoded or has too many pixels.
         """
         try:
             image = self._decode_jpeg(data)
@@ -62,16 +64,16 @@ class Pixels:
                 image = self._decode_any(data)
         except UnidentifiedImageError as error:  # its own text holds a memory address
             raise ValueError(f"{where}: image cannot be decoded: it is none of {', '.join(_FORMATS)}") from error
-        except Exception as error:  # decoders raise many kinds; each means that this image cannot be used
+        except Exception as error:  # decoders raise many types; each means that this image cannot be used
             raise ValueError(f"{where}: image cannot be decoded: {error}") from error
         if image.shape[1:] != (self.height, self.width):
             image = F.interpolate(image[None], (self.height, self.width), mode="bilinear", antialias=True)[0]
         return image
 
     def _decode_jpeg(self, data: bytes | memoryview) -> Tensor | None:
-        """(3, h, w) uint8, or None for what is no usual JPEG."""
+        """Return (3, h, w) uint8, or None for anything but a usual JPEG."""
         found = find_jpeg_size(data)
-        if found is None or found[2] not in _JPEG_COLOURS or not _has_jpeg_operator():
+        if found is None or found[2] not in _JPEG_COMPONENTS or not _has_jpeg_operator():
             return None
         self._check_size(found[1], found[0])
         try:
@@ -79,7 +81,7 @@ class Pixels:
             upright: Tensor = torch.ops.image.decode_jpeg(encoded, _RGB, True)
             return upright
         except RuntimeError:
-            return None  # Pillow, then, which reads it or says what is wrong
+            return None  # Pillow reads it or reports what is wrong
 
     def _decode_any(self, data: bytes | memoryview) -> Tensor:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
@@ -95,17 +97,17 @@ class Pixels:
 
 
 def find_jpeg_size(data: bytes | memoryview) -> tuple[int, int, int] | None:
-    """(height, width, components) that a JPEG's frame header claims, None where there is no such header.
+    """Return (height, width, components) in a JPEG's frame header, None if a decoder might find another header.
 
-    Looked at before decoding: a few kilobytes can claim gigabytes of pixels. None, too, where it could be another one
-    than a decoder finds.
+    It is checked before decoding, because a few kilobytes can claim gigabytes of pixels. Pillow's lazy open would take
+    half of the time of decoding, this function a thirtieth.
     """
     if data[:2] != b"\xff\xd8":
         return None
     at, end = 2, len(data) - 10
     while at <= end and data[at] == 0xFF:
         marker = data[at + 1]
-        if marker in _ALONE:
+        if marker in _NO_LENGTH:
             return None
         if marker in _HAS_SIZE:
             return int.from_bytes(data[at + 5 : at + 7]), int.from_bytes(data[at + 7 : at + 9]), data[at + 9]

@@ -1,6 +1,6 @@
-"""The on-disk contract: what `manifest.json` says about a folder of shards, checked when it is read.
+"""`manifest.json`, which describes a folder of shards; checked when it is read.
 
-The manifest holds every number a reader needs to plan an epoch without opening a tar. It is written last, so a folder
+The manifest holds every number that planning an epoch needs, without opening a tar. It is written last, so a folder
 without one is an unfinished build.
 """
 
@@ -20,7 +20,7 @@ from reid.files import write_atomically
 FORMAT = 2  # 2: the JSON of an identity gives the bytes of its images
 MANIFEST_NAME = "manifest.json"
 JUNK_PID = -1
-# What a build stores and what is decoded unless a config says otherwise; a header of a few bytes can claim billions.
+# Default limit of builds and of decoding; a header of a few bytes can claim billions of pixels.
 MAX_PIXELS = 50_000_000
 
 # Shard names reach WebDataset, which runs `pipe:` in a shell, opens URLs and expands braces: plain file names only.
@@ -43,23 +43,23 @@ class Shard:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One split, columns over its N stored identities in storage order (shard 0 in tar order, then shard 1, ...).
-
-    pids, images, shard (N,) int64: label, number of images, index into `shards`. A pid occurs once, except junk (-1)
-    and distractors, which are stored in groups. cameras: the distinct camera ids of each identity, sorted, -1 =
-    unknown. names: the identities as the dataset writes them.
-    """
+    """One split: columns over its N stored identities in storage order (shard 0 in tar order, then shard 1, ...)."""
 
     shards: tuple[Shard, ...]
     pids: np.ndarray
+    """(N,) int64. A pid occurs once, except junk (-1) and distractors, which are stored in groups."""
     images: np.ndarray
+    """(N,) int64: number of images."""
     shard: np.ndarray
+    """(N,) int64: index into `shards`."""
     cameras: tuple[tuple[int, ...], ...]
+    """The distinct camera ids of each identity, sorted; -1 is unknown."""
     names: tuple[str, ...]
+    """The identities as the dataset writes them."""
 
     @property
     def num_identities(self) -> int:
-        """Stored identities; every group of junk or distractors counts as one."""
+        """Stored identities; each group of junk or distractors counts as one."""
         return len(self.pids)
 
     @property
@@ -68,23 +68,22 @@ class Split:
 
     @property
     def num_pids(self) -> int:
-        """Distinct pids; junk and distractors, where there are any, count as one each."""
+        """Distinct pids; all junk counts as one, and so do all distractors."""
         return len(np.unique(self.pids))
 
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """A finished build. skipped: {"source", "reason"} of each broken image that was left out.
-
-    encoding: how images were re-encoded; empty, and absent from the file, where their original bytes are stored.
-    """
+    """A finished build."""
 
     dataset: str
     splits: dict[str, Split]
     distractor_pid: int | None = None
     notice: str = ""
     skipped: tuple[dict[str, str], ...] = ()
+    """{"source", "reason"} of each broken image that was left out."""
     encoding: str = ""
+    """How images were re-encoded; empty, and not in the file, if their original bytes are stored."""
 
     def split(self, name: str) -> Split:
         if name not in self.splits:
@@ -99,7 +98,7 @@ class Manifest:
 
 
 def load_manifest(root: str | Path) -> Manifest:
-    """Read and check the manifest of a folder or URL. ValueError for whatever a user can mend, naming the file."""
+    """Read and check the manifest of a folder or URL. Raises ValueError, which names the file and the fix."""
     if not is_remote(root):
         if not Path(root).is_dir():
             raise ValueError(f"{root}: no such folder; build the shards first: python -m shards build --help")

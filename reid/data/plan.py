@@ -1,10 +1,10 @@
 """The plan of an epoch: (seed, epoch, stream) -> which identities and which of their images each step takes.
 
-Pure: from counts alone, without opening a shard. An epoch is cut into S streams, S independent of the number of ranks
-and workers, so the global batch of a step is the same on 1, 2, 4 or 8 GPUs. Each epoch the shards are permuted and
-dealt to the streams; a stream cuts its identities' images into groups of K and each of its steps takes P / S groups
-of distinct identities. A stream that has used up its groups wraps into a new pass with a new shuffle. Arrays, no
-Python objects: an epoch of a million identities is planned in seconds.
+A pure function of counts, which opens no shard. An epoch is cut into S streams. S does not depend on the number of
+ranks and workers, so the global batch of a step is the same on 1, 2, 4 or 8 GPUs. Each epoch the shards are permuted
+and dealt to the streams. A stream cuts its identities' images into groups of K, and each of its steps takes P / S
+groups of distinct identities. A stream that has used up its groups wraps into a new pass with a new shuffle. The plan
+is made in arrays, without Python objects: an epoch of a million identities takes seconds.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ WINDOW = 512  # steps checked at once for a repeated identity
 
 @dataclass(frozen=True)
 class StreamSteps:
-    """What one stream reads in one epoch; T steps, p = P / S groups a step.
-
-    shards: shard indices in reading order; identities (T, p): rows of the manifest; images (T, p, K): indices within
-    the identity, -1 where a short identity has no more; passes (T, p): 0 before the stream wraps, then 1, 2, ...
-    rereads: whether each pass reads the shards anew (a bounded pool), or the first reading serves all.
-    """
+    """What one stream reads in one epoch: T steps, p = P / S groups a step."""
 
     shards: np.ndarray
+    """Shard indices in reading order."""
     identities: np.ndarray
+    """(T, p): rows of the manifest."""
     images: np.ndarray
+    """(T, p, K): indices within the identity, -1 if a short identity has no more."""
     passes: np.ndarray
+    """(T, p): 0 before the stream wraps, then 1, 2, ..."""
     rereads: bool
+    """Whether each pass reads the shards again (a bounded pool); otherwise the first reading serves all."""
 
     @property
     def readings(self) -> np.ndarray:
@@ -43,26 +43,27 @@ class StreamSteps:
 
 @dataclass(frozen=True)
 class Plan:
-    """The counts and knobs that determine every batch of a training run.
-
-    image_counts (N,): images of each identity, 0 for one that is not trained on; shard_of (N,): its shard,
-    non-decreasing (storage order). `identities` is P, of the global batch; `images` is K; `streams` is S.
-    `repeat_short` fills the groups of identities with fewer than K images by repeating images; otherwise such groups
-    are short. `steps` per epoch, 0 for one pass.
-    `pool_images`: a stream keeps about so many encoded images in memory, shuffles its groups within a window of that
-    width and reads on as it goes; 0, or as many as the stream has, shuffles the stream as a whole.
-    """
+    """The counts and knobs that determine every batch of a training run."""
 
     image_counts: np.ndarray
+    """(N,): images of each identity, 0 for one that is not trained on."""
     shard_of: np.ndarray
+    """(N,): shard of each identity, non-decreasing (storage order)."""
     num_shards: int
     identities: int
+    """P, of the global batch."""
     images: int
+    """K, images of a group."""
     streams: int
+    """S."""
     seed: int = 0
     repeat_short: bool = False
+    """Fill the groups of identities with fewer than K images by repeating images; otherwise they are short."""
     steps: int = 0
+    """Steps per epoch, 0 for one pass."""
     pool_images: int = 0
+    """About how many encoded images a stream keeps in memory. It shuffles its groups within a window of that width and
+    reads on as it goes. With 0, or at least as many as the stream has, the entire stream is shuffled."""
 
     def __post_init__(self) -> None:
         if self.identities % self.streams:
@@ -88,18 +89,18 @@ class Plan:
             )
 
     def _fewest_identities(self) -> int:
-        """Identities of the poorest possible deal: a stream that gets the smallest shards."""
+        """Return the number of identities of a stream that is dealt the smallest shards."""
         sizes = np.sort(np.bincount(self.shard_of, self.image_counts > 0, minlength=self.num_shards))
         return int(sizes[: self.num_shards // self.streams].sum())
 
     @property
     def groups_per_step(self) -> int:
-        """p: identities that one stream contributes to a step."""
+        """p, the number of identities that one stream contributes to a step."""
         return self.identities // self.streams
 
     @property
     def groups(self) -> np.ndarray:
-        """(N,) groups that each identity gives in one pass; a remainder below K waits for another epoch's shuffle."""
+        """(N,) number of groups of each identity in one pass; a remainder below K is left out."""
         return _count_groups(self.image_counts, self.images)
 
     @property
@@ -107,23 +108,23 @@ class Plan:
         return self.steps or max(1, int(self.groups.sum()) // self.identities)
 
     def streams_of_rank(self, rank: int, world_size: int) -> range:
-        """Consecutive streams, so that batches concatenated in rank order are the same for every world size."""
+        """Return consecutive streams: batches concatenated in rank order are then the same for every world size."""
         if self.streams % world_size:
             raise ValueError(f"batch.streams = {self.streams} does not divide among {world_size} ranks")
         share = self.streams // world_size
         return range(rank * share, (rank + 1) * share)
 
     def deal(self, epoch: int) -> list[np.ndarray]:
-        """The shards of each stream in this epoch, in reading order: a fresh permutation dealt round."""
+        """Return the shards of each stream in this epoch, in reading order: a new permutation, dealt in turn."""
         order = self.rng(epoch).permutation(self.num_shards)
         return [order[stream :: self.streams] for stream in range(self.streams)]
 
     def rng(self, *key: int) -> np.random.Generator:
-        """A generator that depends on the seed and `key` (epoch, stream, pass or step) alone."""
+        """Return a generator that depends only on the seed and `key` (epoch, stream, pass or step)."""
         return np.random.default_rng([self.seed, *key])
 
     def stream_steps(self, epoch: int, stream: int) -> StreamSteps:
-        """All steps of one stream in one epoch."""
+        """Return all steps of one stream in one epoch."""
         shards = self.deal(epoch)[stream]
         rows = self._rows(shards)
         bounded = 0 < self.pool_images < self.image_counts[rows].sum()
@@ -144,36 +145,20 @@ class Plan:
         )
 
     def _rows(self, shards: np.ndarray) -> np.ndarray:
-        """The identities of some shards, in storage order."""
+        """Return the identities of some shards, in storage order."""
         return np.concatenate([np.arange(self._first_row[s], self._first_row[s + 1]) for s in shards])
 
     @cached_property
     def _first_row(self) -> np.ndarray:
         return np.searchsorted(self.shard_of, np.arange(self.num_shards + 1))
 
-    def peak_pool_images(self, steps: StreamSteps) -> int:
-        """The most images that the stream's reader holds at once."""
-        rows = self._rows(steps.shards)
-        order = np.argsort(rows)
-        place = steps.readings * len(rows) + order[np.searchsorted(rows[order], steps.identities)]
-        count, last_step = int(place.max()) + 1, len(place)
-        step = np.broadcast_to(np.arange(last_step)[:, None], place.shape)
-        first, last = np.full(count, last_step), np.full(count, -1)
-        np.minimum.at(first, place, step)
-        np.maximum.at(last, place, step)
-        read = np.minimum.accumulate(first[::-1])[::-1]  # whatever is stored before it is read first
-        held = last >= 0
-        images = np.resize(self.image_counts[rows], count)[held]
-        change = np.bincount(read[held], images, last_step + 1) - np.bincount(last[held] + 1, images, last_step + 1)
-        return int(change.cumsum().max())
-
     def _draw_pass(self, rng: np.random.Generator, rows: np.ndarray, bounded: bool) -> _Pass:
-        """The stream's groups in random order; an identity's groups are spread evenly.
+        """Return the stream's groups in random order, with the groups of an identity spread evenly.
 
-        An identity with g groups is placed at (j + u_j) / g, j < g: the order is random, yet large identities do not
-        pile up at the end of the pass, where too few distinct ones would be left to fill a step. With a bounded pool
-        the unit is a window of pool_images that begins where the identity's images begin in reading order: whatever
-        the position, the identities whose window is open there have about pool_images images.
+        Group j of an identity with g groups is placed at (j + u_j) / g: the order is random, but large identities do
+        not collect at the end of the pass, where too few distinct ones would remain to fill a step. With a bounded
+        pool the unit is a window of pool_images, which begins at the identity's images in reading order: at every
+        position, the identities whose window is open have about pool_images images.
         """
         counts, k = self.image_counts[rows], self.images
         groups = _count_groups(counts, k)
@@ -198,24 +183,24 @@ def _count_groups(image_counts: np.ndarray, k: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Pass:
-    """G groups in order: owner (G,), places in the stream's list of identities; images (G, K), see StreamSteps."""
+    """G groups in order: owner (G,), indices into the stream's identities; images (G, K), see StreamSteps."""
 
     owner: np.ndarray
     images: np.ndarray
 
 
 def _shuffle_each(rng: np.random.Generator, counts: np.ndarray) -> np.ndarray:
-    """(sum of counts,) int32: for each identity in turn its image indices, 0 to count - 1, shuffled."""
+    """Return (sum of counts,) int32: for each identity in turn its image indices, 0 to count - 1, shuffled."""
     owner = np.repeat(np.arange(len(counts)), counts)
     order = np.argsort(owner + rng.random(len(owner)), kind="stable")
     return (order - (np.cumsum(counts) - counts)[owner]).astype(np.int32)
 
 
 def _take_distinct(draw_owners: Callable[[int], np.ndarray], per_step: int, steps: int) -> np.ndarray:
-    """(steps, per_step) indices into the groups of all passes, one pass after the other.
+    """Return (steps, per_step) indices into the groups of all passes, one pass after the other.
 
-    A step takes groups in order; one whose identity it has already waits for the next step. Where nothing waits and no
-    identity meets itself, which is nearly everywhere, a whole window of steps is taken at once.
+    A step takes groups in order; a group whose identity it already has waits for the next step. If no group waits and
+    no step repeats an identity, which is the usual case, a window of steps is taken at once.
     """
     queue = _Queue(draw_owners)
     chosen = np.empty((steps, per_step), dtype=np.int64)
@@ -234,7 +219,7 @@ def _take_distinct(draw_owners: Callable[[int], np.ndarray], per_step: int, step
 
 
 def _count_distinct(owners: np.ndarray) -> int:
-    """How many of the steps (T, p) from the first on hold distinct owners."""
+    """Return how many of the steps (T, p), counted from the first, hold distinct owners."""
     ordered = np.sort(owners, axis=1)
     repeated = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
     return int(repeated.argmax()) if repeated.any() else len(owners)
@@ -251,7 +236,7 @@ class _Queue:
         self.first_waiting: list[tuple[int, int]] = []  # a heap: for each owner with such groups the first, and owner
 
     def peek(self, number: int) -> np.ndarray:
-        """Owners of the next groups, which draws passes as needed."""
+        """Return the owners of the next groups; passes are drawn as needed."""
         while len(self.owners) < self.at + number:
             self.owners = np.concatenate([self.owners, self.draw_owners(self.passes)])
             self.passes += 1
@@ -262,9 +247,10 @@ class _Queue:
         return np.arange(self.at - number, self.at)
 
     def take_distinct(self, number: int) -> list[int]:
-        """The next groups of distinct owners, those that wait before all others, in order.
+        """Return the next groups of distinct owners in order, those that wait before all others.
 
-        By owner, since one with more groups than all others together makes most of them wait for most of the epoch.
+        Groups wait by owner: an owner with more groups than all others together makes most of them wait for most of
+        the epoch, and searching them all at each step would be slow.
         """
         taken: dict[int, int] = {}  # owner -> group
         while self.first_waiting and len(taken) < number:

@@ -1,4 +1,4 @@
-"""Decoding processes: started, ended with the program, and heard when they fail."""
+"""Start decoding processes, end them with the program, and report their errors."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from reid.data.shard_reader import DamagedData
 
 @dataclass(frozen=True)
 class WorkerError:
-    """An error on its way from a worker to the training process, without a worker's stack trace around it."""
+    """An error that a worker sends to the training process, without the worker's stack trace."""
 
     message: str
 
 
 def start_workers(dataset: IterableDataset, workers: int) -> Iterator[Any]:
-    """The dataset's items, made by so many decoding processes, which end with the iterator or with the program."""
+    """Return the dataset's items, made by `workers` decoding processes, which end with the iterator or the program."""
     others = multiprocessing.active_children()
     parts = iter(
         DataLoader(
@@ -35,7 +35,7 @@ def start_workers(dataset: IterableDataset, workers: int) -> Iterator[Any]:
             batch_size=None,
             num_workers=workers,
             prefetch_factor=4 if workers else None,
-            generator=torch.Generator(),  # or it would take a number from the global one
+            generator=torch.Generator(),  # otherwise it draws from the global one
         )
     )
     _started.update(process for process in multiprocessing.active_children() if process not in others)
@@ -48,11 +48,13 @@ _started: WeakSet[BaseProcess] = WeakSet()
 
 @cache
 def _kill_at_exit() -> None:
-    """An error that ends the program keeps iterators alive, and so their processes. multiprocessing then sends SIGTERM,
-    which they ignore, and waits for them for ever; what is registered last comes first."""
+    """Kill the workers when the program ends with an error, which keeps iterators and so their processes alive.
+
+    multiprocessing would send SIGTERM, which they ignore, and wait for ever. The handler registered last runs first.
+    """
 
     def kill() -> None:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report their death
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report that they died
         for process in _started:
             process.kill()
 
@@ -60,20 +62,23 @@ def _kill_at_exit() -> None:
 
 
 def begin_worker() -> None:
-    """A decoding process uses one thread and leaves signals to the process that it serves: launchers and terminals send
-    them to all, and the training could not end its step without data."""
+    """Prepare a decoding process: one thread, and no reaction to signals.
+
+    Launchers and terminals signal all processes, but the training process needs data to complete its step.
+    """
     torch.set_num_threads(1)
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
 def receive(parts: Iterator[Any]) -> Any:
-    """The next item of a DataLoader. DamagedData for damage that a worker met."""
+    """Return the next item of a DataLoader. Raises DamagedData for damage that a worker found."""
     try:
         item = next(parts)
     except (ConnectionError, EOFError, FileNotFoundError) as error:
-        # A batch lies in memory that its worker hands over by a socket, if it is still there to do so.
-        time.sleep(1)  # torch's own error, by the signal of a child's death, follows at once: here, and not later
+        # The worker ended before it handed over the memory of a batch. torch's own error, raised by the signal of a
+        # child's death, follows at once; wait for it here, so that it is not raised later.
+        time.sleep(1)
         raise RuntimeError(f"DataLoader worker is gone: {error or type(error).__name__}") from error
     if isinstance(item, WorkerError):
         raise DamagedData(item.message)
@@ -81,10 +86,9 @@ def receive(parts: Iterator[Any]) -> Any:
 
 
 def explain_killed_worker(error: RuntimeError) -> str | None:
-    """What to say about an error with which torch reports that a decoding process died; None for any other error.
+    """Return a message for torch's error about a killed decoding process, None for any other error.
 
-    torch raises it from a signal handler, at whatever line the program is: only the program's outermost lines can
-    catch it.
+    torch raises it from a signal handler, at any line of the program, so only the outermost lines can catch it.
     """
     if "DataLoader worker" not in str(error):
         return None

@@ -166,12 +166,15 @@ class DatasetReport:
         return write_report(folder, report), report.warnings
 
     def _choose_folder(self, about: About, taken: Collection[Path]) -> Path:
-        """Return the report's folder; if it holds a report on other data, another with a fingerprint in its name."""
+        """Return the report's folder, or one with a fingerprint in its name if the folder holds another report.
+
+        Another report is one on other data, or one on feature files if this one is on a run, and the reverse.
+        """
         name = re.sub(r"[^\w.-]+", "-", self.dataset).strip(".-") or "data"  # a manifest may come from anywhere
         folder = self.out / name if self.dataset else self.out
         earlier = _read_about(folder)
-        same_kind = earlier is None or earlier.data_fingerprint == about.data_fingerprint
-        if folder in taken or not same_kind or (earlier and difference(earlier, about)):
+        other = earlier and (earlier.data_fingerprint != about.data_fingerprint or difference(earlier, about))
+        if other or folder in taken:
             folder = folder if folder.name else folder.resolve()
             return folder.with_name(f"{folder.name}-{(about.data_fingerprint or about.labels_fingerprint)[:8]}")
         return folder

@@ -163,7 +163,7 @@ class RunSource:
             "encoder": f"{config.model.encoder}, {config.data.height}x{config.data.width} pixels",
         }
         report = DatasetReport(
-            self.out, manifest.dataset, str(self.checkpoint), facts, manifest.fingerprint, read_images=read
+            self.out, manifest.dataset or "data", str(self.checkpoint), facts, manifest.fingerprint, read_images=read
         )
         trained_on = checkpoint.read_state(self.checkpoint)["describes"].get("data", "")
         if trained_on and trained_on != manifest.fingerprint:

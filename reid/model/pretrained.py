@@ -14,18 +14,18 @@ from torch import Tensor, nn
 
 from reid.files import hold
 
-# Position embeddings of a transformer, as torchvision and timm name them: resized to the encoder's grid of patches.
+# Position embeddings of a transformer, as torchvision and timm name them.
 POSITIONS = ("encoder.pos_embedding", "pos_embed")
-# ImageNet classifiers, which no encoder here has; ConvNeXt's normalisation under classifier.0 is kept all the same.
+# ImageNet classifiers, which no encoder here has. ConvNeXt's normalisation under classifier.0 is loaded nevertheless.
 HEADS = ("fc.", "classifier.", "head.", "heads.")
-MEND = "give a file of this encoder, or change model.encoder to the file's"
+FIX = "give a file of this encoder, or change model.encoder to the file's"
 
 
 def url_of(name: str) -> str:
-    """Where torchvision publishes the ImageNet weights of an encoder.
+    """Return the URL of torchvision's ImageNet weights of an encoder.
 
-    IMAGENET1K_V1 everywhere: the start of BoT and of the papers it is compared with. V2 is the better classifier, but
-    another start gives figures that compare with nobody's; it can be given as a local file.
+    They are IMAGENET1K_V1, from which BoT and the papers that it is compared with start. V2 is the better classifier,
+    but its results could not be compared with theirs; it can be given as a local file.
     """
     from torchvision.models import get_model_weights
 
@@ -37,15 +37,15 @@ def url_of(name: str) -> str:
 
 
 def cached_file(name: str) -> Path:
-    """Where the ImageNet weights of an encoder lie in torch's cache, or would lie."""
+    """Return the path of an encoder's ImageNet weights in torch's cache, whether the file exists or not."""
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(url_of(name)).name
 
 
 def fetch(name: str) -> Path:
-    """The cached file of an encoder's ImageNet weights, downloaded first if it is not there.
+    """Return the cached file of an encoder's ImageNet weights, and download it first if it is missing.
 
-    Processes take turns by a lock beside the file, so one of a node (or of a shared home folder) downloads and the
-    others find its file; nobody needs a process group for it. ValueError without internet says how to bring the file.
+    A lock beside the file lets one process of a node (or of a shared home folder) download, without a process group.
+    Raises ValueError, which says how to copy the file here, if there is no internet.
     """
     path = cached_file(name)
     if path.is_file():
@@ -55,7 +55,7 @@ def fetch(name: str) -> Path:
         with hold(path.with_suffix(".lock"), on_wait=lambda holder: _say(f"waiting for {holder} to fetch {path.name}")):
             if not path.is_file():
                 _say(f"fetching {url_of(name)}")
-                digest = path.stem.rsplit("-", 1)[1]  # torchvision writes the beginning of the sha256 into the name
+                digest = path.stem.rsplit("-", 1)[1]  # torchvision's names end with the first digits of the sha256
                 torch.hub.download_url_to_file(url_of(name), str(path), hash_prefix=digest, progress=False)
     except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; a wrong hash is a RuntimeError
         raise ValueError(
@@ -71,7 +71,7 @@ def _say(line: str) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file or a .pth file (also nested: "state_dict", "model"); no code in it is run."""
+    """Return the tensors of a .safetensors or .pth file (also nested in "state_dict", "model"). No code in it runs."""
     if not path.is_file():
         raise ValueError(f"model.weights = {path}: no such file; give imagenet, none or a local file")
     try:
@@ -81,65 +81,61 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         for key in ("state_dict", "model"):
             state = state[key] if isinstance(state.get(key), Mapping) else state
         return {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    except Exception as error:  # torch and safetensors raise many kinds; each means that this file is of no use
+    except Exception as error:  # torch and safetensors raise many types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"model.weights = {path}: not a file of tensors: {reason}") from error
 
 
 def load_weights(encoder: nn.Module, path: Path) -> None:
-    """Load a file into an encoder: of ImageNet, of a whole re-ID model, or with any other prefix before the names.
+    """Load a file into an encoder: of ImageNet, of a re-ID model, or with any other prefix before the names.
 
-    A classifier in it is ignored, position embeddings are resized. ValueError if a tensor of the encoder is absent or
-    of another shape, or if the file has layers that the encoder has not (of a deeper one).
+    A classifier in it is ignored, position embeddings are resized. Raises ValueError if a tensor of the encoder is
+    missing or has another shape, or if the file has more layers than the encoder.
     """
     own = encoder.state_dict()
     state = _without_prefix(read_weights(path), own)
     for name in POSITIONS:
         if name in own and name in state:
-            state[name] = resize_positions(state[name], *_grid_and_prefix(encoder, own[name]))
+            grid: tuple[int, int] = encoder.grid  # type: ignore[assignment]
+            state[name] = resize_positions(state[name], grid, own[name].shape[1] - math.prod(grid))
     other_shape = {name for name, value in own.items() if name in state and state[name].shape != value.shape}
-    try:  # old files have other names in places, which torchvision's modules translate as they load
+    try:  # torchvision's modules translate the names of old files as they load
         found = encoder.load_state_dict({n: v for n, v in state.items() if n not in other_shape}, strict=False)
-    except RuntimeError as error:  # and if such a tensor is of another shape, torch's text is the only one to know it
-        raise ValueError(f"model.weights = {path}: {str(error).splitlines()[-1].strip()}; {MEND}") from error
+    except RuntimeError as error:  # only torch knows that a tensor with an old name has another shape
+        raise ValueError(f"model.weights = {path}: {str(error).splitlines()[-1].strip()}; {FIX}") from error
     wrong = [name for name in own if (name in found.missing_keys or name in other_shape) and not _may_lack(name)]
     if wrong:
-        how = "of another shape" if wrong[0] in other_shape else "absent"
+        how = "of another shape" if wrong[0] in other_shape else "missing"
         raise ValueError(
             f"model.weights = {path}: {len(own) - len(wrong)} of the encoder's {len(own)} tensors fit; the first that "
-            f"does not is {wrong[0]} ({how}); {MEND}"
+            f"does not is {wrong[0]} ({how}); {FIX}"
         )
     more = [name for name in found.unexpected_keys if not name.startswith(HEADS) and not _may_lack(name)]
     if more:
         raise ValueError(
             f"model.weights = {path}: all {len(own)} tensors of the encoder fit, but the file has {len(more)} more, "
-            f"the first {more[0]}; it is of a larger encoder; {MEND}"
+            f"the first {more[0]}; it is of a larger encoder; {FIX}"
         )
 
 
 def _may_lack(name: str) -> bool:
-    """BatchNorm's step counters, which old files lack, and the exponent of GeM pooling, which is ours."""
+    """Return whether old files lack this tensor: BatchNorm's step counters, and the exponent of our GeM pooling."""
     return name.endswith("num_batches_tracked") or name == "avgpool.p"
 
 
 def _without_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under the prefix ("", "encoder.", "module.", ...) with which most names are those of the encoder."""
+    """Return the tensors under the prefix ("", "encoder.", "module.", ...) with which most names fit the encoder."""
     probe = next(iter(own))
     prefixes = {key[: -len(probe)] for key in state if key == probe or key.endswith(f".{probe}")} | {""}
     best = max(sorted(prefixes), key=lambda prefix: sum(prefix + name in state for name in own))
     return {key.removeprefix(best): value for key, value in state.items() if key.startswith(best)}
 
 
-def _grid_and_prefix(encoder: nn.Module, positions: Tensor) -> tuple[tuple[int, int], int]:
-    grid: tuple[int, int] = encoder.grid  # type: ignore[assignment]
-    return grid, positions.shape[1] - math.prod(grid)
-
-
 def resize_positions(stored: Tensor, grid: tuple[int, int], num_prefix: int = 1) -> Tensor:
-    """Position embeddings (1, num_prefix + h*w, D) for another grid of patches (rows, columns), bicubic.
+    """Resize position embeddings (1, num_prefix + h*w, D) to another grid of patches (rows, columns), bicubic.
 
-    The first num_prefix (the class token's) are kept. The stored grid is taken to be a square, or else of the same
-    proportions as `grid`. Equal numbers of patches are returned as they are.
+    The first num_prefix (of the class token) are kept. The stored grid is assumed to be a square, or else to have the
+    proportions of `grid`. The embeddings are returned unchanged if the number of patches is equal.
     """
     prefix, patches = stored[:, :num_prefix], stored[:, num_prefix:]
     if patches.shape[1] == math.prod(grid):

@@ -1,4 +1,4 @@
-"""Batch normalisation over the images of all ranks, exact for any number of them and any split of the batch."""
+"""Batch normalisation over the images of all ranks, exact for any number of ranks and any split of the batch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from reid.distributed import gather_rows, is_distributed
 
 
 class SyncBatchNorm(_BatchNorm):
-    """torch's SyncBatchNorm, which exists on GPUs alone, in plain tensor operations for any device.
+    """SyncBatchNorm in plain tensor operations for any device; torch's runs only on GPUs.
 
-    Ranks send their mean, variance and count (2 C + 1 numbers), which combine into those of the global batch (Chan et
-    al., 1979) without the cancellation of E[x^2] - E[x]^2. The gather is differentiable, so the gradient is that of one
-    process. Statistics are float32 at least. In evaluation, or on one rank, it is plain BatchNorm.
+    Ranks send their mean, variance and count (2 C + 1 numbers), which are combined into those of the global batch (Chan
+    et al., 1979) without the cancellation of E[x^2] - E[x]^2. The gather is differentiable, so the gradient equals that
+    of one process. Statistics are at least float32. In evaluation, or on one rank, it is plain BatchNorm.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,16 +44,17 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def convert_sync(model: nn.Module) -> None:
-    """Make every BatchNorm of a model, on its device already, normalise by the images of all ranks.
+    """Make every BatchNorm of a model normalise over the images of all ranks.
 
-    Parameters, buffers and their names stay. On CUDA the layers become torch's own, which have fused kernels. To be
-    called before DDP wraps the model. Layers in evaluation mode (model.norm = frozen) still use running statistics.
+    Call it when the model is on its device, and before DDP wraps it. Parameters, buffers and their names stay. On CUDA
+    the layers become torch's own, which have fused kernels. Layers in evaluation mode (model.norm = frozen) still use
+    running statistics.
     """
     for name, child in list(model.named_modules()):
         if isinstance(child, _BatchNorm) and type(child) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             raise ValueError(
-                f"model.sync_batchnorm: {name} is a {type(child).__name__}, which is more than a BatchNorm; choose an "
-                "encoder of torchvision, or model.sync_batchnorm = false"
+                f"model.sync_batchnorm: {name} is a {type(child).__name__}, which does more than BatchNorm; choose "
+                "an encoder of torchvision, or model.sync_batchnorm = false"
             )
     if any(parameter.is_cuda for parameter in model.parameters()):
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -65,8 +66,8 @@ def convert_sync(model: nn.Module) -> None:
 
 
 def _synchronized(layer: _BatchNorm) -> SyncBatchNorm:
-    twin = SyncBatchNorm(layer.num_features, layer.eps, layer.momentum)
-    twin.weight, twin.bias = layer.weight, layer.bias
-    twin.running_mean, twin.running_var = layer.running_mean, layer.running_var
-    twin.num_batches_tracked = layer.num_batches_tracked
-    return twin.train(layer.training)
+    new = SyncBatchNorm(layer.num_features, layer.eps, layer.momentum)
+    new.weight, new.bias = layer.weight, layer.bias
+    new.running_mean, new.running_var = layer.running_mean, layer.running_var
+    new.num_batches_tracked = layer.num_batches_tracked
+    return new.train(layer.training)

@@ -43,7 +43,7 @@ class RankedImage:
 
 @dataclass
 class RankList:
-    """A query and the nearest entries of its gallery, best first. ap: in [0, 1]. title: `best` or `median`, say."""
+    """A query and the nearest entries of its gallery, best first. ap: in [0, 1]. title: `best`, `median` and so on."""
 
     query: RankedImage
     gallery: list[RankedImage]
@@ -77,19 +77,18 @@ def choose_rank_lists(
         titles.setdefault(int(order[min(quarter * len(order) // 4, len(order) - 1)]), title)
     rows = np.flatnonzero(result.valid)[list(titles)]
     indices, scores = metrics.top_k(query.take(torch.from_numpy(rows)), gallery, RANK_LIST_LENGTH, "image", metric)
+    query_images = read_images("query", rows.tolist())
     lists = []
-    for i, image in enumerate(read_images("query", rows.tolist())):
+    for i, (index, title) in enumerate(titles.items()):
         found = [j for j in indices[i].tolist() if j >= 0]
-        matches = (gallery.pids[found] == query.pids[rows[i]]) & ~gallery.is_distractor()[found]
+        correct = (gallery.pids[found] == query.pids[rows[i]]) & ~gallery.is_distractor()[found]
+        images = read_images("gallery", found)
         entries = [
-            RankedImage(image, f"{score:.2f} · {_describe(gallery, j)}", correct)
-            for j, score, correct, image in zip(
-                found, scores[i].tolist(), matches.tolist(), read_images("gallery", found), strict=False
-            )
+            RankedImage(image, f"{score:.2f} · {_describe(gallery, j)}", matches)
+            for j, score, matches, image in zip(found, scores[i].tolist(), correct.tolist(), images, strict=False)
         ]
-        asked = RankedImage(image, _describe(query, rows[i]), True)
-        index = list(titles)[i]
-        lists.append(RankList(asked, entries, float(result.ap[index]), titles[index]))
+        query_image = RankedImage(query_images[i], _describe(query, rows[i]), True)
+        lists.append(RankList(query_image, entries, float(result.ap[index]), title))
     return lists
 
 

@@ -4,7 +4,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 
-from reid.metrics import protocols
+from reid.metrics.protocols import PROTOCOLS
 
 Results = dict[str, dict[str, dict]]  # model -> protocol -> Result.to_json(); the first model is the one reported on
 RANKS = (1, 5, 10)
@@ -16,10 +16,10 @@ CENTROID_NOTE = (
     "Under centroid and centroid_all a query has one relevant entry, so mAP is the mean reciprocal rank (at least "
     "rank-1): never compare it with image mAP."
 )
-_ALL = protocols.PROTOCOLS.values()
+_ALL = PROTOCOLS.values()
 RERANKED = {row.name: row.reranked_name for row in _ALL if row.can_rerank}
 # By row of a table: what the gallery lists, and with which published metrics the row compares.
-PROTOCOLS = {row.name: row.text for row in _ALL} | {
+GALLERY_TEXTS = {row.name: row.text for row in _ALL} | {
     row.reranked_name: f"{row.text}, in the order after k-reciprocal re-ranking" for row in _ALL if row.can_rerank
 }
 COMPARES_WITH = {row.name: row.compares_with for row in _ALL} | {

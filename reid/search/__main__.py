@@ -26,7 +26,7 @@ def _parser() -> argparse.ArgumentParser:
 
     index = commands.add_parser("index", help="make an index of images")
     index.add_argument("--checkpoint", required=True, metavar="PATH", help="a run's folder, or one of its checkpoints")
-    index.add_argument("--out", required=True, metavar="INDEX", help="folder for the index; it must not exist")
+    index.add_argument("--out", required=True, dest="index", metavar="INDEX", help="a folder that does not exist yet")
     _add_images(index)
 
     add = commands.add_parser("add", help="append images to an index, without those that it has")
@@ -56,9 +56,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_index(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("index", metavar="INDEX")
-    parser.add_argument(
-        "--checkpoint", default="", metavar="PATH", help="default: where it was when the index was made"
-    )
+    where = "default: where it was when the index was made"
+    parser.add_argument("--checkpoint", default="", metavar="PATH", help=where)
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
@@ -66,9 +65,8 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--csv", default="", metavar="FILE", help="pictures: columns path, identity, camera, time")
     parser.add_argument("--split", nargs="+", metavar="NAME", help="shards: the splits; default: gallery")
     parser.add_argument("--prefix", default="", help="put before identities, to keep those of two datasets apart")
-    parser.add_argument(
-        "--on_damage", choices=("skip", "stop"), default="skip", help="unreadable images; default: %(default)s"
-    )
+    unreadable = "unreadable images; default: %(default)s"
+    parser.add_argument("--on_damage", choices=("skip", "stop"), default="skip", help=unreadable)
     _add_device(parser)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from reid.data.images import Pixels
 from reid.embedder import Embedder
-from reid.search.index import Entry, Hit, Index, Meta
+from reid.search.index import Entry, Hit, Index, Meta, Source
 from reid.search.results import Answer, build_page, to_csv, to_json, to_text
 from reid.search.sources import SourceImage, is_shards, list_folder, list_shards, read_pictures
 from reid.search.writer import Appender, append, create, remove
@@ -25,7 +26,7 @@ from reid.search.writer import Appender, append, create, remove
 SHOWN_HEIGHT = 256  # people look at more pixels than a small encoder does
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: Namespace) -> None:
     """Run one command. Raises ValueError for what the user can fix, such as a full disk or a missing folder."""
     try:
         COMMANDS[options.command](options)
@@ -33,24 +34,20 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(str(error)) from error
 
 
-def _index(options: argparse.Namespace) -> None:
-    listed = _list_images(options)
+def _index(options: Namespace) -> None:
+    images = _list_images(options)
     embedder = Embedder.load(options.checkpoint, options.device, options.dtype, options.batch_size)
-    checkpoint = str(embedder.source.resolve())
-    with create(options.out, Meta(embedder.fingerprint, embedder.dim, embedder.size, checkpoint)) as appender:
-        report = _append(appender, embedder, listed, options)
-    _print_state(options.out, report)
+    meta = Meta(embedder.fingerprint, embedder.dim, embedder.size, str(embedder.source.resolve()))
+    _append(create(options.index, meta), embedder, images, options)
 
 
-def _add(options: argparse.Namespace) -> None:
-    listed = _list_images(options)
+def _add(options: Namespace) -> None:
+    images = _list_images(options)
     embedder = _load_model_of(Index(options.index), options)
-    with append(options.index) as appender:
-        report = _append(appender, embedder, listed, options)
-    _print_state(options.index, report)
+    _append(append(options.index), embedder, images, options)
 
 
-def _list_images(options: argparse.Namespace) -> Iterable[SourceImage]:
+def _list_images(options: Namespace) -> Iterable[SourceImage]:
     """Raises ValueError if there are no images, before a model is loaded."""
     if is_shards(options.images):
         if options.csv:
@@ -61,50 +58,52 @@ def _list_images(options: argparse.Namespace) -> Iterable[SourceImage]:
     return list_folder(options.images, options.csv)
 
 
-def _load_model_of(index: Index, options: argparse.Namespace) -> Embedder:
+def _load_model_of(index: Index, options: Namespace) -> Embedder:
     """Load the model that the index was made with. Raises ValueError if it is another one or cannot be found."""
     path = options.checkpoint or index.meta.checkpoint
     if not Path(path).exists():
         raise ValueError(f"{index.folder}: the checkpoint of its model, {path}, does not exist; give --checkpoint")
     embedder = Embedder.load(path, options.device, options.dtype, options.batch_size)
-    index.check_model(embedder.fingerprint, embedder.source)
+    if embedder.fingerprint != index.meta.fingerprint:
+        raise ValueError(
+            f"{index.folder} holds features of another model (fingerprint {index.meta.fingerprint[:12]}) than "
+            f"{embedder.source} (fingerprint {embedder.fingerprint[:12]}); give the checkpoint it was made with"
+        )
     return embedder
 
 
-def _append(appender: Appender, embedder: Embedder, listed: Iterable[SourceImage], options: argparse.Namespace) -> str:
-    """Embed and add the images that are new, print those that cannot be read, and return a summary."""
+def _append(
+    opening: AbstractContextManager[Appender], embedder: Embedder, images: Iterable[SourceImage], options: Namespace
+) -> None:
+    """Embed and add the images that are new, and print those that cannot be read and a summary."""
     started = time.perf_counter()
-    known = {entry.key for entry in appender.index.entries()}
     new: list[Entry] = []
     present: list[Entry] = []
     damaged: list[str] = []
 
-    def readers() -> Iterator[Callable[[], Tensor]]:
-        for image in tqdm(listed, unit=" images", disable=None):
-            if image.entry.path and image.entry.key in known:
+    def readers(known: Set[tuple[Source, str]]) -> Iterator[Callable[[], Tensor]]:
+        for image in tqdm(images, unit=" images", disable=None):
+            if image.entry.path and (image.entry.source, image.entry.path) in known:
                 present.append(image.entry)
                 continue
             identity = image.entry.identity and options.prefix + image.entry.identity
             new.append(replace(image.entry, identity=identity))
-            yield partial(_read, embedder, image)
+            yield partial(image.read, embedder)
 
     def skip(place: int, reason: str) -> None:
         damaged.append(reason)
         print(f"skipped: {reason}", file=sys.stderr)
 
-    for places, features in embedder.stream(readers(), None if options.on_damage == "stop" else skip):
-        appender.add(features, [new[place] for place in places])
-    added = len(new) - len(damaged)
-    if new and not added and not present:
-        raise ValueError(f"none of {len(new)} images can be read; the first: {damaged[0]}")
-    counts = f"{added} images added"
-    counts += f", {len(present)} were there" if present else ""
-    counts += f", {len(damaged)} unreadable and skipped" if damaged else ""
-    return f"{counts} in {time.perf_counter() - started:.1f} s"
-
-
-def _read(embedder: Embedder, image: SourceImage) -> Tensor:
-    return embedder.read(image.load(), image.name)
+    with opening as appender:
+        reading = readers({(entry.source, entry.path) for entry in appender.index.entries()})
+        for places, features in embedder.stream(reading, None if options.on_damage == "stop" else skip):
+            appender.add(features, [new[place] for place in places])
+        if damaged and len(damaged) == len(new) and not present:
+            raise ValueError(f"none of {len(new)} images can be read; the first: {damaged[0]}")
+    summary = f"{len(new) - len(damaged)} images added"
+    summary += f", {len(present)} were there" if present else ""
+    summary += f", {len(damaged)} unreadable and skipped" if damaged else ""
+    _print_state(options.index, f"{summary} in {time.perf_counter() - started:.1f} s")
 
 
 def _print_state(folder: str, report: str) -> None:
@@ -112,7 +111,7 @@ def _print_state(folder: str, report: str) -> None:
     print(f"{folder}: {report}; now {len(index)} images of {len(index.meta.identities)} identities")
 
 
-def _query(options: argparse.Namespace) -> None:
+def _query(options: Namespace) -> None:
     index = Index(options.index)
     embedder = _load_model_of(index, options)
     if not len(index):
@@ -121,16 +120,14 @@ def _query(options: argparse.Namespace) -> None:
     features = embedder.embed(options.photos)
     embedded = time.perf_counter()
     hits = index.search(features, options.top, options.gallery, options.camera)
-    seconds = (
-        f"{embedded - started:.2f} s for {len(features)} photos, {time.perf_counter() - embedded:.2f} s for the search"
-    )
+    searched = time.perf_counter()
+    times = f"{embedded - started:.2f} s for {len(features)} photos, {searched - embedded:.2f} s for the search"
     answers = [
         [_answer(index, photo, rank, hit) for rank, hit in enumerate(found, start=1)]
         for photo, found in zip(options.photos, hits, strict=True)
     ]
-    for photo, found in zip(options.photos, answers, strict=True):
-        print(to_text(photo, found))
-    print(seconds, file=sys.stderr)
+    print("\n".join(map(to_text, options.photos, answers)))
+    print(times, file=sys.stderr)
     if options.csv:
         Path(options.csv).write_text(to_csv(answers), encoding="utf-8", newline="")
     if options.json:
@@ -140,42 +137,33 @@ def _query(options: argparse.Namespace) -> None:
             "index": f"{options.index}: {len(index):,} images of {len(index.meta.identities):,} identities",
             "gallery": options.gallery + (f", camera {options.camera} left out" if options.camera else ""),
             "model": f"{embedder.source}, fingerprint {embedder.fingerprint[:12]}",
-            "time": seconds,
+            "time": times,
         }
-        _write_page(
-            options, facts, [[index.entry(hit.row) for hit in found] for found in hits], answers, embedder.pixels
-        )
+        entries = [index.entry(hit.row) for found in hits for hit in found]
+        _write_page(options, facts, entries, answers, embedder.pixels)
 
 
 def _answer(index: Index, photo: str, rank: int, hit: Hit) -> Answer:
     entry = index.entry(hit.row)
     camera, taken = (entry.camera, entry.time) if hit.images == 1 else ("", "")
-    return Answer(
-        photo, rank, hit.score, entry.identity, camera, taken, hit.images, entry.path, entry.source.root
-    )  # fmt: skip
+    return Answer(photo, rank, hit.score, entry.identity, camera, taken, hit.images, entry.path, entry.source.root)
 
 
 def _write_page(
-    options: argparse.Namespace,
-    facts: dict[str, str],
-    entries: Sequence[Sequence[Entry]],
-    answers: Sequence[Sequence[Answer]],
-    seen: Pixels,
+    options: Namespace, facts: dict[str, str], entries: list[Entry], answers: Sequence[Sequence[Answer]], seen: Pixels
 ) -> None:
     """Write the answers and the pictures of their entries, with more pixels than the encoder has `seen`."""
     scale = max(1, round(SHOWN_HEIGHT / seen.height))
     pixels = replace(seen, height=scale * seen.height, width=scale * seen.width)
-    pictures = iter(read_pictures(list(chain.from_iterable(entries)), pixels))
+    pictures = iter(read_pictures(entries, pixels))
     shown = [[(answer, next(pictures)) for answer in found] for found in answers]
-    queries = [
-        (photo, pixels.decode(Path(photo).read_bytes(), photo).permute(1, 2, 0).numpy()) for photo in options.photos
-    ]
+    queries = [(name, pixels.decode(Path(name).read_bytes(), name).permute(1, 2, 0).numpy()) for name in options.photos]
     page = build_page(Path(options.index).resolve().name, facts, queries, shown)
     Path(options.out).write_text(page, encoding="utf-8", errors="replace")
     print(f"page: {options.out}")
 
 
-def _remove(options: argparse.Namespace) -> None:
+def _remove(options: Namespace) -> None:
     identities, paths = set(options.identity), set(options.path)
     if not identities and not paths:
         raise ValueError("name what to remove: --identity NAME ... or --path PATH ...")
@@ -186,7 +174,7 @@ def _remove(options: argparse.Namespace) -> None:
     _print_state(options.index, f"{removed} images removed")
 
 
-def _info(options: argparse.Namespace) -> None:
+def _info(options: Namespace) -> None:
     index = Index(options.index)
     meta = index.meta
     rows = {

@@ -4,8 +4,7 @@ A folder of plain files. Columns of N entries are ordinary .npy files, mapped in
     features (N, D) float32, as the model returns them; squares (N,) float32, their squared norms; pids, camids (N,)
     int64, places in the lists of names in index.json, -1 = unknown; ends (N,) int64, where lines of entries.jsonl end
 entries.jsonl has a line of JSON per entry, with its path and time. index.json is replaced last, in one step, and says
-how much of each file counts: what a killed process wrote after that is not part of the index, and the next append
-overwrites it. Older programs also kept sums-*.npy and counts-*.npy, which nothing reads any more.
+how much of each file counts: what a killed process wrote after that is ignored, and overwritten by the next append.
 """
 
 from __future__ import annotations
@@ -50,11 +49,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Entry:
-    """An image of an index. Empty text means unknown.
-
-    path: relative to the source's root; in shards the tar and the member. place: in shards the image's place in the
-    storage order of the split, else -1.
-    """
+    """An image of an index; empty text means unknown. path: in the folder `source`; in shards, tar and member.
+    place: in shards the image's place in the storage order of the split, else -1."""
 
     path: str
     identity: str = ""
@@ -62,11 +58,6 @@ class Entry:
     time: str = ""
     place: int = -1
     source: Source = field(default_factory=lambda: Source(""))
-
-    @property
-    def key(self) -> tuple[Source, str]:
-        """What two entries of the same image have in common."""
-        return self.source, self.path
 
 
 @dataclass(frozen=True)
@@ -94,8 +85,8 @@ class Hit:
     images: int = 1
 
 
-class Centroids(NamedTuple):
-    """rows (C,): the first entry of each identity. images (C,): how many it has. vectors: their means (C, D)."""
+class Gallery(NamedTuple):
+    """C vectors to rank. rows (C,): the first entry of each. images (C,): how many entries it is the mean of."""
 
     rows: np.ndarray
     images: np.ndarray
@@ -111,19 +102,19 @@ class Index:
         self.meta = read_meta(self.folder)
         columns = (self._map(name) for name in COLUMNS)
         self.features, self.squares, self.pids, self.camids, self._ends, self._text = columns
-        self._centroids: dict[str, Centroids] = {}
+        self._centroids: dict[str, Gallery] = {}
 
     def __len__(self) -> int:
         return self.meta.count
 
     def _map(self, name: str) -> np.ndarray:
         """Map a column, copy-on-write: torch wants writable memory, and the file must not change."""
-        path, layout = self.folder / name, lay_out(name, self.meta)
-        if not path.is_file() or path.stat().st_size < layout.end:
+        path, (header, shape, end) = self.folder / name, lay_out(name, self.meta)
+        if not path.is_file() or path.stat().st_size < end:
             raise ValueError(f"{path} is missing or cut short: the index is damaged; make it again")
         if not self.meta.count:
-            return np.empty(layout.shape, COLUMNS[name])
-        return np.memmap(path, COLUMNS[name], mode="c", offset=len(layout.header), shape=layout.shape)
+            return np.empty(shape, COLUMNS[name])
+        return np.memmap(path, COLUMNS[name], mode="c", offset=len(header), shape=shape)
 
     def entry(self, row: int) -> Entry:
         begin, end = int(self._ends[row - 1]) if row else 0, int(self._ends[row])
@@ -140,59 +131,41 @@ class Index:
     def entries(self) -> Iterator[Entry]:
         return map(self.entry, range(len(self)))
 
-    def check_model(self, fingerprint: str, source: object) -> None:
-        """Raise ValueError unless this model computed the features: those of two models cannot be compared."""
-        if fingerprint != self.meta.fingerprint:
-            raise ValueError(
-                f"{self.folder} holds features of another model (fingerprint {self.meta.fingerprint[:12]}) than "
-                f"{source} (fingerprint {fingerprint[:12]}); give the checkpoint it was made with, or index again"
-            )
-
     def search(self, queries: np.ndarray, k: int, gallery: str = "images", without: str = "") -> list[list[Hit]]:
-        """Find the k entries nearest to each query, by cosine similarity; every entry is compared.
+        """Find the k entries nearest to each of the features (Q, D), by cosine similarity; every entry is compared.
 
-        Args:
-            queries: (Q, D) features.
-            k: the number of hits; fewer if there are fewer entries.
-            gallery: "images"; or "centroids", one mean per identity, and each image without an identity by itself.
-            without: a camera whose images are left out, also from centroids; "" leaves out none.
+        gallery: "images"; or "centroids", one mean per identity, and each image without an identity by itself.
+        without: a camera whose images are left out, also from centroids; "" leaves out none.
 
-        Returns:
-            The hits of each query, best first, equal scores in the order of the index.
+        Returns the hits of each query, best first, equal scores in the order of the index.
         """
         if k < 1:
             raise ValueError(f"k is {k}; give at least 1")
         if gallery not in GALLERIES:
             raise ValueError(f"unknown gallery {gallery!r}; known: {', '.join(GALLERIES)}")
         unit = torch.nn.functional.normalize(torch.from_numpy(np.asarray(queries, np.float32)))
-        images = METRICS["cosine"](torch.from_numpy(self.features), torch.from_numpy(self.squares))
+        vectors = METRICS["cosine"](torch.from_numpy(self.features), torch.from_numpy(self.squares))
+        images = Gallery(np.arange(len(self)), np.ones(len(self), np.int64), vectors)
         kept = self._kept(without)
         if gallery == "images":
-            return [[Hit(row, score) for row, score in hits] for hits in _nearest(images, unit, k, kept)]
+            return _nearest(images, unit, k, kept)
         unknown = _nearest(images, unit, k, kept & (self.pids == UNKNOWN))
         centroids = self.centroids(without)
-        means = _nearest(centroids.vectors, unit, k, np.ones(len(centroids.rows), dtype=bool))
-        rows, counts = centroids.rows.tolist(), centroids.images.tolist()
-        hits = [
-            [*(Hit(row, score) for row, score in some), *(Hit(rows[i], score, counts[i]) for i, score in others)]
-            for some, others in zip(unknown, means, strict=True)
-        ]
-        return [sorted(found, key=lambda hit: (-hit.score, hit.row))[:k] for found in hits]
+        means = _nearest(centroids, unit, k, centroids.images > 0)
+        return [sorted(a + b, key=lambda hit: (-hit.score, hit.row))[:k] for a, b in zip(unknown, means, strict=True)]
 
-    def centroids(self, without: str = "") -> Centroids:
+    def centroids(self, without: str = "") -> Gallery:
         """Average the features of each identity; the centroids of the last `without` stay in memory."""
         if without not in self._centroids:
             entries = np.flatnonzero(self._kept(without) & (self.pids != UNKNOWN))
             entries = entries[np.argsort(self.pids[entries], kind="stable")]
             _, first, images = np.unique(self.pids[entries], return_index=True, return_counts=True)
             features, means = np.asarray(self.features), np.empty((len(first), self.meta.dim), np.float32)
-            for mean, rows in zip(
-                means, np.split(entries, first[1:]), strict=False
-            ):  # one empty group if none is known
+            # Not strict: without any identity, split returns one empty part.
+            for mean, rows in zip(means, np.split(entries, first[1:]), strict=False):
                 mean[:] = features[rows].sum(0, dtype=np.float64) / len(rows)
-            averages = torch.from_numpy(means)
-            vectors = METRICS["cosine"](averages, squared_norms(averages))
-            self._centroids = {without: Centroids(entries[first], images, vectors)}
+            vectors = METRICS["cosine"](torch.from_numpy(means), squared_norms(torch.from_numpy(means)))
+            self._centroids = {without: Gallery(entries[first], images, vectors)}
         return self._centroids[without]
 
     def _kept(self, without: str) -> np.ndarray:
@@ -205,8 +178,8 @@ class Index:
         return np.asarray(self.camids != self.meta.cameras.index(without))
 
 
-def _nearest(vectors: Vectors, queries: Tensor, k: int, kept: np.ndarray) -> list[list[tuple[int, float]]]:
-    """Return the k best (row, score) of the vectors (N, D) that are `kept` (N,), for each of the queries (Q, D)."""
+def _nearest(gallery: Gallery, queries: Tensor, k: int, kept: np.ndarray) -> list[list[Hit]]:
+    """Return the k best of the vectors that are `kept` (C,), for each of the queries (Q, D)."""
     if not kept.any():
         return [[] for _ in queries]
     blocks = queries.split(QUERIES)
@@ -215,30 +188,25 @@ def _nearest(vectors: Vectors, queries: Tensor, k: int, kept: np.ndarray) -> lis
         for part in cut(len(kept)):  # the outer loop, so that features are read from disk once
             left_out = torch.from_numpy(~kept[part])
             for block, found in zip(blocks, best, strict=True):
-                scores = vectors.scores(block, part)
+                scores = gallery.vectors.scores(block, part)
                 scores[:, left_out] = -torch.inf
                 found[:] = [join_best([*found, best_of_scores(scores, k, part.start)], k)]
-    answers = [answer for found in best for answer in zip(*(part.tolist() for part in found[0]), strict=True)]
-    return [[(row, score) for row, score in zip(*hits, strict=True) if score > -torch.inf] for hits in answers]
+    places, values = (torch.cat(column).tolist() for column in zip(*(found[0] for found in best), strict=True))
+    return [
+        [Hit(int(gallery.rows[i]), score, int(gallery.images[i])) for i, score in hits if score > -torch.inf]
+        for hits in map(zip, places, values)
+    ]
 
 
-class Layout(NamedTuple):
-    """Where a column is in its file: after the .npy header, in this shape, up to the byte `end`."""
-
-    header: bytes
-    shape: tuple[int, ...]
-    end: int
-
-
-def lay_out(name: str, meta: Meta) -> Layout:
-    """NumPy leaves room for the first axis to grow: the header has the same length for any number of entries."""
+def lay_out(name: str, meta: Meta) -> tuple[bytes, tuple[int, ...], int]:
+    """Return the .npy header of a column, the shape of its array, and the byte of the file where the array ends."""
     if name == ENTRIES:
-        return Layout(b"", (meta.text_bytes,), meta.text_bytes)
+        return b"", (meta.text_bytes,), meta.text_bytes
     dtype, shape = np.dtype(COLUMNS[name]), (meta.count, meta.dim) if name == "features.npy" else (meta.count,)
-    buffer = io.BytesIO()
+    header = io.BytesIO()  # NumPy leaves room for the first axis to grow: as long for any number of entries
     described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(buffer, described)
-    return Layout(buffer.getvalue(), shape, buffer.tell() + dtype.itemsize * math.prod(shape))
+    np.lib.format.write_array_header_1_0(header, described)
+    return header.getvalue(), shape, header.tell() + dtype.itemsize * math.prod(shape)
 
 
 def read_meta(folder: Path) -> Meta:

@@ -11,12 +11,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from reid.data.eval_loader import read_images
 from reid.data.images import Pixels
-from reid.data.manifest import JUNK_PID, MANIFEST_NAME, Manifest, load_manifest
+from reid.data.manifest import JUNK_PID, MANIFEST_NAME, Split, load_manifest
 from reid.data.shard_reader import Dropped, Identity, read_sound_identities
 from reid.data.storage import full_path, is_remote
+from reid.embedder import Embedder
 from reid.search.index import Entry, Source
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
@@ -30,6 +32,9 @@ class SourceImage:
     entry: Entry
     name: str
     load: Callable[[], Path | bytes]
+
+    def read(self, embedder: Embedder) -> Tensor:
+        return embedder.read(self.load(), self.name)
 
 
 def is_shards(root: str) -> bool:
@@ -63,40 +68,36 @@ def _walk(folder: Path, source: Source) -> Iterator[Entry]:
 
 
 def _read_table(table: Path, source: Source) -> Iterator[Entry]:
+    lines: dict[str, int] = {}
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
             header = reader.fieldnames or []
             if "path" not in header or not set(header) <= set(COLUMNS) or len(set(header)) != len(header):
+                known = ", ".join(COLUMNS[1:])
+                given = ",".join(header)
                 raise ValueError(
-                    f"{table}: the first line is {','.join(header)!r}; it must name path, and may name "
-                    f"{', '.join(COLUMNS[1:])}, each once"
+                    f"{table}: the first line is {given!r}; it must name path, and may name {known}, each once"
                 )
-            seen: dict[str, int] = {}
             for fields in reader:
+                line = reader.line_num
                 if None in fields or None in fields.values():
-                    raise ValueError(f"{table}, line {reader.line_num}: more or fewer fields than the header")
+                    raise ValueError(f"{table}, line {line}: more or fewer fields than the header")
                 path, identity, camera, time = (fields.get(name, "").strip() for name in COLUMNS)
-                entry = Entry(path, identity, camera, time, source=source)
-                _check_line(table, reader.line_num, entry, seen)
-                yield entry
+                if not path or Path(path).is_absolute() or ".." in Path(path).parts:
+                    raise ValueError(f"{table}, line {line}: path {path!r}; give one inside the folder of --images")
+                first = lines.setdefault(os.path.normpath(path), line)
+                if first != line:
+                    raise ValueError(f"{table}, lines {first} and {line}: {path} twice; keep one")
+                yield Entry(path, identity, camera, time, source=source)
     except OSError as error:
         raise ValueError(f"{table}: {error.strerror or error}; give --csv a table with the columns path, …") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{table}: not a CSV table in UTF-8 ({error})") from error
 
 
-def _check_line(table: Path, line: int, entry: Entry, seen: dict[str, int]) -> None:
-    path = Path(entry.path)
-    if not entry.path or path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"{table}, line {line}: path {entry.path!r}; give one inside the folder of --images")
-    first = seen.setdefault(os.path.normpath(entry.path), line)
-    if first != line:
-        raise ValueError(f"{table}, lines {first} and {line}: {entry.path} twice; keep one")
-
-
 def list_shards(root: str, split: str) -> Iterator[SourceImage]:
-    """List the images of a split without junk; identities have the names of the manifest, distractors none.
+    """List the images of a split without junk, by the names of the manifest; distractors have no identity.
 
     Train identities are called train/<name>, because some datasets number them from 0 again. Damage becomes images that
     cannot be loaded. Raises ValueError if the split is unknown or empty.
@@ -105,20 +106,19 @@ def list_shards(root: str, split: str) -> Iterator[SourceImage]:
     part = manifest.split(split)
     if (part.pids == JUNK_PID).all():
         raise ValueError(f"{root}: the split {split} is empty")
-    return _read_split(root, split, manifest)
+    return _list_split(root, split, part, manifest.distractor_pid)
 
 
-def _read_split(root: str, split: str, manifest: Manifest) -> Iterator[SourceImage]:
-    part = manifest.split(split)
+def _list_split(root: str, split: str, part: Split, distractor_pid: int | None) -> Iterator[SourceImage]:
     first = np.cumsum(part.images) - part.images
     source = Source(root if is_remote(root) else str(Path(root).resolve()), split)
     for identity in read_sound_identities(root, part, range(len(part.shards))):
         if isinstance(identity, Dropped):
-            yield SourceImage(Entry("", source=source), "", partial(_refuse, identity.reason))
+            yield SourceImage(Entry("", source=source), "", partial(_load_member, identity))
             continue
         if identity.pid == JUNK_PID:
             continue
-        name = part.names[identity.row] if identity.pid != manifest.distractor_pid else ""
+        name = part.names[identity.row] if identity.pid != distractor_pid else ""
         name = f"train/{name}" if name and split == "train" else name
         shard = part.shards[part.shard[identity.row]].name
         for i, camid in enumerate(identity.camids):
@@ -128,12 +128,10 @@ def _read_split(root: str, split: str, manifest: Manifest) -> Iterator[SourceIma
             yield SourceImage(entry, full_path(root, path), partial(_load_member, identity, i))
 
 
-def _load_member(identity: Identity, i: int) -> bytes:
+def _load_member(identity: Identity | Dropped, i: int = 0) -> bytes:
+    if isinstance(identity, Dropped):
+        raise ValueError(identity.reason)
     return bytes(identity.image(i))
-
-
-def _refuse(reason: str) -> bytes:
-    raise ValueError(reason)
 
 
 def read_pictures(entries: Sequence[Entry], pixels: Pixels) -> list[np.ndarray | None]:

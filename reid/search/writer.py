@@ -33,50 +33,45 @@ class Appender:
         self._identities = {name: i for i, name in enumerate(meta.identities)}
         self._cameras = {name: i for i, name in enumerate(meta.cameras)}
         self._sources = {source: i for i, source in enumerate(meta.sources)}
-        self._count, self._end = meta.count, meta.text_bytes
-        self._files = {name: _open_at(index.folder / name, lay_out(name, meta).end) for name in COLUMNS}
+        self._count, self._text_bytes = meta.count, meta.text_bytes
+        self._files: dict[str, BinaryIO] = {}
+        for name in COLUMNS:
+            self._files[name] = file = open(index.folder / name, "r+b")  # noqa: SIM115 (closed by `close`)
+            file.seek(file.truncate(lay_out(name, meta)[2]))  # cut off what a killed append left
 
     def add(self, features: np.ndarray, entries: Sequence[Entry]) -> None:
-        """Add B entries and their features (B, D) float32.
-
-        Raises ValueError, which names the first image whose feature is not finite.
-        """
+        """Add B entries and their features (B, D) float32. Raises ValueError, which names the image, for NaN or inf."""
         finite = np.isfinite(features).all(axis=1)
         if not finite.all():
             name = entries[int(finite.argmin())].path
             raise ValueError(f"{name}: its feature is not finite; look at that image, or for a diverged model")
-        lines = [self._line(entry) for entry in entries]
+        sources = [self._sources.setdefault(entry.source, len(self._sources)) for entry in entries]
+        lines = [
+            json.dumps({"path": entry.path, "time": entry.time, "source": i, "place": entry.place}).encode() + b"\n"
+            for i, entry in zip(sources, entries, strict=True)
+        ]
+        text = b"".join(lines)
         columns = {
             "features.npy": features,
             "squares.npy": squared_norms(torch.from_numpy(features)).numpy(),
             "pids.npy": [_number(entry.identity, self._identities) for entry in entries],
             "camids.npy": [_number(entry.camera, self._cameras) for entry in entries],
-            "ends.npy": self._end + np.cumsum([len(line) for line in lines]),
-            ENTRIES: np.frombuffer(b"".join(lines), np.uint8),
+            "ends.npy": self._text_bytes + np.cumsum([len(line) for line in lines]),
+            ENTRIES: np.frombuffer(text, np.uint8),
         }
         for name, values in columns.items():
             self._files[name].write(np.ascontiguousarray(values, COLUMNS[name]).tobytes())
         self._count += len(entries)
-        self._end += sum(map(len, lines))
-
-    def _line(self, entry: Entry) -> bytes:
-        source = self._sources.setdefault(entry.source, len(self._sources))
-        line = {"path": entry.path, "time": entry.time, "source": source, "place": entry.place}
-        return json.dumps(line).encode() + b"\n"
+        self._text_bytes += len(text)
 
     def commit(self) -> None:
         """Write everything to disk, then replace index.json in one step."""
-        meta = replace(
-            self.index.meta,
-            count=self._count,
-            text_bytes=self._end,
-            sources=tuple(self._sources),
-            identities=tuple(self._identities),
-            cameras=tuple(self._cameras),
-        )
+        meta = replace(self.index.meta, count=self._count, text_bytes=self._text_bytes)
+        identities, cameras = tuple(self._identities), tuple(self._cameras)
+        meta = replace(meta, sources=tuple(self._sources), identities=identities, cameras=cameras)
         for name, file in self._files.items():
             file.seek(0)
-            file.write(lay_out(name, meta).header)  # for other readers of .npy files; an index goes by index.json
+            file.write(lay_out(name, meta)[0])  # for other readers of .npy files; an index goes by index.json
         self.close()
         _write_meta(self.index.folder, meta)
         for path in self.index.folder.glob("*-*.npy"):  # centroid sums of older programs
@@ -114,16 +109,14 @@ def create(folder: str | Path, meta: Meta) -> Iterator[Appender]:
     """
     path = Path(folder)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        is_index = (path / META).is_file()
-        raise ValueError(
-            f"{path} is {'an index; `add` appends to it' if is_index else 'not empty; name another folder'}"
-        )
+        what = "an index; `add` appends to it" if (path / META).is_file() else "not empty; name another folder"
+        raise ValueError(f"{path} is {what}")
     building = path.resolve().with_name(f".{path.resolve().name}.building")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     try:
         for name in COLUMNS:
-            (building / name).write_bytes(lay_out(name, meta).header)
+            (building / name).write_bytes(lay_out(name, meta)[0])
         _write_meta(building, meta)
         with append(building) as appender:
             yield appender
@@ -147,9 +140,8 @@ def remove(folder: str | Path, choose: Callable[[Entry], bool]) -> int:
         if len(kept) == len(entries):
             return 0
         shutil.rmtree(rest, ignore_errors=True)
-        with create(
-            rest, replace(index.meta, count=0, text_bytes=0, sources=(), identities=(), cameras=())
-        ) as appender:
+        empty = replace(index.meta, count=0, text_bytes=0, sources=(), identities=(), cameras=())
+        with create(rest, empty) as appender:
             for begin in range(0, len(kept), ROWS):
                 rows = kept[begin : begin + ROWS]
                 appender.add(np.asarray(index.features[rows]), [entries[row] for row in rows])
@@ -172,14 +164,6 @@ def _lock(path: Path) -> Iterator[None]:
 
 def _number(name: str, numbers: dict[str, int]) -> int:
     return numbers.setdefault(name, len(numbers)) if name else UNKNOWN
-
-
-def _open_at(path: Path, end: int) -> BinaryIO:
-    """Open a file for writing from byte `end`; what a killed append left after it is cut off."""
-    file = open(path, "r+b")  # noqa: SIM115 (closed by Appender.close)
-    file.truncate(end)
-    file.seek(end)
-    return file
 
 
 def _write_meta(folder: Path, meta: Meta) -> None:

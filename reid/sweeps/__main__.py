@@ -20,9 +20,9 @@ from typing import IO
 
 from jsonargparse.typing import PositiveInt
 
-from reid.files import Held, hold
+from reid.files import Held, hold, make_folder
 from reid.program import SIGNALS, STOPPED, call
-from reid.sweeps.folder import DONE, SweepFolder, check_run, to_flags
+from reid.sweeps.folder import DONE, SweepFolder, check_run, claim_folder, to_flags
 from reid.sweeps.spec import PROGRAM, Sweep, corners, propose, read_sweep, should_stop
 from reid.sweeps.table import describe_states
 
@@ -65,16 +65,26 @@ def run_sweep(options: argparse.Namespace, extra: list[str]) -> int:
     if options.check:
         print(f"{options.sweep}: knobs, values and metric are known")
         return 0
-    folder = SweepFolder(options.out or Path("runs", "sweeps", options.sweep.stem))
-    folder.claim(sweep, extra)
+    method = sweep.document["method"]
+    if method == "bayes" and options.slurm is not None:
+        raise ValueError(
+            f"{sweep.path}: with method bayes a run needs the results of those before it, so a job array cannot make "
+            "them; use method random or grid, or start this program without --slurm inside one job"
+        )
+    if method != "grid" and options.runs is None:
+        raise ValueError(f"{sweep.path}: method {method} has no last run; give --runs N")
+    out = options.out or Path("runs", "sweeps", options.sweep.stem)
+    make_folder(out)
     try:
-        with hold(folder.path / ".lock"):
-            plan_runs(sweep, folder, options.runs, one_job=options.slurm is None)
-            if options.slurm is None:
-                return run_here(sweep, folder, options.runs)
-            return submit(sweep, folder, options.runs, options.slurm)
+        with hold(out / ".lock"):
+            folder = claim_folder(out, sweep, extra)
+            if method != "bayes":
+                runs = folder.runs()
+                for knobs in propose(sweep, runs, max(0, (options.runs or 10**6) - len(runs))):
+                    folder.add(knobs)
+            return run_here(folder, options.runs) if options.slurm is None else submit(folder, options)
     except Held as error:
-        raise ValueError(f"{folder.path}: {error} is at work on this sweep; wait for it") from error
+        raise ValueError(f"{out}: {error} is at work on this sweep; wait for it") from error
 
 
 def check_sweep(sweep: Sweep, extra: Sequence[str]) -> None:
@@ -87,62 +97,46 @@ def check_sweep(sweep: Sweep, extra: Sequence[str]) -> None:
             raise ValueError(f"{sweep.path}: {sweep.metric} is logged with held-out identities: --data.val_identities")
 
 
-def plan_runs(sweep: Sweep, folder: SweepFolder, total: int | None, one_job: bool) -> None:
-    """Plan all runs that do not depend on the results of others: those of a grid or a random search."""
-    method = sweep.document["method"]
-    if method == "bayes" and not one_job:
-        raise ValueError(
-            f"{sweep.path}: with method bayes a run needs the results of those before it, so a job array cannot make "
-            "them; use method random or grid, or start this program without --slurm inside one job"
-        )
-    if method != "grid" and total is None:
-        raise ValueError(f"{sweep.path}: method {method} has no last run; give --runs N")
-    if method != "bayes":
-        runs = folder.runs()
-        for knobs in propose(sweep, runs, max(0, (total or 10**6) - len(runs))):
-            folder.add(sweep, knobs)
-
-
-def run_here(sweep: Sweep, folder: SweepFolder, total: int | None) -> int:
+def run_here(folder: SweepFolder, total: int | None) -> int:
     """Make one run after the other; with method bayes, the results so far decide the next."""
     signals: list[int] = []  # a signal ends the current run with a checkpoint, and then the sweep
     for kind in SIGNALS:
         signal.signal(kind, lambda number, frame: signals.append(number))
-    runs = folder.runs()
-    last = len(runs[:total]) if total is None or sweep.document["method"] != "bayes" else total
+    sweep, runs = folder.sweep, folder.runs()
+    last = total if total is not None and sweep.document["method"] == "bayes" else len(runs[:total])
     for number in range(last):
         if number == len(runs):
-            folder.add(sweep, propose(sweep, runs, 1)[0])
+            folder.add(propose(sweep, runs, 1)[0])
         if number == len(runs) or runs[number].state not in DONE:
-            make_run(sweep, folder, number, signals)
+            make_run(folder, number, signals)
             runs = folder.runs()
-        state, log = runs[number].state, f"{folder.run_folder(number)}.log"
-        if state == "finished" and runs[number].metric is None:
+        run, log = runs[number], f"{folder.run_folder(number)}.log"
+        if run.state == "finished" and run.metric is None:
             raise ValueError(
                 f"run {number} finished without logging {sweep.metric}; does its data have query and gallery? See {log}"
             )
         if signals:
             print(f"stopped: {describe_states(runs)}; the same command continues", flush=True)
             return STOPPED
-        if state == "failed" and not any(run.state in DONE for run in runs):
+        if run.state == "failed" and not any(other.state in DONE for other in runs):
             raise ValueError(f"run {number} failed and none has succeeded yet; see {log}")
     print(folder.collect(), flush=True)
     return int(any(run.state == "failed" for run in runs))
 
 
-def make_run(sweep: Sweep, folder: SweepFolder, number: int, signals: Sequence[int]) -> None:
+def make_run(folder: SweepFolder, number: int, signals: Sequence[int]) -> None:
     """Train one run, from its newest checkpoint if there is one, and apply the sweep's early termination."""
-    path, stop_file = folder.run_folder(number), folder.path / f".stop-{number}"
+    sweep, path, stop_file = folder.sweep, folder.run_folder(number), folder.path / f".stop-{number}"
     stop_file.unlink(missing_ok=True)
     folder.set_state(number, "running")
     command = [*sweep.launcher, PROGRAM, *folder.flags(number), f"--stop_file={stop_file}"]
-    print(f"run {number}: {' '.join(to_flags(folder.runs()[number].knobs))}; its log: {path}.log", flush=True)
+    print(f"run {number}: {' '.join(to_flags(folder.run(number).knobs))}; its log: {path}.log", flush=True)
     started, ends_early = time.monotonic(), False
     with open(f"{path}.log", "a") as log, start(command, log) as process:
         while process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(POLL_S)
-            ends_early = ends_early or should_stop(sweep, folder.runs(), number)
+            ends_early = ends_early or should_stop(folder.sweep, folder.runs(), number)
             if ends_early or signals:
                 stop_file.touch()
     stop_file.unlink(missing_ok=True)
@@ -153,7 +147,7 @@ def make_run(sweep: Sweep, folder: SweepFolder, number: int, signals: Sequence[i
     else:
         state = "failed"
     folder.set_state(number, state)
-    metric = folder.runs()[number].metric
+    metric = folder.run(number).metric
     print(f"run {number}: {state}, {sweep.metric} {metric}, {time.monotonic() - started:.0f} s", flush=True)
 
 
@@ -164,20 +158,22 @@ def start(command: list[str], log: IO[str]) -> subprocess.Popen[bytes]:
         raise ValueError(f"{command[0]}: {error.strerror}; it is the first word of the file's `command`") from error
 
 
-def submit(sweep: Sweep, folder: SweepFolder, total: int | None, flags: str) -> int:
+def submit(folder: SweepFolder, options: argparse.Namespace) -> int:
     """Submit a job array of the runs that are not done."""
     job_file = folder.path / "job"
     job = job_file.read_text().strip() if job_file.exists() else ""
     if job and call_slurm("squeue", "--noheader", "--jobs", job).stdout.strip():  # fails for a job long ended
         raise ValueError(f"{folder.path}: job {job} of this sweep is still in the queue; wait for it or scancel it")
-    numbers = [str(run.number) for run in folder.runs()[:total] if run.state not in DONE]
+    numbers = [str(run.number) for run in folder.runs()[: options.runs] if run.state not in DONE]
     if not numbers:
         print(folder.collect())
         return 0
-    if "early_terminate" in sweep.document:
+    if "early_terminate" in folder.sweep.document:
         print("note: early_terminate has no effect in a job array: its runs do not see each other")
     array = f"--array={','.join(numbers)}"
-    done = call_slurm("sbatch", "--parsable", array, *shlex.split(flags), "slurm/sweep.sbatch", str(folder.path))
+    done = call_slurm(
+        "sbatch", "--parsable", array, *shlex.split(options.slurm), "slurm/sweep.sbatch", str(folder.path)
+    )
     if done.returncode:
         raise ValueError(f"{shlex.join(done.args)}: {done.stderr.strip()}")
     job = done.stdout.strip().split(";")[0]

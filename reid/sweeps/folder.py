@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,45 +46,21 @@ class SweepFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        if not (path / "sweep.yaml").is_file():
+            raise ValueError(f"{path}: no sweep.yaml; not the --out of a sweep")
+        self.path, self.sweep = path, read_sweep(path / "sweep.yaml")
+        self.plan: dict[str, Any] = json.loads((path / "plan.json").read_text())
 
-    @cached_property
-    def sweep(self) -> Sweep:
-        if not (self.path / "sweep.yaml").is_file():
-            raise ValueError(f"{self.path}: no sweep.yaml; not the --out of a sweep")
-        return read_sweep(self.path / "sweep.yaml")
-
-    def claim(self, sweep: Sweep, extra: Sequence[str]) -> None:
-        """Make the folder for a sweep with `extra` flags. Raises ValueError if it holds another sweep."""
-        for name in ("flags", "state"):
-            (self.path / name).mkdir(parents=True, exist_ok=True)
-        copy = self.path / "sweep.yaml"
-        if not copy.exists():
-            self._write_plan(list(extra), [])
-            write_atomically(copy, yaml.safe_dump(sweep.document, sort_keys=False))
-        if yaml.safe_load(copy.read_text()) != sweep.document or self._plan()["flags"] != list(extra):
-            raise ValueError(f"{self.path} holds another sweep, or one with other flags; give another --out")
-
-    def _plan(self) -> dict[str, Any]:
-        plan: dict[str, Any] = json.loads((self.path / "plan.json").read_text())
-        return plan
-
-    def _write_plan(self, extra: list[str], runs: list[Knobs]) -> None:
-        write_atomically(self.path / "plan.json", json.dumps({"flags": extra, "runs": runs}, indent=1) + "\n")
-
-    def add(self, sweep: Sweep, knobs: Knobs) -> None:
-        """Plan one more run. Raises ValueError if the trainer would refuse it.
-
-        W&B's files stay in the run's folder, nothing is sent.
-        """
-        plan = self._plan()
-        number = len(plan["runs"])
+    def add(self, knobs: Knobs) -> None:
+        """Plan one more run, whose W&B files stay in its folder. Raises ValueError if the trainer would refuse it."""
+        number = len(self.plan["runs"])
         # The last of equal flags wins, so knobs come after all that may hold a --config.
-        flags = [*sweep.flags, "--track.wandb=offline", *plan["flags"], *to_flags(knobs),
+        flags = [*self.sweep.flags, "--track.wandb=offline", *self.plan["flags"], *to_flags(knobs),
                  f"--runs={self.path}", f"--name=run-{number:04d}", "--resume=auto"]  # fmt: skip
-        check_run(sweep, flags)
+        check_run(self.sweep, flags)
         write_atomically(self.path / "flags" / str(number), "".join(f"{flag}\n" for flag in flags))
-        self._write_plan(plan["flags"], [*plan["runs"], knobs])
+        self.plan["runs"].append(knobs)
+        write_atomically(self.path / "plan.json", json.dumps(self.plan, indent=1) + "\n")
 
     def flags(self, number: int) -> list[str]:
         return (self.path / "flags" / str(number)).read_text().splitlines()
@@ -96,16 +71,28 @@ class SweepFolder:
     def set_state(self, number: int, state: str) -> None:
         write_atomically(self.path / "state" / str(number), state + "\n")
 
+    def run(self, number: int) -> Run:
+        path = self.path / "state" / str(number)
+        state = (path.read_text().strip() if path.exists() else "") or "planned"
+        history = read_history(self.run_folder(number), self.sweep.metric)
+        return Run(number, self.plan["runs"][number], state, history)
+
     def runs(self) -> list[Run]:
-        runs = []
-        for number, knobs in enumerate(self._plan()["runs"]):
-            path = self.path / "state" / str(number)
-            state = path.read_text().strip() if path.exists() else ""
-            runs.append(
-                Run(number, knobs, state or "planned", read_history(self.run_folder(number), self.sweep.metric))
-            )
-        return runs
+        return [self.run(number) for number in range(len(self.plan["runs"]))]
 
     def collect(self) -> str:
         """Write the tables and the heat map; return the text."""
         return write_results(self.path, self.sweep, self.runs())
+
+
+def claim_folder(path: Path, sweep: Sweep, extra: Sequence[str]) -> SweepFolder:
+    """Open the folder of a sweep with `extra` flags; make it if it is new. Raises ValueError for another sweep's."""
+    for name in ("flags", "state"):
+        (path / name).mkdir(parents=True, exist_ok=True)
+    if not (path / "sweep.yaml").exists():
+        write_atomically(path / "plan.json", json.dumps({"flags": extra, "runs": []}, indent=1) + "\n")
+        write_atomically(path / "sweep.yaml", yaml.safe_dump(sweep.document, sort_keys=False))
+    folder = SweepFolder(path)
+    if folder.sweep.document != sweep.document or folder.plan["flags"] != extra:
+        raise ValueError(f"{path} holds another sweep, or one with other flags; give another --out")
+    return folder

@@ -31,7 +31,7 @@ from reid.data.plan import Plan
 from reid.data.shard_reader import read_identities
 from reid.data.train_loader import TrainLoader
 from shards.__main__ import main as shards_main
-from tests.support.plans import market_like
+from tests.support.plans import market_like, peak_pool_images
 
 IDENTITIES, IMAGES = 160, 16
 P, K, STREAMS = 16, 4, 8
@@ -236,7 +236,7 @@ def print_pools() -> None:
         shares, met, largest = [], np.zeros((751, 751), dtype=bool), 0
         for epoch in range(30):
             parts = [plan.stream_steps(epoch, stream) for stream in range(16)]
-            largest = max(largest, *map(plan.peak_pool_images, parts))
+            largest = max(largest, *(peak_pool_images(plan, part) for part in parts))
             for rows in np.concatenate([part.identities for part in parts], axis=1):
                 met[np.ix_(rows, rows)] = True
             if epoch < 3:

@@ -26,7 +26,7 @@ def fill(path: Path, size: int, rng: np.random.Generator) -> None:
     with create(path, Meta("0" * 64, DIM, (256, 128))) as appender:
         for begin in range(0, size, BLOCK):
             rows = range(begin, min(begin + BLOCK, size))
-            names = [f"p{row % (size // IMAGES_EACH)}" for row in rows]
+            names = [f"p{row // IMAGES_EACH}" for row in rows]  # one after another, as a folder or shards list them
             entries = [
                 Entry(f"{name}/{row}.jpg", name, f"c{row % 6}", source=SOURCE)
                 for row, name in zip(rows, names, strict=True)

@@ -26,6 +26,7 @@ from reid.data.train_loader import Batch, TrainLoader, join
 from reid.data.workers import explain_killed_worker, receive
 from tests.support.drawn import HEIGHT, WIDTH, Drawn
 from tests.support.loading import PIXELS, STEPS, assert_same, make_loader, tensors_of
+from tests.support.plans import peak_pool_images
 from tests.support.programs import Program
 
 
@@ -642,7 +643,7 @@ def test_a_pool_holds_what_the_plan_says(drawn, monkeypatch):
         largest = 0
         for _ in loader.read_streams(0, [stream]):
             pass
-        assert largest == loader.plan.peak_pool_images(loader.plan.stream_steps(0, stream))
+        assert largest == peak_pool_images(loader.plan, loader.plan.stream_steps(0, stream))
 
 
 @pytest.mark.parametrize("pool_images", [0, 8])

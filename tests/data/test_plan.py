@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from reid.data import plan as plan_module
 from reid.data.plan import Plan, _take_distinct
 from tests.support.counting import count_instructions
-from tests.support.plans import market_like
+from tests.support.plans import market_like, peak_pool_images, reading_order
 
 
 def make_plan(counts_of_shards, streams, per_stream, images, **knobs) -> Plan:
@@ -98,7 +98,7 @@ def check_stream(plan: Plan, epoch: int, stream: int) -> None:
     if steps.rereads:
         # A group that waits for its identity to be free keeps it a little longer: at most a step's worth each.
         slack = (plan.groups_per_step + 1) * int(plan.image_counts.max())
-        assert plan.peak_pool_images(steps) <= plan.pool_images + slack
+        assert peak_pool_images(plan, steps) <= plan.pool_images + slack
     else:
         assert (
             plan.pool_images == 0 or plan.image_counts[np.isin(plan.shard_of, steps.shards)].sum() <= plan.pool_images
@@ -227,7 +227,7 @@ def test_a_million_identities_are_planned_in_arrays():
     plan = Plan(counts, np.arange(20_000) // 100, num_shards=200, identities=64, images=4, streams=16, pool_images=4096)
     steps = [plan.stream_steps(0, stream) for stream in range(16)]
     assert sum(part.identities.size for part in steps) == plan.steps_per_epoch * 64
-    assert max(plan.peak_pool_images(part) for part in steps) <= 4096 + 200
+    assert max(peak_pool_images(plan, part) for part in steps) <= 4096 + 200
     seen = np.unique(np.concatenate([part.identities.ravel() for part in steps]))
     assert len(seen) > 0.99 * 20_000
 
@@ -283,7 +283,7 @@ def test_a_bounded_pool_mixes_within_its_window():
     """An identity's groups come from a window that begins where its images begin: never before, never far behind."""
     plan = make_plan([[8] * 50, [8] * 50], streams=1, per_stream=1, images=4, pool_images=80)
     steps = plan.stream_steps(0, 0)
-    rank_in_reading = np.argsort(plan._rows(steps.shards))[steps.identities[:, 0]]
+    rank_in_reading = np.argsort(reading_order(plan, steps))[steps.identities[:, 0]]
     position = np.arange(len(rank_in_reading)) * 4  # images given before
     assert (position >= 8 * rank_in_reading - 80).all() and (position <= 8 * rank_in_reading + 80).all()
     assert steps.rereads and not replace(plan, pool_images=800).stream_steps(0, 0).rereads

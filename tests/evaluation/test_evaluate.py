@@ -203,7 +203,7 @@ def save_features(folder: Path, seed: int = 0, cameras: int = 2, images: int = 4
 
 @pytest.mark.usefixtures("undrawn")
 def test_reranking_without_a_match_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All by one camera: among images nobody can match, among centroids of whole identities everybody."""
+    """All by one camera: among images no query can match, among centroids of complete identities every query can."""
     call(*save_features(tmp_path / "a", cameras=1), "--out", str(tmp_path / "out"), "--rerank")
     assert list(read(tmp_path / "out" / "metrics.json")) == ["centroid_all", RERANKED["centroid_all"]]
     page, said = (tmp_path / "out" / "report.html").read_text(), capsys.readouterr().out
@@ -534,6 +534,8 @@ def test_ranks_are_numbers(ranks: list[str], capsys: pytest.CaptureFixture[str])
     ("typed", "expected"),
     [
         (["--data", "a", "b c", "--run", "r"], {"data": ["a", "b c"], "run": "r"}),
+        (["runs/x", "--rerank"], {"run": "runs/x", "rerank": True}),
+        (["runs/x", "--save-features", "--batch-size=7"], {"run": "runs/x", "save_features": True, "batch_size": 7}),
         (["--data=a"], {"data": ["a"]}),
         (["--data=[a, b]"], {"data": ["a", "b"]}),
         (["--baselines=[untrained,histogram]", "--rerank"], {"baselines": ["untrained", "histogram"], "rerank": True}),

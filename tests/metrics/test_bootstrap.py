@@ -52,9 +52,9 @@ def test_paired_agrees_with_a_loop():
 
 def test_draws_in_parts_equal_draws_at_once(monkeypatch):
     x = values(50)
-    whole = interval(x)
+    complete = interval(x)
     monkeypatch.setattr(bootstrap, "DRAWS", 120)
-    assert interval(x) == whole
+    assert interval(x) == complete
 
 
 def test_the_same_call_gives_the_same_and_another_seed_another():

@@ -88,7 +88,7 @@ def test_pid_0_is_an_identity_without_a_mask():
 
 
 def test_taking_a_camera_away_leaves_no_rounding_behind():
-    """A camera with huge features: in float32 the identity's sum minus the camera's would be off by whole units."""
+    """A camera with huge features: in float32 the identity's sum minus the camera's would be off by units."""
     embeddings = torch.tensor([[1e8, 3e7], [1.25, -0.1], [0.1, 0.3]])
     gallery = Features(embeddings, torch.tensor([1, 1, 1]), torch.tensor([0, 1, 1]))
     listed = build_gallery(split([1], [0], dim=2), gallery, "centroid")
@@ -133,7 +133,7 @@ def test_ctl_published_reads_cameras_at_the_wrong_place():
 
 
 def test_ctl_published_shares_the_complete_mean_among_cameras_that_leave_nothing_out():
-    """A query by camera 0 sees the mean without it alone; queries by 8 and 9 see that one and the complete mean."""
+    """Camera 0 sees the mean that leaves out camera 0 only; cameras 8 and 9 see that one and the complete mean."""
     query = split([3, 3, 3, 3], [0, 8, 9, 0], seed=1)
     gallery = split([3, 3], [5, 5])  # taken for cameras 0 and 8
     query.camids[1] = 7
@@ -167,16 +167,16 @@ def test_a_distractor_among_the_queries_lists_no_identity():
 
 def test_ctl_published_without_cameras_is_centroid_all_of_the_identities_asked_for():
     query, gallery = split([3, 7, 3], [-1] * 3, seed=1), split([3, 5, 7, 3, 0], [-1] * 5)
-    listed, whole = (build_gallery(query, gallery, protocol) for protocol in ("ctl_published", "centroid_all"))
+    listed, complete = (build_gallery(query, gallery, protocol) for protocol in ("ctl_published", "centroid_all"))
     assert listed.pids.tolist() == [3, 7] and listed.sole_of.tolist() == [-1] * 3
-    assert torch.equal(listed.embeddings, whole.embeddings[[0, 2]])
+    assert torch.equal(listed.embeddings, complete.embeddings[[0, 2]])
 
 
-def test_ctl_published_of_a_slice_lists_what_the_whole_lists():
-    whole = build_gallery(QUERY, GALLERY, "ctl_published")
+def test_ctl_published_of_a_slice_lists_what_all_queries_list():
+    complete = build_gallery(QUERY, GALLERY, "ctl_published")
     part = build_gallery(QUERY.take(slice(2, 5)), GALLERY, "ctl_published")
-    assert torch.equal(part.embeddings, whole.embeddings) and torch.equal(part.pids, whole.pids)
-    assert torch.equal(part.sole_of, whole.sole_of[2:5]) and torch.equal(part.own_of, whole.own_of[2:5])
+    assert torch.equal(part.embeddings, complete.embeddings) and torch.equal(part.pids, complete.pids)
+    assert torch.equal(part.sole_of, complete.sole_of[2:5]) and torch.equal(part.own_of, complete.own_of[2:5])
 
 
 def test_ctl_published_lists_what_the_ctl_authors_code_lists():
@@ -199,7 +199,7 @@ def test_ctl_published_lists_what_the_ctl_authors_code_lists():
     assert torch.equal(removed, (cameras[pairs[:, 1]] == query.camids[pairs[:, 0], None]).any(1))
 
 
-def test_rows_taken_remember_the_whole():
+def test_rows_taken_remember_the_complete_split():
     part = QUERY.take(torch.tensor([4, 0]))
     assert part.pids.tolist() == [7, 3] and part.camids.tolist() == [-1, 0] and part.distractors is None
     assert part.taken_from is QUERY and part.take(slice(1)).taken_from is QUERY and QUERY.taken_from is None
@@ -212,10 +212,10 @@ def test_a_gallery_of_junk_lists_nothing(protocol):
 
 
 def test_sums_in_parts_equal_sums_at_once(monkeypatch):
-    whole = build_gallery(QUERY, GALLERY, "centroid")
+    complete = build_gallery(QUERY, GALLERY, "centroid")
     monkeypatch.setattr("reid.metrics.protocols.ROWS_PER_SUM", 2)
     parts = build_gallery(QUERY, GALLERY, "centroid")
-    assert torch.equal(whole.embeddings, parts.embeddings) and torch.equal(whole.own, parts.own)
+    assert torch.equal(complete.embeddings, parts.embeddings) and torch.equal(complete.own, parts.own)
 
 
 def test_centroids_agree_with_the_ctl_authors_code():

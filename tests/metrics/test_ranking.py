@@ -41,7 +41,7 @@ def exact_split(size, dim, identities, seed, copies=0):
     return split
 
 
-def whole_split(size, identities, seed):
+def integer_split(size, identities, seed):
     """Whole numbers and norms of 1, 2 and 4: exact in any arithmetic, and so mostly ties."""
     rng = np.random.default_rng(seed)
     vectors = np.array([(1, 0, 0, 0), (0, -2, 0, 0), (0, 0, 4, 0), (1, 1, 1, 1), (2, -2, 2, 2), (0, 0, 0, 0)])
@@ -109,7 +109,7 @@ def top_k_by_hand(query, gallery, k, metric):
 @pytest.mark.parametrize("metric", similarity.METRICS)
 @pytest.mark.parametrize("sizes", [{}, {"GALLERY_BLOCK": 100}, {"GALLERY_BLOCK": 20, "PRODUCT_ROWS": 256}])
 def test_top_k_with_ties_agrees_with_a_sort(k, metric, sizes):
-    query, gallery = whole_split(20, 5, seed=1), whole_split(50, 5, seed=2)
+    query, gallery = integer_split(20, 5, seed=1), integer_split(50, 5, seed=2)
     indices, scores = top_k_by_hand(query, gallery, k, metric)
     with blocks(**sizes):
         found_indices, found_scores = top_k(query, gallery, k, metric=metric)
@@ -136,15 +136,15 @@ def test_a_collapsed_model_lists_the_gallery_in_order():
 
 @pytest.mark.parametrize("metric", similarity.METRICS)
 @pytest.mark.parametrize("protocol", ["image", "centroid", "centroid_all"])
-@pytest.mark.parametrize("make", [exact_split, whole_split])
+@pytest.mark.parametrize("make", [exact_split, integer_split])
 def test_block_sizes_change_nothing(protocol, metric, make):
     arguments = [8] if make is exact_split else []
     query, gallery = make(30, *arguments, 6, seed=5), make(90, *arguments, 6, seed=6)
-    whole = evaluate(query, gallery, protocol, metric)
+    complete = evaluate(query, gallery, protocol, metric)
     for sizes in ({}, {"PRODUCT_ROWS": 256}, {"GALLERY_BLOCK": 1000}, {"QUERY_BLOCK": 100, "MATCH_BLOCK": 16}):
         with blocks(**sizes):
             part = evaluate(query, gallery, protocol, metric)
-        assert np.array_equal(part.ap, whole.ap) and np.array_equal(part.first_ranks, whole.first_ranks)
+        assert np.array_equal(part.ap, complete.ap) and np.array_equal(part.first_ranks, complete.first_ranks)
 
 
 def test_copies_in_another_slice_tie_in_gallery_order():
@@ -153,22 +153,22 @@ def test_copies_in_another_slice_tie_in_gallery_order():
     query, gallery = random_split(40, 300, 100, seed=15), random_split(700, 300, 100, seed=16, copies=400)
     for row, pid in zip(scores_by_hand(query, gallery, "cosine"), query.pids, strict=True):
         assert are_apart(row, (gallery.pids == pid).numpy())
-    whole = evaluate(query, gallery)
+    complete = evaluate(query, gallery)
     with blocks(QUERY_BLOCK=24, PRODUCT_ROWS=16, GALLERY_BLOCK=200, MATCH_BLOCK=256):
-        assert np.array_equal(evaluate(query, gallery).ap, whole.ap)
+        assert np.array_equal(evaluate(query, gallery).ap, complete.ap)
 
 
 @pytest.mark.parametrize("cuts", [[0, 1, 70], [0, 33, 33, 70]])
-def test_merged_slices_equal_the_whole_where_the_gallery_is_sliced(cuts):
+def test_merged_slices_equal_the_complete_split_where_the_gallery_is_sliced(cuts):
     query, gallery = exact_split(70, 300, 40, seed=9), exact_split(500, 300, 40, seed=10, copies=50)
     with blocks(QUERY_BLOCK=48, PRODUCT_ROWS=16, GALLERY_BLOCK=200, MATCH_BLOCK=128):
-        whole = evaluate(query, gallery)
+        complete = evaluate(query, gallery)
         parts = [
             evaluate(Features(query.embeddings[i:j], query.pids[i:j], query.camids[i:j]), gallery, partial=True)
             for i, j in zip(cuts, [*cuts[1:], 70], strict=True)
         ]
     merged = merge(parts)
-    assert np.array_equal(merged.ap, whole.ap) and merged.to_json() == whole.to_json()
+    assert np.array_equal(merged.ap, complete.ap) and merged.to_json() == complete.to_json()
 
 
 @pytest.mark.parametrize(("size", "lengths"), [(0, [0]), (5, [5]), (6, [3, 3]), (11, [3, 4, 4])])
@@ -235,9 +235,9 @@ def test_junk_may_hold_anything(protocol, sizes):
 def test_every_slice_names_the_same_row(part):
     """Of all queries, whichever slice a process has: one that finds no fault would wait for those that did."""
     query, gallery = random_split(9, 4, 3, seed=19), random_split(9, 4, 3, seed=20)
-    gallery.embeddings[5], whole = torch.inf, gallery
+    gallery.embeddings[5], complete = torch.inf, gallery
     with pytest.raises(ValueError, match=r"gallery: the embedding in row 5 .* \(1 of 9 rows are\)"):
-        evaluate(query, whole.take(slice(4, 9)))
+        evaluate(query, complete.take(slice(4, 9)))
     query.embeddings[7] = torch.nan
     with pytest.raises(ValueError, match=r"query: the embedding in row 7 .* \(1 of 9 rows are\)"):
         evaluate(query.take(part), gallery, partial=True)

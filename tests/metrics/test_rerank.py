@@ -27,8 +27,8 @@ def split(size, dim, identities, seed, spread=1.0):
     return Features(embeddings, pids, rng.integers(0, 3, size))
 
 
-def whole_split(size, identities, seed):
-    """Small whole numbers: exact distances, mostly ties and copies."""
+def integer_split(size, identities, seed):
+    """Small integers: exact distances, mostly ties and copies."""
     rng = np.random.default_rng(seed)
     return Features(rng.integers(-1, 2, (size, 3)), rng.integers(0, identities, size), rng.integers(0, 3, size))
 
@@ -138,7 +138,7 @@ def test_agrees_with_the_dense_algorithm(k1, k2, lambda_):
 @pytest.mark.parametrize("seed", range(6))
 def test_ties_and_copies_agree_with_the_dense_algorithm(seed):
     """Up to 27 different features among 90 nodes; equal distances go by node number, queries first."""
-    query, gallery = whole_split(20, 4, seed), whole_split(70, 4, seed + 100)
+    query, gallery = integer_split(20, 4, seed), integer_split(70, 4, seed + 100)
     for k1, k2 in ((20, 6), (3, 2), (8, 20)):
         expected = rerank_by_hand(query.embeddings, gallery.embeddings, k1, k2)
         found = distances_of(Reranked(query, gallery, "image", "euclidean", k1, k2))
@@ -159,17 +159,17 @@ def test_centroids_are_re_ranked_as_listed():
     np.testing.assert_allclose(found, rerank_by_hand(query.embeddings, centroids, k1=4, k2=2), atol=2e-6)
 
 
-@pytest.mark.parametrize("make", [split, whole_split])
+@pytest.mark.parametrize("make", [split, integer_split])
 def test_block_sizes_change_nothing(make):
     arguments = [8, 9] if make is split else [9]
     query, gallery = make(30, *arguments, seed=7), make(100, *arguments, seed=8)
     expected = rerank_by_hand(query.embeddings, gallery.embeddings)
-    whole = evaluate_reranked(query, gallery, metric="euclidean")
+    complete = evaluate_reranked(query, gallery, metric="euclidean")
     with small_blocks()[0], small_blocks()[1]:
         found = distances_of(Reranked(query, gallery, metric="euclidean"))
         result = evaluate_reranked(query, gallery, metric="euclidean")
     np.testing.assert_allclose(found, expected, atol=2e-6)
-    np.testing.assert_allclose(result.ap, whole.ap, atol=1e-12)
+    np.testing.assert_allclose(result.ap, complete.ap, atol=1e-12)
 
 
 def test_equal_features_keep_the_gallery_order():
@@ -192,7 +192,7 @@ def test_the_rules_of_evaluation_hold():
     assert result.mAP > evaluate(query, gallery, metric="euclidean").mAP  # what it is for, on clustered features
 
 
-def test_junk_is_no_neighbour_and_distractors_match_nobody():
+def test_junk_is_no_neighbour_and_distractors_match_no_query():
     query, gallery = split(20, 6, 5, seed=11), split(120, 6, 5, seed=12)
     junk, distractor = np.arange(120) % 5 == 0, np.arange(120) % 7 == 0
     gallery.pids[junk] = -1

@@ -165,7 +165,7 @@ def assert_agree(result, expected):
 
 
 # Vectors for which float32 is exact, so that ties in float64 are ties in float32. Euclidean: multiples of 60, whose
-# means over up to six are whole. Cosine: norms that are powers of two.
+# means over up to six are integers. Cosine: norms that are powers of two.
 GRID = [tuple(60 * v for v in vector) for vector in np.ndindex(3, 2)]
 UNITS = [(1, 0, 0, 0), (0, -2, 0, 0), (0, 0, 4, 0), (1, 1, 1, 1), (2, -2, 2, 2), (1, -1, -1, 1), (0, 0, 0, 0)]
 # Cosine among means is inexact: these, each given once, make no two means of one direction, and so no ties.
@@ -276,7 +276,7 @@ def ctl_data():
 
 @pytest.mark.parametrize(("protocol", "valid", "entries"), [("image", 135, 620), ("centroid_all", 136, 57)])
 def test_agrees_with_the_ctl_authors_evaluator(protocol, valid, entries):
-    """Their evaluator on 756 random features: image gallery, and centroids of whole identities."""
+    """Their evaluator on 756 random features: image gallery, and centroids of complete identities."""
     data, query, gallery = ctl_data()
     result = evaluate(query, gallery, protocol)
     assert (result.num_valid_queries, result.gallery_size) == (valid, entries)
@@ -382,7 +382,7 @@ def altered(gallery, rows=None, pids=None, camids=None):
 
 
 def test_each_rule_moves_the_value():
-    """Junk left in (as images of nobody) lowers mAP, distractors dropped and same-camera images kept raise it."""
+    """Junk left in (as images of no identity) lowers mAP, distractors dropped and same-camera images kept raise it."""
     query, gallery = alike_by_camera()
     right = evaluate(query, gallery).mAP
     junk = gallery.pids == -1
@@ -427,7 +427,7 @@ def test_junk_is_dropped():
     assert result.ap.tolist() == [1] and result.gallery_size == 1
 
 
-def test_distractors_stay_and_match_nobody():
+def test_distractors_stay_and_match_no_query():
     result = ranked([0.1, 0.2, 0.3], [0, 1, 1], [1, 1, 1], [True, False, True])
     assert result.ap.tolist() == [1 / 2] and result.inp.tolist() == [1 / 2] and result.gallery_size == 3
 
@@ -441,7 +441,7 @@ def test_pid_0_is_an_identity_without_a_mask_and_a_distractor_with_one():
     assert evaluate(query, masked).valid.tolist() == [False, True]
 
 
-def test_a_query_marked_as_distractor_matches_nobody():
+def test_a_query_marked_as_distractor_matches_no_query():
     query = features([(1, 0), (1, 0)], [5, 1], distractors=[True, False])
     assert evaluate(query, features([(1, 0.1), (1, 0.2)], [5, 1])).valid.tolist() == [False, True]
 
@@ -517,19 +517,19 @@ def test_euclidean_is_raw():
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("cuts", [[0, 70], [0, 1, 70], [0, 33, 33, 70]])
-def test_merged_slices_equal_the_whole_to_the_last_digit(protocol, cuts):
+def test_merged_slices_equal_the_complete_split_to_the_last_digit(protocol, cuts):
     """Products are exact here; that a query's own are the same in every slice is tested below."""
     query, gallery = exact_split(70, 300, 40, 3, seed=7), exact_split(400, 300, 40, 3, seed=8)
     with block_sizes(QUERY_BLOCK=64, PRODUCT_ROWS=32):
-        whole = evaluate(query, gallery, protocol)
+        complete = evaluate(query, gallery, protocol)
         parts = []
         for begin, end in zip(cuts, [*cuts[1:], 70], strict=True):
             rows = slice(begin, end)
             parts.append(evaluate(query.take(rows), gallery, protocol, partial=True))
     merged = merge(parts)
-    assert merged.to_json() == whole.to_json()
-    assert np.array_equal(merged.ap, whole.ap) and np.array_equal(merged.valid, whole.valid)
-    assert np.array_equal(merged.own, whole.own)
+    assert merged.to_json() == complete.to_json()
+    assert np.array_equal(merged.ap, complete.ap) and np.array_equal(merged.valid, complete.valid)
+    assert np.array_equal(merged.own, complete.own)
 
 
 def test_a_slice_that_forgot_the_other_queries_is_refused_where_they_matter():
@@ -548,7 +548,7 @@ def test_a_query_scores_the_same_alone_and_in_company():
 def test_the_matches_of_other_queries_never_move_the_last_digit():
     rng = np.random.default_rng(13)
     for few in range(20, 60):
-        places = rng.integers(-50, 51, (402, 2))  # whole numbers: products are exact
+        places = rng.integers(-50, 51, (402, 2))  # integers: products are exact
         gallery = features(places[2:], rng.permutation([1] * few + [2] * 100 + [3] * (300 - few)))
         query = features(places[:2], [1, 2])
         alone = evaluate(Features(query.embeddings[:1], query.pids[:1], query.camids[:1]), gallery)

@@ -105,7 +105,7 @@ def test_old_files_of_torchvision(tmp_path, state):
 def test_weights_of_a_smaller_encoder(tmp_path):
     path = write_weights(tmp_path / "resnet10.pth", resnet10().state_dict())
     with pytest.raises(
-        ValueError, match=r"pth: 80 of the encoder's 120 tensors fit; .* is layer1\.1\.conv1\.weight \(ab"
+        ValueError, match=r"pth: 80 of the encoder's 120 tensors fit; .* is layer1\.1\.conv1\.weight \(mi"
     ):
         make_encoder("resnet18", str(path))
 

@@ -347,12 +347,3 @@ def test_damage_and_other_versions_are_named(tmp_path: Path, damage, message: st
     with pytest.raises(ValueError, match=message) as error:
         content(tmp_path / "i")
     assert "\n" not in str(error.value)
-
-
-def test_another_model_is_refused(tmp_path: Path) -> None:
-    index = make(tmp_path / "i", draw(5))
-    index.check_model("f" * 64, "runs/x")
-    with pytest.raises(
-        ValueError, match=r"features of another model .fingerprint ffff.* than runs/y .fingerprint eeee"
-    ):
-        index.check_model("e" * 64, "runs/y")

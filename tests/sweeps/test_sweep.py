@@ -200,7 +200,7 @@ def test_a_program_that_is_not_there_and_a_metric_that_never_comes(tmp_path: Pat
     )
     status, said = main_says(capsys, gone, "--out", tmp_path / "gone")
     assert status == 2 and "nowhere/accelerate: No such file" in said
-    monkeypatch.setattr(program, "make_run", lambda sweep, folder, number, stop: folder.set_state(number, "finished"))
+    monkeypatch.setattr(program, "make_run", lambda folder, number, signals: folder.set_state(number, "finished"))
     status, said = main_says(capsys, write_sweep(tmp_path), "--out", tmp_path / "silent")
     for number, handler in before.items():
         signal.signal(number, handler)
