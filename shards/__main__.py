@@ -70,19 +70,17 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
     add("--root", type=Path, required=True, help="the raw dataset's folder; for csv also the CSV file")
     add("--csv", dest="table", type=Path, help="csv only: the table, if it is not the only CSV in --root")
     add("--boxes", choices=cuhk03.BOXES, help="cuhk03 only: whose boxes; default: detected")
-    help_val = "msmt17 only: train without val"
-    add("--without-val", dest="with_val", action="store_const", const=False, help=help_val)
+    add("--without-val", dest="with_val", action="store_const", const=False, help="msmt17 only: train without val")
     add("--out", type=Path, required=True, help="folder for the shards; an earlier build is replaced")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--shards", type=int, metavar="N", help="train shards; default: a power of two, up to 64")
     size.add_argument("--shard-size", type=float, metavar="MIB", help="aim at shards of this size instead")
     add("--workers", type=int, default=1, metavar="N", help="processes; the bytes stay the same")
-    help_size = "re-encode every image as a JPEG of this size; default: the original bytes"
-    add("--size", metavar="HEIGHTxWIDTH", help=help_size)
+    add("--size", metavar="HEIGHTxWIDTH", help="re-encode images as JPEGs of this size; default: the original bytes")
     add("--quality", type=int, metavar="Q", help="of the re-encoded JPEGs, 1 to 100; default: 95")
     add("--dataset", metavar="NAME", help="name in keys and reports; default: the reader's")
     help_broken = "share of images, 0 to 1, that may be broken and are left out; default %(default)s"
-    add("--max-broken", type=float, default=MAX_BROKEN, metavar="FRACTION", help=help_broken)
+    add("--max-broken", type=float, default=MAX_BROKEN, metavar="SHARE", help=help_broken)
 
 
 def _read(options: argparse.Namespace) -> RawDataset:

@@ -16,7 +16,6 @@ from reid.files import hold
 from shards.write import check_free_space, explain_full_disk
 
 COPIES = 4  # shards at once, which hides a network file system's latency; hashing runs in parallel threads
-_CHUNK = 4 * 2**20
 _PART = ".part"
 _PARTIAL_MANIFEST = re.compile(rf"\.{re.escape(MANIFEST_NAME)}(\.\d+)?{_PART}")  # of a killed process
 _FIX = "make room or give another folder, then call it again: complete shards are kept"

@@ -77,12 +77,13 @@ def synthesize(out: Path, *, progress: bool = True, **arguments: int) -> dict[st
         return counts
     for folder in FOLDERS.values():
         (out / folder).mkdir(parents=True, exist_ok=True)
-    _write_marker(out, {**marker, "complete": False})
+    write_atomically(out / DRAWN_MARKER, json.dumps({**marker, "complete": False}, indent=1) + "\n")
     for shot in tqdm(shots, desc="drawing pedestrians", unit="image", disable=not progress, mininterval=0.5):
         size = arguments["height"], arguments["width"]
         image = draw_pedestrian(shot.who, shot.camera, shot.key, *size, scene=seed, crop=shot.crop)
         image.save(out / shot.path, "JPEG", quality=make_camera(seed, shot.camera).quality)
-    _write_marker(out, {**marker, "complete": True, "counts": counts})
+    marker |= {"complete": True, "counts": counts}
+    write_atomically(out / DRAWN_MARKER, json.dumps(marker, indent=1) + "\n")
     return counts
 
 
@@ -159,7 +160,3 @@ def _is_complete(out: Path, marker: dict[str, Any]) -> bool:
         if not isinstance(found, dict) or found.get(name) != wanted:
             raise ValueError(f"{out} holds pedestrians of other {name} than {wanted}; name a new folder or delete it")
     return bool(found.get("complete"))
-
-
-def _write_marker(out: Path, content: dict[str, Any]) -> None:
-    write_atomically(out / DRAWN_MARKER, json.dumps(content, indent=1) + "\n")

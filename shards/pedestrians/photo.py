@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from shards.pedestrians.figure import SUPERSAMPLE, View
 from shards.pedestrians.painter import paint_person
 from shards.pedestrians.places import Camera, Sensor, draw_place, make_camera, paint_occluder
-from shards.pedestrians.wardrobe import Identity, keyed, make_pose, pick
+from shards.pedestrians.wardrobe import Identity, Pose, keyed, pick
 
 
 @lru_cache(maxsize=4)
@@ -52,7 +52,7 @@ def draw_pedestrian(
         stranger = Identity(("passer-by", rng.random()))
         people.insert(0 if rng.random() < 0.6 else len(people), (other, stranger))
     for where, who in people:
-        paint_person(pen, where, who, make_pose(rng))
+        paint_person(pen, where, who, Pose(rng))
     if rng.random() < 0.14:
         paint_occluder(pen, rng, view, w, h)
     return _expose(canvas.reduce(SUPERSAMPLE), setup.sensor, rng)

@@ -3,7 +3,6 @@
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 from shards.pedestrians.figure import Colour
@@ -73,26 +72,19 @@ class Identity:
         self.scarf = rng.random() < 0.15
 
 
-@dataclass(frozen=True)
 class Pose:
-    """The posture of a person in one image. Angles in radians, forward positive."""
+    """A walking phase, and arms that swing, hold a phone or rest in pockets. Angles in radians, forward positive."""
 
-    stride: float  # signed swing of the left leg
-    swing: float  # signed swing of the left arm
-    elbows: tuple[float, float]
-    raised: tuple[float, float]  # extra lift of the (left, right) upper arm
-
-
-def make_pose(rng: random.Random) -> Pose:
-    """Draw a walking phase, and arms that swing, hold a phone or rest in pockets."""
-    phase = math.sin(2 * math.pi * rng.random()) * rng.uniform(0.5, 1.0)
-    elbows, raised = [0.35, 0.35], [0.0, 0.0]
-    habit = rng.random()
-    if habit < 0.2:
-        elbows[int(rng.random() * 2)] = 2.0
-    elif habit < 0.3:
-        elbows = [0.9, 0.9]
-    elif habit < 0.38:
-        arm = int(rng.random() * 2)
-        elbows[arm], raised[arm] = 1.6, 0.6
-    return Pose(0.46 * phase, -0.6 * phase * rng.uniform(0.4, 1.0), (elbows[0], elbows[1]), (raised[0], raised[1]))
+    def __init__(self, rng: random.Random) -> None:
+        phase = math.sin(2 * math.pi * rng.random()) * rng.uniform(0.5, 1.0)
+        self.elbows, self.raised = [0.35, 0.35], [0.0, 0.0]  # left, right; raised lifts the upper arm
+        habit = rng.random()
+        if habit < 0.2:
+            self.elbows[int(rng.random() * 2)] = 2.0
+        elif habit < 0.3:
+            self.elbows = [0.9, 0.9]
+        elif habit < 0.38:
+            arm = int(rng.random() * 2)
+            self.elbows[arm], self.raised[arm] = 1.6, 0.6
+        self.stride = 0.46 * phase  # of the left leg
+        self.swing = -0.6 * phase * rng.uniform(0.4, 1.0)  # of the left arm

@@ -35,7 +35,9 @@ def read(root: Path) -> RawDataset:
                 else:
                     ignored.append(path)
     if not files:
-        raise ValueError(f"{root}: no image found; expected {LAYOUT}; found {_describe(root)}")
+        splits = [f"{split}/: {describe_folder(root / split)}" for split in SPLITS if (root / split).is_dir()]
+        found = "; in ".join([describe_folder(root), *splits])
+        raise ValueError(f"{root}: no image found; expected {LAYOUT}; found {found}")
     pids = number_from_one(identity for _, identity, _ in files)
     records = [Record(path, pids[identity], UNKNOWN_CAMERA, split, identity) for split, identity, path in files]
     unread = [path.name for path in ignored if path.parent == root and path.is_dir()]
@@ -49,11 +51,3 @@ def _list_or_ignore(path: Path, wanted: bool, ignored: list[Path]) -> list[Path]
         return list_folder(path)
     ignored.append(path)
     return []
-
-
-def _describe(root: Path) -> str:
-    """Describe the root and its first split, which shows whether a level is missing or too many."""
-    splits = [split for split in SPLITS if (root / split).is_dir()]
-    return "; in ".join(
-        [describe_folder(root), *(f"{split}/: {describe_folder(root / split)}" for split in splits[:1])]
-    )

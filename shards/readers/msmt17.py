@@ -1,6 +1,6 @@
 """MSMT17 V1 and V2 (Wei et al., CVPR 2018): list files name the images; test identities start at 0 again."""
 
-from collections.abc import Sequence
+from collections import Counter
 from pathlib import Path
 
 from shards.records import UNKNOWN_CAMERA, Counts, RawDataset, Record, check_folder, describe_folder, is_image
@@ -35,7 +35,9 @@ def read(root: Path, with_val: bool = True) -> RawDataset:
         folder = root / VERSIONS[version][split != "train"]
         for name in lists if with_val else lists[:1]:
             records += _read_list(root / name, folder, split)
-    _refuse_repeats(records, root)
+    image, count = Counter((record.split, record.path) for record in records).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{root}: the lists name the {image[0]} image {image[1]} twice; copy the lists again")
     unknown = sum(record.camid == UNKNOWN_CAMERA for record in records)
     warnings = [f"{unknown} images have no camera in their names"] if unknown else []
     published = PUBLISHED if with_val else PUBLISHED_WITHOUT_VAL
@@ -82,13 +84,3 @@ def _parse(line: str, where: str, folder: Path, split: str) -> Record:
     known = len(fields) > 3 and fields[2].isascii() and fields[2].isdecimal()
     camid = int(fields[2]) if known else UNKNOWN_CAMERA
     return Record(folder / path, pid + TEST_PID_OFFSET * (split != "train"), camid, split, number)
-
-
-def _refuse_repeats(records: Sequence[Record], root: Path) -> None:
-    seen: set[tuple[str, Path]] = set()
-    for record in records:
-        if (record.split, record.path) in seen:
-            raise ValueError(
-                f"{root}: the lists name the {record.split} image {record.path} twice; copy the lists again"
-            )
-        seen.add((record.split, record.path))
