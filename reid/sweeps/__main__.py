@@ -26,14 +26,9 @@ from reid.sweeps.folder import DONE, SweepFolder, check_run, claim_folder, to_fl
 from reid.sweeps.spec import PROGRAM, Sweep, corners, propose, read_sweep, should_stop
 from reid.sweeps.table import describe_states
 
-POLL_S = 1.0
-
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Return the exit status: 0 all runs are done (or submitted to Slurm), 1 some failed, 75 stopped before the end.
-
-    A user error ends the program with status 2.
-    """
+    """Return 0 if all runs are done or queued, 1 if some failed, STOPPED after a signal. A user error exits with 2."""
     options, extra = parse_arguments(sys.argv[1:] if args is None else args)
     try:
         return call(lambda: run_sweep(options, extra))
@@ -135,7 +130,7 @@ def make_run(folder: SweepFolder, number: int, signals: Sequence[int]) -> None:
     with open(f"{path}.log", "a") as log, start(command, log) as process:
         while process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(POLL_S)
+                process.wait(timeout=1)
             ends_early = ends_early or should_stop(folder.sweep, folder.runs(), number)
             if ends_early or signals:
                 stop_file.touch()

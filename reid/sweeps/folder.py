@@ -41,8 +41,7 @@ def check_run(sweep: Sweep, flags: Sequence[str]) -> Config:
 class SweepFolder:
     """What is on disk of one sweep, which is all that a later call needs.
 
-    sweep.yaml; plan.json {"flags", "runs": [knobs]}; flags/<n>, a line for each flag of run n; state/<n>;
-    run-<nnnn>/, the folder of a training run; run-<nnnn>.log.
+    sweep.yaml, plan.json {"flags", "runs": [knobs]}; of run n: flags/<n>, state/<n>, run-<nnnn>/ and run-<nnnn>.log.
     """
 
     def __init__(self, path: Path) -> None:

@@ -55,19 +55,13 @@ class Sweep:
 
 
 def read_sweep(path: Path) -> Sweep:
-    """Read a sweep file.
-
-    Raises:
-        ValueError: the file breaks W&B's schema, names a metric that training never logs, nests its parameters, or has
-            a command without train.py.
-    """
+    """Read a sweep file. Raises ValueError if W&B refuses it, or if its metric, parameters or command cannot work."""
     try:
         document = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        violations = _engine().schema_violations_from_proposed_config(document)
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: cannot be read as a sweep: {error}") from error
-    if not isinstance(document, dict):
-        raise ValueError(f"{path}: not a sweep file: it has no keys")
-    if violations := _engine().schema_violations_from_proposed_config(document):
+    if violations:
         raise ValueError(f"{path}: {'; '.join(violations)}")
     metric = str(document.get("metric", {}).get("name", ""))
     if metric not in METRICS:
@@ -103,10 +97,7 @@ def corners(sweep: Sweep) -> list[Knobs]:
     """Return settings that hold every listed value, both ends of every range and the median of unbounded ranges."""
     ends: dict[str, list[Any]] = {}
     for name, parameter in sweep.document["parameters"].items():
-        listed = [
-            *parameter.get("values", []),
-            *(parameter[key] for key in ("value", "min", "max") if key in parameter),
-        ]
+        listed = parameter.get("values") or [parameter[key] for key in ("value", "min", "max") if key in parameter]
         ends[name] = listed or [_engine("sweeps.params").HyperParameter(name, parameter).ppf(0.5)]
     first = {name: values[0] for name, values in ends.items()}
     return [first, *({**first, name: value} for name, values in ends.items() for value in values[1:])]

@@ -15,7 +15,6 @@ import numpy as np
 from reid.files import write_atomically
 from reid.sweeps.spec import STATES, Knobs, Run, Sweep
 
-SEED = "seed"
 SPARSE = 0.5  # if a smaller share of cells has a value, the heat map is a scatter plot
 
 
@@ -25,8 +24,7 @@ class Setting:
 
     knobs: Knobs
     mean: float
-    std: float | None
-    """Of one run; None if there is only one."""
+    std: float | None  # of one run; None if there is only one
     runs: int
 
 
@@ -35,25 +33,21 @@ def group_seeds(runs: Sequence[Run], maximizes: bool) -> list[Setting]:
     groups: dict[str, list[float]] = {}
     for run in runs:
         if run.state == "finished" and run.metric is not None:
-            knobs = {name: value for name, value in run.knobs.items() if name != SEED}
-            groups.setdefault(json.dumps(knobs), []).append(run.metric)
-    settings = [
-        Setting(json.loads(knobs), float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None,
-                len(values))
-        for knobs, values in groups.items()
-    ]  # fmt: skip
+            others = {name: value for name, value in run.knobs.items() if name != "seed"}
+            groups.setdefault(json.dumps(others), []).append(run.metric)
+    settings = []
+    for knobs, values in groups.items():
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        settings.append(Setting(json.loads(knobs), float(np.mean(values)), std, len(values)))
     return sorted(settings, key=lambda setting: setting.mean, reverse=maximizes)
 
 
 def write_results(folder: Path, sweep: Sweep, runs: Sequence[Run]) -> str:
-    """Write runs.csv, settings.txt and, for two knobs or more, heat_map.png; return the text.
-
-    Each file is replaced atomically, because jobs that end together write the same files.
-    """
+    """Write runs.csv, settings.txt and, for two knobs or more, heat_map.png; return the text."""
     metric = sweep.metric
     settings = group_seeds(runs, maximizes=sweep.document["metric"].get("goal") == "maximize")
     text = f"{describe_states(runs)}\n{format_settings(settings, metric)}\n"
-    write_atomically(folder / "runs.csv", format_csv(runs, metric))
+    write_atomically(folder / "runs.csv", format_csv(runs, metric))  # jobs that end together write the same files
     write_atomically(folder / "settings.txt", text)
     if axes := choose_axes(settings):
         write_atomically(folder / "heat_map.png", draw_heat_map(settings, axes, metric))
@@ -143,9 +137,8 @@ def _draw_cells(axes: Any, cells: dict[tuple[float, float], Setting], across: li
     axes.set_xticks(range(len(across)), [f"{value:g}" for value in across])
     axes.set_yticks(range(len(down)), [f"{value:g}" for value in down])
     axes.grid(False)
-    low, high = np.nanmin(table), np.nanmax(table)
     for (x, y), setting in cells.items():
         spread = "" if setting.std is None else f"\n±{100 * setting.std:.1f}"
         axes.text(across.index(x), down.index(y), f"{100 * setting.mean:.1f}{spread}", ha="center", va="center",
-                  fontsize=10, color="black" if setting.mean > low + 0.6 * (high - low) else "white")  # fmt: skip
+                  fontsize=10, color="black" if drawn.norm(setting.mean) > 0.6 else "white")  # fmt: skip
     return drawn

@@ -21,6 +21,7 @@ import yaml
 
 from reid.files import hold
 from reid.sweeps import __main__ as program
+from reid.sweeps.folder import SweepFolder, claim_folder
 from reid.sweeps.spec import METRICS, Run, Sweep, corners, propose, read_history, read_sweep, should_stop
 from reid.sweeps.table import choose_axes, draw_heat_map, format_csv, format_settings, group_seeds
 from tests.support.drawn import draw_dataset
@@ -81,7 +82,7 @@ def test_a_grid_comes_seed_by_seed() -> None:
 
 
 def test_bayes_listens_to_results() -> None:
-    """Twelve results that grow with w1 alone: the search goes where w1 is large."""
+    """Twelve results that grow only with w1: the search proposes large w1."""
     sweep = read_sweep(ROOT / "configs" / "sweeps" / "w1_margin_bayes.yaml")
     rng = np.random.default_rng(0)
     points = [{"loss.w1": w, "loss.margin": 0.3 * (20 / 0.3) ** m, "seed": i % 3}
@@ -138,6 +139,8 @@ def test_bad_files_are_refused_before_any_run(tmp_path, capsys, changes, message
 def test_other_errors_name_their_fix(tmp_path, capsys, monkeypatch) -> None:
     out = tmp_path / "out"
     assert main_says(capsys, tmp_path / "none.yaml", "--out", out)[0] == 2
+    (tmp_path / "list.yaml").write_text("- method: grid")
+    assert "list.yaml: cannot be read as a sweep" in main_says(capsys, tmp_path / "list.yaml", "--out", out)[1]
     bayes = write_sweep(tmp_path, method="bayes")
     assert "give --runs N" in main_says(capsys, bayes, "--out", tmp_path / "b")[1]
     said = main_says(capsys, bayes, "--out", tmp_path / "b", "--slurm", "--runs=2")[1]
@@ -185,11 +188,29 @@ def test_a_file_is_checked_and_nothing_started(tmp_path: Path, capsys) -> None:
     assert main_says(capsys, unknown, "--check")[0] == 2
 
 
-def test_a_sweep_that_is_made_elsewhere_is_left_alone(tmp_path: Path, capsys) -> None:
+def test_a_sweep_that_another_process_makes_is_refused(tmp_path: Path, capsys) -> None:
     (tmp_path / "out").mkdir()
     with hold(tmp_path / "out" / ".lock"):
         status, said = main_says(capsys, write_sweep(tmp_path), "--out", tmp_path / "out")
     assert status == 2 and "is at work on this sweep" in said
+
+
+def test_a_folder_of_the_first_version_is_continued(tmp_path: Path) -> None:
+    """The files as written before plans were kept in memory: one run is finished, one planned without a state."""
+    out, knobs = tmp_path / "out", [{"loss.w1": 0.1, "seed": 0}, {"loss.w1": 0.3, "seed": 0}]
+    for name in ("flags", "state", "run-0000"):
+        (out / name).mkdir(parents=True)
+    sweep = read_sweep(write_sweep(tmp_path))
+    (out / "sweep.yaml").write_text(yaml.safe_dump(sweep.document, sort_keys=False))
+    (out / "plan.json").write_text(json.dumps({"flags": ["--seed=9"], "runs": knobs}, indent=1) + "\n")
+    (out / "state" / "0").write_text("finished\n")
+    (out / "run-0000" / "metrics.jsonl").write_text('{"step": 1, "eval/best_mAP": 0.5}\n')
+    folder = claim_folder(out, sweep, ["--seed=9"])
+    assert folder.runs() == [make_run(0, knobs[0], 0.5), make_run(1, knobs[1], state="planned")]
+    for more in propose(sweep, folder.runs(), 9):
+        folder.add(more)
+    assert [run.knobs["seed"] for run in SweepFolder(out).runs()] == [0, 0, 1, 1]
+    assert folder.flags(3)[-6:-3] == ["--seed=9", "--loss.w1=0.3", "--seed=1"]
 
 
 def test_a_program_that_is_not_there_and_a_metric_that_never_comes(tmp_path: Path, capsys, monkeypatch) -> None:
@@ -308,7 +329,7 @@ def test_a_sweep_is_made_interrupted_and_finished(tmp_path: Path, shards: Path, 
 
     status, said = main_says(capsys, sweep, "--out", out, *extra)
     assert status == 0 and "2 runs: 2 finished" in said
-    assert (out / "run-0000" / "metrics.jsonl").read_bytes() == before  # a finished run is left alone
+    assert (out / "run-0000" / "metrics.jsonl").read_bytes() == before  # a finished run is unchanged
     rows = list(csv.DictReader((out / "runs.csv").read_text().splitlines()))
     assert [(row["loss.w1"], row["seed"]) for row in rows] == [("0.1", "0"), ("0.3", "0")]
     for row in rows:
@@ -336,7 +357,7 @@ def test_a_run_that_falls_behind_ends_with_a_checkpoint(tmp_path: Path, shards: 
 
 
 def test_a_sweep_whose_first_run_fails_ends(tmp_path: Path) -> None:
-    """As a user starts it: the program and its run are processes that nobody prepared."""
+    """As a user starts it: the program and its run are processes of their own."""
     words = [PROGRAM, write_sweep(tmp_path), "--out", tmp_path / "out", "--", *TINY, "--data.root=nowhere"]
     failed = subprocess.run(
         [sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
