@@ -58,3 +58,7 @@ def _fetch(name: str) -> None:
     path = fetch(name)
     with open(path, "rb") as file:
         print(f"{path} sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
