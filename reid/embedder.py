@@ -51,7 +51,12 @@ class Embedder:
             raise ValueError(f"dtype = {dtype!r}: choose {', '.join(DTYPES)}")
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size} must be at least 1")
-        self.device, self.dtype, self.batch_size = _choose_device(device), getattr(torch, dtype), batch_size
+        try:
+            self.device = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise ValueError(f"device = {device!r}: {str(error).splitlines()[0]}; use auto, cpu or cuda") from error
+        self.dtype, self.batch_size = getattr(torch, dtype), batch_size
         if wrong := find_wrong_convolution(self.device, self.dtype):
             raise ValueError(f"dtype = {dtype!r}: {wrong}")
         self.model = model.to(self.device).eval().requires_grad_(False)
@@ -174,17 +179,6 @@ class Embedder:
             "std": IMAGENET_STD,
             "feature": "after the neck, not normalised; compare by cosine",
         }
-
-
-def _choose_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device = {name!r}: {str(error).splitlines()[0]}; use auto, cpu or cuda") from error
-    return device
 
 
 def _to_tiff(image: Image.Image | np.ndarray, where: str) -> bytes:

@@ -178,8 +178,7 @@ def _write_onnx(embedder: Embedder, metadata: dict[str, Any], path: Path) -> Non
         ):  # the second is used after the export, but should be missed before it
             importlib.import_module(name)
     except ImportError as error:
-        fix = "pip install 'mctl-reid[export]'"
-        raise ValueError(f"--format onnx needs {name}, which is not installed: {fix}") from error
+        raise ValueError(f"--format onnx needs {name}: pip install 'mctl-reid[export]'") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)

@@ -136,7 +136,6 @@ class Index:
 
         gallery: "images"; or "centroids", one mean per identity, and each image without an identity by itself.
         without: a camera whose images are left out, also from centroids; "" leaves out none.
-
         Returns the hits of each query, best first, equal scores in the order of the index.
         """
         if k < 1:
