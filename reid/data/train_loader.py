@@ -196,11 +196,6 @@ def join(parts: Sequence[Batch]) -> Batch:
     """Concatenate the parts of one step."""
     if len(parts) == 1:
         return parts[0]
-    return Batch(
-        images=torch.cat([part.images for part in parts]),
-        labels=torch.cat([part.labels for part in parts]),
-        camids=torch.cat([part.camids for part in parts]),
-        ids=torch.cat([part.ids for part in parts]),
-        parameters=concatenate([part.parameters for part in parts]),
-        dropped=tuple(dropped for part in parts for dropped in part.dropped),
-    )
+    tensors = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels", "camids", "ids"))
+    dropped = tuple(dropped for part in parts for dropped in part.dropped)
+    return Batch(*tensors, concatenate([part.parameters for part in parts]), dropped)

@@ -298,8 +298,8 @@ def set_in_image(**values):
     ],
     ids=["bytes", "more bytes", "negative", "crc", "large camid", "camid", "infinity", "list", "no images", "deep"],
 )
-def test_json_that_lies(damaged, lie, message, on_damage):
-    """Whatever it says, the loader names the shard and the member, and `skip` loses identities of this shard alone."""
+def test_wrong_json(damaged, lie, message, on_damage):
+    """Whatever it says, the loader names the shard and the member, and `skip` loses only identities of this shard."""
     shard = damaged / "train-0003.tar"
     member = members_of(shard)[0].name
     with tarfile.open(shard) as tar:
@@ -415,20 +415,20 @@ def skipping(root: Path, **knobs) -> TrainLoader:
     return make_loader(root, load_manifest(root), on_damage="skip", images=2, steps=20, **knobs)
 
 
-def test_skip_leaves_out_whole_identities_and_nothing_else(damaged, drawn):
+def test_skip_leaves_out_complete_identities_and_nothing_else(damaged, drawn):
     wanted = list(make_loader(drawn.root, drawn.manifest, images=2, steps=20).batches(2))
     lost = damage_three_identities(damaged)
     found = list(skipping(damaged).batches(2))
     assert [entry[:2] for entry in found] == [entry[:2] for entry in wanted]  # as many steps as ever
     changed_row = int(np.searchsorted(drawn.manifest.split("train").shard, 4))
     gone = lost - {changed_row}
-    for (epoch, _, batch), (_, _, whole) in zip(found, wanted, strict=True):
+    for (epoch, _, batch), (_, _, undamaged) in zip(found, wanted, strict=True):
         dropped = {row for each in batch.dropped for row in each.rows}
         gone |= dropped
-        rows = whole.ids[:, 0]
+        rows = undamaged.ids[:, 0]
         keep = torch.tensor([int(row) not in gone for row in rows])
         for name, tensor in tensors_of(batch).items():
-            assert torch.equal(tensor, tensors_of(whole)[name][keep]), (epoch, name)
+            assert torch.equal(tensor, tensors_of(undamaged)[name][keep]), (epoch, name)
         if batch is found[19][2]:
             assert gone == lost
             gone -= {changed_row}  # a new epoch tries it again
@@ -546,7 +546,7 @@ def test_memory_of_a_worker_that_is_gone_is_explained(monkeypatch):
     assert "a decoding process was killed" in explain_killed_worker(raised.value)
 
 
-def test_the_global_random_numbers_are_left_alone(drawn):
+def test_the_global_random_numbers_are_kept(drawn):
     torch.manual_seed(0)
     wanted = torch.rand(3)
     torch.manual_seed(0)

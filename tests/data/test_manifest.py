@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -116,28 +114,13 @@ def test_json_of_something_else(tmp_path: Path, text: str) -> None:
         load_manifest(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "pipe:touch x",
-        "pipe:x.tar",
-        "http://h/a.tar",
-        "s3:a.tar",
-        "a::b.tar",
-        "/etc/a.tar",
-        "../a.tar",
-        "..",
-        "a/b.tar",
-        "a\\b.tar",
-        "train-{0..9}.tar",
-        "a b.tar",
-        "a.tar\n",
-        "-.tar",
-        ".tar",
-        "a.json",
-        "",
-    ],
-)
+UNSAFE = (
+    "pipe:touch x", "pipe:x.tar", "http://h/a.tar", "s3:a.tar", "a::b.tar", "/etc/a.tar", "../a.tar", "..", "a/b.tar",
+    "a\\b.tar", "train-{0..9}.tar", "a b.tar", "a.tar\n", "-.tar", ".tar", "a.json", "",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNSAFE)
 def test_unsafe_shard_names(tmp_path: Path, name: str) -> None:
     save_manifest(make_manifest(), tmp_path)
     edit(tmp_path, lambda document: document["splits"]["train"]["shards"][0].update(name=name))
@@ -211,9 +194,3 @@ def test_loading_does_a_little_for_each_identity(tmp_path: Path) -> None:
         save_manifest(Manifest("market1501", {"train": split}), tmp_path)
         counts.append(count_instructions(lambda: load_manifest(tmp_path)))
     assert counts[1] <= 2.1 * counts[0] and counts[1] <= 300 * 1500, counts
-
-
-def test_library_does_not_import_the_builder() -> None:
-    code = "import sys, reid.data.manifest; sys.exit(any(name.split('.')[0] == 'shards' for name in sys.modules))"
-    root = Path(__file__).parents[2]
-    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

@@ -162,7 +162,7 @@ def test_a_long_epoch_wraps_into_new_shuffles():
 
 
 def test_a_group_that_waits_for_a_later_step_is_not_lost():
-    """Large identities meet themselves often; still every pass comes whole."""
+    """Large identities meet themselves often; still every pass is complete."""
     plan = make_plan([[24, 24, 8, 8]], streams=1, per_stream=2, images=4, steps=80)  # 16 groups a pass, 10 passes
     passes = Counter(plan.stream_steps(0, 0).passes.ravel().tolist())
     assert [passes[number] for number in range(8)] == [16] * 8
@@ -280,7 +280,7 @@ def test_a_pool_too_small_for_a_step_is_refused():
 
 
 def test_a_bounded_pool_mixes_within_its_window():
-    """An identity's groups come from a window that begins where its images begin: never before, never far behind."""
+    """An identity's groups come from a window that begins where its images begin: never before, never far after."""
     plan = make_plan([[8] * 50, [8] * 50], streams=1, per_stream=1, images=4, pool_images=80)
     steps = plan.stream_steps(0, 0)
     rank_in_reading = np.argsort(reading_order(plan, steps))[steps.identities[:, 0]]

@@ -54,7 +54,7 @@ def test_weights_from_a_file(tmp_path, state, suffix):
     assert_encoder_holds(make_model(5, weights=str(path)).encoder, state)
 
 
-def test_weights_from_a_whole_model(tmp_path):
+def test_weights_from_a_re_id_model(tmp_path):
     """A checkpoint's model.safetensors will do: its encoder's tensors are called encoder.*."""
     model = make_model(5, pool="gem")
     path = write_weights(tmp_path / "model.safetensors", model.state_dict())
@@ -71,7 +71,7 @@ def test_weights_from_files_of_others(tmp_path, state, prefix, nested):
     assert_encoder_holds(make_encoder("resnet10", str(tmp_path / "others.pth"))[0], state)
 
 
-def test_a_whole_vit_model_has_the_name_encoder_twice(tmp_path):
+def test_a_vit_model_has_the_name_encoder_twice(tmp_path):
     """encoder.encoder.layers...: only the outer one is a prefix."""
     encoder = ImageTransformer(small_vit(), 32, 32)
     whole = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
