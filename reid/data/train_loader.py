@@ -196,6 +196,7 @@ def join(parts: Sequence[Batch]) -> Batch:
     """Concatenate the parts of one step."""
     if len(parts) == 1:
         return parts[0]
-    tensors = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels", "camids", "ids"))
+    names = ("images", "labels", "camids", "ids")
+    images, labels, camids, ids = (torch.cat([getattr(part, name) for part in parts]) for name in names)
     dropped = tuple(dropped for part in parts for dropped in part.dropped)
-    return Batch(*tensors, concatenate([part.parameters for part in parts]), dropped)
+    return Batch(images, labels, camids, ids, concatenate([part.parameters for part in parts]), dropped)
