@@ -104,9 +104,7 @@ def test_old_files_of_torchvision(tmp_path, state):
 
 def test_weights_of_a_smaller_encoder(tmp_path):
     path = write_weights(tmp_path / "resnet10.pth", resnet10().state_dict())
-    with pytest.raises(
-        ValueError, match=r"pth: 80 of the encoder's 120 tensors fit; .* is layer1\.1\.conv1\.weight \(mi"
-    ):
+    with pytest.raises(ValueError, match=r"pth: 80 of .* 120 tensors fit; .* is layer1\.1\.conv1\.weight \(missing\)"):
         make_encoder("resnet18", str(path))
 
 
@@ -115,31 +113,20 @@ def test_weights_of_a_larger_encoder(tmp_path):
     with torch.device("meta"):
         larger = torchvision.models.resnet34().state_dict()
     path = write_weights(tmp_path / "resnet34.pth", {n: torch.zeros(()).expand(v.shape) for n, v in larger.items()})
-    with pytest.raises(
-        ValueError, match=r"all 120 .* fit, but the file has 80 more, the first layer1\.2\..*model\.encoder"
-    ):
+    with pytest.raises(ValueError, match=r"all 120 .* has 80 more, the first layer1\.2\..*model\.encoder"):
         make_encoder("resnet18", str(path))
 
 
 def test_weights_with_a_tensor_of_another_shape(tmp_path, state):
     path = write_weights(tmp_path / "odd.safetensors", {**state, "conv1.weight": torch.zeros(64, 1, 7, 7)})
-    with pytest.raises(
-        ValueError, match=r"odd\.safetensors: 71 of .*is conv1\.weight \(of another shape\); give a file"
-    ):
+    with pytest.raises(ValueError, match=r"odd\.safetensors: 71 of .*conv1\.weight \(of another shape\); give"):
         make_encoder("resnet10", str(path))
 
 
 def test_weights_of_a_wider_vit_with_old_names(tmp_path):
-    path = write_weights(
-        tmp_path / "vit.pth",
-        {
-            "class_token": torch.zeros(1, 1, 12),
-            "encoder.layers.encoder_layer_0.mlp.linear_1.weight": torch.zeros(99, 12),
-        },
-    )
-    with pytest.raises(
-        ValueError, match=r"vit\.pth: size mismatch for encoder\.layers\.encoder_layer_0\.mlp\.0\.weight.*model\.enc"
-    ):
+    wider = {"encoder.layers.encoder_layer_0.mlp.linear_1.weight": torch.zeros(99, 12)}
+    path = write_weights(tmp_path / "vit.pth", {"class_token": torch.zeros(1, 1, 12), **wider})
+    with pytest.raises(ValueError, match=r"vit\.pth: size mismatch for .*_layer_0\.mlp\.0\.weight.*model\.enc"):
         load_weights(ImageTransformer(small_vit(), 32, 32), path)
 
 
