@@ -58,11 +58,6 @@ class Split:
     """The identities as the dataset writes them."""
 
     @property
-    def num_identities(self) -> int:
-        """Stored identities; each group of junk or distractors counts as one."""
-        return len(self.pids)
-
-    @property
     def num_images(self) -> int:
         return int(self.images.sum())
 

@@ -16,14 +16,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from reid.data.manifest import JUNK_PID, Shard, Split
 from reid.data.storage import full_path, is_remote, open_file
 
-OnDamage = Literal["stop", "skip"]
 BLOCK = 512
 END = bytes(BLOCK)  # a block of zeros follows the last member of a tar
 _HEADER = struct.Struct("100s 24x 12s 12x 8s c 188x 155s")  # name, size, checksum, type, prefix of the name

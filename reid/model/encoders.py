@@ -143,7 +143,11 @@ def _set_strides(encoder: ResNet, last_stride: int, stem_stride: int) -> None:
 
 def _build_timm(config: ModelConfig, image_size: tuple[int, int]) -> tuple[nn.Module, int]:
     """Build a model of timm by its name there; weights = imagenet are those that timm publishes for it."""
-    timm, name = import_timm(), config.encoder.removeprefix(TIMM)
+    try:
+        timm: Any = importlib.import_module("timm")
+    except ImportError as error:
+        raise ValueError("model.encoder = timm/...: timm is not installed; run `pip install timm`") from error
+    name = config.encoder.removeprefix(TIMM)
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name.split('.')[0][:6]}*")[:5]) or "timm.list_models() has them all"
         raise ValueError(f"model.encoder = timm/{name}: timm {timm.__version__} has no such model; near: {near}")
@@ -163,11 +167,3 @@ def _build_timm(config: ModelConfig, image_size: tuple[int, int]) -> tuple[nn.Mo
         encoder.grid = encoder.get_submodule("patch_embed").grid_size
     dim: Any = getattr(encoder, "head_hidden_size", encoder.num_features)
     return encoder, int(dim)
-
-
-def import_timm() -> Any:
-    """Import the optional dependency timm. Raises ValueError if it is not installed."""
-    try:
-        return importlib.import_module("timm")
-    except ImportError as error:
-        raise ValueError("model.encoder = timm/...: timm is not installed; run `pip install timm`") from error
