@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from reid.data.manifest import Manifest, load_manifest
 from reid.distributed import check_precision, gather_objects, gather_padded, gather_sizes, rank, world_size
 from reid.evaluation.dataset_report import DatasetReport, Evaluation
 from reid.evaluation.external_features import check_finite, read_features
-from reid.files import make_folder
+from reid.files import check_writable, make_folder
 from reid.metrics.features import JUNK, UNKNOWN, Features
 from reid.metrics.protocols import PROTOCOLS
 from reid.metrics.rerank import Reranked
@@ -122,13 +123,15 @@ class RunSource:
         run, self.checkpoint = find_run(options.run, options.checkpoint)
         self.folder, self.config = run.path, load(run.config)
         self.out = Path(options.out or run.reports)
-        make_folder(self.out)
+        if os.environ.get("RANK", "0") == "0":  # ranks that check at once would remove each other's folder
+            check_writable(self.out, "--out")
         self.manifests = load_manifests(options.data or [self.config.data.root])
         self.models = build_models(self.checkpoint, self.config, options.baselines)
 
     def evaluate(self, accelerator: Accelerator) -> Iterator[tuple[DatasetReport, dict[str, Evaluation]]]:
         """Evaluate all models on each dataset. The trained model is the first."""
         check_precision(accelerator, self.options.precision)
+        make_folder(self.out)
         for root, manifest in self.manifests.items():
             rows = {
                 name: self._evaluate(model.to(accelerator.device), root, manifest, accelerator.device)

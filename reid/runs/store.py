@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,7 +27,7 @@ def claim(folder: RunFolder, config: Config) -> Iterator[None]:
         def take() -> None:
             try:
                 folder.path.mkdir(parents=True, exist_ok=True)
-                _lock(folder, stack)
+                stack.enter_context(hold(folder.path / ".lock"))
                 probe = folder.config.with_suffix(".yaml.new")
                 save(config, probe)
                 probe.unlink()
@@ -42,18 +41,6 @@ def claim(folder: RunFolder, config: Config) -> Iterator[None]:
 
         from_rank_0(take)
         yield
-
-
-def _lock(folder: RunFolder, stack: contextlib.ExitStack) -> None:
-    """Take the lock. The decoding processes of a killed run hold it for some seconds after its end."""
-    for attempt in range(21):
-        try:
-            stack.enter_context(hold(folder.path / ".lock"))
-            return
-        except Held:
-            if attempt == 20:
-                raise
-            time.sleep(0.5)
 
 
 def find_resume_point(folder: RunFolder, resume: str, read_only: bool = False) -> tuple[Path | None, list[str]]:

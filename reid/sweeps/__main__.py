@@ -22,6 +22,7 @@ from jsonargparse.typing import PositiveInt
 
 from reid.files import Held, hold, make_folder
 from reid.program import SIGNALS, STOPPED, call
+from reid.runs.folder import RunFolder
 from reid.sweeps.folder import DONE, SweepFolder, check_run, claim_folder, to_flags
 from reid.sweeps.spec import PROGRAM, Sweep, corners, propose, read_sweep, should_stop
 from reid.sweeps.table import describe_states
@@ -137,7 +138,7 @@ def make_run(folder: SweepFolder, number: int, signals: Sequence[int]) -> None:
     stop_file.unlink(missing_ok=True)
     if process.returncode == 0:
         state = "finished"
-    elif (path / "stopped.json").exists() and (ends_early or signals):
+    elif RunFolder(path).stopped.exists() and (ends_early or signals):
         state = "stopped" if ends_early else "running"  # the next call continues a running one
     else:
         state = "failed"

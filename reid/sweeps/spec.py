@@ -18,6 +18,8 @@ from typing import Any
 
 import yaml
 
+from reid.runs.folder import RunFolder
+
 PROGRAM, ARGS, STOP_FILE = "train.py", "${args}", "${envvar:STOP_FILE}"
 METRICS = (
     "eval/best_mAP",
@@ -158,7 +160,7 @@ def _to_knobs(config: dict[str, dict[str, Any]]) -> Knobs:
 
 def read_history(run: Path, metric: str) -> tuple[float, ...]:
     """Read the metric from a run's log, at each step that has it."""
-    path = run / "metrics.jsonl"
+    path = RunFolder(run).metrics
     entries = []
     for line in path.read_text().splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):  # a line that is being written
