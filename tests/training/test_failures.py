@@ -231,7 +231,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     (newest / file).write_bytes(damaged)
     status, said = start("--optim.epochs=4", "--resume=auto").end()
     assert status == 0, said
-    assert f"warning: {newest}: damaged checkpoint" in said and f"going on from {before}" in said
+    assert f"warning: {newest}: damaged checkpoint" in said and f"resuming from {before}" in said
     assert "from epoch 4 step 1" in said
 
 
@@ -253,8 +253,8 @@ def write_few_bytes() -> None:
 def test_a_full_disk_is_a_warning_and_at_the_end_an_error(start: Start, tmp_path: Path) -> None:
     status, said = start("--optim.epochs=2", prepare=write_few_bytes).end()
     assert status == 2, said
-    assert "warning: " in said and "no checkpoint could be written: File too large; training goes on" in said
-    assert "error: " in said and "earlier ones are whole" in said
+    assert "warning: " in said and "no checkpoint could be written: File too large; training continues" in said
+    assert "error: " in said and "earlier ones are intact" in said
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
