@@ -64,7 +64,7 @@ class TrainState:
 
 @dataclass
 class Parts:
-    """What a checkpoint holds beside the TrainState.
+    """What a checkpoint holds in addition to the TrainState.
 
     describes (JSON): what the checkpoint belongs to: model knobs, number of classes, data, plan, optimizer.
     """
@@ -277,7 +277,7 @@ def _load_tensors(file: Path, module: nn.Module) -> None:
             raise ValueError(f"{file} holds another model: {name} is {found}, expected {tuple(value.shape)}")
     more = sorted(set(state) - set(module.state_dict()))
     if more:
-        raise ValueError(f"{file} holds another model: it has {more[0]}, which this model has not")
+        raise ValueError(f"{file} holds another model: it has {more[0]}, which this model does not have")
     module.load_state_dict(state)
 
 
