@@ -71,7 +71,7 @@ class Meter:
 class FiniteWatch:
     """Finds the first step that was not finite, and its images, without waiting for the device at each step.
 
-    `record` records on the device which features of a step are finite. `check` is called on every rank at log steps, with
+    `record` keeps on the device which features of a step are finite. `check` is called on every rank at log steps, with
     equal values, and stops all ranks together if one is not finite.
 
     Args:
