@@ -1,13 +1,10 @@
 """The command line: `python -m shards build | verify | stats | stage | synth`."""
 
 import argparse
-import inspect
 import json
-import math
 import re
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from reid.data.manifest import load_manifest
@@ -22,7 +19,8 @@ from shards.summary import format_build, format_verification, to_json
 from shards.verify import verify
 
 READERS = {reader.NAME: reader.read for reader in (market1501, dukemtmc, msmt17, cuhk03, veri776, folder, csv_file)}
-READER_FLAGS = {"table": "--csv", "boxes": "--boxes", "with_val": "--without-val"}  # argument of `read` -> flag
+# argument of `read` -> flag, the only reader that has it
+READER_FLAGS = {"table": ("--csv", "csv"), "boxes": ("--boxes", "cuhk03"), "with_val": ("--without-val", "msmt17")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,10 +83,9 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _read(options: argparse.Namespace) -> RawDataset:
     given = {name: getattr(options, name) for name in READER_FLAGS if getattr(options, name) is not None}
-    for name in given:
-        readers = [reader for reader, read in READERS.items() if name in inspect.signature(read).parameters]
-        if options.reader not in readers:
-            raise ValueError(f"{READER_FLAGS[name]}: not an option of `build {options.reader}`, only of {readers[0]}")
+    for flag, reader in (READER_FLAGS[name] for name in given):
+        if reader != options.reader:
+            raise ValueError(f"{flag}: not an option of `build {options.reader}`, only of {reader}")
     return READERS[options.reader](options.root, **given)
 
 
@@ -101,12 +98,6 @@ def _encoding(size: str | None, quality: int | None) -> Encoding | None:
     if not (height.isdecimal() and width.isdecimal()):
         raise ValueError(f"--size {size}: give HEIGHTxWIDTH in pixels, such as 256x128")
     return Encoding(int(height), int(width), *([] if quality is None else [quality]))
-
-
-def _shard_bytes(mib: float | None) -> int | None:
-    if mib is not None and not math.isfinite(mib):
-        raise ValueError(f"--shard-size {mib}: give MiB above 0")
-    return None if mib is None else int(mib * 2**20)
 
 
 def _local(folder: str) -> Path:
@@ -124,7 +115,7 @@ def _build(options: argparse.Namespace) -> int:
         options.out,
         dataset=options.dataset,
         num_shards=options.shards,
-        shard_bytes=_shard_bytes(options.shard_size),
+        shard_bytes=None if options.shard_size is None else options.shard_size * 2**20,
         encoding=encoding,
         workers=options.workers,
         max_broken=options.max_broken,
@@ -136,7 +127,7 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    result = verify(_local(options.out), decode=options.decode, progress=True)
+    result = verify(_local(options.out), decode=options.decode)
     checks = run_checks(result.sightings, result.manifest.distractor_pid)
     print(json.dumps(to_json(result, checks), indent=2) if options.json else format_verification(result, checks))
     return 1 if result.damage else 0
@@ -155,8 +146,7 @@ def _stats(options: argparse.Namespace) -> int:
 
 
 def _stage(options: argparse.Namespace) -> int:
-    say = partial(print, file=sys.stderr, flush=True)
-    done = stage(_local(options.source), _local(options.target), say=say, progress=True)
+    done = stage(_local(options.source), _local(options.target))
     size = f"{done.copied} shards, {done.bytes / 2**20:.1f} MiB copied"
     print(f"{options.target}: {size}, {done.found} were there")
     return 0

@@ -96,7 +96,7 @@ def _pack_group(tar: tarfile.TarFile, group: Group, root: Path, packed: Packed, 
     entries: list[dict[str, str | int]] = []
     payloads: list[bytes] = []
     for record in group.records:
-        source = source_of(record, root)
+        source = record.path.relative_to(root).as_posix()
         try:
             data = record.path.read_bytes()
             suffix, data = (check_image(data), data) if encoding is None else ("jpg", reencode(data, encoding))
@@ -116,11 +116,6 @@ def _pack_group(tar: tarfile.TarFile, group: Group, root: Path, packed: Packed, 
         _add(tar, f"{group.key}.{entry['file']}", data)
     cameras = tuple(sorted({image.camid for image in packed.sightings[-len(entries) :]}))
     packed.rows.append(Row(group.pid, len(entries), cameras, group.name))
-
-
-def source_of(record: Record, root: Path) -> str:
-    """Return the path below the raw dataset's root, which names an image on any machine."""
-    return record.path.relative_to(root).as_posix()
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

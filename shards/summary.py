@@ -53,13 +53,8 @@ def format_table(manifest: Manifest) -> str:
 def align(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """Format rows of cells as a plain-text table; the first `left` columns are aligned left, the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            f"{cell:{'<' if i < left else '>'}{width}}" for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    template = "  ".join(f"{{:{'<' if i < left else '>'}{width}}}" for i, width in enumerate(widths))
+    return "\n".join(template.format(*row).rstrip() for row in rows)
 
 
 def format_build(manifest: Manifest, ignored: int, warnings: Sequence[str]) -> str:
@@ -75,7 +70,12 @@ def format_build(manifest: Manifest, ignored: int, warnings: Sequence[str]) -> s
 
 def format_verification(result: Verification, checks: Sequence[Check]) -> str:
     """Return the counts of the splits, a line per check, damage and warnings with examples, and the verdict."""
-    rows = [["check", "result", "found"], *_file_rows(result)]
+    shards = sum(len(split.shards) for split in result.manifest.splits.values())
+    damaged = len({damage.shard for damage in result.damage})
+    intact = f"{shards} shards: size, sha256, members and keys" + (", every image decodes" if result.decoded else "")
+    found = f"{len(result.damage)} findings in {damaged} shards"
+    rows = [["check", "result", "found"], ["files", "damage", found] if damaged else ["files", "ok", intact]]
+    rows += [] if result.decoded else [["decoding", "not done", "--decode reads every image"]]
     rows += [[check.name, check.level, check.text] for check in checks]
     parts = [format_table(result.manifest), "", align(rows, left=3), ""]
     parts += [f"{check.name}: {example}" for check in checks if check.level != "ok" for example in check.examples]
@@ -83,15 +83,6 @@ def format_verification(result: Verification, checks: Sequence[Check]) -> str:
     if len(result.damage) > SHOWN:
         parts.append(f"and {len(result.damage) - SHOWN} more; --json lists all")
     return "\n".join([*parts, _verdict(result, checks)])
-
-
-def _file_rows(result: Verification) -> list[list[str]]:
-    shards = sum(len(split.shards) for split in result.manifest.splits.values())
-    damaged = len({damage.shard for damage in result.damage})
-    intact = f"{shards} shards: size, sha256, members and keys" + (", every image decodes" if result.decoded else "")
-    found = f"{len(result.damage)} findings in {damaged} shards"
-    files = ["files", "damage", found] if damaged else ["files", "ok", intact]
-    return [files] if result.decoded else [files, ["decoding", "not done", "--decode reads every image"]]
 
 
 def _verdict(result: Verification, checks: Sequence[Check]) -> str:

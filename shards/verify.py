@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from reid.data.manifest import MANIFEST_NAME, Manifest, Split, load_manifest
+from reid.data.manifest import MANIFEST_NAME, Manifest, Shard, Split, load_manifest
 from shards.images import BrokenImage, check_image
 from shards.pack import HashingFile
 from shards.records import Sighting, digest_image
@@ -68,7 +68,7 @@ class _Sample:
         return self.images[read] if read < len(self.images) else None
 
 
-def verify(root: str | Path, *, decode: bool = False, progress: bool = False) -> Verification:
+def verify(root: str | Path, *, decode: bool = False) -> Verification:
     """Compare size, sha256, members, counts and keys of every shard with the manifest; `decode` also decodes images.
 
     Damage is listed, not raised. Raises ValueError only if the manifest cannot be read.
@@ -77,43 +77,39 @@ def verify(root: str | Path, *, decode: bool = False, progress: bool = False) ->
     manifest = load_manifest(folder)
     result = Verification(folder, manifest, decode)
     owners: dict[str, str] = {}  # key -> shard: keys must be unique over all shards
-    total = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
-    with tqdm(total=total, desc="verifying", unit="B", unit_scale=True, disable=None if progress else True) as bar:
+    sizes = {shard.name: shard.bytes for split in manifest.splits.values() for shard in split.shards}
+    with tqdm(total=sum(sizes.values()), desc="verifying", unit="B", unit_scale=True, disable=None) as bar:
         for name, split in manifest.splits.items():
             sightings = result.sightings.setdefault(name, [])
             for index, shard in enumerate(split.shards):
-                check = _ShardCheck(shard.name, decode)
-                for sample in check.run(folder, name, split, index):
+                check = _ShardCheck(shard, result)
+                for sample in check.run(name, split, index):
                     if owners.setdefault(sample.key, shard.name) != shard.name:
                         check.report(sample.key, f"the same key is in {owners[sample.key]}")
                     sightings += sample.sightings
-                result.damage += check.damage
                 bar.update(shard.bytes)
-    listed = {shard.name for split in manifest.splits.values() for shard in split.shards}
     for path in sorted(folder.glob("*.tar")):
-        if path.name not in listed:
+        if path.name not in sizes:
             result.damage.append(Damage(path.name, "", f"is not in {MANIFEST_NAME}; remove it, or build again"))
     return result
 
 
+@dataclass(frozen=True)
 class _ShardCheck:
-    """One pass over one tar, with the damage found."""
+    """One pass over one tar, which adds the damage found to `result`."""
 
-    def __init__(self, name: str, decode: bool) -> None:
-        self.name = name
-        self.decode = decode
-        self.damage: list[Damage] = []
+    shard: Shard
+    result: Verification
 
     def report(self, member: str, what: str) -> None:
-        self.damage.append(Damage(self.name, member, what))
+        self.result.damage.append(Damage(self.shard.name, member, what))
 
-    def run(self, folder: Path, split_name: str, split: Split, index: int) -> list[_Sample]:
+    def run(self, split_name: str, split: Split, index: int) -> list[_Sample]:
         """Check everything and return the complete samples."""
-        shard = split.shards[index]
         try:
-            with open(folder / shard.name, "rb") as file:
+            with open(self.result.folder / self.shard.name, "rb") as file:
                 source = HashingFile(file)
-                samples = self._read_samples(source, shard.bytes)
+                samples = self._read_samples(source)
                 while source.read(1 << 20):
                     pass
         except OSError as error:
@@ -121,13 +117,13 @@ class _ShardCheck:
             self.report("", "is missing; copy it again, or build again" if missing else f"cannot be read: {error}")
             return []
         self._compare(samples, split_name, split, index)
-        if source.length != shard.bytes:
-            self.report("", f"{source.length} bytes, the manifest says {shard.bytes}")
-        elif source.sha256.hexdigest() != shard.sha256:
+        if source.length != self.shard.bytes:
+            self.report("", f"{source.length} bytes, the manifest says {self.shard.bytes}")
+        elif source.sha256.hexdigest() != self.shard.sha256:
             self.report("", "sha256 differs from the manifest's")
         return samples
 
-    def _read_samples(self, source: HashingFile, size: int) -> list[_Sample]:
+    def _read_samples(self, source: HashingFile) -> list[_Sample]:
         """Return the complete samples in tar order; report missing, surplus and damaged members."""
         samples: list[_Sample] = []
         sample: _Sample | None = None
@@ -149,7 +145,7 @@ class _ShardCheck:
                         self.report(member.name, "is not the member that the identity's JSON lists here")
                     previous = member.name
                 # tarfile takes an unreadable header for the end, and WebDataset drops the rest without an error.
-                if size - tar.offset > _TAR_END:
+                if self.shard.bytes - tar.offset > _TAR_END:
                     self.report(f"after {previous}", f"no readable tar header at offset {tar.offset}")
         except tarfile.TarError as error:
             self.report(f"after {previous}", f"not a readable tar from here: {error}")
@@ -178,7 +174,7 @@ class _ShardCheck:
             self.report(member, f"has {len(data)} bytes, the identity's JSON says {image.bytes}")
         if image.crc32 is not None and zlib.crc32(data) != image.crc32:
             self.report(member, "its bytes changed (crc32)")
-        if self.decode:
+        if self.result.decoded:
             try:
                 check_image(data)
             except BrokenImage as error:
