@@ -39,7 +39,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m shards", description="Raw datasets to WebDataset shards.")
     commands = parser.add_subparsers(dest="command", required=True)
-    _add_build_arguments(commands.add_parser("build", help="write a dataset as shards"))
+    building = commands.add_parser("build", help="write a dataset as shards")
+    add = building.add_argument
+    add("reader", choices=READERS, help="how the raw dataset is laid out")
+    add("--root", type=Path, required=True, help="the raw dataset's folder; for csv also the CSV file")
+    add("--csv", dest="table", type=Path, help="csv only: the table, if it is not the only CSV in --root")
+    add("--boxes", choices=cuhk03.BOXES, help="cuhk03 only: whose boxes; default: detected")
+    add("--without-val", dest="with_val", action="store_const", const=False, help="msmt17 only: train without val")
+    add("--out", type=Path, required=True, help="folder for the shards; an earlier build is replaced")
+    size = building.add_mutually_exclusive_group()
+    size.add_argument("--shards", type=int, metavar="N", help="train shards; default: a power of two, up to 64")
+    size.add_argument("--shard-size", type=float, metavar="MIB", help="aim at shards of this size instead")
+    add("--workers", type=int, default=1, metavar="N", help="processes; the bytes stay the same")
+    add("--size", metavar="HEIGHTxWIDTH", help="re-encode images as JPEGs of this size; default: the original bytes")
+    add("--quality", type=int, metavar="Q", help="of the re-encoded JPEGs, 1 to 100; default: 95")
+    add("--dataset", metavar="NAME", help="name in keys and reports; default: the reader's")
+    help_broken = "share of images, 0 to 1, that may be broken and are left out; default %(default)s"
+    add("--max-broken", type=float, default=MAX_BROKEN, metavar="SHARE", help=help_broken)
 
     verifying = commands.add_parser("verify", help="check shards against their manifest")
     verifying.add_argument("out", help="folder that `build` wrote")
@@ -60,25 +76,6 @@ def _parser() -> argparse.ArgumentParser:
         flag, text = f"--{name.replace('_', '-')}", f"{text}; default: {default}"
         drawing.add_argument(flag, type=int, default=default, metavar="N", help=text)
     return parser
-
-
-def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("reader", choices=READERS, help="how the raw dataset is laid out")
-    add("--root", type=Path, required=True, help="the raw dataset's folder; for csv also the CSV file")
-    add("--csv", dest="table", type=Path, help="csv only: the table, if it is not the only CSV in --root")
-    add("--boxes", choices=cuhk03.BOXES, help="cuhk03 only: whose boxes; default: detected")
-    add("--without-val", dest="with_val", action="store_const", const=False, help="msmt17 only: train without val")
-    add("--out", type=Path, required=True, help="folder for the shards; an earlier build is replaced")
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--shards", type=int, metavar="N", help="train shards; default: a power of two, up to 64")
-    size.add_argument("--shard-size", type=float, metavar="MIB", help="aim at shards of this size instead")
-    add("--workers", type=int, default=1, metavar="N", help="processes; the bytes stay the same")
-    add("--size", metavar="HEIGHTxWIDTH", help="re-encode images as JPEGs of this size; default: the original bytes")
-    add("--quality", type=int, metavar="Q", help="of the re-encoded JPEGs, 1 to 100; default: 95")
-    add("--dataset", metavar="NAME", help="name in keys and reports; default: the reader's")
-    help_broken = "share of images, 0 to 1, that may be broken and are left out; default %(default)s"
-    add("--max-broken", type=float, default=MAX_BROKEN, metavar="SHARE", help=help_broken)
 
 
 def _read(options: argparse.Namespace) -> RawDataset:

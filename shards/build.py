@@ -89,7 +89,10 @@ def build(
             temporary.rename(out)
         finally:
             _clear_leftovers(out, temporary, old)
-    sightings = {split: [image for part in parts for image in part.sightings] for split, parts in packed.items()}
+    sightings = {
+        split: [image for part in parts for _, images in part.samples for image in images]
+        for split, parts in packed.items()
+    }
     checks = [check.text for check in run_checks(sightings, raw.distractor_pid) if check.level == "warning"]
     return Build(manifest, len(raw.ignored), (*raw.warnings, *compare_counts(manifest, raw.published), *checks))
 
@@ -144,14 +147,14 @@ def _describe(packed: dict[str, list[Packed]], raw: RawDataset, name: str, encod
     splits = {}
     for split, parts in packed.items():
         shards = [part.shard for part in parts if part.shard is not None]
-        rows = [row for part in parts for row in part.rows]
+        samples = [sample for part in parts for sample in part.samples]
         splits[split] = Split(
             shards=tuple(shards),
-            pids=np.array([row.pid for row in rows], dtype=np.int64),
-            images=np.array([row.images for row in rows], dtype=np.int64),
+            pids=np.array([images[0].pid for _, images in samples], dtype=np.int64),
+            images=np.array([len(images) for _, images in samples], dtype=np.int64),
             shard=np.repeat(np.arange(len(shards), dtype=np.int64), [shard.identities for shard in shards]),
-            cameras=tuple(row.cameras for row in rows),
-            names=tuple(row.name for row in rows),
+            cameras=tuple(tuple(sorted({image.camid for image in images})) for _, images in samples),
+            names=tuple(name for name, _ in samples),
         )
     skipped = [entry for parts in packed.values() for part in parts for entry in part.skipped]
     skipped.sort(key=lambda entry: entry["source"])

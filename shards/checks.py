@@ -69,9 +69,8 @@ def check_cameras(sightings: Sightings, distractor_pid: int | None) -> Check:
     if unknown and len(unknown) == len(images):
         text = "no camera ids: the protocols then apply no same-camera rule"
         return Check("camera coverage", "note", len(unknown), len(images), text)
-    parts = []
-    if unknown:
-        parts = [f"{len(unknown)} of {len(images)} images have no camera id, so no same-camera rule applies to them"]
+    text = f"{len(unknown)} of {len(images)} images have no camera id, so no same-camera rule applies to them"
+    parts = [text] if unknown else []
     for split, seen in sightings.items():
         pairs = {(image.pid, image.camid) for image in seen}
         everywhere = {camid for _, camid in pairs} - {UNKNOWN_CAMERA}

@@ -37,7 +37,7 @@ def lay_out(raw: RawDataset, name: str, num_shards: int | None, shard_bytes: flo
             raise ValueError(f"--shards {count}: train has {len(groups)} identities; give at most that many shards")
         dealt = deal([len(group.records) for group in groups], min(count, len(groups)))
         shards[split] = [
-            sorted((groups[i] for i in shard), key=lambda group: (group.pid, group.key)) for shard in dealt
+            sorted((groups[i] for i in shard), key=lambda group: (group.records[0].pid, group.key)) for shard in dealt
         ]
     return shards, total
 
@@ -47,20 +47,17 @@ def group_records(records: Iterable[Record], dataset: str, distractor_pid: int |
     groups = []
     for pid, found in groupby(records, key=lambda record: record.pid):
         members = tuple(found)
-        split, name = members[0].split, members[0].name
         kind = {JUNK_PID: "junk", distractor_pid: "distractor"}.get(pid)
         size = MAX_GROUP if kind else len(members)
         for number, start in enumerate(range(0, len(members), size)):
             label = f"{kind}-{number:04d}" if kind else f"{pid:06d}"
-            groups.append(Group(f"{dataset}-{split}-{label}", pid, name, split, members[start : start + size]))
+            groups.append(Group(f"{dataset}-{members[0].split}-{label}", members[start : start + size]))
     return groups
 
 
 def default_num_shards(num_identities: int, num_bytes: int) -> int:
     """Return the largest power of two up to identities / 8, from 1 to 64; double it while shards exceed 512 MiB."""
-    count = 1
-    while count < 64 and 2 * count <= num_identities / 8:
-        count *= 2
+    count: int = 2 ** min(6, max(1, num_identities // 8).bit_length() - 1)
     while num_bytes / count > MAX_SHARD_BYTES and 2 * count <= num_identities:
         count *= 2
     return count

@@ -1,5 +1,6 @@
 """A copy of shards on node-local disk: every byte is checked against the manifest, which is written last."""
 
+import contextlib
 import hashlib
 import os
 import re
@@ -7,7 +8,6 @@ import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -50,8 +50,8 @@ def stage(source: str | Path, target: str | Path) -> Staged:
     if folder == out or folder in out.parents or out in folder.parents:
         raise ValueError(f"{out}: lies in {folder} or holds it; give a folder on the node's own disk")
     out.parent.mkdir(parents=True, exist_ok=True)
-    say = partial(print, file=sys.stderr, flush=True)
-    with hold(out.with_name(f".{out.name}.lock"), lambda holder: say(f"waiting for {holder}, which fills {out}")):
+    lock = out.with_name(f".{out.name}.lock")
+    with hold(lock, lambda holder: print(f"waiting for {holder}, which fills {out}", file=sys.stderr, flush=True)):
         shards = _list_shards(manifest)
         if _is_staged(manifest, out):
             return Staged(0, len(shards), 0)
@@ -74,11 +74,10 @@ def _list_shards(manifest: Manifest) -> list[Shard]:
 
 
 def _is_staged(manifest: Manifest, out: Path) -> bool:
-    try:
+    with contextlib.suppress(ValueError):
         same = load_manifest(out).fingerprint == manifest.fingerprint
-    except ValueError:
-        return False
-    return same and all(_size(out / shard.name) == shard.bytes for shard in _list_shards(manifest))
+        return same and all(_size(out / shard.name) == shard.bytes for shard in _list_shards(manifest))
+    return False
 
 
 def _size(path: Path) -> int:

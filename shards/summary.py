@@ -72,7 +72,8 @@ def format_verification(result: Verification, checks: Sequence[Check]) -> str:
     """Return the counts of the splits, a line per check, damage and warnings with examples, and the verdict."""
     shards = sum(len(split.shards) for split in result.manifest.splits.values())
     damaged = len({damage.shard for damage in result.damage})
-    intact = f"{shards} shards: size, sha256, members and keys" + (", every image decodes" if result.decoded else "")
+    decoded = ", every image decodes" if result.decoded else ""
+    intact = f"{shards} shards: size, sha256, members and keys{decoded}"
     found = f"{len(result.damage)} findings in {damaged} shards"
     rows = [["check", "result", "found"], ["files", "damage", found] if damaged else ["files", "ok", intact]]
     rows += [] if result.decoded else [["decoding", "not done", "--decode reads every image"]]
@@ -82,15 +83,12 @@ def format_verification(result: Verification, checks: Sequence[Check]) -> str:
     parts += [f"damage: {damage}" for damage in result.damage[:SHOWN]]
     if len(result.damage) > SHOWN:
         parts.append(f"and {len(result.damage) - SHOWN} more; --json lists all")
-    return "\n".join([*parts, _verdict(result, checks)])
-
-
-def _verdict(result: Verification, checks: Sequence[Check]) -> str:
     if result.damage:
-        return f"{result.folder}: damaged; copy or build the shards again. The checks used the undamaged identities"
-    warnings = sum(check.level == "warning" for check in checks)
-    verdict = "intact, every image decodes" if result.decoded else "intact"
-    return f"{result.folder}: {verdict}" + (f", {warnings} warnings" if warnings else "")
+        verdict = "damaged; copy or build the shards again. The checks used the undamaged identities"
+    else:
+        warnings = sum(check.level == "warning" for check in checks)
+        verdict = "intact" + decoded + (f", {warnings} warnings" if warnings else "")
+    return "\n".join([*parts, f"{result.folder}: {verdict}"])
 
 
 def to_json(result: Verification, checks: Sequence[Check]) -> dict[str, Any]:

@@ -1,18 +1,19 @@
 """The comparison of shards with their manifest: every byte is read once, damage is named by shard and member."""
 
+import hashlib
 import json
 import tarfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 from reid.data.manifest import MANIFEST_NAME, Manifest, Shard, Split, load_manifest
 from shards.images import BrokenImage, check_image
 from shards.pack import HashingFile
-from shards.records import Sighting, digest_image
+from shards.records import Sighting
 
 # The longest end of a tar: two empty blocks, then padding to a full record.
 _TAR_END = 2 * tarfile.BLOCKSIZE + tarfile.RECORDSIZE
@@ -53,19 +54,14 @@ class _Image(NamedTuple):
 
 @dataclass(frozen=True)
 class _Sample:
-    """An identity's JSON, and the images read so far."""
+    """An identity's JSON, which lists images that are not read yet, and the images read so far."""
 
     key: str
     pid: int
     name: str
     split: str
-    images: tuple[_Image, ...]
+    unread: list[_Image]
     sightings: list[Sighting] = field(default_factory=list)
-
-    @property
-    def next_image(self) -> _Image | None:
-        read = len(self.sightings)
-        return self.images[read] if read < len(self.images) else None
 
 
 def verify(root: str | Path, *, decode: bool = False) -> Verification:
@@ -138,9 +134,11 @@ class _ShardCheck:
                         self._check_complete(sample)
                         sample = self._parse_json(member.name, data)
                         samples += [sample] if sample else []
-                    elif sample and (image := sample.next_image) and member.name == f"{sample.key}.{image.file}":
+                    elif sample and sample.unread and member.name == f"{sample.key}.{sample.unread[0].file}":
+                        image = sample.unread.pop(0)
                         self._check_image(member.name, data, image)
-                        sample.sightings.append(Sighting(sample.pid, image.camid, image.source, digest_image(data)))
+                        digest = hashlib.sha256(data).digest()[:16]
+                        sample.sightings.append(Sighting(sample.pid, image.camid, image.source, digest))
                     else:
                         self.report(member.name, "is not the member that the identity's JSON lists here")
                     previous = member.name
@@ -150,21 +148,23 @@ class _ShardCheck:
         except tarfile.TarError as error:
             self.report(f"after {previous}", f"not a readable tar from here: {error}")
         self._check_complete(sample)
-        return [sample for sample in samples if sample.next_image is None]
+        return [sample for sample in samples if not sample.unread]
 
     def _check_complete(self, sample: _Sample | None) -> None:
-        if sample and sample.next_image:
-            self.report(f"{sample.key}.{sample.next_image.file}", "is missing")
+        if sample and sample.unread:
+            self.report(f"{sample.key}.{sample.unread[0].file}", "is missing")
 
     def _parse_json(self, member: str, data: bytes) -> _Sample | None:
         try:
             values = json.loads(data)
-            images = tuple(
-                _Image(str(i["file"]), _integer(i["camid"]), str(i.get("source", "")), i.get("crc32"), i.get("bytes"))
+            for number in (values["pid"], *(image["camid"] for image in values["images"])):
+                if type(number) is not int or not -1 <= number < 1 << 63:
+                    raise ValueError(f"{number!r:.40} is no pid or camera")
+            images = [
+                _Image(str(i["file"]), i["camid"], str(i.get("source", "")), i.get("crc32"), i.get("bytes"))
                 for i in values["images"]
-            )
-            key, pid = member.removesuffix(".json"), _integer(values["pid"])
-            return _Sample(key, pid, values["name"], values["split"], images)
+            ]
+            return _Sample(member.removesuffix(".json"), values["pid"], values["name"], values["split"], images)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             self.report(member, f"is no identity's JSON: {type(error).__name__}: {error}")
             return None
@@ -186,15 +186,9 @@ class _ShardCheck:
             self.report("", f"{len(samples)} complete identities, the manifest says {len(rows)}")
             return
         for sample, row in zip(samples, rows, strict=True):
-            cameras = tuple(sorted({image.camid for image in sample.images}))
-            found = (sample.pid, sample.name, sample.split, len(sample.images), cameras)
+            cameras = tuple(sorted({image.camid for image in sample.sightings}))
+            found = (sample.pid, sample.name, sample.split, len(sample.sightings), cameras)
             listed = (int(split.pids[row]), split.names[row], split_name, int(split.images[row]), split.cameras[row])
             if found != listed:
                 what = f"pid, name, split, images, cameras are {found}, the manifest says {listed}"
                 self.report(f"{sample.key}.json", what)
-
-
-def _integer(value: Any) -> int:
-    if type(value) is not int or not -1 <= value < 1 << 63:
-        raise ValueError(f"{value!r:.40} is no pid or camera")
-    return value

@@ -134,19 +134,17 @@ def _paint_bag(pen: Pen, view: View, who: Identity, hip: float, shoulder: float)
 def _paint_straps(pen: Pen, torso: Tube, who: Identity) -> None:
     """Paint the straps of a backpack, or that of a satchel over one shoulder."""
     width = max(2, int(0.45 * torso.rings[1][2] * 0.35))
-    strap = shade(who.bag_colour, 0.8)
+    straps: list[list[tuple[float, float]]] = []  # of angles around the body and heights t
     if who.bag == "backpack":
-        for angle in (0.75, -0.75):
-            u = torso.across(angle)
-            if u is not None:
-                pen.line([torso.at(u, t) for t in (0.05, 0.3, 0.55)], fill=strap, width=width)
-    if who.bag == "satchel":
-        for start, end in ((-0.9, 1.45), (math.pi + 0.9, math.pi - 1.45)):
-            steps = [(start + (end - start) * k / 6, 0.05 + 0.75 * k / 6) for k in range(7)]
-            shown = [(torso.across(who.side * angle), t) for angle, t in steps]
-            line = [torso.at(u, t) for u, t in shown if u is not None]
-            if len(line) > 1:
-                pen.line(line, fill=strap, width=width)
+        straps = [[(angle, t) for t in (0.05, 0.3, 0.55)] for angle in (0.75, -0.75)]
+    elif who.bag == "satchel":
+        ends = (-0.9, 1.45), (math.pi + 0.9, math.pi - 1.45)
+        straps = [[(who.side * (a + (b - a) * k / 6), 0.05 + 0.75 * k / 6) for k in range(7)] for a, b in ends]
+    for strap in straps:
+        shown = [(torso.across(angle), t) for angle, t in strap]
+        line = [torso.at(u, t) for u, t in shown if u is not None]
+        if len(line) > 1:
+            pen.line(line, fill=shade(who.bag_colour, 0.8), width=width)
 
 
 HAIR_LENGTH = {"long": 3.1, "bob": 1.5}  # in radii of the head; other hair does not hang down
