@@ -131,9 +131,8 @@ def find_neighbours(vectors: Vectors, squares: Tensor, k: int) -> tuple[Tensor, 
     the squared distance to the farthest node, 1 if all nodes are equal."""
     nearest, farthest = [], []
     for i in range(0, len(squares), PRODUCT_ROWS):
-        queries = vectors.rows[i : i + PRODUCT_ROWS]
-        size = len(queries)
-        queries = F.pad(queries, (0, 0, 0, PRODUCT_ROWS - size))
+        size = min(PRODUCT_ROWS, len(squares) - i)
+        queries = Search.pad(vectors.rows[i : i + size])
         best, lowest = [], []
         for part in cut(len(squares)):
             scores = vectors.scores(queries, part)[:size]
