@@ -196,10 +196,8 @@ def _parse_shard(value: dict[str, Any]) -> Shard:
         raise ValueError(f"shard name {name!r} is unsafe: only plain file names like train-0000.tar are read")
     if not _SHA256.fullmatch(_string(value["sha256"], "sha256")):
         raise ValueError(f"{name}: sha256 {value['sha256']!r} is not 64 hex digits")
-    numbers = {
-        field: _integer(value[field], f"{name}: {field}", least=1) for field in ("bytes", "identities", "images")
-    }
-    return Shard(name, value["sha256"], **numbers)
+    sizes = [_integer(value[key], f"{name}: {key}", least=1) for key in ("bytes", "identities", "images")]
+    return Shard(name, value["sha256"], *sizes)
 
 
 def _check_split(split: Split, distractor_pid: int | None) -> None:

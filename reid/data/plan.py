@@ -32,13 +32,8 @@ class StreamSteps:
     """(T, p, K): indices within the identity, -1 if a short identity has no more."""
     passes: np.ndarray
     """(T, p): 0 before the stream wraps, then 1, 2, ..."""
-    rereads: bool
-    """Whether each pass reads the shards again (a bounded pool); otherwise the first reading serves all."""
-
-    @property
-    def readings(self) -> np.ndarray:
-        """(T, p) int: the reading of the shards, 0, 1, ..., that each group comes from."""
-        return self.passes if self.rereads else np.zeros_like(self.passes)
+    readings: np.ndarray
+    """(T, p): the reading of the shards that each group comes from: its pass with a bounded pool, otherwise 0."""
 
 
 @dataclass(frozen=True)
@@ -132,13 +127,13 @@ class Plan:
 
         chosen = _take_distinct(draw_owners, self.groups_per_step, self.steps_per_epoch)
         owners, images = zip(*drawn, strict=True)
-        passes = np.repeat(np.arange(len(drawn), dtype=np.int32), [len(owner) for owner in owners])
+        passes = np.repeat(np.arange(len(drawn), dtype=np.int32), [len(owner) for owner in owners])[chosen]
         return StreamSteps(
             shards=shards,
             identities=rows[np.concatenate(owners)[chosen]],
             images=np.concatenate(images)[chosen],
-            passes=passes[chosen],
-            rereads=bounded,
+            passes=passes,
+            readings=passes if bounded else np.zeros_like(passes),
         )
 
     @cached_property

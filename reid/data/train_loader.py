@@ -57,7 +57,9 @@ class TrainLoader:
         self.data, self.split, self.plan, self.augmentation = data, split, plan, augmentation
         self.rank, self.streams = rank, plan.streams_of_rank(rank, world_size)
         self.pixels = Pixels.from_config(data)
-        self.labels = classes_of(split.pids, plan.image_counts > 0)  # (N,) class of each identity, -1 if not trained on
+        trained = plan.image_counts > 0
+        self.labels = np.full(len(split.pids), -1)  # (N,) place of each trained pid among the sorted, -1 for others
+        self.labels[trained] = np.unique(split.pids[trained], return_inverse=True)[1]
         self.slots = plan.groups_per_step * plan.images  # images of a stream in a step without short groups
 
     def batches(
@@ -136,12 +138,13 @@ class TrainLoader:
                     slots += range(slot, slot + len(group))
                 slot += len(indices)
         rows = np.array([row for row, _ in ids], dtype=np.int64)
+        chosen = torch.tensor(slots, dtype=torch.int64)
         return Batch(
             images=images[: len(ids)],
             labels=torch.from_numpy(self.labels[rows]),
             camids=torch.tensor(camids, dtype=torch.int64),
             ids=torch.tensor(ids, dtype=torch.int64).reshape(-1, 2),
-            parameters=drawn.select(torch.tensor(slots, dtype=torch.int64)),
+            parameters=Parameters(*(column[chosen] for column in drawn)),
             dropped=tuple(dropped for pool in pools for dropped in pool.take_unreported()),
         )
 
@@ -154,13 +157,6 @@ class TrainLoader:
             pool.drop(Dropped((identity.row,), str(error)))
             return False
         return True
-
-
-def classes_of(pids: np.ndarray, trained: np.ndarray) -> np.ndarray:
-    """Return (N,) classes: the place of each pid among the sorted pids that are `trained` (N,) bool, -1 for others."""
-    classes = np.full(len(pids), -1)
-    classes[trained] = np.unique(pids[trained], return_inverse=True)[1]
-    return classes
 
 
 def _allocate(count: int, pixels: Pixels) -> Tensor:

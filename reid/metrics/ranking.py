@@ -24,7 +24,6 @@ from reid.metrics.scores import (
     best_of_scores,
     count_before,
     cut,
-    cut_listed,
     expand_ranges,
     join_best,
     squared_norms,
@@ -65,7 +64,7 @@ class Search:
         self.entries = replace(METRICS[metric](entries, squares), listed=listed)
         self.own = METRICS[metric](self.gallery.own, squared_norms(self.gallery.own))
         self.device = self.queries.device
-        self.slices = cut(len(entries)) if listed is None else cut_listed(len(entries), listed)
+        self.slices = cut(len(entries), listed)
 
         identities = (~self.gallery.distractors).nonzero().squeeze(1)
         pids, order = self.gallery.pids[identities].sort(stable=True)

@@ -134,17 +134,16 @@ PRODUCT_ROWS, GALLERY_BLOCK = 256, 65_536  # at most 64 MiB of scores at a time
 TIE_BLOCK = 1 << 24  # scores at a time while ties are resolved
 
 
-def cut(size: int) -> list[slice]:
-    """Cut entries into slices of at most GALLERY_BLOCK and similar lengths: a narrow product may round differently."""
+def cut(size: int, listed: Tensor | None = None) -> list[slice]:
+    """Cut rows into slices of at most GALLERY_BLOCK and similar lengths: a narrow product may round differently.
+
+    If only the rows `listed` (E,), ascending, are entries, return slices of these, each from one slice of the rows.
+    """
     number = max(1, -(-size // GALLERY_BLOCK))
     edges = [size * i // number for i in range(number + 1)]
-    return [slice(begin, end) for begin, end in itertools.pairwise(edges)]
-
-
-def cut_listed(size: int, listed: Tensor) -> list[slice]:
-    """Cut entries, the rows `listed` (E,) of `size`, into slices that each come from one slice of the rows."""
-    edges = [int(torch.searchsorted(listed, part.stop)) for part in cut(size)]
-    return [slice(begin, end) for begin, end in itertools.pairwise([0, *edges]) if begin < end] or [slice(0, 0)]
+    if listed is not None:
+        edges = [int(torch.searchsorted(listed, edge)) for edge in edges]
+    return [slice(begin, end) for begin, end in itertools.pairwise(edges) if begin < end] or [slice(0, 0)]
 
 
 def expand_ranges(begin: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
