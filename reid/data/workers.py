@@ -81,7 +81,7 @@ def receive(parts: Iterator[Any]) -> Any:
         time.sleep(1)
         raise RuntimeError(f"DataLoader worker is gone: {error or type(error).__name__}") from error
     if isinstance(item, DamagedData):
-        raise item
+        raise DamagedData(str(item))
     return item
 
 
