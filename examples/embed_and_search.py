@@ -24,7 +24,7 @@ def main(run: str, pictures: str) -> float:
     people = {folder.name: sorted(folder.glob("*.jpg")) for folder in sorted(Path(pictures).iterdir())}
     people = {name: files for name, files in people.items() if len(files) > 1}
 
-    # Features are not normalised: divide by their length, and a product is the cosine similarity.
+    # Features are not normalized: divide by their length, and a product is the cosine similarity.
     queries = embedder.embed([files[0] for files in people.values()])
     unit = queries / np.linalg.norm(queries, axis=1, keepdims=True)
     print(f"similarity of the first two people: {unit[0] @ unit[1]:.3f}")

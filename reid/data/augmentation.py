@@ -76,7 +76,7 @@ class Augmentation:
         return np.stack([top, left, box_height, box_width], axis=1)
 
     def apply(self, images: Tensor, parameters: Parameters, pin: bool = True) -> Tensor:
-        """Change images (B, 3, H, W) uint8 on any device; returns normalised float32 of the same shape."""
+        """Change images (B, 3, H, W) uint8 on any device; returns normalized float32 of the same shape."""
         batch, _, height, width = images.shape
         device = images.device
         flip, crop = copy_to(parameters.flip, device, pin), copy_to(parameters.crop, device, pin)
@@ -132,7 +132,7 @@ def _rotate_and_zoom(pixels: Tensor, affine: Tensor) -> Tensor:
 
 
 def _erase(pixels: Tensor, boxes: Tensor) -> Tensor:
-    """Fill each image's box (B, 4) with the mean colour, which is 0 after normalisation."""
+    """Fill each image's box (B, 4) with the mean colour, which is 0 after normalization."""
     top, left, height, width = boxes[:, :, None].unbind(dim=1)
     rows = torch.arange(pixels.shape[2], device=pixels.device)
     columns = torch.arange(pixels.shape[3], device=pixels.device)

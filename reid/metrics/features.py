@@ -16,7 +16,7 @@ class Features:
     """Features and labels of one split: torch tensors, or numpy arrays and lists, which are converted.
 
     Args:
-        embeddings: (N, D) as the model gives them, not normalised; kept as float32.
+        embeddings: (N, D) as the model gives them, not normalized; kept as float32.
         pids: (N,) integers; -1 = junk.
         camids: (N,) integers; -1 = unknown.
         distractors: (N,) bool, True for images that match no query, whatever their pid. None: every pid but -1 is an

@@ -24,7 +24,7 @@ ROWS_PER_SUM = 8192  # features summed in float64 at a time: 128 MiB at 2,048 di
 class Gallery:
     """The E entries of one protocol, and what a query sees instead of its own identity's entry.
 
-    rows (N, D) float32, not normalised: the entries, or all features of a split, of which the rows `listed` (E,) are
+    rows (N, D) float32, not normalized: the entries, or all features of a split, of which the rows `listed` (E,) are
     entries (a copy may be too large). pids, camids (E,), camid -1 if the camera rule does not apply. distractors (E,)
     bool. first (E,): the row of the given features that the entry is, or its identity's first image.
     own (V, D): centroids without one camera. own_of (Q,): each query's row of `own`, or LISTED if its identity's entry

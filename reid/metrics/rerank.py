@@ -40,7 +40,7 @@ class Reranked(Search):
         gallery: as for `evaluate`. One copy of all features is kept.
         protocol: one that can be re-ranked. Under `centroid` each query sees another centroid of its identity, so it
             would need its own graph; the graph of the listed centroids would let it match through images by its camera.
-        metric: distances of raw features (`euclidean`) or of normalised ones (`cosine`).
+        metric: distances of raw features (`euclidean`) or of normalized ones (`cosine`).
         k1: neighbours of a node.
         k2: neighbours that a set is averaged over.
         lambda_: share of the original distance; 1 = no re-ranking.

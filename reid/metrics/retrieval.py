@@ -121,13 +121,13 @@ def evaluate(
     max_rank: int = 50,
     partial: bool = False,
 ) -> Result:
-    """Rank the gallery for every query and summarise where the matches are. Equal scores rank in gallery order.
+    """Rank the gallery for every query and summarize where the matches are. Equal scores rank in gallery order.
 
     Args:
         query: Q queries.
         gallery: N images; junk is dropped, distractors are kept.
         protocol: a key of `reid.metrics.protocols.PROTOCOLS`.
-        metric: `cosine` (features are normalised after any averaging) or `euclidean` (raw features).
+        metric: `cosine` (features are normalized after any averaging) or `euclidean` (raw features).
         max_rank: length of the CMC.
         partial: `query` is one process's slice of the queries, from Features.take, possibly empty. Results of all
             slices are joined by `merge`.
@@ -146,7 +146,7 @@ def evaluate_search(search: ranking.Search, max_rank: int = 50) -> Result:
         raise ValueError(f"max_rank is {max_rank}; give at least 1")
     with torch.no_grad(), exact_products(search.device):
         ranked = [ranking.rank_matches(search, i) for i in range(0, len(search.query), ranking.QUERY_BLOCK)]
-    parts = [_summarise(*part) for part in ranked or [(torch.empty(0, 0), torch.empty(0))]]
+    parts = [_summarize(*part) for part in ranked or [(torch.empty(0, 0), torch.empty(0))]]
     has_own = search.gallery.own_of >= 0
     own = torch.stack([search.query.pids, search.query.camids], dim=1)[has_own].unique(dim=0).cpu().numpy()
     columns: dict[str, Any] = dict(zip(PER_QUERY, map(np.concatenate, zip(*parts, strict=True)), strict=True))
@@ -203,7 +203,7 @@ def load_results(path: Path | str) -> dict[str, Result]:
     return results
 
 
-def _summarise(ranks: Tensor, count: Tensor) -> tuple[np.ndarray, ...]:
+def _summarize(ranks: Tensor, count: Tensor) -> tuple[np.ndarray, ...]:
     """Return the columns PER_QUERY from the matches' ascending ranks (B, P), of which the first `count` (B,) are real.
 
     AP is the mean over matches i of i / rank_i. The trapezoid takes, instead of that precision, its mean with the

@@ -42,7 +42,7 @@ class ReIDModel(nn.Module):
     """Encoder -> feature f -> BNNeck -> classifier (Luo et al., "Bag of Tricks", 2019).
 
     In training, `forward(images)` returns (f, logits): f (B, D) before the neck is for the metric losses, logits
-    (B, C) for the cross-entropy. In evaluation it returns the feature after the neck (B, D), not normalised.
+    (B, C) for the cross-entropy. In evaluation it returns the feature after the neck (B, D), not normalized.
 
     With model.norm = frozen the encoder's BatchNorm always uses its running statistics and never updates them; its
     weight and bias still learn.

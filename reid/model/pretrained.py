@@ -17,7 +17,7 @@ from reid.files import hold
 
 # Position embeddings of a transformer, as torchvision and timm name them.
 POSITIONS = ("encoder.pos_embedding", "pos_embed")
-# ImageNet classifiers, which no encoder here has. ConvNeXt's normalisation under classifier.0 is loaded nevertheless.
+# ImageNet classifiers, which no encoder here has. ConvNeXt's normalization under classifier.0 is loaded nevertheless.
 HEADS = ("fc.", "classifier.", "head.", "heads.")
 FIX = "give a file of this encoder, or change model.encoder to the file's"
 

@@ -1,4 +1,4 @@
-"""Batch normalisation over the images of all ranks, exact for any number of ranks and any split of the batch."""
+"""Batch normalization over the images of all ranks, exact for any number of ranks and any split of the batch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def convert_sync(model: nn.Module) -> None:
-    """Make every BatchNorm of a model normalise over the images of all ranks.
+    """Make every BatchNorm of a model normalize over the images of all ranks.
 
     Call it when the model is on its device, and before DDP wraps it. Parameters, buffers and their names stay. On CUDA
     the layers become torch's own, which have fused kernels. Layers in evaluation mode (model.norm = frozen) still use

@@ -20,7 +20,7 @@ from reid.runs.folder import RunFolder
 class ColourHistogram(nn.Module):
     """A baseline without learning: joint RGB histograms of horizontal stripes of the middle of the image.
 
-    Takes normalised images (B, 3, H, W), as the model does, and gives (B, stripes * product of bins) square roots of
+    Takes normalized images (B, 3, H, W), as the model does, and gives (B, stripes * product of bins) square roots of
     shares. Sides are cut off because there the background outweighs the person.
     """
 

@@ -27,11 +27,11 @@ def main() -> None:
     pool = Pool(4)
     figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
     losses, apart = figure.subplots(1, 2)
-    print("| precision | normalisation | processes | largest relative difference in 50 steps |\n|---|---|---|---|")
+    print("| precision | normalization | processes | largest relative difference in 50 steps |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         root = draw_dataset(Path(folder)).root
         for colour, (dtype, norm, lr) in zip(("#0072b2", "#d55e00"), CASES, strict=True):
-            name = f"{str(dtype).removeprefix('torch.')}, {'synchronised' if norm == 'batch' else 'frozen'}"
+            name = f"{str(dtype).removeprefix('torch.')}, {'synchronized' if norm == 'batch' else 'frozen'}"
             curves = {n: np.array(pool.run(n, train, root, dtype, norm, lr, 50)[0][0]) for n in (1, 2, 4)}
             for (n, curve), width in zip(curves.items(), (6, 3.5, 1), strict=True):
                 losses.plot(curve, color=colour, linewidth=width, alpha=0.35 if n < 4 else 1, label=f"{name}, {n}")

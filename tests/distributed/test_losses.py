@@ -20,7 +20,7 @@ from tests.support.pool import Pool
 LOSSES = {
     "mctl": functools.partial(centroid.modified_centroid_triplet, margin=2.0),
     "mctl rounds": functools.partial(centroid.modified_centroid_triplet, margin=2.0, reading="rounds"),
-    "mctl normalised": functools.partial(centroid.modified_centroid_triplet, margin=1.0, normalize=True),
+    "mctl normalized": functools.partial(centroid.modified_centroid_triplet, margin=1.0, normalize=True),
     "ctl": functools.partial(centroid.centroid_triplet, margin=1.0),
     "ctl rounds": functools.partial(centroid.centroid_triplet, margin=1.0, reading="rounds"),
     "triplet": functools.partial(triplet.batch_hard_triplet, margin=1.0, scope="global"),

@@ -59,7 +59,7 @@ def train_twice(model: nn.Module, bare: ReIDModel, images: Tensor) -> tuple[dict
 
 
 @pytest.mark.parametrize(("world", "norm"), [(2, "batch"), (3, "batch"), (2, "frozen")])
-def test_synchronised_ranks_are_one_process(pool, world, norm):
+def test_synchronized_ranks_are_one_process(pool, world, norm):
     """Gradients, weights and running statistics, with unequal ranks, one of a single image; frozen: the neck alone."""
     whole = build_model(0, norm)
     wanted = train_twice(whole, whole, torch.cat(images_of_ranks(world)))
@@ -85,7 +85,7 @@ def without_conversion() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return train_twice(DistributedDataParallel(bare), bare, images_of_ranks(2)[rank()])
 
 
-def normalise_far_from_zero() -> Tensor:
+def normalize_far_from_zero() -> Tensor:
     layer = SyncBatchNorm(2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer(torch.randn(2, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
@@ -100,7 +100,7 @@ def test_large_means_in_float32(pool):
     """E[x^2] - E[x]^2 would lose all of a deviation of 0.1 around 1000; here what is left is float32's own grain."""
     images = images_far_from_zero().double()
     wanted = (images - images.mean(dim=(0, 2, 3), keepdim=True)) / images.std(dim=(0, 2, 3), correction=0, keepdim=True)
-    assert (torch.cat(pool.run(2, normalise_far_from_zero)) - wanted).abs().max() < 0.01
+    assert (torch.cat(pool.run(2, normalize_far_from_zero)) - wanted).abs().max() < 0.01
 
 
 def test_conversion_keeps_parameters_names_and_modes():

@@ -218,7 +218,7 @@ def test_top_k_lists_rows_and_distances():
 
 
 def test_lambda_1_is_the_ranking_without_re_ranking():
-    """Of normalised features, whose squared distances are 2 - 2 cosine: the two are rounded at different places."""
+    """Of normalized features, whose squared distances are 2 - 2 cosine: the two are rounded at different places."""
     query, gallery = split(40, 6, 10, seed=15), split(200, 6, 10, seed=16)
     plain, result = evaluate(query, gallery), evaluate_reranked(query, gallery, lambda_=1.0)
     directions = [torch.nn.functional.normalize(x.embeddings.double()).numpy() for x in (query, gallery)]

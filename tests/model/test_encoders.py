@@ -154,7 +154,7 @@ def test_generalized_mean_against_loops(p):
     ("name", "map_module"), [("resnet10", "layer4"), ("convnext_tiny", "features"), ("swin_t", "permute")]
 )
 def test_gem_pools_the_map(build, name, map_module):
-    """The mean of cubes of what the map module gives; ConvNeXt normalises after pooling."""
+    """The mean of cubes of what the map module gives; ConvNeXt normalizes after pooling."""
     encoder, dim = build(name, "gem")
     maps = []
     module = encoder.get_submodule(map_module)
