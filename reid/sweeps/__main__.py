@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
 from jsonargparse.typing import PositiveInt
 
@@ -30,15 +29,7 @@ from reid.sweeps.table import describe_states
 
 def main(args: Sequence[str] | None = None) -> int:
     """Return 0 if all runs are done or queued, 1 if some failed, STOPPED after a signal. A user error exits with 2."""
-    options, extra = parse_arguments(sys.argv[1:] if args is None else args)
-    try:
-        return call(lambda: run_sweep(options, extra))
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 130
-
-
-def parse_arguments(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    args = sys.argv[1:] if args is None else args
     end = args.index("--") if "--" in args else len(args)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
@@ -49,7 +40,12 @@ def parse_arguments(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
     parser.add_argument("--slurm", nargs="?", const="", metavar="FLAGS",
                         help='submit a job array; flags for sbatch: --slurm="--gpus-per-node=4 --nodes=2"')  # fmt: skip
     parser.add_argument("--check", action="store_true", help="only check the file, as before `wandb sweep`")
-    return parser.parse_args(args[:end]), list(args[end + 1 :])
+    options, extra = parser.parse_args(args[:end]), list(args[end + 1 :])
+    try:
+        return call(lambda: run_sweep(options, extra))
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return 130
 
 
 def run_sweep(options: argparse.Namespace, extra: list[str]) -> int:
@@ -128,7 +124,13 @@ def make_run(folder: SweepFolder, number: int, signals: Sequence[int]) -> None:
     command = [*sweep.launcher, PROGRAM, *folder.flags(number), f"--stop_file={stop_file}"]
     print(f"run {number}: {' '.join(to_flags(folder.run(number).knobs))}; its log: {path}.log", flush=True)
     started, ends_early = time.monotonic(), False
-    with open(f"{path}.log", "a") as log, start(command, log) as process:
+    with open(f"{path}.log", "a") as log:
+        try:
+            process = subprocess.Popen(command, stdout=log, stderr=log)
+        except OSError as error:
+            first = f"{command[0]}: {error.strerror}"
+            raise ValueError(f"{first}; it is the first word of the file's `command`") from error
+    with process:
         while process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=1)
@@ -145,13 +147,6 @@ def make_run(folder: SweepFolder, number: int, signals: Sequence[int]) -> None:
     folder.set_state(number, state)
     metric = folder.run(number).metric
     print(f"run {number}: {state}, {sweep.metric} {metric}, {time.monotonic() - started:.0f} s", flush=True)
-
-
-def start(command: list[str], log: IO[str]) -> subprocess.Popen[bytes]:
-    try:
-        return subprocess.Popen(command, stdout=log, stderr=log)
-    except OSError as error:
-        raise ValueError(f"{command[0]}: {error.strerror}; it is the first word of the file's `command`") from error
 
 
 def submit(folder: SweepFolder, options: argparse.Namespace) -> int:
