@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 from jsonargparse.typing import PositiveInt
 
@@ -124,13 +125,7 @@ def make_run(folder: SweepFolder, number: int, signals: Sequence[int]) -> None:
     command = [*sweep.launcher, PROGRAM, *folder.flags(number), f"--stop_file={stop_file}"]
     print(f"run {number}: {' '.join(to_flags(folder.run(number).knobs))}; its log: {path}.log", flush=True)
     started, ends_early = time.monotonic(), False
-    with open(f"{path}.log", "a") as log:
-        try:
-            process = subprocess.Popen(command, stdout=log, stderr=log)
-        except OSError as error:
-            first = f"{command[0]}: {error.strerror}"
-            raise ValueError(f"{first}; it is the first word of the file's `command`") from error
-    with process:
+    with open(f"{path}.log", "a") as log, start(command, log) as process:
         while process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=1)
@@ -147,6 +142,13 @@ def make_run(folder: SweepFolder, number: int, signals: Sequence[int]) -> None:
     folder.set_state(number, state)
     metric = folder.run(number).metric
     print(f"run {number}: {state}, {sweep.metric} {metric}, {time.monotonic() - started:.0f} s", flush=True)
+
+
+def start(command: list[str], log: IO[str]) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(command, stdout=log, stderr=log)
+    except OSError as error:
+        raise ValueError(f"{command[0]}: {error.strerror}; it is the first word of the file's `command`") from error
 
 
 def submit(folder: SweepFolder, options: argparse.Namespace) -> int:
