@@ -1,13 +1,10 @@
 """The command line: `python -m shards build | verify | stats | stage | synth`."""
 
 import argparse
-import inspect
 import json
-import math
 import re
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from reid.data.manifest import load_manifest
@@ -22,7 +19,8 @@ from shards.summary import format_build, format_verification, to_json
 from shards.verify import verify
 
 READERS = {reader.NAME: reader.read for reader in (market1501, dukemtmc, msmt17, cuhk03, veri776, folder, csv_file)}
-READER_FLAGS = {"table": "--csv", "boxes": "--boxes", "with_val": "--without-val"}  # argument of `read` -> flag
+# argument of `read` -> flag, the only reader that has it
+READER_FLAGS = {"table": ("--csv", "csv"), "boxes": ("--boxes", "cuhk03"), "with_val": ("--without-val", "msmt17")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,7 +39,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m shards", description="Raw datasets to WebDataset shards.")
     commands = parser.add_subparsers(dest="command", required=True)
-    _add_build_arguments(commands.add_parser("build", help="write a dataset as shards"))
+    building = commands.add_parser("build", help="write a dataset as shards")
+    add = building.add_argument
+    add("reader", choices=READERS, help="how the raw dataset is laid out")
+    add("--root", type=Path, required=True, help="the raw dataset's folder; for csv also the CSV file")
+    add("--csv", dest="table", type=Path, help="csv only: the table, if it is not the only CSV in --root")
+    add("--boxes", choices=cuhk03.BOXES, help="cuhk03 only: whose boxes; default: detected")
+    add("--without-val", dest="with_val", action="store_const", const=False, help="msmt17 only: train without val")
+    add("--out", type=Path, required=True, help="folder for the shards; an earlier build is replaced")
+    size = building.add_mutually_exclusive_group()
+    size.add_argument("--shards", type=int, metavar="N", help="train shards; default: a power of two, up to 64")
+    size.add_argument("--shard-size", type=float, metavar="MIB", help="aim at shards of this size instead")
+    add("--workers", type=int, default=1, metavar="N", help="processes; the bytes stay the same")
+    add("--size", metavar="HEIGHTxWIDTH", help="re-encode images as JPEGs of this size; default: the original bytes")
+    add("--quality", type=int, metavar="Q", help="of the re-encoded JPEGs, 1 to 100; default: 95")
+    add("--dataset", metavar="NAME", help="name in keys and reports; default: the reader's")
+    help_broken = "share of images, 0 to 1, that may be broken and are left out; default %(default)s"
+    add("--max-broken", type=float, default=MAX_BROKEN, metavar="SHARE", help=help_broken)
 
     verifying = commands.add_parser("verify", help="check shards against their manifest")
     verifying.add_argument("out", help="folder that `build` wrote")
@@ -64,31 +78,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("reader", choices=READERS, help="how the raw dataset is laid out")
-    add("--root", type=Path, required=True, help="the raw dataset's folder; for csv also the CSV file")
-    add("--csv", dest="table", type=Path, help="csv only: the table, if it is not the only CSV in --root")
-    add("--boxes", choices=cuhk03.BOXES, help="cuhk03 only: whose boxes; default: detected")
-    add("--without-val", dest="with_val", action="store_const", const=False, help="msmt17 only: train without val")
-    add("--out", type=Path, required=True, help="folder for the shards; an earlier build is replaced")
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--shards", type=int, metavar="N", help="train shards; default: a power of two, up to 64")
-    size.add_argument("--shard-size", type=float, metavar="MIB", help="aim at shards of this size instead")
-    add("--workers", type=int, default=1, metavar="N", help="processes; the bytes stay the same")
-    add("--size", metavar="HEIGHTxWIDTH", help="re-encode images as JPEGs of this size; default: the original bytes")
-    add("--quality", type=int, metavar="Q", help="of the re-encoded JPEGs, 1 to 100; default: 95")
-    add("--dataset", metavar="NAME", help="name in keys and reports; default: the reader's")
-    help_broken = "share of images, 0 to 1, that may be broken and are left out; default %(default)s"
-    add("--max-broken", type=float, default=MAX_BROKEN, metavar="SHARE", help=help_broken)
-
-
 def _read(options: argparse.Namespace) -> RawDataset:
     given = {name: getattr(options, name) for name in READER_FLAGS if getattr(options, name) is not None}
-    for name in given:
-        readers = [reader for reader, read in READERS.items() if name in inspect.signature(read).parameters]
-        if options.reader not in readers:
-            raise ValueError(f"{READER_FLAGS[name]}: not an option of `build {options.reader}`, only of {readers[0]}")
+    for flag, reader in (READER_FLAGS[name] for name in given):
+        if reader != options.reader:
+            raise ValueError(f"{flag}: not an option of `build {options.reader}`, only of {reader}")
     return READERS[options.reader](options.root, **given)
 
 
@@ -101,12 +95,6 @@ def _encoding(size: str | None, quality: int | None) -> Encoding | None:
     if not (height.isdecimal() and width.isdecimal()):
         raise ValueError(f"--size {size}: give HEIGHTxWIDTH in pixels, such as 256x128")
     return Encoding(int(height), int(width), *([] if quality is None else [quality]))
-
-
-def _shard_bytes(mib: float | None) -> int | None:
-    if mib is not None and not math.isfinite(mib):
-        raise ValueError(f"--shard-size {mib}: give MiB above 0")
-    return None if mib is None else int(mib * 2**20)
 
 
 def _local(folder: str) -> Path:
@@ -124,7 +112,7 @@ def _build(options: argparse.Namespace) -> int:
         options.out,
         dataset=options.dataset,
         num_shards=options.shards,
-        shard_bytes=_shard_bytes(options.shard_size),
+        shard_bytes=None if options.shard_size is None else options.shard_size * 2**20,
         encoding=encoding,
         workers=options.workers,
         max_broken=options.max_broken,
@@ -136,7 +124,7 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    result = verify(_local(options.out), decode=options.decode, progress=True)
+    result = verify(_local(options.out), decode=options.decode)
     checks = run_checks(result.sightings, result.manifest.distractor_pid)
     print(json.dumps(to_json(result, checks), indent=2) if options.json else format_verification(result, checks))
     return 1 if result.damage else 0
@@ -155,8 +143,7 @@ def _stats(options: argparse.Namespace) -> int:
 
 
 def _stage(options: argparse.Namespace) -> int:
-    say = partial(print, file=sys.stderr, flush=True)
-    done = stage(_local(options.source), _local(options.target), say=say, progress=True)
+    done = stage(_local(options.source), _local(options.target))
     size = f"{done.copied} shards, {done.bytes / 2**20:.1f} MiB copied"
     print(f"{options.target}: {size}, {done.found} were there")
     return 0

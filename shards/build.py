@@ -3,15 +3,14 @@
 import math
 import re
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
 from reid.data.manifest import MANIFEST_NAME, Manifest, Split, load_manifest, save_manifest
-from reid.files import Held, hold, make_folder
+from reid.files import hold, make_folder
 from shards.checks import run_checks
 from shards.dealing import lay_out
 from shards.images import Encoding
@@ -41,7 +40,7 @@ def build(
     *,
     dataset: str | None = None,
     num_shards: int | None = None,
-    shard_bytes: int | None = None,
+    shard_bytes: float | None = None,
     max_broken: float = MAX_BROKEN,
     encoding: Encoding | None = None,
     workers: int = 1,
@@ -68,13 +67,17 @@ def build(
     name = dataset or raw.name
     out = out.resolve()
     _check_knobs(name, num_shards, shard_bytes, max_broken, workers)
+
+    def refuse(holder: str) -> NoReturn:
+        raise ValueError(f"{out}: {holder} is building there; wait for it or give another --out")
+
     make_folder(out.parent)
-    with _lock(out), explain_full_disk(out.parent, _FIX):
+    with hold(out.with_name(f".{out.name}.lock"), refuse), explain_full_disk(out.parent, _FIX):
         temporary, old = out.with_name(f".{out.name}.building"), out.with_name(f".{out.name}.old")
         _clear_leftovers(out, temporary, old)
         _check_out(out, name)
-        layout = lay_out(raw, name, num_shards, shard_bytes)
-        check_free_space(out.parent, layout.bytes if encoding is None else 0, _FIX)
+        layout, size = lay_out(raw, name, num_shards, shard_bytes)
+        check_free_space(out.parent, size if encoding is None else 0, _FIX)
         try:
             temporary.mkdir()
             packed = write_shards(layout, raw.root, temporary, encoding, workers, progress)
@@ -86,18 +89,12 @@ def build(
             temporary.rename(out)
         finally:
             _clear_leftovers(out, temporary, old)
-    sightings = {split: [image for part in parts for image in part.sightings] for split, parts in packed.items()}
+    sightings = {
+        split: [image for part in parts for _, images in part.samples for image in images]
+        for split, parts in packed.items()
+    }
     checks = [check.text for check in run_checks(sightings, raw.distractor_pid) if check.level == "warning"]
     return Build(manifest, len(raw.ignored), (*raw.warnings, *compare_counts(manifest, raw.published), *checks))
-
-
-@contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    try:
-        with hold(out.with_name(f".{out.name}.lock")):
-            yield
-    except Held as holder:
-        raise ValueError(f"{out}: {holder} is building there; wait for it or give another --out") from holder
 
 
 def _clear_leftovers(out: Path, temporary: Path, old: Path) -> None:
@@ -108,7 +105,7 @@ def _clear_leftovers(out: Path, temporary: Path, old: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _check_knobs(name: str, num_shards: int | None, shard_bytes: int | None, max_broken: float, workers: int) -> None:
+def _check_knobs(name: str, num_shards: int | None, shard_bytes: float | None, max_broken: float, workers: int) -> None:
     if not _DATASET_NAME.fullmatch(name):
         raise ValueError(
             f"--dataset {name!r}: use 1 to 40 letters, digits, '-' and '_', and begin with a letter or digit"
@@ -117,7 +114,7 @@ def _check_knobs(name: str, num_shards: int | None, shard_bytes: int | None, max
         raise ValueError(f"--shards {num_shards}: give at least 1")
     if shard_bytes is not None and num_shards is not None:
         raise ValueError("--shards and --shard-size: give one of them")
-    if shard_bytes is not None and shard_bytes < 1:
+    if shard_bytes is not None and not 1 <= shard_bytes < math.inf:
         raise ValueError(f"--shard-size {shard_bytes / 2**20:g}: give MiB above 0")
     if workers < 1:
         raise ValueError(f"--workers {workers}: give at least 1")
@@ -147,23 +144,21 @@ def _check_out(out: Path, name: str) -> None:
 
 
 def _describe(packed: dict[str, list[Packed]], raw: RawDataset, name: str, encoding: Encoding | None) -> Manifest:
+    splits = {}
+    for split, parts in packed.items():
+        shards = [part.shard for part in parts if part.shard is not None]
+        samples = [sample for part in parts for sample in part.samples]
+        splits[split] = Split(
+            shards=tuple(shards),
+            pids=np.array([images[0].pid for _, images in samples], dtype=np.int64),
+            images=np.array([len(images) for _, images in samples], dtype=np.int64),
+            shard=np.repeat(np.arange(len(shards), dtype=np.int64), [shard.identities for shard in shards]),
+            cameras=tuple(tuple(sorted({image.camid for image in images})) for _, images in samples),
+            names=tuple(name for name, _ in samples),
+        )
     skipped = [entry for parts in packed.values() for part in parts for entry in part.skipped]
-    by_source = tuple(sorted(skipped, key=lambda entry: entry["source"]))
-    splits = {split: _describe_split(parts) for split, parts in packed.items()}
-    return Manifest(name, splits, raw.distractor_pid, raw.notice, by_source, str(encoding or ""))
-
-
-def _describe_split(parts: Sequence[Packed]) -> Split:
-    shards = [part.shard for part in parts if part.shard is not None]
-    rows = [row for part in parts for row in part.rows]
-    return Split(
-        shards=tuple(shards),
-        pids=np.array([row.pid for row in rows], dtype=np.int64),
-        images=np.array([row.images for row in rows], dtype=np.int64),
-        shard=np.repeat(np.arange(len(shards), dtype=np.int64), [shard.identities for shard in shards]),
-        cameras=tuple(row.cameras for row in rows),
-        names=tuple(row.name for row in rows),
-    )
+    skipped.sort(key=lambda entry: entry["source"])
+    return Manifest(name, splits, raw.distractor_pid, raw.notice, tuple(skipped), str(encoding or ""))
 
 
 def _check_broken(manifest: Manifest, num_records: int, max_broken: float) -> None:

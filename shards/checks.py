@@ -69,18 +69,13 @@ def check_cameras(sightings: Sightings, distractor_pid: int | None) -> Check:
     if unknown and len(unknown) == len(images):
         text = "no camera ids: the protocols then apply no same-camera rule"
         return Check("camera coverage", "note", len(unknown), len(images), text)
-    parts = []
-    if unknown:
-        parts.append(
-            f"{len(unknown)} of {len(images)} images have no camera id, so no same-camera rule applies to them"
-        )
+    text = f"{len(unknown)} of {len(images)} images have no camera id, so no same-camera rule applies to them"
+    parts = [text] if unknown else []
     for split, seen in sightings.items():
-        cameras: dict[int, set[int]] = defaultdict(set)
-        for image in seen:
-            cameras[image.pid].add(image.camid)
-        everywhere = set().union(*cameras.values()) - {UNKNOWN_CAMERA}
-        cameras.pop(distractor_pid, None)  # type: ignore[arg-type]
-        single = sum(len(camids) == 1 for camids in cameras.values())
+        pairs = {(image.pid, image.camid) for image in seen}
+        everywhere = {camid for _, camid in pairs} - {UNKNOWN_CAMERA}
+        cameras = Counter(pid for pid, _ in pairs if pid != distractor_pid)
+        single = list(cameras.values()).count(1)
         parts.append(f"{split} {len(everywhere)} cameras")
         parts[-1] += "" if split == "query" else f", {single} of {len(cameras)} identities have a single camera"
     sources = (image.source for image in unknown)
@@ -104,7 +99,13 @@ _Copies = list[tuple[str, Sighting]]  # split and image, all of the same bytes
 
 def check_copies(sightings: Sightings) -> list[Check]:
     """Count images with equal bytes: in train and test, of two identities, in query and gallery, in one identity."""
-    groups = _find_copies(sightings)
+    counts = Counter(image.digest for images in sightings.values() for image in images)
+    by_digest: dict[bytes, _Copies] = defaultdict(list)
+    for split, images in sightings.items():
+        for image in images:
+            if counts[image.digest] > 1:
+                by_digest[image.digest].append((split, image))
+    groups = list(by_digest.values())
     leaks = [group for group in groups if {"train"} < {split for split, _ in group}]
     clashes = [group for group in groups if len({image.pid for _, image in group}) > 1]
     twice = [group for group in groups if len({(split, image.pid) for split, image in group}) < len(group)]
@@ -124,16 +125,6 @@ def check_copies(sightings: Sightings) -> list[Check]:
 def _copies(name: str, level: str, groups: Sequence[_Copies], of: int, text: str) -> Check:
     pairs = (" = ".join(f"{split}: {image.source}" for split, image in group[:3]) for group in groups)
     return _check(name, level, len(groups), of, f"{len(groups) or 'no'} images with equal bytes {text}", pairs)
-
-
-def _find_copies(sightings: Sightings) -> list[_Copies]:
-    counts = Counter(image.digest for images in sightings.values() for image in images)
-    groups: dict[bytes, _Copies] = defaultdict(list)
-    for split, images in sightings.items():
-        for image in images:
-            if counts[image.digest] > 1:
-                groups[image.digest].append((split, image))
-    return list(groups.values())
 
 
 def _is_excluded(group: _Copies) -> bool:

@@ -63,14 +63,13 @@ def _load(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise BrokenImage("empty file")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd metadata and size warnings: the limit below decides
-            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-                width, height = image.size
-                if width * height > max_pixels:
-                    raise BrokenImage(f"{width}x{height} pixels, over the limit of {max_pixels}")
-                image.load()
-                return image
+        # ignored: warnings of odd metadata, and of the size, which the limit below decides
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise BrokenImage(f"{width}x{height} pixels, over the limit of {max_pixels}")
+            image.load()
+            return image
     except UnidentifiedImageError as error:  # its own text holds a memory address
         raise BrokenImage("not a JPEG or PNG") from error
     except BrokenImage:

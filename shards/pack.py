@@ -17,27 +17,14 @@ from typing import BinaryIO, NamedTuple
 
 from reid.data.manifest import Shard
 from shards.images import BrokenImage, Encoding, check_image, reencode
-from shards.records import Record, Sighting, digest_image
+from shards.records import Record, Sighting
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """The images of one sample: an identity, or at most 16 images of junk or of distractors."""
 
     key: str
-    pid: int
-    name: str
-    split: str
     records: tuple[Record, ...]
-
-
-class Row(NamedTuple):
-    """One sample, for the manifest."""
-
-    pid: int
-    images: int
-    cameras: tuple[int, ...]
-    name: str
 
 
 @dataclass
@@ -45,8 +32,7 @@ class Packed:
     """The content of one tar, in tar order. shard is None, and the file removed, if no image was readable."""
 
     shard: Shard | None = None
-    rows: list[Row] = field(default_factory=list)
-    sightings: list[Sighting] = field(default_factory=list)
+    samples: list[tuple[str, list[Sighting]]] = field(default_factory=list)  # name of the identity, its images
     skipped: list[dict[str, str]] = field(default_factory=list)
 
 
@@ -84,19 +70,20 @@ def pack_shard(path: Path, groups: Sequence[Group], root: Path, encoding: Encodi
                 _pack_group(tar, group, root, packed, encoding)
         file.flush()
         os.fsync(file.fileno())
-    if packed.rows:
-        images = sum(row.images for row in packed.rows)
-        packed.shard = Shard(path.name, sink.sha256.hexdigest(), sink.length, len(packed.rows), images)
+    if packed.samples:
+        num_images = sum(len(images) for _, images in packed.samples)
+        packed.shard = Shard(path.name, sink.sha256.hexdigest(), sink.length, len(packed.samples), num_images)
     else:
         path.unlink()
     return packed
 
 
 def _pack_group(tar: tarfile.TarFile, group: Group, root: Path, packed: Packed, encoding: Encoding | None) -> None:
-    entries: list[dict[str, str | int]] = []
-    payloads: list[bytes] = []
+    first = group.records[0]
+    members: list[tuple[dict[str, object], bytes]] = []
+    sightings: list[Sighting] = []
     for record in group.records:
-        source = source_of(record, root)
+        source = record.path.relative_to(root).as_posix()
         try:
             data = record.path.read_bytes()
             suffix, data = (check_image(data), data) if encoding is None else ("jpg", reencode(data, encoding))
@@ -104,23 +91,23 @@ def _pack_group(tar: tarfile.TarFile, group: Group, root: Path, packed: Packed, 
             reason = (error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error)
             packed.skipped.append({"source": source, "reason": reason})
             continue
-        file, crc32 = f"{len(entries):03d}.{suffix}", zlib.crc32(data)
-        entries.append({"file": file, "camid": record.camid, "source": source, "crc32": crc32, "bytes": len(data)})
-        payloads.append(data)
-        packed.sightings.append(Sighting(group.pid, record.camid, source, digest_image(data)))
-    if not entries:
+        file, crc32 = f"{len(members):03d}.{suffix}", zlib.crc32(data)
+        entry: dict[str, object] = {
+            "file": file,
+            "camid": record.camid,
+            "source": source,
+            "crc32": crc32,
+            "bytes": len(data),
+        }
+        members.append((entry, data))
+        sightings.append(Sighting(record.pid, record.camid, source, hashlib.sha256(data).digest()[:16]))
+    if not members:
         return
-    sample = {"pid": group.pid, "name": group.name, "split": group.split, "images": entries}
+    sample = {"pid": first.pid, "name": first.name, "split": first.split, "images": [entry for entry, _ in members]}
     _add(tar, f"{group.key}.json", json.dumps(sample, separators=(",", ":")).encode())
-    for entry, data in zip(entries, payloads, strict=True):
+    for entry, data in members:
         _add(tar, f"{group.key}.{entry['file']}", data)
-    cameras = tuple(sorted({image.camid for image in packed.sightings[-len(entries) :]}))
-    packed.rows.append(Row(group.pid, len(entries), cameras, group.name))
-
-
-def source_of(record: Record, root: Path) -> str:
-    """Return the path below the raw dataset's root, which names an image on any machine."""
-    return record.path.relative_to(root).as_posix()
+    packed.samples.append((first.name, sightings))
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -1,6 +1,5 @@
 """The result of every reader: one record per image, and the facts about the dataset; helpers for readers."""
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,7 @@ class Sighting(NamedTuple):
     pid: int
     camid: int
     source: str  # path below the root of the raw dataset
-    digest: bytes  # first 16 bytes of the sha256
+    digest: bytes  # first 16 bytes of the sha256, which are enough to compare images
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,3 @@ def describe_folder(folder: Path, limit: int = 8) -> str:
     names = [path.name + ("/" if path.is_dir() else "") for path in list_folder(folder)]
     shown = ", ".join(names[:limit]) or "nothing"
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
-
-
-def digest_image(data: bytes) -> bytes:
-    """Return the first half of the sha256, which is enough to compare images."""
-    return hashlib.sha256(data).digest()[:16]

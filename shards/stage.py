@@ -1,10 +1,11 @@
 """A copy of shards on node-local disk: every byte is checked against the manifest, which is written last."""
 
+import contextlib
 import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,24 +31,16 @@ class Staged:
     bytes: int
 
 
-def stage(
-    source: str | Path,
-    target: str | Path,
-    *,
-    copies: int = COPIES,
-    say: Callable[[str], object] = print,
-    progress: bool = False,
-) -> Staged:
+def stage(source: str | Path, target: str | Path) -> Staged:
     """Copy a folder of shards, each checked by its sha256, the manifest last.
 
     Any number of processes of a node may call it at once: one copies, the others wait and then find everything there.
     After an interrupted call, complete shards are kept. A target with the same manifest is checked by names and sizes.
+    Writes to stderr before it waits for another process.
 
     Args:
         source: folder of shards.
         target: a folder that is missing, is empty, or holds shards of the same dataset, which are replaced.
-        copies: number of shards copied at once.
-        say: called with a line of text before waiting for another process.
 
     Raises:
         ValueError: the source has no manifest or damaged shards, the target holds other files, or the disk is full.
@@ -56,23 +49,20 @@ def stage(
     manifest = load_manifest(folder)
     if folder == out or folder in out.parents or out in folder.parents:
         raise ValueError(f"{out}: lies in {folder} or holds it; give a folder on the node's own disk")
-    if copies < 1:
-        raise ValueError(f"copies {copies}: give at least 1")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with hold(out.with_name(f".{out.name}.lock"), lambda holder: say(f"waiting for {holder}, which fills {out}")):
+    lock = out.with_name(f".{out.name}.lock")
+    with hold(lock, lambda holder: print(f"waiting for {holder}, which fills {out}", file=sys.stderr, flush=True)):
         shards = _list_shards(manifest)
         if _is_staged(manifest, out):
             return Staged(0, len(shards), 0)
         _prepare(out, manifest)
-        with explain_full_disk(out, _FIX), ThreadPoolExecutor(copies) as pool:
+        with explain_full_disk(out, _FIX), ThreadPoolExecutor(COPIES) as pool:
             complete = pool.map(lambda shard: _is_complete(out / shard.name, shard), shards)
             missing = [shard for shard, there in zip(shards, complete, strict=True) if not there]
             needed = sum(shard.bytes for shard in missing)
             check_free_space(out, needed, _FIX)
             copied = pool.map(lambda shard: _copy(folder / shard.name, out / shard.name, shard), missing)
-            with tqdm(
-                total=needed, desc="staging", unit="B", unit_scale=True, disable=None if progress else True
-            ) as bar:
+            with tqdm(total=needed, desc="staging", unit="B", unit_scale=True, disable=None) as bar:
                 for shard, _ in zip(missing, copied, strict=True):
                     bar.update(shard.bytes)
             save_manifest(manifest, out)
@@ -84,11 +74,10 @@ def _list_shards(manifest: Manifest) -> list[Shard]:
 
 
 def _is_staged(manifest: Manifest, out: Path) -> bool:
-    try:
+    with contextlib.suppress(ValueError):
         same = load_manifest(out).fingerprint == manifest.fingerprint
-    except ValueError:
-        return False
-    return same and all(_size(out / shard.name) == shard.bytes for shard in _list_shards(manifest))
+        return same and all(_size(out / shard.name) == shard.bytes for shard in _list_shards(manifest))
+    return False
 
 
 def _size(path: Path) -> int:
@@ -97,8 +86,9 @@ def _size(path: Path) -> int:
 
 def _prepare(out: Path, manifest: Manifest) -> None:
     """Remove the manifest and everything but shards of this build. Raise ValueError if there are other files."""
+    fix = "give an empty folder or one that an earlier call filled"
     if out.exists() and not out.is_dir():
-        raise ValueError(f"{out}: is a file, not a folder; give an empty folder or one that an earlier call filled")
+        raise ValueError(f"{out}: is a file, not a folder; {fix}")
     out.mkdir(exist_ok=True)
     names = {path.name for path in out.iterdir()}
     wanted = {shard.name for shard in _list_shards(manifest)}
@@ -108,13 +98,10 @@ def _prepare(out: Path, manifest: Manifest) -> None:
         if found.dataset != manifest.dataset:
             raise ValueError(f"{out}: holds shards of {found.dataset!r}, not {manifest.dataset!r}; give another folder")
         earlier = {shard.name for shard in _list_shards(found)} | {MANIFEST_NAME}
-    others = {name for name in names - wanted - earlier if name.removesuffix(_PART) not in wanted | earlier}
+    others = {name for name in names if name.removesuffix(_PART) not in wanted | earlier}
     others = {name for name in others if not _PARTIAL_MANIFEST.fullmatch(name)}
     if others:
-        raise ValueError(
-            f"{out}: holds {min(others)!r}, which is no part of these shards; "
-            "give an empty folder or one that an earlier call filled"
-        )
+        raise ValueError(f"{out}: holds {min(others)!r}, which is no part of these shards; {fix}")
     (out / MANIFEST_NAME).unlink(missing_ok=True)  # first: from here on the folder is incomplete
     for name in names - wanted - {MANIFEST_NAME}:
         (out / name).unlink()

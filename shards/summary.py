@@ -53,13 +53,8 @@ def format_table(manifest: Manifest) -> str:
 def align(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """Format rows of cells as a plain-text table; the first `left` columns are aligned left, the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            f"{cell:{'<' if i < left else '>'}{width}}" for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    template = "  ".join(f"{{:{'<' if i < left else '>'}{width}}}" for i, width in enumerate(widths))
+    return "\n".join(template.format(*row).rstrip() for row in rows)
 
 
 def format_build(manifest: Manifest, ignored: int, warnings: Sequence[str]) -> str:
@@ -75,31 +70,25 @@ def format_build(manifest: Manifest, ignored: int, warnings: Sequence[str]) -> s
 
 def format_verification(result: Verification, checks: Sequence[Check]) -> str:
     """Return the counts of the splits, a line per check, damage and warnings with examples, and the verdict."""
-    rows = [["check", "result", "found"], *_file_rows(result)]
+    shards = sum(len(split.shards) for split in result.manifest.splits.values())
+    damaged = len({damage.shard for damage in result.damage})
+    decoded = ", every image decodes" if result.decoded else ""
+    intact = f"{shards} shards: size, sha256, members and keys{decoded}"
+    found = f"{len(result.damage)} findings in {damaged} shards"
+    rows = [["check", "result", "found"], ["files", "damage", found] if damaged else ["files", "ok", intact]]
+    rows += [] if result.decoded else [["decoding", "not done", "--decode reads every image"]]
     rows += [[check.name, check.level, check.text] for check in checks]
     parts = [format_table(result.manifest), "", align(rows, left=3), ""]
     parts += [f"{check.name}: {example}" for check in checks if check.level != "ok" for example in check.examples]
     parts += [f"damage: {damage}" for damage in result.damage[:SHOWN]]
     if len(result.damage) > SHOWN:
         parts.append(f"and {len(result.damage) - SHOWN} more; --json lists all")
-    return "\n".join([*parts, _verdict(result, checks)])
-
-
-def _file_rows(result: Verification) -> list[list[str]]:
-    shards = sum(len(split.shards) for split in result.manifest.splits.values())
-    damaged = len({damage.shard for damage in result.damage})
-    intact = f"{shards} shards: size, sha256, members and keys" + (", every image decodes" if result.decoded else "")
-    found = f"{len(result.damage)} findings in {damaged} shards"
-    files = ["files", "damage", found] if damaged else ["files", "ok", intact]
-    return [files] if result.decoded else [files, ["decoding", "not done", "--decode reads every image"]]
-
-
-def _verdict(result: Verification, checks: Sequence[Check]) -> str:
     if result.damage:
-        return f"{result.folder}: damaged; copy or build the shards again. The checks used the undamaged identities"
-    warnings = sum(check.level == "warning" for check in checks)
-    verdict = "intact, every image decodes" if result.decoded else "intact"
-    return f"{result.folder}: {verdict}" + (f", {warnings} warnings" if warnings else "")
+        verdict = "damaged; copy or build the shards again. The checks used the undamaged identities"
+    else:
+        warnings = sum(check.level == "warning" for check in checks)
+        verdict = "intact" + decoded + (f", {warnings} warnings" if warnings else "")
+    return "\n".join([*parts, f"{result.folder}: {verdict}"])
 
 
 def to_json(result: Verification, checks: Sequence[Check]) -> dict[str, Any]:

@@ -1,18 +1,19 @@
 """The comparison of shards with their manifest: every byte is read once, damage is named by shard and member."""
 
+import hashlib
 import json
 import tarfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tqdm import tqdm
 
-from reid.data.manifest import MANIFEST_NAME, Manifest, Split, load_manifest
+from reid.data.manifest import MANIFEST_NAME, Manifest, Shard, Split, load_manifest
 from shards.images import BrokenImage, check_image
 from shards.pack import HashingFile
-from shards.records import Sighting, digest_image
+from shards.records import Sighting
 
 # The longest end of a tar: two empty blocks, then padding to a full record.
 _TAR_END = 2 * tarfile.BLOCKSIZE + tarfile.RECORDSIZE
@@ -53,22 +54,17 @@ class _Image(NamedTuple):
 
 @dataclass(frozen=True)
 class _Sample:
-    """An identity's JSON, and the images read so far."""
+    """An identity's JSON, which lists images that are not read yet, and the images read so far."""
 
     key: str
     pid: int
     name: str
     split: str
-    images: tuple[_Image, ...]
+    unread: list[_Image]
     sightings: list[Sighting] = field(default_factory=list)
 
-    @property
-    def next_image(self) -> _Image | None:
-        read = len(self.sightings)
-        return self.images[read] if read < len(self.images) else None
 
-
-def verify(root: str | Path, *, decode: bool = False, progress: bool = False) -> Verification:
+def verify(root: str | Path, *, decode: bool = False) -> Verification:
     """Compare size, sha256, members, counts and keys of every shard with the manifest; `decode` also decodes images.
 
     Damage is listed, not raised. Raises ValueError only if the manifest cannot be read.
@@ -77,43 +73,39 @@ def verify(root: str | Path, *, decode: bool = False, progress: bool = False) ->
     manifest = load_manifest(folder)
     result = Verification(folder, manifest, decode)
     owners: dict[str, str] = {}  # key -> shard: keys must be unique over all shards
-    total = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
-    with tqdm(total=total, desc="verifying", unit="B", unit_scale=True, disable=None if progress else True) as bar:
+    sizes = {shard.name: shard.bytes for split in manifest.splits.values() for shard in split.shards}
+    with tqdm(total=sum(sizes.values()), desc="verifying", unit="B", unit_scale=True, disable=None) as bar:
         for name, split in manifest.splits.items():
             sightings = result.sightings.setdefault(name, [])
             for index, shard in enumerate(split.shards):
-                check = _ShardCheck(shard.name, decode)
-                for sample in check.run(folder, name, split, index):
+                check = _ShardCheck(shard, result)
+                for sample in check.run(name, split, index):
                     if owners.setdefault(sample.key, shard.name) != shard.name:
                         check.report(sample.key, f"the same key is in {owners[sample.key]}")
                     sightings += sample.sightings
-                result.damage += check.damage
                 bar.update(shard.bytes)
-    listed = {shard.name for split in manifest.splits.values() for shard in split.shards}
     for path in sorted(folder.glob("*.tar")):
-        if path.name not in listed:
+        if path.name not in sizes:
             result.damage.append(Damage(path.name, "", f"is not in {MANIFEST_NAME}; remove it, or build again"))
     return result
 
 
+@dataclass(frozen=True)
 class _ShardCheck:
-    """One pass over one tar, with the damage found."""
+    """One pass over one tar, which adds the damage found to `result`."""
 
-    def __init__(self, name: str, decode: bool) -> None:
-        self.name = name
-        self.decode = decode
-        self.damage: list[Damage] = []
+    shard: Shard
+    result: Verification
 
     def report(self, member: str, what: str) -> None:
-        self.damage.append(Damage(self.name, member, what))
+        self.result.damage.append(Damage(self.shard.name, member, what))
 
-    def run(self, folder: Path, split_name: str, split: Split, index: int) -> list[_Sample]:
+    def run(self, split_name: str, split: Split, index: int) -> list[_Sample]:
         """Check everything and return the complete samples."""
-        shard = split.shards[index]
         try:
-            with open(folder / shard.name, "rb") as file:
+            with open(self.result.folder / self.shard.name, "rb") as file:
                 source = HashingFile(file)
-                samples = self._read_samples(source, shard.bytes)
+                samples = self._read_samples(source)
                 while source.read(1 << 20):
                     pass
         except OSError as error:
@@ -121,13 +113,13 @@ class _ShardCheck:
             self.report("", "is missing; copy it again, or build again" if missing else f"cannot be read: {error}")
             return []
         self._compare(samples, split_name, split, index)
-        if source.length != shard.bytes:
-            self.report("", f"{source.length} bytes, the manifest says {shard.bytes}")
-        elif source.sha256.hexdigest() != shard.sha256:
+        if source.length != self.shard.bytes:
+            self.report("", f"{source.length} bytes, the manifest says {self.shard.bytes}")
+        elif source.sha256.hexdigest() != self.shard.sha256:
             self.report("", "sha256 differs from the manifest's")
         return samples
 
-    def _read_samples(self, source: HashingFile, size: int) -> list[_Sample]:
+    def _read_samples(self, source: HashingFile) -> list[_Sample]:
         """Return the complete samples in tar order; report missing, surplus and damaged members."""
         samples: list[_Sample] = []
         sample: _Sample | None = None
@@ -142,33 +134,37 @@ class _ShardCheck:
                         self._check_complete(sample)
                         sample = self._parse_json(member.name, data)
                         samples += [sample] if sample else []
-                    elif sample and (image := sample.next_image) and member.name == f"{sample.key}.{image.file}":
+                    elif sample and sample.unread and member.name == f"{sample.key}.{sample.unread[0].file}":
+                        image = sample.unread.pop(0)
                         self._check_image(member.name, data, image)
-                        sample.sightings.append(Sighting(sample.pid, image.camid, image.source, digest_image(data)))
+                        digest = hashlib.sha256(data).digest()[:16]
+                        sample.sightings.append(Sighting(sample.pid, image.camid, image.source, digest))
                     else:
                         self.report(member.name, "is not the member that the identity's JSON lists here")
                     previous = member.name
                 # tarfile takes an unreadable header for the end, and WebDataset drops the rest without an error.
-                if size - tar.offset > _TAR_END:
+                if self.shard.bytes - tar.offset > _TAR_END:
                     self.report(f"after {previous}", f"no readable tar header at offset {tar.offset}")
         except tarfile.TarError as error:
             self.report(f"after {previous}", f"not a readable tar from here: {error}")
         self._check_complete(sample)
-        return [sample for sample in samples if sample.next_image is None]
+        return [sample for sample in samples if not sample.unread]
 
     def _check_complete(self, sample: _Sample | None) -> None:
-        if sample and sample.next_image:
-            self.report(f"{sample.key}.{sample.next_image.file}", "is missing")
+        if sample and sample.unread:
+            self.report(f"{sample.key}.{sample.unread[0].file}", "is missing")
 
     def _parse_json(self, member: str, data: bytes) -> _Sample | None:
         try:
             values = json.loads(data)
-            images = tuple(
-                _Image(str(i["file"]), _integer(i["camid"]), str(i.get("source", "")), i.get("crc32"), i.get("bytes"))
+            for number in (values["pid"], *(image["camid"] for image in values["images"])):
+                if type(number) is not int or not -1 <= number < 1 << 63:
+                    raise ValueError(f"{number!r:.40} is no pid or camera")
+            images = [
+                _Image(str(i["file"]), i["camid"], str(i.get("source", "")), i.get("crc32"), i.get("bytes"))
                 for i in values["images"]
-            )
-            key, pid = member.removesuffix(".json"), _integer(values["pid"])
-            return _Sample(key, pid, values["name"], values["split"], images)
+            ]
+            return _Sample(member.removesuffix(".json"), values["pid"], values["name"], values["split"], images)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             self.report(member, f"is no identity's JSON: {type(error).__name__}: {error}")
             return None
@@ -178,7 +174,7 @@ class _ShardCheck:
             self.report(member, f"has {len(data)} bytes, the identity's JSON says {image.bytes}")
         if image.crc32 is not None and zlib.crc32(data) != image.crc32:
             self.report(member, "its bytes changed (crc32)")
-        if self.decode:
+        if self.result.decoded:
             try:
                 check_image(data)
             except BrokenImage as error:
@@ -190,15 +186,9 @@ class _ShardCheck:
             self.report("", f"{len(samples)} complete identities, the manifest says {len(rows)}")
             return
         for sample, row in zip(samples, rows, strict=True):
-            cameras = tuple(sorted({image.camid for image in sample.images}))
-            found = (sample.pid, sample.name, sample.split, len(sample.images), cameras)
+            cameras = tuple(sorted({image.camid for image in sample.sightings}))
+            found = (sample.pid, sample.name, sample.split, len(sample.sightings), cameras)
             listed = (int(split.pids[row]), split.names[row], split_name, int(split.images[row]), split.cameras[row])
             if found != listed:
                 what = f"pid, name, split, images, cameras are {found}, the manifest says {listed}"
                 self.report(f"{sample.key}.json", what)
-
-
-def _integer(value: Any) -> int:
-    if type(value) is not int or not -1 <= value < 1 << 63:
-        raise ValueError(f"{value!r:.40} is no pid or camera")
-    return value

@@ -36,12 +36,12 @@ def write_shards(
         ValueError: a worker process was killed.
     """
     plain = progress and not sys.stderr.isatty()
-    total = sum(len(group.records) for shards in layout.shards.values() for groups in shards for group in groups)
+    total = sum(len(group.records) for shards in layout.values() for groups in shards for group in groups)
     bar = tqdm(total=total, desc="building", unit="image", disable=plain or not progress)
     packed: dict[str, list[Packed]] = {}
-    workers = min(workers, max(map(len, layout.shards.values()), default=1))
+    workers = min(workers, max(map(len, layout.values()), default=1))
     with bar, _packer(workers) as pack:
-        for split, shards in layout.shards.items():
+        for split, shards in layout.items():
             packed[split], number = [], 0
             parts = pack((folder / f"{split}-{i:04d}.part", groups, root, encoding) for i, groups in enumerate(shards))
             for groups, done in zip(shards, parts, strict=True):

@@ -95,7 +95,7 @@ requeue_if_late() {
 launch_again() {
     local run status=0
     run=$("${CONTAINER[@]}" "$BIN/python" -c \
-        'import sys; from reid.config import Config, parse; print(parse(Config, sys.argv[1:]).folder)' "$@") ||
+        'import sys; from reid.config import Config, parse; from reid.program import call; print(call(lambda: parse(Config, sys.argv[1:])).folder)' "$@") ||
         fail "the flags above do not make a training run"
     rm -f "$run/stopped.json"
     launch train.py "$@" --resume=auto "--stop_file=$STOP_FILE" || status=$?

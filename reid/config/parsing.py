@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 import sys
+from argparse import ArgumentError
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -19,10 +20,10 @@ from reid.config.schema import Config, EvaluateConfig
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 AnyConfig = TypeVar("AnyConfig", Config, EvaluateConfig)
-BASE = re.compile(r"^base:[ \t]*(\S+).*$", re.MULTILINE)  # a file that this one extends
+BASE = re.compile(r"""^base:[ \t]*(?:["'](.*?)["']|(\S+)).*$""", re.MULTILINE)  # a file that this one extends
 
 
-BOOLEANS = ("true", "false", "yes", "no")
+BOOLEANS = ("true", "false", "yes", "no", "on", "off", "0", "1")
 
 
 class _Parser(ArgumentParser):
@@ -65,18 +66,25 @@ def parse(kind: type[AnyConfig], args: Sequence[str] | None = None) -> AnyConfig
         args: default: the command line.
 
     Raises:
-        SystemExit: with status 2 and a message on stderr that names the knob, for an unknown one or a wrong value.
+        SystemExit: with status 2 and a message on stderr, if a knob is unknown or its value has a wrong type.
+        ValueError: if a value is out of its range.
     """
-    parser = make_parser(kind)
-    words = expand_flags(sys.argv[1:] if args is None else args, kind)
-    words = [part for word in words for part in expand_config(parser, word)]
+    return _parse(make_parser(kind), kind, sys.argv[1:] if args is None else args)
+
+
+def _parse(parser: _Parser, kind: type[AnyConfig], args: Sequence[str]) -> AnyConfig:
+    flags = expand_flags(args, kind)
+    words = [part for flag in flags for part in expand_config(parser, flag)]
     namespace = parser.parse_args(words)
     try:
         namespace = parser.instantiate(namespace)
         return kind(**{f.name: namespace[f.name] for f in fields(kind)})
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        files = [flag.removeprefix("--config=") for flag in flags if flag.startswith("--config=")]
+        knob = str(error).partition(" ")[0]
+        if not files or any(flag.startswith(f"--{knob}=") for flag in flags):
+            raise
+        raise ValueError(f"{files[-1]}: {error}") from error
 
 
 def expand_config(parser: _Parser, word: str) -> list[str]:
@@ -86,14 +94,19 @@ def expand_config(parser: _Parser, word: str) -> list[str]:
         return [word]
     words, files, extended = [], [Path(name)], Path(name)
     while base := re.search(BASE, extended.read_text()):
-        extended = extended.parent / base[1]
+        extended = extended.parent / (base[1] or base[2])
         if not extended.is_file() or extended in files:
-            parser.error(f"{files[0]}: base: {base[1]}: {'it extends itself' if extended in files else 'no such file'}")
+            reason = "it extends itself" if extended in files else "no such file"
+            parser.error(f"{files[0]}: base: {base[1] or base[2]}: {reason}")
         files.insert(0, extended)
     for file in files:
         text = re.sub(BASE, "", file.read_text())
-        if yaml.safe_load(text) is not None:
-            parser.file = str(file)
+        parser.file = str(file)
+        try:
+            is_empty = yaml.safe_load(text) is None
+        except yaml.YAMLError as error:
+            parser.error(f"not YAML: {' '.join(str(error).split())}")
+        if not is_empty:
             parser.parse_string(text)
             words.append(f"--config={text}")
     parser.file = ""
@@ -109,14 +122,17 @@ def normalize_flags(words: Sequence[str]) -> list[str]:
 
 def expand_flags(words: Sequence[str], kind: type[AnyConfig]) -> list[str]:
     """Write flags in the one form that the parser reads, `--knob=value`; lists as `--knob=["a", "b"]`."""
-    types, expanded, rest = dict(_types(kind)), [], normalize_flags(words)
+    types = dict(_types(kind))
+    rest: list[str] = normalize_flags(words)
+    expanded: list[str] = []
     while rest:
         word = rest.pop(0)
         flag, equals, value = word.partition("=")
         hint = types.get(flag)
         values = [value] if equals else []
         if not word.startswith("-"):
-            expanded.append(f"--run={word}" if kind is EvaluateConfig else word)
+            has_run = any(known.startswith("--run=") for known in (*expanded, *rest)) or "--run" in rest
+            expanded.append(f"--run={word}" if kind is EvaluateConfig and not has_run else word)
         elif get_origin(hint) in (list, tuple):
             while rest and not rest[0].startswith("--"):
                 values.append(rest.pop(0))
@@ -143,10 +159,17 @@ def _types(kind: type, prefix: str = "--") -> Iterator[tuple[str, Any]]:
 
 
 def load(path: Path) -> Config:
-    """The config of a finished or interrupted run, from its config.yaml."""
+    """Return the configuration in a run's config.yaml. Raises ValueError, which names the file, if it is not valid."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist; is {path.parent} the folder of a training run?")
-    return parse(Config, [f"--config={path}"])
+    parser = make_parser(Config)
+    parser.exit_on_error = False
+    try:
+        return _parse(parser, Config, [f"--config={path}"])
+    except ArgumentError as error:
+        raise ValueError(str(error)) from error
+    finally:
+        parser.exit_on_error = True
 
 
 def save(config: Config, path: Path) -> None:
@@ -154,12 +177,12 @@ def save(config: Config, path: Path) -> None:
 
 
 def to_yaml(config: Config) -> str:
-    """As `load` reads it."""
+    """Return YAML that `load` reads."""
     text: str = yaml.safe_dump(to_dict(config), sort_keys=False)
     return text
 
 
 def to_dict(config: Config | EvaluateConfig) -> dict[str, Any]:
-    """Plain nested dictionary (tuples become lists), as written to config.yaml and sent to W&B."""
+    """Return a plain nested dictionary (tuples become lists), as written to config.yaml and sent to W&B."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))
     return plain

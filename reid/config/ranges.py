@@ -45,9 +45,9 @@ class Section:
         """Raise ValueError for knobs of this section that do not go together."""
 
     def knob(self, name: str) -> str:
-        """Return the name of a knob as users write it: `loss.margin`, or `name` at the top level."""
+        """Return the name of a knob in errors: `loss.margin`, `name` at the top level, `--ranks` of an evaluation."""
         section = type(self).__name__.removesuffix("Config").lower()
-        return name if section in ("", "evaluate") else f"{section}.{name}"
+        return {"": name, "evaluate": f"--{name}"}.get(section, f"{section}.{name}")
 
 
 @cache

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reid.config import LossConfig
 from reid.distributed import gather_padded, gather_sizes, rank, world_size
 from reid.losses.distances import as_float, check_batch, check_margin, euclidean, find_nearest
 
@@ -110,8 +111,8 @@ class Anchors:
 def modified_centroid_triplet(
     features: Tensor,
     pids: Tensor,
-    w1: float = 0.1,
-    margin: float = 0.5,
+    w1: float = LossConfig.w1,
+    margin: float = LossConfig.margin,
     reading: str = "paper",
     normalize: bool = False,
     w2: float | None = None,
@@ -151,7 +152,7 @@ def modified_centroid_triplet_of(anchors: Anchors, w1: float, margin: float, w2:
 
 
 def centroid_triplet(
-    features: Tensor, pids: Tensor, margin: float = 0.5, reading: str = "paper", normalize: bool = False
+    features: Tensor, pids: Tensor, margin: float = LossConfig.margin, reading: str = "paper", normalize: bool = False
 ) -> Tensor:
     """Centroid triplet loss (CTL; Wieczorek, Rychalska & Dąbrowski, ICONIP 2021).
 

@@ -6,12 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reid.config import LossConfig
 from reid.distributed import global_mean
 from reid.losses.centroid import Centroids
 from reid.losses.distances import as_float
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = LossConfig.smoothing) -> Tensor:
     """Cross-entropy with label smoothing (Szegedy et al., 2016): targets (1 - s) * onehot + s / C.
 
     Args:
@@ -35,7 +36,9 @@ class CenterLoss(nn.Module):
 
     centers: Tensor
 
-    def __init__(self, num_classes: int, dim: int, lr: float = 0.5, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self, num_classes: int, dim: int, lr: float = LossConfig.center_lr, generator: torch.Generator | None = None
+    ) -> None:
         super().__init__()
         self.lr = lr
         self.register_buffer("centers", torch.randn(num_classes, dim, generator=generator))

@@ -8,13 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reid.config import LossConfig
 from reid.distributed import gather_padded, gather_sizes, global_mean, rank
 from reid.losses.distances import as_float, check_batch, check_margin, euclidean, find_nearest
 
 SCOPES = ("local", "global")
 
 
-def batch_hard_triplet(features: Tensor, pids: Tensor, margin: float | None = 0.3, scope: str = "local") -> Tensor:
+def batch_hard_triplet(
+    features: Tensor, pids: Tensor, margin: float | None = LossConfig.triplet_margin, scope: str = "local"
+) -> Tensor:
     """Batch-hard triplet loss (Hermans, Beyer & Leibe, 2017).
 
         L = mean over anchors of  max(0, max_p d(a, p) - min_n d(a, n) + margin);  margin None: softplus(d_ap - d_an)
@@ -40,7 +43,11 @@ def batch_hard_triplet(features: Tensor, pids: Tensor, margin: float | None = 0.
 
 
 def quadruplet(
-    features: Tensor, pids: Tensor, margin: float = 0.5, margin2: float = 0.25, scope: str = "local"
+    features: Tensor,
+    pids: Tensor,
+    margin: float = 0.5,
+    margin2: float = LossConfig.quadruplet_margin2,
+    scope: str = "local",
 ) -> Tensor:
     """Quadruplet loss (Chen et al., CVPR 2017) in batch-hard form.
 

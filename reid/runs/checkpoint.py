@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from reid.files import write_atomically
 
 FORMAT = 2  # 2: hashes of the files, the best checkpoint by name, identities dropped in this epoch, fp16 scaler
+REQUIRED = {"epoch", "step", "best", "best_name", "dropped", "scaler", "describes", "files"}
 NAME = re.compile(r"epoch-(\d+)-step-(\d+)")
 
 
@@ -63,7 +64,7 @@ class TrainState:
 
 @dataclass
 class Parts:
-    """What a checkpoint holds beside the TrainState.
+    """What a checkpoint holds in addition to the TrainState.
 
     describes (JSON): what the checkpoint belongs to: model knobs, number of classes, data, plan, optimizer.
     """
@@ -255,16 +256,7 @@ def read_state(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a checkpoint: it has no state.json")
     with _naming(path):
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
-        if state["format"] == FORMAT and {
-            "epoch",
-            "step",
-            "best",
-            "best_name",
-            "dropped",
-            "scaler",
-            "describes",
-            "files",
-        } <= set(state):
+        if state["format"] == FORMAT and set(state) >= REQUIRED:
             return state
     raise ValueError(f"{path} has checkpoint format {state.get('format')}; this version reads format {FORMAT}")
 
@@ -285,7 +277,7 @@ def _load_tensors(file: Path, module: nn.Module) -> None:
             raise ValueError(f"{file} holds another model: {name} is {found}, expected {tuple(value.shape)}")
     more = sorted(set(state) - set(module.state_dict()))
     if more:
-        raise ValueError(f"{file} holds another model: it has {more[0]}, which this model has not")
+        raise ValueError(f"{file} holds another model: it has {more[0]}, which this model does not have")
     module.load_state_dict(state)
 
 

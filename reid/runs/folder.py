@@ -21,6 +21,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.lock = path / ".lock"
         self.config = path / "config.yaml"
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
@@ -36,6 +37,13 @@ class RunFolder:
             raise ValueError(
                 f"{path} cannot be written: {error.strerror or error}; make room, or give another --runs"
             ) from error
+
+    def remove_stopped(self) -> None:
+        """Remove the stopped file, if there is one. Raises ValueError, which all ranks can share, if that fails."""
+        try:
+            self.stopped.unlink(missing_ok=True)
+        except OSError as error:
+            raise ValueError(f"{self.stopped} cannot be removed: {error.strerror or error}") from error
 
     def write_stopped(self, state: TrainState, reason: str) -> None:
         at = {"epoch": state.epoch, "step": state.step, "reason": reason, "checkpoint": state.name}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from reid.config import Config, save, to_yaml
@@ -16,7 +16,7 @@ from reid.runs.folder import RunFolder
 
 
 @contextlib.contextmanager
-def claim(folder: RunFolder, config: Config) -> Iterator[None]:
+def claim_run_folder(folder: RunFolder, config: Config) -> Iterator[None]:
     """Make a run's folder and keep other runs out of it during the block. Collective.
 
     Raises:
@@ -24,10 +24,10 @@ def claim(folder: RunFolder, config: Config) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
 
-        def take() -> None:
+        def prepare_folder() -> None:
             try:
                 folder.path.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(hold(folder.path / ".lock"))
+                stack.enter_context(hold(folder.lock))
                 probe = folder.config.with_suffix(".yaml.new")
                 save(config, probe)
                 probe.unlink()
@@ -39,7 +39,7 @@ def claim(folder: RunFolder, config: Config) -> Iterator[None]:
                 reason = error.strerror or error
                 raise ValueError(f"{folder.path} cannot be written: {reason}; give another --runs") from error
 
-        from_rank_0(take)
+        from_rank_0(prepare_folder)
         yield
 
 
@@ -69,6 +69,7 @@ class RunStore:
 
     def __init__(self, folder: RunFolder, parts: Parts, keep: int) -> None:
         self.folder, self.parts, self.keep = folder, parts, keep
+        self._path = folder.checkpoints
 
     def check_space(self) -> None:
         """Raise ValueError on every rank if the disk has no room for the kept checkpoints and the next one."""
@@ -91,7 +92,7 @@ class RunStore:
         """Write config.yaml and remove the stopped file of an earlier run, before the first step."""
 
         def write() -> None:
-            self.folder.stopped.unlink(missing_ok=True)
+            self.folder.remove_stopped()
             self.folder.write(self.folder.config, to_yaml(config))
 
         from_rank_0(write)
@@ -105,23 +106,21 @@ class RunStore:
         Returns:
             Whether the checkpoint is on disk, and a warning or "".
         """
-        return from_rank_0(lambda: self._write(state, required, amends=False))
+        return from_rank_0(
+            lambda: self._try(lambda: checkpoint.save(self._path, self.parts, state, self.keep), required)
+        )
 
     def amend(self, state: TrainState, required: bool) -> tuple[bool, str]:
         """Replace the TrainState of the checkpoint that `save` has just written; otherwise like `save`."""
-        return from_rank_0(lambda: self._write(state, required, amends=True))
+        return from_rank_0(lambda: self._try(lambda: checkpoint.amend(self._path, state, self.keep), required))
 
-    def _write(self, state: TrainState, required: bool, amends: bool) -> tuple[bool, str]:
-        folder = self.folder.checkpoints
+    def _try(self, write: Callable[[], object], required: bool) -> tuple[bool, str]:
         try:
-            if amends:
-                checkpoint.amend(folder, state, self.keep)
-            else:
-                checkpoint.save(folder, self.parts, state, self.keep)
+            write()
         except checkpoint.NotRemoved as error:
             return True, f"warning: {error.filename}: this old checkpoint could not be removed: {error.strerror}"
         except OSError as error:
-            reason = f"{folder}: no checkpoint could be written: {error.strerror or error}"
+            reason = f"{self._path}: no checkpoint could be written: {error.strerror or error}"
             if required:
                 raise ValueError(f"{reason}; earlier ones are intact") from error
             return False, f"warning: {reason}; training continues, earlier ones are intact"
@@ -137,7 +136,7 @@ class RunStore:
         if reason is not None:
             self.folder.write_stopped(state, reason)
         else:
-            self.folder.stopped.unlink(missing_ok=True)  # of a request during the last evaluation
+            self.folder.remove_stopped()  # of a request during the last evaluation
 
 
 class NullStore(RunStore):

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ class Tracker:
                 knobs |= {"resume": "allow"} | ({} if os.environ.get("WANDB_RUN_ID") else {"id": train_run or None})
             self._start(knobs, online=mode != "offline")
             if self.run is not None and job_type == "train":
-                self._send(lambda run: files.wandb_run_id.write_text(f"{run.id}\n"))
+                self._send(lambda run, _: files.wandb_run_id.write_text(f"{run.id}\n"))
 
     def _start(self, knobs: dict[str, Any], online: bool) -> None:
         try:
@@ -104,30 +104,22 @@ class Tracker:
                 if not self.has_warned:
                     _warn(f"{self.lines}: lines are missing after step {step}: {error.strerror or error}")
                 self.has_warned = True
-        self._send(lambda run: run.log({"train/step": step, **values}))
+        self._send(lambda run, _: run.log({"train/step": step, **values}))
 
     def log_pictures(self, step: int, pictures: Mapping[str, Path]) -> None:
-        def send(run: Any) -> None:
-            import wandb
-
-            run.log({"train/step": step, **{name: wandb.Image(str(path)) for name, path in pictures.items()}})
-
-        self._send(send)
+        self._send(
+            lambda run, wandb: run.log(
+                {"train/step": step, **{name: wandb.Image(str(path)) for name, path in pictures.items()}}
+            )
+        )
 
     def log_table(self, step: int, name: str, columns: list[str], rows: list[list[Any]]) -> None:
-        def send(run: Any) -> None:
-            import wandb
-
-            run.log({"train/step": step, name: wandb.Table(columns=[*columns], data=rows)})
-
-        self._send(send)
+        self._send(lambda run, wandb: run.log({"train/step": step, name: wandb.Table(columns=[*columns], data=rows)}))
 
     def log_artifact(self, path: Path, name: str, kind: str) -> None:
         """Send a file, or a folder with its contents, as a version of the artifact `name`. kind: `model`, `dataset`."""
 
-        def send(run: Any) -> None:
-            import wandb
-
+        def send(run: Any, wandb: Any) -> None:
             artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name), type=kind)
             (artifact.add_dir if path.is_dir() else artifact.add_file)(str(path))
             run.log_artifact(artifact)
@@ -136,21 +128,23 @@ class Tracker:
 
     def summarize(self, values: Mapping[str, float]) -> None:
         """Set final scalars, which W&B's tables and sweeps read."""
-        self._send(lambda run: run.summary.update(dict(values)))
+        self._send(lambda run, _: run.summary.update(dict(values)))
 
     def finish(self, resumes: bool = False) -> None:
         """End W&B's run. resumes: it was stopped before its end; a sweep's server then gives it to another agent."""
         preempted = resumes and bool(os.environ.get("WANDB_SWEEP_ID"))
         if preempted:
-            self._send(lambda run: run.mark_preempting())
-        self._send(lambda run: run.finish(exit_code=int(preempted)))
+            self._send(lambda run, _: run.mark_preempting())
+        self._send(lambda run, _: run.finish(exit_code=int(preempted)))
         self.run = None
 
-    def _send(self, action: Any) -> None:
+    def _send(self, action: Callable[[Any, Any], object]) -> None:
         if self.run is None:
             return
+        import wandb
+
         try:
-            action(self.run)
+            action(self.run, wandb)
         except Exception as error:  # as in _start
             self._give_up(error)
 

@@ -98,7 +98,7 @@ def memory_format(config: Config, device: torch.device) -> torch.memory_format:
     return torch.channels_last if is_channels_last else torch.contiguous_format
 
 
-def describe(config: Config, manifest: Manifest, num_classes: int) -> dict[str, Any]:
+def checkpoint_facts(config: Config, manifest: Manifest, num_classes: int) -> dict[str, Any]:
     """Return what a checkpoint belongs to; a resume with another model, data, plan or optimizer is refused."""
     model = asdict(config.model)
     for knob in ("weights", "norm", "sync_batchnorm", "frozen_epochs"):  # none of them changes what is saved
@@ -113,7 +113,7 @@ def describe(config: Config, manifest: Manifest, num_classes: int) -> dict[str, 
     }
 
 
-def start_up_text(
+def format_start_up(
     config: Config, data: TrainData, accelerator: Accelerator, state: TrainState, model: nn.Module
 ) -> str:
     """Return the table that a run prints before its first step."""
@@ -160,8 +160,8 @@ def check_matches(config: Config, manifest: Manifest) -> None:
             return
     raise ValueError(
         f"data.root = {config.data.root}: no query has an image of its identity from another camera in the gallery, so "
-        "there is nothing to evaluate; build the shards with identities and cameras numbered alike in both, or of the "
-        "train images alone"
+        "there is nothing to evaluate; build the shards with identities and cameras numbered alike in both, or only "
+        "from the train images"
     )
 
 

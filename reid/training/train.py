@@ -12,7 +12,7 @@ from reid.distributed import from_rank_0, start_accelerator
 from reid.files import check_writable
 from reid.runs.environment import code_version
 from reid.runs.folder import RunFolder
-from reid.runs.store import claim
+from reid.runs.store import claim_run_folder
 from reid.runs.tracking import name_in_sweep
 from reid.training.setup import check_same_everywhere, load_data, set_speed
 from reid.training.trainer import Trainer
@@ -42,7 +42,7 @@ def train(config: Config) -> bool:
     folder = RunFolder(config.folder)
     if config.dry_run:
         from_rank_0(lambda: check_writable(folder.path))
-    with contextlib.nullcontext() if config.dry_run else claim(folder, config):
+    with contextlib.nullcontext() if config.dry_run else claim_run_folder(folder, config):
         stopped = Trainer(config, data, accelerator, folder, hosts).fit()
         accelerator.wait_for_everyone()  # a launcher ends all processes when the first ends with STOPPED
     accelerator.end_training()

@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from reid.config import Config, to_dict
 from reid.data.augmentation import Augmentation, copy_to
-from reid.data.images import Pixels
 from reid.data.manifest import MANIFEST_NAME
 from reid.data.storage import is_remote
 from reid.data.train_loader import Batch, TrainLoader
@@ -25,14 +24,13 @@ from reid.losses.objective import Objective
 from reid.model.network import ReIDModel, drop_frozen_gradients
 from reid.runs import checkpoint
 from reid.runs.checkpoint import Parts, TrainState
-from reid.runs.environment import describe_environment
 from reid.runs.folder import RunFolder
 from reid.runs.store import NullStore, RunStore, find_resume_point
 from reid.runs.tracking import Tracker
 from reid.training.monitors import DamageWatch, FiniteWatch, HingeWatch, Meter, mean_over_ranks
 from reid.training.optim import Schedule, build_optimizer, take_step
 from reid.training.preemption import StopRequest
-from reid.training.setup import TrainData, build_model, describe, memory_format, start_up_text
+from reid.training.setup import TrainData, build_model, checkpoint_facts, format_start_up, memory_format
 from reid.training.validation import Validation
 
 if TYPE_CHECKING:
@@ -47,18 +45,21 @@ class Step(NamedTuple):
 
     total: Tensor
     terms: dict[str, Tensor]
-    rate: float
+    lr: float
 
 
 class Trainer:
     """Trains a model and keeps its checkpoints.
 
     `state` and the tensors of `store.parts` are all that is saved; everything else is rebuilt from the configuration.
-    A dry run is a trainer of two steps whose store and tracker do nothing.
+    A dry run trains two steps with a store and a tracker that do nothing, and does not evaluate.
 
     Args:
-        folder: of the run; claimed, unless it is a dry run.
-        hosts: that take part, for the log.
+        config: the complete configuration.
+        data: manifest and plan of batches.
+        accelerator: of the process group.
+        folder: the run's; claimed, unless it is a dry run.
+        hosts: names of the machines that take part, for the log.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Trainer:
         centers = torch.Generator().manual_seed(config.seed)
         self.objective = Objective(config.loss, data.num_classes, model.dim, centers).to(self.device)
         optimizer = build_optimizer(model, config.optim)
-        about = describe(config, data.manifest, data.num_classes)
+        about = checkpoint_facts(config, data.manifest, data.num_classes)
         parts = Parts(model, about, self.objective, optimizer, accelerator.scaler)
         self.state = checkpoint.load(self.resumed, parts) if self.resumed else TrainState()
         self.store = (NullStore if config.dry_run else RunStore)(folder, parts, config.track.keep_checkpoints)
@@ -93,12 +94,9 @@ class Trainer:
         self.loader = TrainLoader(
             config.data, data.split, data.plan, self.augmentation, accelerator.process_index, accelerator.num_processes
         )
-        self.validation = Validation(
-            config.data.root, data.manifest, data.held_out, Pixels.from_config(config.data), config.eval.batch_size,
-            config.data.workers, self.device,
-        )  # fmt: skip
+        self.validation = Validation(config.data, data.manifest, data.held_out, config.eval.batch_size, self.device)
         if self.is_main:
-            print(start_up_text(config, data, accelerator, self.state, self.model), flush=True)
+            print(format_start_up(config, data, accelerator, self.state, self.model), flush=True)
             for text in damaged:
                 print(f"warning: {text}; resuming from {self.resumed}", flush=True)
         self.store.prepare(config)
@@ -111,7 +109,6 @@ class Trainer:
             "data_fingerprint": self.data.manifest.fingerprint,
             "world_size": self.accelerator.num_processes,
             "hosts": hosts,
-            "environment": describe_environment(),
         }
         return Tracker(
             self.folder.path, active=self.is_main and not config.dry_run, mode=config.track.wandb,
@@ -138,7 +135,7 @@ class Trainer:
         self.wrapped.train()
         if self.state.due and not self.config.dry_run:  # stopped or killed before it could evaluate
             self.evaluate(is_kept=True)
-            self.save(required=self.state.epoch == self.epochs, amends=True)
+            self.amend(required=self.state.epoch == self.epochs)
             self.meter.restart()
         batches = self.loader.batches(self.epochs, (self.state.epoch, self.state.step), self.state.dropped)
         for epoch, step, batch in self.meter.timed(batches):
@@ -165,7 +162,7 @@ class Trainer:
         """Make one optimizer step on this rank's part of a batch."""
         # What the model draws (dropout, stochastic depth) depends only on the step: a resumed run draws the same.
         torch.manual_seed((((self.config.seed << 32) + global_step) * 4096 + self.accelerator.process_index) % SEEDS)
-        rate = self.schedule.apply(self.optimizer, global_step)
+        lr = self.schedule.apply(self.optimizer, global_step)
         self.model.begin_epoch(epoch)
         pin = self.config.speed.pin_memory
         labels, images = copy_to(batch.labels, self.device, pin), copy_to(batch.images, self.device, pin)
@@ -182,20 +179,20 @@ class Trainer:
         if taken:  # features that overflowed, in fp16, must not move the centers
             self.objective.update_centers(features, labels)
         self.meter.count(len(labels))
-        self.finite.see(global_step, batch.ids, features, total)
-        self.hinge.see(terms)
-        self.damage.see(batch.dropped)
+        self.finite.record(global_step, batch.ids, features, total)
+        self.hinge.record(terms)
+        self.damage.record(batch.dropped)
         self.bar.update()
-        return Step(total.detach(), terms, rate)
+        return Step(total.detach(), terms, lr)
 
-    def log(self, epoch: int, global_step: int, done: Step, in_full: bool) -> None:
+    def log(self, epoch: int, global_step: int, step: Step, in_full: bool) -> None:
         """Log a step, after the check that its values are finite. in_full: also as a line where there is no bar."""
-        values = mean_over_ranks({"loss": done.total, **done.terms})
+        values = mean_over_ranks({"loss": step.total, **step.terms})
         self.finite.check(values, self._non_finite_hint())
         speed = self.meter.read()
-        logged = {f"train/{name}": value for name, value in {**values, "lr": done.rate, **speed}.items()}
+        logged = {f"train/{name}": value for name, value in {**values, "lr": step.lr, **speed}.items()}
         self.tracker.log(global_step, {"epoch": epoch, **logged})
-        line = describe_step(
+        line = format_progress(
             epoch, self.epochs, values, tuple(self.config.loss.weights), speed, self.last_step - global_step
         )
         self.bar.set_postfix_str(line, refresh=False)
@@ -209,13 +206,13 @@ class Trainer:
 
     def end_epoch(self, epoch: int, global_step: int) -> None:
         """Warn about the epoch that has ended, and move the state to the next."""
-        self._say(self.hinge.end_epoch(self.config.loss.margin))
+        self._print_line(self.hinge.end_epoch(self.config.loss.margin))
         if self.config.data.on_damage == "skip":
             dropped, warning = self.damage.end_epoch()
             self.state = replace(self.state, dropped_total=self.state.dropped_total + dropped)
             self.tracker.log(global_step, {"data/dropped_identities": float(dropped)})
             self.tracker.summarize({"data/dropped_identities_total": float(self.state.dropped_total)})
-            self._say(warning)
+            self._print_line(warning)
         due = self._is_due(epoch, self.config.eval.every_epochs) or epoch + 1 == self.epochs
         due = due and self.validation.is_possible and not self.config.dry_run
         self.state = replace(self.state, epoch=epoch + 1, step=0, dropped=(), due=due)
@@ -232,20 +229,26 @@ class Trainer:
         is_kept = self.save(required=self.stopped or (is_last and not self.state.due))
         if self.state.due and not self.stopped:
             self.evaluate(is_kept)
-            is_kept = self.save(required=is_last, amends=is_kept)
+            is_kept = self.amend(required=is_last) if is_kept else self.save(required=is_last)
         self.has_checkpoint = self.has_checkpoint or is_kept
         self.meter.restart()
 
-    def save(self, required: bool, amends: bool = False) -> bool:
-        """Save a checkpoint, or only its state if it `amends` the last. Return whether it is on disk."""
-        is_kept, warning = (self.store.amend if amends else self.store.save)(self.state, required)
-        self._say(warning)
+    def save(self, required: bool) -> bool:
+        """Save a checkpoint. Return whether it is on disk. required: a failure is an error."""
+        is_kept, warning = self.store.save(self.state, required)
+        self._print_line(warning)
+        return is_kept
+
+    def amend(self, required: bool) -> bool:
+        """Replace the state in the checkpoint that was saved last; otherwise like `save`."""
+        is_kept, warning = self.store.amend(self.state, required)
+        self._print_line(warning)
         return is_kept
 
     def evaluate(self, is_kept: bool) -> None:
         """Evaluate the epoch that has just ended. It can become the best only if its checkpoint is kept."""
         at_end = self.state.epoch == self.epochs
-        note = self.stop.telling(lambda reason: self.store.note_request(self.state, reason))
+        note = self.stop.calling_on_signal(lambda reason: self.store.note_request(self.state, reason))
         with note if is_kept else contextlib.nullcontext():
             scores = self.validation.evaluate(self.model, last=at_end)
         score = scores[self.validation.metric]
@@ -257,7 +260,7 @@ class Trainer:
         logged = {f"eval/{name}": value for name, value in scores.items()}
         self.tracker.log(self.state.epoch * self.steps - 1, logged | summary)
         self.tracker.summarize(summary)
-        self._say(f"epoch {self.state.epoch}: {describe_scores(scores)}")
+        self._print_line(f"epoch {self.state.epoch}: {format_scores(scores)}")
 
     def finish(self) -> bool:
         """Write the last files and messages. Return whether training was stopped before its end."""
@@ -299,13 +302,13 @@ class Trainer:
             manifest = Path(self.config.data.root) / MANIFEST_NAME
             self.tracker.log_artifact(manifest, f"{self.data.manifest.dataset}-manifest", "dataset")
 
-    def _say(self, text: str | None) -> None:
+    def _print_line(self, text: str | None) -> None:
         """Print a line above the progress bar, on rank 0."""
         if text and self.is_main:
             self.bar.write(text)
 
 
-def describe_step(
+def format_progress(
     epoch: int, epochs: int, values: dict[str, float], losses: Sequence[str], speed: dict[str, float], left: int
 ) -> str:
     """Return the progress line: loss and its terms, speed, waiting, memory, and the time that is left."""
@@ -318,6 +321,6 @@ def describe_step(
     )
 
 
-def describe_scores(scores: dict[str, float]) -> str:
+def format_scores(scores: dict[str, float]) -> str:
     parts = [f"{name} {value:.4f}" for name, value in scores.items() if name.endswith(("/mAP", "/rank1"))]
     return ", ".join(parts)

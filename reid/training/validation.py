@@ -8,11 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from reid.config import DataConfig
 from reid.data.images import Pixels
 from reid.data.manifest import Manifest, Split
 from reid.distributed import copy_buffers_from_rank_0
 from reid.evaluation.evaluator import evaluate_over_ranks, extract
 from reid.metrics import Features, Result
+
+HOLD_OUT_SEED = 0  # the same identities are held out in every run on the same data, whatever the run's seed
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,10 @@ class Validation:
     last evaluation uses the test set.
     """
 
-    root: str
+    data: DataConfig
     manifest: Manifest
     held_out: np.ndarray
-    pixels: Pixels
     batch_size: int
-    workers: int
     device: torch.device
 
     @property
@@ -71,8 +72,8 @@ class Validation:
     def extract(self, model: nn.Module, split: str, rows: np.ndarray | None = None) -> Features:
         copy_buffers_from_rank_0(model)
         return extract(
-            model, self.root, self.manifest, split, self.pixels, batch_size=self.batch_size, workers=self.workers,
-            device=self.device, rows=rows,
+            model, self.data.root, self.manifest, split, Pixels.from_config(self.data), batch_size=self.batch_size,
+            workers=self.data.workers, device=self.device, rows=rows,
         )  # fmt: skip
 
 
@@ -85,9 +86,6 @@ def _scores(name: str, result: Result) -> dict[str, float]:
     return {f"{name}/mAP": result.mAP, f"{name}/mINP": result.mINP, f"{name}/rank1": float(result.cmc[0])}
 
 
-SEED = 0  # the same identities are held out in every run on the same data, whatever the run's seed
-
-
 def hold_out(split: Split, number: int) -> np.ndarray:
     """Return `number` rows of a train split, ascending, whose identities have a match. ValueError if too few."""
     several = np.array([len(set(cameras) - {-1}) > 1 or set(cameras) == {-1} for cameras in split.cameras], dtype=bool)
@@ -97,7 +95,7 @@ def hold_out(split: Split, number: int) -> np.ndarray:
             f"data.val_identities = {number}: {len(eligible)} of the {len(split.pids)} train identities have images of "
             "two cameras (or several images without a camera) and can be held out; give a smaller number"
         )
-    return np.sort(np.random.default_rng(SEED).permutation(eligible)[:number])
+    return np.sort(np.random.default_rng(HOLD_OUT_SEED).permutation(eligible)[:number])
 
 
 def split_queries(features: Features) -> tuple[Features, Features]:

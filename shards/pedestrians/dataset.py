@@ -10,14 +10,13 @@ same arguments give the same bytes for each file, for any order and number of fi
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from reid.files import write_atomically
-from shards.pedestrians.photo import draw_pedestrian
+from shards.pedestrians.photo import Shot, draw_pedestrian
 from shards.pedestrians.places import make_camera
 from shards.pedestrians.wardrobe import keyed
 from shards.readers.market1501 import DRAWN_MARKER
@@ -36,17 +35,6 @@ ARGUMENTS = {
     "width": (64, 16, "pixels"),
     "seed": (0, None, "the same seed draws the same dataset"),
 }
-
-
-@dataclass(frozen=True)
-class Shot:
-    """One file to draw. `who` is an identity's key, None for an empty scene; `crop` as in `draw_pedestrian`."""
-
-    path: str
-    who: str | None
-    camera: int
-    key: str
-    crop: str = ""
 
 
 def synthesize(out: Path, *, progress: bool = True, **arguments: int) -> dict[str, int]:
@@ -79,8 +67,7 @@ def synthesize(out: Path, *, progress: bool = True, **arguments: int) -> dict[st
         (out / folder).mkdir(parents=True, exist_ok=True)
     write_atomically(out / DRAWN_MARKER, json.dumps({**marker, "complete": False}, indent=1) + "\n")
     for shot in tqdm(shots, desc="drawing pedestrians", unit="image", disable=not progress, mininterval=0.5):
-        size = arguments["height"], arguments["width"]
-        image = draw_pedestrian(shot.who, shot.camera, shot.key, *size, scene=seed, crop=shot.crop)
+        image = draw_pedestrian(shot, arguments["height"], arguments["width"], seed)
         image.save(out / shot.path, "JPEG", quality=make_camera(seed, shot.camera).quality)
     marker |= {"complete": True, "counts": counts}
     write_atomically(out / DRAWN_MARKER, json.dumps(marker, indent=1) + "\n")

@@ -134,39 +134,25 @@ def _paint_bag(pen: Pen, view: View, who: Identity, hip: float, shoulder: float)
 def _paint_straps(pen: Pen, torso: Tube, who: Identity) -> None:
     """Paint the straps of a backpack, or that of a satchel over one shoulder."""
     width = max(2, int(0.45 * torso.rings[1][2] * 0.35))
-    strap = shade(who.bag_colour, 0.8)
+    straps: list[list[tuple[float, float]]] = []  # of angles around the body and heights t
     if who.bag == "backpack":
-        for angle in (0.75, -0.75):
-            u = torso.across(angle)
-            if u is not None:
-                pen.line([torso.at(u, t) for t in (0.05, 0.3, 0.55)], fill=strap, width=width)
-    if who.bag == "satchel":
-        for start, end in ((-0.9, 1.45), (math.pi + 0.9, math.pi - 1.45)):
-            steps = [(start + (end - start) * k / 6, 0.05 + 0.75 * k / 6) for k in range(7)]
-            shown = [(torso.across(who.side * angle), t) for angle, t in steps]
-            line = [torso.at(u, t) for u, t in shown if u is not None]
-            if len(line) > 1:
-                pen.line(line, fill=strap, width=width)
+        straps = [[(angle, t) for t in (0.05, 0.3, 0.55)] for angle in (0.75, -0.75)]
+    elif who.bag == "satchel":
+        ends = (-0.9, 1.45), (math.pi + 0.9, math.pi - 1.45)
+        straps = [[(who.side * (a + (b - a) * k / 6), 0.05 + 0.75 * k / 6) for k in range(7)] for a, b in ends]
+    for strap in straps:
+        shown = [(torso.across(angle), t) for angle, t in strap]
+        line = [torso.at(u, t) for u, t in shown if u is not None]
+        if len(line) > 1:
+            pen.line(line, fill=shade(who.bag_colour, 0.8), width=width)
 
 
 HAIR_LENGTH = {"long": 3.1, "bob": 1.5}  # in radii of the head; other hair does not hang down
 
 
-def _place_head(view: View, shoulder: float) -> tuple[float, float, float]:
-    """Return the centre and the radius of the head in pixels."""
-    return *view.point(0, shoulder + 0.105, 0.015), 0.058 * (view.unit * (1 + view.pitch * 0.4))
-
-
-def _paint_hair_behind_torso(pen: Pen, view: View, who: Identity, shoulder: float) -> None:
-    x, y, r = _place_head(view, shoulder)
-    if who.hair in HAIR_LENGTH and math.cos(view.yaw) > 0:
-        box = (x - 1.12 * r, y - r, x + 1.12 * r, y + HAIR_LENGTH[who.hair] * r)
-        pen.rounded_rectangle(box, radius=0.8 * r, fill=who.hair_colour)
-
-
-def _paint_head(pen: Pen, view: View, who: Identity, shoulder: float) -> None:
+def _paint_head(pen: Pen, view: View, who: Identity, shoulder: float, head: tuple[float, float, float]) -> None:
     """Paint neck, head, face, hair and hat."""
-    x, y, r = _place_head(view, shoulder)
+    x, y, r = head
     turn, facing = math.sin(view.yaw), math.cos(view.yaw)
     hair, drop = who.hair_colour, HAIR_LENGTH.get(who.hair, 0.0)
     limb(pen, view.point(0, shoulder + 0.02, 0), (x, y + 0.6 * r), 0.6 * r, 0.55 * r, shade(who.skin, 0.88), view.light)
@@ -231,26 +217,28 @@ def paint_person(pen: Pen, view: View, who: Identity, pose: Pose) -> None:
     torso = _torso(view, who, hip, shoulder)
     (x, y), r = view.point(0, 0, 0), 0.2 * view.unit
     pen.ellipse((x - r, y - 0.15 * r, x + r, y + 0.18 * r), fill=(8, 8, 20, 90))
-    is_far = math.cos(view.yaw) >= 0 if who.bag == "backpack" else who.side == far
-    far_bag, near_bag = (who.bag, "") if is_far else ("", who.bag)
-    if far_bag == "suitcase":
+    bag = who.bag, math.cos(view.yaw) >= 0 if who.bag == "backpack" else who.side == far
+    if bag == ("suitcase", True):
         _paint_bag(pen, view, who, hip, shoulder)
     _paint_leg(pen, view, who, legs[far])
     _paint_leg(pen, view, who, legs[-far])
-    if far_bag in ("backpack", "satchel"):
+    if bag in (("backpack", True), ("satchel", True)):
         _paint_bag(pen, view, who, hip, shoulder)
-    _paint_hair_behind_torso(pen, view, who, shoulder)
+    x, y, r = head = (*view.point(0, shoulder + 0.105, 0.015), 0.058 * (view.unit * (1 + view.pitch * 0.4)))
+    if who.hair in HAIR_LENGTH and math.cos(view.yaw) > 0:  # the torso then covers a part of it
+        box = (x - 1.12 * r, y - r, x + 1.12 * r, y + HAIR_LENGTH[who.hair] * r)
+        pen.rounded_rectangle(box, radius=0.8 * r, fill=who.hair_colour)
     _paint_arm(pen, view, who, pose, far, shoulder - 0.025)
     _paint_lower(pen, view, who, hip)
     _paint_upper(pen, torso, who)
     _paint_straps(pen, torso, who)
-    _paint_head(pen, view, who, shoulder)
+    _paint_head(pen, view, who, shoulder, head)
     if who.scarf:
         neck = Tube(view, [(shoulder + 0.06, 0.05, 0.045), (shoulder + 0.015, 0.065, 0.055)])
         neck.fill(pen, who.trim)
         torso.paint_sector(pen, 0.25, 0.16, 0.02, 0.45, shade(who.trim, 0.85))
-    if near_bag == "backpack":
+    if bag == ("backpack", False):
         _paint_bag(pen, view, who, hip, shoulder)
     _paint_arm(pen, view, who, pose, -far, shoulder - 0.025)
-    if near_bag in ("satchel", "suitcase"):
+    if bag in (("satchel", False), ("suitcase", False)):
         _paint_bag(pen, view, who, hip, shoulder)

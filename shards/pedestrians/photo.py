@@ -2,7 +2,7 @@
 
 import math
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -22,30 +22,28 @@ def _grain(height: int, width: int) -> np.ndarray:
     return (0.8 * grey + 0.6 * rng.standard_normal((2 * height, 2 * width, 3))).astype(np.float32)
 
 
-def draw_pedestrian(
-    identity: object | None,
-    camera: int,
-    image: object,
-    height: int = 128,
-    width: int = 64,
-    scene: int = 0,
-    crop: str = "",
-) -> Image.Image:
-    """Draw one surveillance crop: an RGB image of `height` x `width`.
+@dataclass(frozen=True)
+class Shot:
+    """One file to draw."""
 
-    `identity` is the key of the person, any printable value, or None for a false detection; `image` is the key of pose,
-    crop and occlusion; `camera` counts from 1; `scene` is the seed of the cameras and their places; `crop="bad"` misses
-    the person by half, as a failing detector does.
-    """
-    setup = make_camera(scene, camera)
-    rng = keyed("image", scene, camera, identity, image)
+    path: str
+    who: str | None  # key of the person; None for a false detection, without a person
+    camera: int  # from 1
+    key: str  # of pose, crop and occlusion
+    crop: str = ""  # "bad" misses the person by half, as a failing detector does
+
+
+def draw_pedestrian(shot: Shot, height: int = 128, width: int = 64, scene: int = 0) -> Image.Image:
+    """Draw a surveillance crop, an RGB image of `height` x `width`; `scene` is the seed of cameras and places."""
+    setup = make_camera(scene, shot.camera)
+    rng = keyed("image", scene, shot.camera, shot.who, shot.key)
     w, h = width * SUPERSAMPLE, height * SUPERSAMPLE
     scenery = draw_place(scene, pick(rng, setup.places), height, width)
     x, y = int(rng.random() * (scenery.width - w)), int(rng.random() * (scenery.height - h))
     canvas = scenery.crop((x, y, x + w, y + h))
     pen = ImageDraw.Draw(canvas, "RGBA")
-    view = _frame(rng, setup, w, h, crop)
-    people = [] if identity is None else [(view, Identity(identity))]
+    view = _frame(rng, setup, w, h, shot.crop)
+    people = [] if shot.who is None else [(view, Identity(shot.who))]
     if rng.random() < 0.1:  # a passer-by, half outside the crop, in front or behind
         aside = view.centre + pick(rng, [-1, 1]) * rng.uniform(0.42, 0.6) * w
         other = replace(view, yaw=rng.uniform(0, 6.28), centre=aside, unit=view.unit * rng.uniform(0.8, 1.05))

@@ -1,7 +1,6 @@
 """A CSV table with the columns path, identity, camera and split: any dataset, without its own reader."""
 
 import csv
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,7 +73,13 @@ def _read_rows(table: Path, root: Path) -> list[Row]:
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
-            _check_header(reader.fieldnames or [], table)
+            header = reader.fieldnames or []
+            missing = ", ".join(column for column in REQUIRED if column not in header)
+            if missing:
+                found = f"{table}: no column {missing}; the first line reads {','.join(header)!r}"
+                raise ValueError(f"{found}, expected {HEADER} (commas, camera optional)")
+            if len(set(header)) != len(header):
+                raise ValueError(f"{table}: a column is named twice in {','.join(header)!r}; keep one")
             return [
                 _parse_row(fields, f"{table}, line {reader.line_num}", reader.line_num, root)
                 for fields in reader
@@ -84,17 +89,6 @@ def _read_rows(table: Path, root: Path) -> list[Row]:
         raise ValueError(f"{table}: not UTF-8 ({error}); save the table as UTF-8 text") from error
     except csv.Error as error:
         raise ValueError(f"{table}: not a CSV table ({error}); expected the header {HEADER}") from error
-
-
-def _check_header(header: Sequence[str], table: Path) -> None:
-    missing = [column for column in REQUIRED if column not in header]
-    if missing:
-        raise ValueError(
-            f"{table}: no column {', '.join(missing)}; the first line reads {','.join(header)!r}, "
-            f"expected {HEADER} (commas, camera optional)"
-        )
-    if len(set(header)) != len(header):
-        raise ValueError(f"{table}: a column is named twice in {','.join(header)!r}; keep one")
 
 
 def _parse_row(fields: dict[str, str], where: str, line: int, root: Path) -> Row:

@@ -28,8 +28,14 @@ def read(root: Path) -> RawDataset:
     files: list[tuple[str, str, Path]] = []  # split, identity, image
     ignored: list[Path] = []
     for split in list_folder(root):
-        for identity in _list_or_ignore(split, split.name in SPLITS, ignored):
-            for path in _list_or_ignore(identity, not identity.name.startswith("."), ignored):
+        if not split.is_dir() or split.name not in SPLITS:
+            ignored.append(split)
+            continue
+        for identity in list_folder(split):
+            if not identity.is_dir() or identity.name.startswith("."):
+                ignored.append(identity)
+                continue
+            for path in list_folder(identity):
                 if is_image(path) and not path.is_dir():
                     files.append((split.name, identity.name, path))
                 else:
@@ -43,11 +49,3 @@ def read(root: Path) -> RawDataset:
     unread = [path.name for path in ignored if path.parent == root and path.is_dir()]
     warnings = [f"folders whose names are not splits were not read: {', '.join(unread)}"] if unread else []
     return RawDataset(NAME, root, records, None, NOTICE, ignored, warnings)
-
-
-def _list_or_ignore(path: Path, wanted: bool, ignored: list[Path]) -> list[Path]:
-    """List a folder; add `path` to `ignored` instead if it is no folder or is not wanted."""
-    if wanted and path.is_dir():
-        return list_folder(path)
-    ignored.append(path)
-    return []

@@ -6,7 +6,6 @@ from shards.readers.market_layout import read_layout
 from shards.records import Counts, RawDataset
 
 NAME = "market1501"
-DISTRACTOR_PID = 0
 EXAMPLE = "0002_c1s1_000451_03.jpg"
 NOTICE = (
     "Market-1501 may be used for academic research only and may not be redistributed; "
@@ -16,18 +15,11 @@ NOTICE = (
 PUBLISHED = {"train": Counts(12_936, 751), "query": Counts(3_368, 750), "gallery": Counts(19_732, 750)}
 # `python -m shards synth` draws people in this layout and writes this file; Market-1501's terms do not apply to them.
 DRAWN_MARKER = "pedestrians.json"
-DRAWN_NAME = "pedestrians"
 DRAWN_NOTICE = "Drawn pedestrians: made by a program, no person is depicted, no terms."
 
 
 def read(root: Path) -> RawDataset:
     """Read `root/{bounding_box_train,query,bounding_box_test}`, of Market-1501 or of drawn pedestrians."""
-    drawn = (root / DRAWN_MARKER).is_file()
-    return read_layout(
-        DRAWN_NAME if drawn else NAME,
-        root,
-        notice=DRAWN_NOTICE if drawn else NOTICE,
-        example=EXAMPLE,
-        published={} if drawn else PUBLISHED,
-        distractor_pid=DISTRACTOR_PID,
-    )
+    if (root / DRAWN_MARKER).is_file():
+        return read_layout("pedestrians", root, notice=DRAWN_NOTICE, example=EXAMPLE, published={}, distractor_pid=0)
+    return read_layout(NAME, root, notice=NOTICE, example=EXAMPLE, published=PUBLISHED, distractor_pid=0)

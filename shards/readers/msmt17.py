@@ -18,7 +18,6 @@ NOTICE = (
     "made from it. Cite Wei et al., Person Transfer GAN to Bridge Domain Gap for Person Re-identification, CVPR 2018."
 )
 PUBLISHED = {"train": Counts(32_621, 1_041), "query": Counts(11_659, 3_060), "gallery": Counts(82_161, 3_060)}
-PUBLISHED_WITHOUT_VAL = {**PUBLISHED, "train": Counts(30_248, 1_041)}
 
 
 def read(root: Path, with_val: bool = True) -> RawDataset:
@@ -40,7 +39,7 @@ def read(root: Path, with_val: bool = True) -> RawDataset:
         raise ValueError(f"{root}: the lists name the {image[0]} image {image[1]} twice; copy the lists again")
     unknown = sum(record.camid == UNKNOWN_CAMERA for record in records)
     warnings = [f"{unknown} images have no camera in their names"] if unknown else []
-    published = PUBLISHED if with_val else PUBLISHED_WITHOUT_VAL
+    published = PUBLISHED if with_val else {**PUBLISHED, "train": Counts(30_248, 1_041)}
     return RawDataset(f"{NAME}-{version}", root, records, None, NOTICE, warnings=warnings, published=published)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from reid.config import Config, EvaluateConfig, normalize_flags, parse
+from reid.config import Config, EvaluateConfig, load, normalize_flags, parse
 
 
 @pytest.mark.parametrize(
@@ -73,3 +73,28 @@ def test_a_file_extends_another(tmp_path: Path, capsys: pytest.CaptureFixture[st
         with pytest.raises(SystemExit):
             parse(Config, ["--config", str(tmp_path / "c.yaml")])
         assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["runs/a", "runs/b"], ["--run", "runs/a", "runs/b"], ["--rerank", "0", "--run=a"]])
+def test_a_word_too_many_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(EvaluateConfig, words)
+    assert "runs/b" in capsys.readouterr().err or words[1] == "0"
+
+
+def test_errors_name_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.yaml").write_text("loss:\n  margin: -3.0\n")
+    (tmp_path / "b.yaml").write_text('base: "a.yaml"\nseed: 3\n')
+    (tmp_path / "c.yaml").write_text("loss: [\n")
+    for file in ("a.yaml", "b.yaml"):
+        with pytest.raises(ValueError, match=rf"{file}: loss\.margin = -3\.0 must be"):
+            parse(Config, [f"--config={tmp_path / file}"])
+        with pytest.raises(ValueError, match=rf"{file}: loss\.margin = -3\.0 must be"):
+            load(tmp_path / file)
+    with pytest.raises(ValueError, match=r"^loss\.margin = -2\.0 must be"):
+        parse(Config, [f"--config={tmp_path / 'a.yaml'}", "--loss.margin=-2"])
+    with pytest.raises(SystemExit):
+        parse(Config, [f"--config={tmp_path / 'c.yaml'}"])
+    assert "c.yaml: not YAML" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"c\.yaml: not YAML"):
+        load(tmp_path / "c.yaml")

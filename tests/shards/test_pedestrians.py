@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image, ImageDraw
 from shards.pedestrians import figure
 from shards.pedestrians.dataset import plan_identity, plan_shots, synthesize
 from shards.pedestrians.patterns import PATTERNS, paint_pattern
-from shards.pedestrians.photo import draw_pedestrian
+from shards.pedestrians.photo import Shot, draw_pedestrian
 from shards.pedestrians.wardrobe import Identity
 from shards.readers.market1501 import DRAWN_MARKER
 
@@ -115,12 +116,13 @@ def test_a_file_does_not_depend_on_how_many_others_there_are(dataset, tmp_path):
 
 
 def test_pictures_differ_by_identity_camera_and_image_and_fit_any_size():
-    base = np.asarray(draw_pedestrian("a", 1, "0"), float)
-    assert np.array_equal(base, np.asarray(draw_pedestrian("a", 1, "0"), float))
-    for other in (draw_pedestrian("b", 1, "0"), draw_pedestrian("a", 2, "0"), draw_pedestrian("a", 1, "1")):
-        assert np.abs(base - np.asarray(other, float)).mean() > 5
-    assert draw_pedestrian("a", 1, "0", height=256, width=128).size == (128, 256)
-    assert draw_pedestrian("a", 7, "0", height=50, width=21).size == (21, 50)
+    shot = Shot("0.jpg", "a", 1, "0")
+    base = np.asarray(draw_pedestrian(shot), float)
+    assert np.array_equal(base, np.asarray(draw_pedestrian(shot), float))
+    for other in (replace(shot, who="b"), replace(shot, camera=2), replace(shot, key="1")):
+        assert np.abs(base - np.asarray(draw_pedestrian(other), float)).mean() > 5
+    assert draw_pedestrian(shot, height=256, width=128).size == (128, 256)
+    assert draw_pedestrian(replace(shot, camera=7), height=50, width=21).size == (21, 50)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

@@ -55,7 +55,7 @@ def test_copies_everything_and_then_nothing(source: Path, target: Path) -> None:
     assert content(target) == content(source) and verify(target).damage == []
     assert [path.name for path in target.parent.iterdir()] == ["shards"]
     before = {path: stamp_of(path) for path in target.iterdir()}
-    assert stage(source, target, copies=1) == Staged(0, len(shards), 0)
+    assert stage(source, target) == Staged(0, len(shards), 0)
     assert {path: stamp_of(path) for path in target.iterdir()} == before
 
 
@@ -88,8 +88,9 @@ def test_an_error_leaves_no_manifest_and_keeps_whole_shards(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", interrupt)
+        patch.setattr("shards.stage.COPIES", 1)
         with pytest.raises(KeyboardInterrupt):
-            stage(source, target, copies=1)
+            stage(source, target)
     assert not (target / "manifest.json").exists()
     assert stage(source, target).found == 2
     assert content(target) == content(source)

@@ -34,7 +34,7 @@ from reid.training import preemption as stopping
 from reid.training import validation
 from reid.training.setup import check_image_size, check_matches
 from reid.training.train import train
-from reid.training.trainer import describe_step
+from reid.training.trainer import format_progress
 from reid.training.validation import Validation
 from shards.build import build
 from shards.pedestrians.dataset import synthesize
@@ -316,7 +316,7 @@ def test_the_group_that_agrees_on_stopping_waits_as_long_as_the_others(monkeypat
 def test_the_line_of_a_step() -> None:
     speed = {"images_per_s": 640.4, "steps_per_s": 10.0, "data_wait_share": 0.125, "memory_gib": 3.21}
     values = {"loss": 2.5, "cross_entropy": 1.25, "center": 90.0, "d_ap": 4.0}
-    assert describe_step(2, 120, values, ("cross_entropy", "triplet", "center"), speed, left=37250) == (
+    assert format_progress(2, 120, values, ("cross_entropy", "triplet", "center"), speed, left=37250) == (
         "epoch 3/120 loss 2.500 (cross_entropy 1.250, center 90.000) 640 images/s waiting for data 12% "
         "memory 3.2 GiB left 1:02:05"
     )
