@@ -134,15 +134,14 @@ class DatasetReport:
         Returns:
             The page and the warnings in it.
         """
-        first, *others = evaluations
-        evaluation = evaluations[first]
+        (_, evaluation), *others = evaluations.items()
         about = describe(self.dataset, self.source, self.data_fingerprint, evaluation.query, evaluation.gallery)
         folder = self._choose_folder(about, taken)
         replaces = _read_about(folder) is not None
         folder.mkdir(parents=True, exist_ok=True)
         about = replace(about, dataset=self.dataset or folder.name)
         write_json(folder / METRICS, evaluation.to_json())
-        write_json(folder / BASELINES, {name: evaluations[name].to_json() for name in others})
+        write_json(folder / BASELINES, {name: other.to_json() for name, other in others})
         retrieval.save_results(folder / PER_QUERY, evaluation.results)
         write_json(folder / ABOUT, asdict(about))
         for name, features in zip(FEATURES, (evaluation.query, evaluation.gallery), strict=True):
