@@ -12,9 +12,10 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -122,30 +123,26 @@ class Embedder:
         Each reader returns what `read` returns. If one raises ValueError, `on_damage` is called with its place and the
         reason; without `on_damage` the error is raised.
         """
-        batch: dict[int, Tensor] = {}
-        for place, reading in self._read_ahead(readers):
-            try:
-                batch[place] = reading.result()
-            except ValueError as error:
-                if on_damage is None:
-                    raise
-                on_damage(place, str(error))
-            if len(batch) == self.batch_size:
-                yield list(batch), self.embed_pixels(torch.stack(list(batch.values())))
-                batch = {}
-        if batch:
+        images = self._read_ahead(readers, on_damage)
+        while batch := dict(islice(images, self.batch_size)):
             yield list(batch), self.embed_pixels(torch.stack(list(batch.values())))
 
-    def _read_ahead(self, readers: Iterable[Callable[[], Tensor]]) -> Iterator[tuple[int, Future[Tensor]]]:
-        """Start the readers in threads, in their order, two batches ahead."""
-        waiting: deque[tuple[int, Future[Tensor]]] = deque()
+    def _read_ahead(
+        self, readers: Iterable[Callable[[], Tensor]], on_damage: Callable[[int, str], object] | None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Run the readers in threads, two batches ahead, and yield the images that can be read, in their order."""
         with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-            for place, reader in enumerate(readers):
-                waiting.append((place, pool.submit(reader)))
-                if len(waiting) > 2 * self.batch_size:
-                    yield waiting.popleft()
+            started = ((place, pool.submit(reader)) for place, reader in enumerate(readers))
+            waiting = deque(islice(started, 2 * self.batch_size))
             while waiting:
-                yield waiting.popleft()
+                waiting.extend(islice(started, 1))
+                place, reading = waiting.popleft()
+                try:
+                    yield place, reading.result()
+                except ValueError as error:
+                    if on_damage is None:
+                        raise
+                    on_damage(place, str(error))
 
     @torch.inference_mode()
     def embed_pixels(self, images: Tensor) -> np.ndarray:

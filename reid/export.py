@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,26 +45,15 @@ Runner = Callable[[Tensor], np.ndarray]  # (B, 3, height, width) uint8 -> (B, D)
 class Graph(nn.Module):
     """The exported graph: images (B, 3, H, W) float32 in 0..1 -> features (B, D)."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+        self.mean = nn.Buffer(torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.std = nn.Buffer(torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.model((images - self.mean) / self.std)
         return features
-
-
-class Format(NamedTuple):
-    """How a file is written, and how a program that has only the file runs it."""
-
-    write: Callable[[Embedder, dict[str, Any], Path], None]
-    load: Callable[[Path], Runner]
-    json_beside: bool
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -86,18 +75,28 @@ def export(checkpoint: str, name: str, out: Path, images: str = "", tolerance: f
 
     Raises ValueError, and leaves no new file, if the features differ by more than `tolerance` times the largest one.
     """
-    format, part = FORMATS[name], out.with_name(f".part-{out.name}")
+    (write, load), part = FORMATS[name], out.with_name(f".part-{out.name}")
     try:
         embedder = Embedder.load(checkpoint, device="cpu")
         inputs, which = choose_images(embedder, images)
-        metadata = describe(embedder, name)
-        format.write(embedder, metadata, part)
-        difference, largest = compare(embedder, format.load(part), inputs)
+        scaling = "; normalisation with mean and std is inside"
+        if name == "safetensors":
+            scaling = ", then (images - mean) / std, which is not inside"
+        metadata = {
+            "made_by": f"{PRODUCT} {version_of(PRODUCT)}",
+            "checkpoint": embedder.source.name,
+            "fingerprint": embedder.fingerprint,
+            "input": f"images float32 (batch, 3, height, width), RGB, 0 to 1{scaling}",
+            "output": "features float32 (batch, dim)",
+            **embedder.describe(),
+        }
+        write(embedder, metadata, part)
+        difference, largest = compare(embedder, load(part), inputs)
         result = f"on {which}: largest absolute difference {difference:.2e}, largest feature {largest:.2e}"
         if not difference <= tolerance * largest:
             raise ValueError(f"{out}: not written: its features are not those of the model, {result}")
         part.replace(out)
-        if format.json_beside:
+        if name != "onnx":
             write_atomically(out.with_name(f"{out.name}.json"), json.dumps(metadata, indent=2) + "\n")
     except OSError as error:
         raise ValueError(f"{out}: not written: {error}") from error
@@ -106,21 +105,6 @@ def export(checkpoint: str, name: str, out: Path, images: str = "", tolerance: f
             part.unlink()
     print(f"{out}: {name}, {out.stat().st_size / 2**20:.1f} MiB, fingerprint {embedder.fingerprint[:12]}")
     print(f"compared {result}")
-
-
-def describe(embedder: Embedder, name: str) -> dict[str, Any]:
-    """Return the metadata of a file; JSON."""
-    scaling = "; normalisation with mean and std is inside"
-    if name == "safetensors":
-        scaling = ", then (images - mean) / std, which is not inside"
-    return {
-        "made_by": f"{PRODUCT} {version_of(PRODUCT)}",
-        "checkpoint": embedder.source.name,
-        "fingerprint": embedder.fingerprint,
-        "input": f"images float32 (batch, 3, height, width), RGB, 0 to 1{scaling}",
-        "output": "features float32 (batch, dim)",
-        **embedder.describe(),
-    }
 
 
 def choose_images(embedder: Embedder, root: str) -> tuple[Tensor, str]:
@@ -150,9 +134,8 @@ def compare(embedder: Embedder, run: Runner, images: Tensor) -> tuple[float, flo
     """Return the largest absolute difference of features, in batches of several sizes, and the largest feature."""
     expected = embedder.embed_pixels(images)
     found = [np.concatenate([run(part) for part in images.split(size)]) for size in (len(images), 3, 1)]
-    return float(np.abs(np.stack(found) - expected).max()), float(
-        np.abs(expected).max()
-    )  # NaN stays NaN, and is refused
+    # NaN stays NaN, and is refused.
+    return float(np.abs(np.stack(found) - expected).max()), float(np.abs(expected).max())
 
 
 def _to_text(metadata: dict[str, Any]) -> dict[str, str]:
@@ -172,10 +155,7 @@ def _trace(embedder: Embedder) -> torch.export.ExportedProgram:
 
 def _write_onnx(embedder: Embedder, metadata: dict[str, Any], path: Path) -> None:
     try:
-        for name in (
-            "onnxscript",
-            "onnxruntime",
-        ):  # the second is used after the export, but should be missed before it
+        for name in ("onnxscript", "onnxruntime"):  # the second is used later, but should be missed before the export
             importlib.import_module(name)
     except ImportError as error:
         raise ValueError(f"--format onnx needs {name}: pip install 'mctl-reid[export]'") from error
@@ -226,10 +206,11 @@ def _load_weights(path: Path) -> Runner:
     return lambda images: model(normalize(images)).numpy()
 
 
+# How a file is written, and how a program that has only the file runs it.
 FORMATS = {
-    "onnx": Format(_write_onnx, _load_onnx, json_beside=False),
-    "torch_export": Format(_write_program, _load_program, json_beside=True),
-    "safetensors": Format(_write_weights, _load_weights, json_beside=True),
+    "onnx": (_write_onnx, _load_onnx),
+    "torch_export": (_write_program, _load_program),
+    "safetensors": (_write_weights, _load_weights),
 }
 
 

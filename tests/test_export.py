@@ -189,10 +189,10 @@ def test_a_file_with_other_features_is_not_left_behind(
     run: Path, tmp_path: Path, monkeypatch, capsys, fault: str
 ) -> None:
     """The reader of the file is made to err, as a bad runner or a bad conversion would."""
-    true = export.FORMATS["safetensors"]
+    write, true_load = export.FORMATS["safetensors"]
 
     def load(path: Path):
-        runner = true.load(path)
+        runner = true_load(path)
 
         def err(images):
             if fault == "colours":
@@ -205,7 +205,7 @@ def test_a_file_with_other_features_is_not_left_behind(
 
         return err
 
-    monkeypatch.setitem(export.FORMATS, "safetensors", export.Format(true.write, load, True))
+    monkeypatch.setitem(export.FORMATS, "safetensors", (write, load))
     (tmp_path / "a").write_text("an earlier file")
     assert call(run, tmp_path / "a") == 2
     said = capsys.readouterr().err

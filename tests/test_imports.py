@@ -7,13 +7,14 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from reid.evaluation.dataset_report import PER_QUERY, describe
+from reid.evaluation.dataset_report import ABOUT, PER_QUERY, describe, write_json
 from reid.metrics import Features, retrieval
 from reid.search import __main__ as search
 from tests.support.drawn import Drawn
@@ -262,7 +263,7 @@ def test_a_program_imports_what_it_uses(drawn: Drawn, tmp_path: Path) -> None:
     for report in reports:
         report.mkdir()
         retrieval.save_results(report / PER_QUERY, {"image": retrieval.evaluate(split, split)})
-        describe("d", "somewhere", "", split, split).save(report)
+        write_json(report / ABOUT, asdict(describe("d", "somewhere", "", split, split)))
     run, index = make_run(tmp_path / "runs" / "tiny", drawn), tmp_path / "index"
     asked = ["--images", str(drawn.root), "--device", "cpu"]
     search.main(["index", "--checkpoint", str(run), "--out", str(index), *asked])

@@ -11,7 +11,7 @@ import numpy as np
 from reid.evaluation.dataset_report import ABOUT, PER_QUERY, About, difference, load_about, write_json
 from reid.files import write_atomically
 from reid.metrics.bootstrap import Difference, paired
-from reid.metrics.retrieval import Result, load_results
+from reid.metrics.retrieval import load_results
 from reid.reports.tables import format_interval, format_table, percent
 
 NOTE = (
@@ -75,17 +75,22 @@ def _compare(places: Sequence[str], folders: Sequence[Path]) -> dict[str, list[R
         if not (folder / PER_QUERY).is_file():
             raise ValueError(f"{folder} holds no {PER_QUERY}; evaluate again to write it")
     results = [load_results(folder / PER_QUERY) for folder in folders]
-    table = {}
+    table: dict[str, list[Row]] = {}
     for protocol, first in results[0].items():
         if not all(protocol in others for others in results):
             continue
-        for folder, result in zip(folders, results, strict=True):
-            if not np.array_equal(result[protocol].valid, first.valid):
+        table[protocol] = []
+        for place, folder, of_folder in zip(places, folders, results, strict=True):
+            result = of_folder[protocol]
+            if not np.array_equal(result.valid, first.valid):
                 raise ValueError(
                     f"{folder / PER_QUERY}: other queries can match than in {folders[0] / PER_QUERY} ({protocol}); "
                     "evaluate both again"
                 )
-        table[protocol] = [_row(place, result[protocol], first) for place, result in zip(places, results, strict=True)]
+            interval, rank1 = result.intervals["mAP"], float(result.cmc[0])
+            against = None if result is first else paired(result.ap, first.ap)
+            row = Row(place, result.mAP, interval, result.mINP, rank1, result.num_valid_queries, against)
+            table[protocol].append(row)
     if not table:
         raise ValueError(
             f"{' and '.join(map(str, folders))} share no protocol; evaluate them with the same --protocols"
@@ -93,29 +98,21 @@ def _compare(places: Sequence[str], folders: Sequence[Path]) -> dict[str, list[R
     return table
 
 
-def _row(place: str, result: Result, first: Result) -> Row:
-    interval, rank1 = result.intervals["mAP"], float(result.cmc[0])
-    against = None if result is first else paired(result.ap, first.ap)
-    return Row(place, result.mAP, interval, result.mINP, rank1, result.num_valid_queries, against)
-
-
 def format_comparison(compared: Comparison) -> str:
     """Format a table per dataset."""
     header = ("report", "protocol", "queries", "mAP", "95%", "mINP", "R1", "Δ", "95% of Δ", "p")
     parts = []
     for dataset, protocols in compared.items():
-        rows = [_cells(protocol, row) for protocol, of_protocol in protocols.items() for row in of_protocol]
+        rows = []
+        for protocol, row in ((protocol, row) for protocol, of_protocol in protocols.items() for row in of_protocol):
+            against = ["", "", ""]
+            if row.against:
+                ends = f"{100 * row.against.low:+.1f} to {100 * row.against.high:+.1f}"
+                against = [f"{100 * row.against.mean:+.1f}", ends, f"{row.against.p:.3f}"]
+            metrics = percent(row.mAP), format_interval(row.mAP_interval), percent(row.mINP), percent(row.rank1)
+            rows.append([row.place, protocol, f"{row.num_valid_queries:,}", *metrics, *against])
         parts.append(f"{dataset}\n{format_table(header, rows, left=2)}")
     return "\n\n".join([*parts, NOTE])
-
-
-def _cells(protocol: str, row: Row) -> tuple[str, ...]:
-    against = ("", "", "")
-    if row.against:
-        ends = f"{100 * row.against.low:+.1f} to {100 * row.against.high:+.1f}"
-        against = (f"{100 * row.against.mean:+.1f}", ends, f"{row.against.p:.3f}")
-    metrics = percent(row.mAP), format_interval(row.mAP_interval), percent(row.mINP), percent(row.rank1)
-    return row.place, protocol, f"{row.num_valid_queries:,}", *metrics, *against
 
 
 def write_comparison(folder: Path, compared: Comparison) -> Path:

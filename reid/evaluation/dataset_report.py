@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 
 from reid.config import EvaluateConfig
 from reid.evaluation.external_features import write_features
@@ -56,22 +57,16 @@ class About:
     num_queries: int
     num_gallery: int
 
-    def save(self, folder: Path) -> None:
-        write_json(folder / ABOUT, asdict(self))
-
 
 def describe(dataset: str, source: str, data_fingerprint: str, query: Features, gallery: Features) -> About:
-    columns = [_labels(split) for split in (query, gallery)]
-    digest = hashlib.sha256(b"".join(np.ascontiguousarray(column, dtype="<i8").tobytes() for column in columns))
-    sizes = [column.shape[1] for column in columns]
+    digest, sizes = hashlib.sha256(), []
+    for split in (query, gallery):
+        kept = split.pids != JUNK
+        pids = split.pids.masked_fill(split.is_distractor(), DISTRACTOR)
+        digest.update(torch.stack([pids[kept], split.camids[kept]]).cpu().numpy().astype("<i8").tobytes())
+        sizes.append(int(kept.sum()))
     digest.update(f"{sizes}".encode())
     return About(dataset, source, data_fingerprint, digest.hexdigest(), *sizes)
-
-
-def _labels(split: Features) -> np.ndarray:
-    """Return (2, N) pids and camids of all images but junk."""
-    pids = split.pids.masked_fill(split.is_distractor(), DISTRACTOR)[split.pids != JUNK]
-    return np.stack([pids.cpu().numpy(), split.camids[split.pids != JUNK].cpu().numpy()])
 
 
 def load_about(folder: Path) -> About:
@@ -102,10 +97,6 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
-def _no_images(split: str, rows: Sequence[int]) -> list[None]:
-    return [None for _ in rows]
-
-
 @dataclass
 class DatasetReport:
     """A report on one dataset, without its metrics.
@@ -113,8 +104,8 @@ class DatasetReport:
     out: the folder of the report if `dataset` is "", which is then its name; otherwise the folder of all reports.
     source: the checkpoint or the feature files.
     facts: what was evaluated and how, name -> value, in the order shown.
-    data_fingerprint: of the shards' manifest, "" for feature files.
     read_images: reads images for the rank lists.
+    data_fingerprint: of the shards' manifest, "" for feature files.
     no_images: a sentence that says why there are none, or "".
     notes: what a reader must know that is no fault.
     warnings: what may be wrong with the data.
@@ -124,8 +115,8 @@ class DatasetReport:
     dataset: str
     source: str
     facts: dict[str, str]
+    read_images: Read
     data_fingerprint: str = ""
-    read_images: Read = _no_images
     no_images: str = ""
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -143,17 +134,16 @@ class DatasetReport:
         Returns:
             The page and the warnings in it.
         """
-        first, *others = evaluations
-        evaluation = evaluations[first]
+        (_, evaluation), *others = evaluations.items()
         about = describe(self.dataset, self.source, self.data_fingerprint, evaluation.query, evaluation.gallery)
         folder = self._choose_folder(about, taken)
         replaces = _read_about(folder) is not None
         folder.mkdir(parents=True, exist_ok=True)
         about = replace(about, dataset=self.dataset or folder.name)
         write_json(folder / METRICS, evaluation.to_json())
-        write_json(folder / BASELINES, {name: evaluations[name].to_json() for name in others})
+        write_json(folder / BASELINES, {name: other.to_json() for name, other in others})
         retrieval.save_results(folder / PER_QUERY, evaluation.results)
-        about.save(folder)
+        write_json(folder / ABOUT, asdict(about))
         for name, features in zip(FEATURES, (evaluation.query, evaluation.gallery), strict=True):
             if options.save_features:
                 write_features(folder / name, features)
@@ -189,7 +179,7 @@ class DatasetReport:
         if protocol == "image":
             rank_lists = choose_rank_lists(query, gallery, result, self.read_images, options.metric)
             no_lists = self.no_images
-        images = [entry.image for ranks in rank_lists for entry in (ranks.query, *ranks.gallery)]
+        images = [entry.image for ranks in rank_lists for entry in ranks.entries]
         lost = sum(image is None for image in images)
         if lost and not self.no_images:
             warnings.append(f"{lost} of {len(images)} pictures of the rank lists are absent or cannot be read")
@@ -211,25 +201,21 @@ class DatasetReport:
 
 def _read_about(folder: Path) -> About | None:
     """Read about.json, or return None if there is none or it is damaged: the report is then replaced."""
-    try:
-        return load_about(folder) if (folder / ABOUT).is_file() else None
-    except ValueError:
-        return None
+    with suppress(FileNotFoundError, NotADirectoryError, ValueError):
+        return load_about(folder)
+    return None
 
 
 def find_warnings(evaluation: Evaluation) -> list[str]:
     """List what a reader of the metrics must know about the labels, with numbers."""
     warnings = []
     for protocol, result in evaluation.results.items():
-        left_out = len(result.valid) - result.num_valid_queries
-        if left_out:
+        if left_out := len(result.valid) - result.num_valid_queries:
             warnings.append(f"{protocol}: {left_out} of {len(result.valid)} queries have no possible match; left out")
-    missing = retrieval.missing_identities(evaluation.query, evaluation.gallery)
-    if missing:
+    if missing := retrieval.missing_identities(evaluation.query, evaluation.gallery):
         warnings.append(f"{missing} identities of the queries have no image in the gallery")
     for name, split in (("query", evaluation.query), ("gallery", evaluation.gallery)):
-        unknown = int((split.camids == UNKNOWN).sum())
-        if unknown:
+        if unknown := int((split.camids == UNKNOWN).sum()):
             have = "no image has" if unknown == len(split) else f"{unknown:,} of {len(split):,} images have no"
             warnings.append(f"{name}: {have} a camera id; no same-camera rule was applied to them")
     return warnings

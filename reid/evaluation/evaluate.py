@@ -41,7 +41,13 @@ def evaluate(options: EvaluateConfig) -> None:
     if options.rerank and not set(options.protocols) & set(can_rerank):
         raise ValueError(f"--rerank re-ranks {' and '.join(can_rerank)}; add one of them to --protocols")
     if options.compare:
-        compare_reports(options)
+        if options.out:
+            make_folder(Path(options.out))
+        compared = compare(options.compare)
+        if os.environ.get("RANK", "0") == "0":
+            print(format_comparison(compared), flush=True)
+            if options.out:
+                print(f"\ncomparison: {write_comparison(Path(options.out), compared)}", flush=True)
         return
     started = time.perf_counter()
     source = FeatureSource(options) if options.features else RunSource(options)
@@ -54,26 +60,20 @@ def evaluate(options: EvaluateConfig) -> None:
             report.facts |= list_facts(options, accelerator, started)
             page, warnings = report.write(evaluations, options, taken=reports)
             reports[page.parent] = {name: evaluation.to_json() for name, evaluation in evaluations.items()}
-            print_report(page, reports[page.parent], warnings, options.ranks)
+            lines = [f"\n{page.parent.name}", format_results(reports[page.parent], options.ranks)]
+            print("\n".join([*lines, *(f"warning: {text}" for text in warnings), f"report: {page}"]), flush=True)
 
     if accelerator.is_main_process:
         by_dataset = {folder.name: next(iter(models.values())) for folder, models in reports.items()}
         if len(reports) > 1:
-            write_domains(source.out, by_dataset, options.ranks)
+            table = format_results(by_dataset, options.ranks, "dataset")
+            write_json(source.out / "domains.json", by_dataset)
+            write_atomically(source.out / "domains.txt", table + "\n")
+            print(f"\nall datasets\n{table}\ntable: {source.out / 'domains.txt'}", flush=True)
         print(f"\n{format_notes(by_dataset)}", flush=True)
         track(options, source, reports, by_dataset)
     accelerator.wait_for_everyone()
     accelerator.end_training()
-
-
-def compare_reports(options: EvaluateConfig) -> None:
-    if options.out:
-        make_folder(Path(options.out))
-    compared = compare(options.compare)
-    if os.environ.get("RANK", "0") == "0":
-        print(format_comparison(compared), flush=True)
-        if options.out:
-            print(f"\ncomparison: {write_comparison(Path(options.out), compared)}", flush=True)
 
 
 def list_facts(options: EvaluateConfig, accelerator: Accelerator, started: float) -> dict[str, str]:
@@ -88,19 +88,6 @@ def list_facts(options: EvaluateConfig, accelerator: Accelerator, started: float
         "time": f"{time.perf_counter() - started:.1f} s",
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
-
-
-def print_report(page: Path, results: Results, warnings: Sequence[str], ranks: Sequence[int]) -> None:
-    lines = [f"\n{page.parent.name}", format_results(results, ranks)]
-    print("\n".join([*lines, *(f"warning: {text}" for text in warnings), f"report: {page}"]), flush=True)
-
-
-def write_domains(out: Path, by_dataset: Results, ranks: Sequence[int]) -> None:
-    """Write and print one table of all datasets: domains.json and domains.txt."""
-    table = format_results(by_dataset, ranks, "dataset")
-    write_json(out / "domains.json", by_dataset)
-    write_atomically(out / "domains.txt", table + "\n")
-    print(f"\nall datasets\n{table}\ntable: {out / 'domains.txt'}", flush=True)
 
 
 def track(

@@ -19,7 +19,7 @@ from reid.data.images import Pixels
 from reid.data.manifest import Manifest, load_manifest
 from reid.distributed import check_precision, gather_objects, gather_padded, gather_sizes, rank, world_size
 from reid.evaluation.dataset_report import DatasetReport, Evaluation
-from reid.evaluation.external_features import check_finite, read_features
+from reid.evaluation.external_features import check_finite, read_features, read_image
 from reid.files import check_writable, make_folder
 from reid.metrics.features import JUNK, UNKNOWN, Features
 from reid.metrics.protocols import PROTOCOLS
@@ -149,8 +149,7 @@ class RunSource:
             )  # fmt: skip
             check_finite(features, f"{root}: {split}", partial(name_image, manifest, split))
             splits.append(features)
-        query, gallery = splits
-        return rank_protocols(query, gallery, self.options)
+        return rank_protocols(splits[0], splits[1], self.options)
 
     def _describe(self, root: str, manifest: Manifest) -> DatasetReport:
         config = self.config
@@ -165,9 +164,8 @@ class RunSource:
             "data": f"{root} ({manifest.dataset}, fingerprint {manifest.fingerprint[:12]})",
             "encoder": f"{config.model.encoder}, {config.data.height}x{config.data.width} pixels",
         }
-        report = DatasetReport(
-            self.out, manifest.dataset or "data", str(self.checkpoint), facts, manifest.fingerprint, read_images=read
-        )
+        name = manifest.dataset or "data"
+        report = DatasetReport(self.out, name, str(self.checkpoint), facts, read, manifest.fingerprint)
         trained_on = checkpoint.read_state(self.checkpoint)["describes"].get("data", "")
         if trained_on and trained_on != manifest.fingerprint:
             report.notes.append(
@@ -187,8 +185,7 @@ def load_manifests(roots: Sequence[str]) -> dict[str, Manifest]:
         for split in ("query", "gallery"):
             if not (manifest.split(split).pids != JUNK).any():
                 raise ValueError(f"{root}: the {split} split holds no image; there is nothing to evaluate")
-        same = [other for other, known in manifests.items() if known.fingerprint == manifest.fingerprint]
-        if same:
+        if same := [other for other, known in manifests.items() if known.fingerprint == manifest.fingerprint]:
             raise ValueError(f"--data: {root} holds the same data as {same[0]}; give each dataset once")
         manifests[root] = manifest
     return manifests
@@ -222,21 +219,21 @@ class FeatureSource:
 
     def evaluate(self, accelerator: Accelerator) -> Iterator[tuple[DatasetReport, dict[str, Evaluation]]]:
         """Evaluate the one dataset."""
-        query, gallery = (split.features.to(accelerator.device) for split in (self.query, self.gallery))
-        yield self._describe(), {"features": rank_protocols(query, gallery, self.options)}
-
-    def _describe(self) -> DatasetReport:
         query, gallery = self.query, self.gallery
-        has_paths = query.paths is not None and gallery.paths is not None
+        has_paths = bool(query.paths and gallery.paths)
+
+        def read(split: str, rows: Sequence[int]) -> list[np.ndarray | None]:
+            files = query if split == "query" else gallery
+            folder = Path(self.options.images or files.source.parent)
+            return [read_image(folder / files.paths[row]) if has_paths else None for row in rows]
+
         facts = {
             "query": str(query.source),
             "gallery": str(gallery.source),
             "features": f"{query.features.embeddings.shape[1]} dimensions",
         }
-        report = DatasetReport(self.out, "", f"{query.source}, {gallery.source}", facts)
-        if has_paths:
-            report.read_images = self._read_images
-        else:
+        report = DatasetReport(self.out, "", f"{query.source}, {gallery.source}", facts, read)
+        if not has_paths:
             report.no_images = "As text: the feature files name no images: they have no paths."
         if not all((split.features.camids != UNKNOWN).any() for split in (query, gallery)):
             report.notes.append(
@@ -248,8 +245,5 @@ class FeatureSource:
             report.warnings.append(
                 f"{number:,} gallery images have pid 0 and the file has no distractors key: they count as one identity"
             )
-        return report
-
-    def _read_images(self, split: str, rows: Sequence[int]) -> list[np.ndarray | None]:
-        files = self.query if split == "query" else self.gallery
-        return files.read_images(rows, Path(self.options.images) if self.options.images else files.source.parent)
+        moved = [split.features.to(accelerator.device) for split in (query, gallery)]
+        yield report, {"features": rank_protocols(moved[0], moved[1], self.options)}

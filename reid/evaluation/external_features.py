@@ -12,7 +12,7 @@ Arrays of Python objects are refused, because reading them could run code.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,21 +31,15 @@ MAX_PIXELS = 50_000_000  # of an image in a rank list; protects against decompre
 
 @dataclass(frozen=True)
 class ExternalFeatures:
-    """Features of one split, the paths of its images as in the file (None: absent), and the file."""
+    """Features of one split, the paths of its images as in the file (empty if it has none), and the file."""
 
     features: Features
-    paths: list[str] | None
+    paths: list[str]
     source: Path
 
-    def read_images(self, rows: Sequence[int], folder: Path) -> list[np.ndarray | None]:
-        """Read the images of some rows, with paths relative to `folder`: (H, W, 3) uint8, at most SHOWN_PX long.
 
-        An image is None if it is absent, too large or not an image.
-        """
-        return [None if self.paths is None else _read_image(folder / self.paths[row]) for row in rows]
-
-
-def _read_image(path: Path) -> np.ndarray | None:
+def read_image(path: Path) -> np.ndarray | None:
+    """Read an image (H, W, 3) uint8, at most SHOWN_PX long; None if it is absent, too large or not an image."""
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -81,7 +75,7 @@ def read_features(source: str | Path) -> ExternalFeatures:
         features = Features(embeddings, arrays["pids"], camids, arrays.get("distractors"))  # type: ignore[arg-type]
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    listed = None if paths is None else [str(name) for name in paths]
+    listed = [] if paths is None else [str(name) for name in paths]
     check_finite(features, str(path), lambda i: f"row {i}" + (f", {listed[i]}" if listed else ""))
     return ExternalFeatures(features, listed, path)
 

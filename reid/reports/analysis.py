@@ -147,7 +147,12 @@ def measure_camera_pairs(query: Features, gallery: Features, metric: str = "cosi
     num_queries = np.zeros(mean_ap.shape, dtype=np.int64)
     camids = query.camids.cpu().numpy()
     for j, gallery_camera in enumerate(columns):
-        part = _keep_camera(gallery, gallery_camera)
+        kept = gallery.camids == gallery_camera
+        if 2 * int(kept.sum()) < len(gallery):
+            part = gallery.take(kept)
+        else:  # the others become junk, because a copy of the features would take too much memory
+            pids = gallery.pids.masked_fill(~kept, JUNK)
+            part = Features(gallery.embeddings, pids, gallery.camids, gallery.distractors)
         result = retrieval.evaluate(query, part, "image", metric, max_rank=1, partial=True)
         for i, query_camera in enumerate(rows):
             ap = result.ap[camids[result.valid] == query_camera]
@@ -155,15 +160,6 @@ def measure_camera_pairs(query: Features, gallery: Features, metric: str = "cosi
             if len(ap):
                 mean_ap[i, j] = ap.mean()
     return CameraPairs(np.asarray(rows), np.asarray(columns), mean_ap, num_queries)
-
-
-def _keep_camera(gallery: Features, camera: int) -> Features:
-    """Return the images of one camera. If they are half of the gallery or more, the others become junk instead, because
-    a copy of the features would take too much memory."""
-    kept = gallery.camids == camera
-    if 2 * int(kept.sum()) < len(gallery):
-        return gallery.take(kept)
-    return Features(gallery.embeddings, gallery.pids.masked_fill(~kept, JUNK), gallery.camids, gallery.distractors)
 
 
 @dataclass(frozen=True)
@@ -200,6 +196,7 @@ def embed_centroids(query: Features, gallery: Features, ap: np.ndarray, valid: n
         The points, or the reason why there are none.
     """
     from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
 
     listed = build_gallery(query, gallery, "centroid_all")
     rows = (~listed.distractors).nonzero().squeeze(1)
@@ -215,17 +212,11 @@ def embed_centroids(query: Features, gallery: Features, ap: np.ndarray, valid: n
     pids, query_pids = listed.pids[rows].cpu().numpy(), query.pids.cpu().numpy()[valid]
     mean_ap = np.array([ap[query_pids == pid].mean() if pid in query_pids else np.nan for pid in pids])
     pca = PCA(n_components=2, svd_solver="full").fit(points)
-    tsne = _compute_tsne(points) if len(rows) >= MIN_TSNE_IDENTITIES else None
+    tsne = None
+    if len(rows) >= MIN_TSNE_IDENTITIES:
+        # The exact method, because the threads of Barnes-Hut add in any order.
+        perplexity = min(30.0, (len(points) - 1) / 3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # equal centroids give 0 / 0 in between
+            tsne = TSNE(2, init="pca", method="exact", perplexity=perplexity, random_state=0).fit_transform(points)
     return Embedding(pids, mean_ap, pca.transform(points), pca.explained_variance_ratio_, tsne, total)
-
-
-def _compute_tsne(points: np.ndarray) -> np.ndarray:
-    """Return t-SNE of the points as (N, 2). The exact method, because the threads of Barnes-Hut add in any order."""
-    from sklearn.manifold import TSNE
-
-    perplexity = min(30.0, (len(points) - 1) / 3)
-    tsne = TSNE(2, init="pca", method="exact", perplexity=perplexity, random_state=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # equal centroids give 0 / 0 in between
-        result: np.ndarray = tsne.fit_transform(points)
-    return result

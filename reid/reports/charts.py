@@ -56,8 +56,7 @@ def draw_camera_pairs(pairs: CameraPairs, theme: Theme = LIGHT) -> bytes:
             cell = "n/a" if np.isnan(value) else percent(value)
             axes.text(j, i, cell, ha="center", va="center", fontsize=8.5, color=ink)
     _add_colorbar(figure, axes, image, "mAP (%)", theme)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
     return to_png(figure)
 
 

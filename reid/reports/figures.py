@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reid.reports.analysis import RankedImage, RankList
+from reid.reports.analysis import RankList
 from reid.reports.tables import Results, list_protocols, percent
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ DARK = Theme(
 def start_chart(
     theme: Theme, title: str, labels: tuple[str, str], size: tuple[float, float] = (5.6, 3.4)
 ) -> tuple[Figure, Axes]:
-    """Return a figure of `size` inches and its axes, with `labels` for x and y."""
+    """Return a figure of `size` inches and its axes, with `labels` for x and y, a faint grid and no frame."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, dpi=180, facecolor=theme.paper, layout="constrained")
@@ -56,18 +56,12 @@ def start_chart(
     axes.set_title(title, color=theme.ink, fontsize=12, fontweight="bold", loc="left", parse_math=False)
     axes.set_xlabel(labels[0], color=theme.ink, fontsize=11)
     axes.set_ylabel(labels[1], color=theme.ink, fontsize=11)
-    style_axes(axes, theme)
-    return figure, axes
-
-
-def style_axes(axes: Axes, theme: Theme) -> None:
-    """Draw a faint grid and no frame."""
     axes.grid(color=theme.grid, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=theme.ink, length=0, labelsize=10)
-    for name, spine in axes.spines.items():
-        spine.set_visible(name in ("left", "bottom"))
-        spine.set_color(theme.grid)
+    axes.spines[:].set_color(theme.grid)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
 
 
 def to_png(figure: Figure) -> bytes:
@@ -132,6 +126,7 @@ def _draw_legend(figure: Figure, colors: dict[str, str], models: list[str], them
 def draw_rank_lists(rank_lists: list[RankList], theme: Theme = LIGHT) -> bytes:
     """Draw a row per list: the query, then its gallery in green and red frames; an entry without an image is empty."""
     from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
     entries = [entry for ranks in rank_lists for entry in ranks.entries]
     columns = max(len(ranks.entries) for ranks in rank_lists)
@@ -151,29 +146,21 @@ def draw_rank_lists(rank_lists: list[RankList], theme: Theme = LIGHT) -> bytes:
         for j, entry in enumerate(ranks.entries):
             left = 0.12 + j * (width + 0.12) + (0.3 if j else 0)
             color = theme.ink if j == 0 else GREEN if entry.correct else RED
-            box = left, top - head - height, width, height
-            _draw_entry(axes, box, entry, color, f"{j} {entry.symbol}" if j else "query", theme)
+            image = np.zeros((2, 1, 4), np.uint8) if entry.image is None else entry.image
+            scale = min(width / image.shape[1], height / image.shape[0])  # the largest that fits
+            drawn_width, drawn_height = scale * image.shape[1], scale * image.shape[0]
+            middle, bottom = left + width / 2, top - head - height + (height - drawn_height) / 2
+            extent = middle - drawn_width / 2, middle + drawn_width / 2, bottom, bottom + drawn_height
+            axes.imshow(image, interpolation="lanczos", extent=extent, aspect="auto")
+            axes.add_patch(Rectangle((extent[0], bottom), drawn_width, drawn_height, fill=False, edgecolor=color,
+                                     linewidth=3.5, clip_on=False))  # fmt: skip
+            axes.annotate(f"{j} {entry.symbol}" if j else "query", (middle, bottom), xytext=(0, -7),
+                          textcoords="offset points", ha="center", va="top", fontsize=9, fontweight="bold",
+                          color=color)  # fmt: skip
+            axes.annotate("\n".join(_wrap(entry.caption)), (middle, bottom), xytext=(0, -20),
+                          textcoords="offset points", ha="center", va="top", fontsize=8, color=theme.ink,
+                          parse_math=False)  # fmt: skip
     return to_png(figure)
-
-
-def _draw_entry(
-    axes: Axes, box: tuple[float, float, float, float], entry: RankedImage, color: str, head: str, theme: Theme
-) -> None:
-    """Draw an image as large as fits into the middle of `box`: left, bottom, width and height in inches."""
-    from matplotlib.patches import Rectangle
-
-    image = np.zeros((2, 1, 4), np.uint8) if entry.image is None else entry.image
-    scale = min(box[2] / image.shape[1], box[3] / image.shape[0])
-    width, height = scale * image.shape[1], scale * image.shape[0]
-    middle, foot = box[0] + box[2] / 2, box[1] + (box[3] - height) / 2
-    extent = middle - width / 2, middle + width / 2, foot, foot + height
-    axes.imshow(image, interpolation="lanczos", extent=extent, aspect="auto")
-    axes.add_patch(Rectangle((extent[0], foot), width, height, fill=False, edgecolor=color, linewidth=3.5,
-                             clip_on=False))  # fmt: skip
-    axes.annotate(head, (middle, foot), xytext=(0, -7), textcoords="offset points",
-                  ha="center", va="top", fontsize=9, fontweight="bold", color=color)  # fmt: skip
-    axes.annotate("\n".join(_wrap(entry.caption)), (middle, foot), xytext=(0, -20), textcoords="offset points",
-                  ha="center", va="top", fontsize=8, color=theme.ink, parse_math=False)  # fmt: skip
 
 
 def _wrap(caption: str) -> list[str]:

@@ -23,12 +23,7 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "percent": percent,
-        "png_url": png_url,
-        "thousands": "{:,}".format,
-        "thumbnail_url": thumbnail_url,
-    }
+    environment.filters.update(percent=percent, png_url=png_url, thousands="{:,}".format, thumbnail_url=thumbnail_url)
     return environment.get_template(template).render(values)
 
 

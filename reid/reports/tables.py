@@ -19,12 +19,10 @@ CENTROID_NOTE = (
 _ALL = PROTOCOLS.values()
 RERANKED = {row.name: row.reranked_name for row in _ALL if row.can_rerank}
 # By row of a table: what the gallery lists, and with which published metrics the row compares.
-GALLERY_TEXTS = {row.name: row.text for row in _ALL} | {
-    row.reranked_name: f"{row.text}, in the order after k-reciprocal re-ranking" for row in _ALL if row.can_rerank
-}
-COMPARES_WITH = {row.name: row.compares_with for row in _ALL} | {
-    row.reranked_name: row.reranked_compares_with for row in _ALL if row.can_rerank
-}
+EXPLANATIONS = {row.name: (row.text, row.compares_with) for row in _ALL} | {
+    row.reranked_name: (f"{row.text}, in the order after k-reciprocal re-ranking", row.reranked_compares_with)
+    for row in _ALL if row.can_rerank
+}  # fmt: skip
 
 
 def column_names(ranks: Sequence[int] = RANKS) -> tuple[str, ...]:
@@ -66,9 +64,9 @@ def format_results(results: Results, ranks: Sequence[int] = RANKS, kind: str = "
 
 def format_notes(results: Results) -> str:
     """Explain the tables, and say for each protocol which published metrics compare with it."""
-    known = compares_with(results)
+    known = explain(results)
     widest = max(map(len, known), default=0)
-    lines = [f"  {protocol:<{widest}}  {text}" for protocol, text in known.items()]
+    lines = [f"  {protocol:<{widest}}  {published}" for protocol, (_, published) in known.items()]
     return "\n".join([textwrap.fill(f"{TABLE_NOTE} {CENTROID_NOTE}", 110), "Compares with", *lines])
 
 
@@ -76,8 +74,8 @@ def list_protocols(results: Results) -> list[str]:
     return list(dict.fromkeys(protocol for by_protocol in results.values() for protocol in by_protocol))
 
 
-def compares_with(results: Results) -> dict[str, str]:
-    return {name: COMPARES_WITH[name] for name in list_protocols(results) if name in COMPARES_WITH}
+def explain(results: Results) -> dict[str, tuple[str, str]]:
+    return {name: EXPLANATIONS[name] for name in list_protocols(results) if name in EXPLANATIONS}
 
 
 COST_COLUMNS = ("protocol", "entries", "MiB", "comparisons", "share of image", "mAP", "R1")

@@ -1,14 +1,15 @@
-"""The commands of `python -m reid.search`: add images to an index, and search it for photos."""
+"""The commands of `python -m reid.search`: add images to an index, search it for photos, and write what was found."""
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -18,12 +19,40 @@ from tqdm import tqdm
 
 from reid.data.images import Pixels
 from reid.embedder import Embedder
+from reid.reports.html import render
 from reid.search.index import Entry, Hit, Index, Meta, Source
-from reid.search.results import Answer, build_page, to_csv, to_json, to_text
 from reid.search.sources import SourceImage, is_shards, list_folder, list_shards, read_pictures
 from reid.search.writer import Appender, append, create, remove
 
 SHOWN_HEIGHT = 256  # people look at more pixels than a small encoder does
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One line of a result.
+
+    score: cosine similarity, at most 1.
+    camera, time: of an image; "" for a centroid.
+    images: 1, or the number of images that a centroid is the mean of.
+    path: of the image, or of the first image of a centroid's identity, in the folder `root`.
+    """
+
+    query: str
+    rank: int
+    score: float
+    identity: str
+    camera: str
+    time: str
+    images: int
+    path: str
+    root: str
+
+    @property
+    def description(self) -> str:
+        """`identity anna · camera door`: what is known of it."""
+        camera = f"camera {self.camera}" if self.camera else ""
+        images = f"{self.images} images" if self.images > 1 else ""
+        return " · ".join(filter(None, (f"identity {self.identity or 'unknown'}", camera, self.time, images)))
 
 
 def run(options: Namespace) -> None:
@@ -122,16 +151,22 @@ def _query(options: Namespace) -> None:
     hits = index.search(features, options.top, options.gallery, options.camera)
     searched = time.perf_counter()
     times = f"{embedded - started:.2f} s for {len(features)} photos, {searched - embedded:.2f} s for the search"
-    answers = [
-        [_answer(index, photo, rank, hit) for rank, hit in enumerate(found, start=1)]
-        for photo, found in zip(options.photos, hits, strict=True)
-    ]
-    print("\n".join(map(to_text, options.photos, answers)))
+    answers, documents = [], []
+    for photo, found in zip(options.photos, hits, strict=True):
+        answered = [_answer(index, photo, rank, hit) for rank, hit in enumerate(found, start=1)]
+        lines = [f"{answer.rank:>5}  {answer.score:6.3f}  {answer.description}  {answer.path}" for answer in answered]
+        print("\n".join([photo, *(lines or ["       nothing found"])]))
+        results = [{key: value for key, value in asdict(answer).items() if key != "query"} for answer in answered]
+        documents.append({"query": photo, "results": results})
+        answers.append(answered)
     print(times, file=sys.stderr)
     if options.csv:
-        Path(options.csv).write_text(to_csv(answers), encoding="utf-8", newline="")
+        with open(options.csv, "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, [column.name for column in fields(Answer)], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(asdict(answer) for answered in answers for answer in answered)
     if options.json:
-        Path(options.json).write_text(json.dumps(to_json(options.photos, answers), indent=2) + "\n", encoding="utf-8")
+        Path(options.json).write_text(json.dumps(documents, indent=2) + "\n", encoding="utf-8")
     if options.out:
         facts = {
             "index": f"{options.index}: {len(index):,} images of {len(index.meta.identities):,} identities",
@@ -158,7 +193,8 @@ def _write_page(
     pictures = iter(read_pictures(entries, pixels))
     shown = [[(answer, next(pictures)) for answer in found] for found in answers]
     queries = [(name, pixels.decode(Path(name).read_bytes(), name).permute(1, 2, 0).numpy()) for name in options.photos]
-    page = build_page(Path(options.index).resolve().name, facts, queries, shown)
+    lists = list(zip(queries, shown, strict=True))
+    page = render("search.html", title=Path(options.index).resolve().name, search_facts=facts, lists=lists)
     Path(options.out).write_text(page, encoding="utf-8", errors="replace")
     print(f"page: {options.out}")
 

@@ -100,8 +100,7 @@ class Index:
         """Raises ValueError if the folder is not an index, is damaged or has another version."""
         self.folder = Path(folder)
         self.meta = read_meta(self.folder)
-        columns = (self._map(name) for name in COLUMNS)
-        self.features, self.squares, self.pids, self.camids, self._ends, self._text = columns
+        self.features, self.squares, self.pids, self.camids, self._ends, self._text = map(self._map, COLUMNS)
         self._centroids: dict[str, Gallery] = {}
 
     def __len__(self) -> int:

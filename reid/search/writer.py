@@ -72,17 +72,15 @@ class Appender:
         for name, file in self._files.items():
             file.seek(0)
             file.write(lay_out(name, meta)[0])  # for other readers of .npy files; an index goes by index.json
-        self.close()
+            file.flush()
+            os.fsync(file.fileno())
         _write_meta(self.index.folder, meta)
         for path in self.index.folder.glob("*-*.npy"):  # centroid sums of older programs
             path.unlink()
 
     def close(self) -> None:
         for file in self._files.values():
-            if not file.closed:
-                file.flush()
-                os.fsync(file.fileno())
-                file.close()
+            file.close()
 
 
 @contextmanager

@@ -30,15 +30,7 @@ from reid.sweeps.table import describe_states
 
 def main(args: Sequence[str] | None = None) -> int:
     """Return 0 if all runs are done or queued, 1 if some failed, STOPPED after a signal. A user error exits with 2."""
-    options, extra = parse_arguments(sys.argv[1:] if args is None else args)
-    try:
-        return call(lambda: run_sweep(options, extra))
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 130
-
-
-def parse_arguments(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    args = sys.argv[1:] if args is None else args
     end = args.index("--") if "--" in args else len(args)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
@@ -49,7 +41,12 @@ def parse_arguments(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
     parser.add_argument("--slurm", nargs="?", const="", metavar="FLAGS",
                         help='submit a job array; flags for sbatch: --slurm="--gpus-per-node=4 --nodes=2"')  # fmt: skip
     parser.add_argument("--check", action="store_true", help="only check the file, as before `wandb sweep`")
-    return parser.parse_args(args[:end]), list(args[end + 1 :])
+    options, extra = parser.parse_args(args[:end]), list(args[end + 1 :])
+    try:
+        return call(lambda: run_sweep(options, extra))
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return 130
 
 
 def run_sweep(options: argparse.Namespace, extra: list[str]) -> int:

@@ -14,7 +14,7 @@ import yaml
 from reid.config import Config, check, parse
 from reid.files import write_atomically
 from reid.sweeps.spec import Knobs, Run, Sweep, read_history, read_sweep
-from reid.sweeps.table import write_results
+from reid.sweeps.table import choose_axes, describe_states, draw_heat_map, format_csv, format_settings, group_seeds
 
 DONE = ("finished", "stopped")
 
@@ -80,8 +80,18 @@ class SweepFolder:
         return [self.run(number) for number in range(len(self.plan["runs"]))]
 
     def collect(self) -> str:
-        """Write the tables and the heat map; return the text."""
-        return write_results(self.path, self.sweep, self.runs())
+        """Write runs.csv, settings.txt and, for two knobs or more, heat_map.png; return the text."""
+        runs, metric, heat_map = self.runs(), self.sweep.metric, self.path / "heat_map.png"
+        settings = group_seeds(runs, maximizes=self.sweep.document["metric"].get("goal") == "maximize")
+        text = f"{describe_states(runs)}\n{format_settings(settings, metric)}\n"
+        write_atomically(
+            self.path / "runs.csv", format_csv(runs, metric)
+        )  # jobs that end together write the same files
+        write_atomically(self.path / "settings.txt", text)
+        if axes := choose_axes(settings):
+            write_atomically(heat_map, draw_heat_map(settings, axes, metric))
+            text += f"heat map: {heat_map}\n"
+        return text + f"runs: {self.path / 'runs.csv'}"
 
 
 def claim_folder(path: Path, sweep: Sweep, extra: Sequence[str]) -> SweepFolder:

@@ -7,13 +7,11 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from reid.files import write_atomically
-from reid.sweeps.spec import STATES, Knobs, Run, Sweep
+from reid.sweeps.spec import STATES, Knobs, Run
 
 SPARSE = 0.5  # if a smaller share of cells has a value, the heat map is a scatter plot
 
@@ -40,19 +38,6 @@ def group_seeds(runs: Sequence[Run], maximizes: bool) -> list[Setting]:
         std = float(np.std(values, ddof=1)) if len(values) > 1 else None
         settings.append(Setting(json.loads(knobs), float(np.mean(values)), std, len(values)))
     return sorted(settings, key=lambda setting: setting.mean, reverse=maximizes)
-
-
-def write_results(folder: Path, sweep: Sweep, runs: Sequence[Run]) -> str:
-    """Write runs.csv, settings.txt and, for two knobs or more, heat_map.png; return the text."""
-    metric = sweep.metric
-    settings = group_seeds(runs, maximizes=sweep.document["metric"].get("goal") == "maximize")
-    text = f"{describe_states(runs)}\n{format_settings(settings, metric)}\n"
-    write_atomically(folder / "runs.csv", format_csv(runs, metric))  # jobs that end together write the same files
-    write_atomically(folder / "settings.txt", text)
-    if axes := choose_axes(settings):
-        write_atomically(folder / "heat_map.png", draw_heat_map(settings, axes, metric))
-        text += f"heat map: {folder / 'heat_map.png'}\n"
-    return text + f"runs: {folder / 'runs.csv'}"
 
 
 def describe_states(runs: Sequence[Run]) -> str:
@@ -93,52 +78,36 @@ def choose_axes(settings: Sequence[Setting]) -> tuple[str, str] | None:
 
 
 def draw_heat_map(settings: Sequence[Setting], names: tuple[str, str], metric: str) -> bytes:
-    """Return a PNG of the metric over two knobs (across, down): its mean over seeds and over the other knobs."""
-    from matplotlib.figure import Figure
+    """Return a PNG of the metric over two knobs (across, down): its mean over seeds and over the other knobs.
 
-    from reid.reports.figures import LIGHT, style_axes, to_png
+    A cell that is one setting with several seeds also has their standard deviation.
+    """
+    from reid.reports.figures import LIGHT, start_chart, to_png
 
-    cells: dict[tuple[float, float], Setting] = {}
+    cells: dict[tuple[float, float], list[Setting]] = {}
     for setting in settings:
-        cell = setting.knobs[names[0]], setting.knobs[names[1]]
-        cells[cell] = _merge(cells[cell], setting) if cell in cells else setting
+        cells.setdefault((setting.knobs[names[0]], setting.knobs[names[1]]), []).append(setting)
+    means = {c: np.average([s.mean for s in same], weights=[s.runs for s in same]) for c, same in cells.items()}
     across, down = (sorted({cell[axis] for cell in cells}) for axis in (0, 1))
-    figure = Figure(figsize=(6.4, 4.8), dpi=120, facecolor=LIGHT.paper, layout="constrained")
-    axes = figure.add_subplot()
-    style_axes(axes, LIGHT)
+    least, most = (count(setting.runs for setting in settings) for count in (min, max))
+    over = f"{least}" if least == most else f"{least} to {most}"
+    figure, axes = start_chart(LIGHT, f"{metric}, mean of {over} run(s)", names, (6.4, 4.8))
     if len(cells) >= SPARSE * len(across) * len(down):
-        drawn: Any = _draw_cells(axes, cells, across, down)
+        table = np.array([[means.get((x, y), np.nan) for x in across] for y in down])
+        drawn: Any = axes.imshow(table, cmap="viridis", origin="lower", aspect="auto")
+        axes.set_xticks(range(len(across)), [f"{value:g}" for value in across])
+        axes.set_yticks(range(len(down)), [f"{value:g}" for value in down])
+        axes.grid(False)
+        for (x, y), (setting, *others) in cells.items():
+            spread = "" if others or setting.std is None else f"\n±{100 * setting.std:.1f}"
+            axes.text(across.index(x), down.index(y), f"{100 * means[x, y]:.1f}{spread}", ha="center", va="center",
+                      fontsize=10, color="black" if drawn.norm(means[x, y]) > 0.6 else "white")  # fmt: skip
     else:
-        x, y = zip(*cells, strict=True)
-        drawn = axes.scatter(x, y, c=[setting.mean for setting in cells.values()], cmap="viridis", s=90,
+        xs, ys = zip(*cells, strict=True)
+        drawn = axes.scatter(xs, ys, c=[*means.values()], cmap="viridis", s=90,
                              edgecolors=LIGHT.ink, linewidths=0.6, zorder=2)  # fmt: skip
         for values, set_scale in ((across, axes.set_xscale), (down, axes.set_yscale)):
             if values[0] > 0 and values[-1] > 20 * values[0]:
                 set_scale("log")
     figure.colorbar(drawn, ax=axes, label=metric)
-    axes.set_xlabel(names[0], color=LIGHT.ink, fontsize=11)
-    axes.set_ylabel(names[1], color=LIGHT.ink, fontsize=11)
-    least, most = (count(setting.runs for setting in settings) for count in (min, max))
-    over = f"{least}" if least == most else f"{least} to {most}"
-    axes.set_title(f"{metric}, mean of {over} run(s)", color=LIGHT.ink, fontsize=12, fontweight="bold", loc="left",
-                   parse_math=False)  # fmt: skip
     return to_png(figure)
-
-
-def _merge(first: Setting, second: Setting) -> Setting:
-    runs = first.runs + second.runs
-    return Setting({}, (first.runs * first.mean + second.runs * second.mean) / runs, None, runs)
-
-
-def _draw_cells(axes: Any, cells: dict[tuple[float, float], Setting], across: list[float], down: list[float]) -> Any:
-    """Draw the mean in each cell, and its standard deviation if the cell is one setting with several seeds."""
-    table = np.array([[cells[x, y].mean if (x, y) in cells else np.nan for x in across] for y in down])
-    drawn = axes.imshow(table, cmap="viridis", origin="lower", aspect="auto")
-    axes.set_xticks(range(len(across)), [f"{value:g}" for value in across])
-    axes.set_yticks(range(len(down)), [f"{value:g}" for value in down])
-    axes.grid(False)
-    for (x, y), setting in cells.items():
-        spread = "" if setting.std is None else f"\n±{100 * setting.std:.1f}"
-        axes.text(across.index(x), down.index(y), f"{100 * setting.mean:.1f}{spread}", ha="center", va="center",
-                  fontsize=10, color="black" if drawn.norm(setting.mean) > 0.6 else "white")  # fmt: skip
-    return drawn

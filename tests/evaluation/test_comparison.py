@@ -1,14 +1,14 @@
 """reid/evaluation/comparison.py: differences over the same queries, and what does not compare."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 
 from reid.evaluation.comparison import compare, format_comparison, write_comparison
-from reid.evaluation.dataset_report import PER_QUERY, describe, difference, load_about
+from reid.evaluation.dataset_report import ABOUT, PER_QUERY, describe, difference, load_about, write_json
 from reid.metrics import retrieval
 from reid.metrics.bootstrap import paired
 from reid.metrics.features import Features
@@ -28,7 +28,7 @@ def report(folder, noise=1.0, protocols=("image", "centroid"), dataset="d", fing
     folder.mkdir(parents=True)
     results = {protocol: retrieval.evaluate(query, gallery, protocol) for protocol in protocols}
     retrieval.save_results(folder / PER_QUERY, results)
-    describe(dataset, "somewhere", fingerprint, query, gallery).save(folder)
+    write_json(folder / ABOUT, asdict(describe(dataset, "somewhere", fingerprint, query, gallery)))
     return results
 
 
