@@ -144,8 +144,7 @@ def from_rank_0(decide: Callable[[], Decision]) -> Decision:
         dist.broadcast_object_list(answer, src=0)
     if answer[1] is not None:
         raise ValueError(answer[1])
-    decision: Decision = answer[0]
-    return decision
+    return answer[0]
 
 
 def start_accelerator(precision: str, timeout_s: int = 600, device: str = "auto") -> Accelerator:

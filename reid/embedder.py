@@ -40,7 +40,7 @@ THREADS = 8  # at most, to decode images while the model works
 
 
 class Embedder:
-    """Computes features after the neck, as the evaluator does: not normalised. Compare them by their cosine.
+    """Computes features after the neck, as the evaluator does: not normalized. Compare them by their cosine.
 
     `size` is the (height, width) that images are resized to, `dim` the length of a feature, `source` the checkpoint's
     folder, `data` the shards that it was trained on, and `knobs` the run's `model` configuration.
@@ -99,7 +99,7 @@ class Embedder:
         return np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)
 
     def read(self, image: Picture, where: str = "image") -> Tensor:
-        """Return one image as the model sees it before normalisation: (3, height, width) uint8.
+        """Return one image as the model sees it before normalization: (3, height, width) uint8.
 
         Errors call the image by its path or, if it is not a file, `where`.
         """
@@ -175,7 +175,7 @@ class Embedder:
             "resize": "bilinear with antialiasing, to height x width whatever the shape was",
             "mean": IMAGENET_MEAN,
             "std": IMAGENET_STD,
-            "feature": "after the neck, not normalised; compare by cosine",
+            "feature": "after the neck, not normalized; compare by cosine",
         }
 
 

@@ -1,7 +1,7 @@
 """The export program: `python -m reid.export --checkpoint runs/x --format onnx --out x.onnx`.
 
 onnx and torch_export hold a graph from float32 images (batch, 3, height, width), RGB, 0 to 1, to features (batch, dim)
-after the neck; it normalises images, but does not resize them. safetensors holds the weights of encoder and neck. Each
+after the neck; it normalizes images, but does not resize them. safetensors holds the weights of encoder and neck. Each
 file has the metadata that a program needs to use it, also as a .json beside it, except for ONNX. A file whose features
 differ from the model's is deleted.
 """
@@ -79,7 +79,7 @@ def export(checkpoint: str, name: str, out: Path, images: str = "", tolerance: f
     try:
         embedder = Embedder.load(checkpoint, device="cpu")
         inputs, which = choose_images(embedder, images)
-        scaling = "; normalisation with mean and std is inside"
+        scaling = "; normalization with mean and std is inside"
         if name == "safetensors":
             scaling = ", then (images - mean) / std, which is not inside"
         metadata = {

@@ -140,7 +140,7 @@ def test_metadata_is_inside_and_beside(exported, embedder: Embedder, name: str) 
     assert (found["height"], found["width"], found["dim"]) == (str(HEIGHT), str(WIDTH), str(embedder.dim))
     assert json.loads(found["mean"]) == [0.485, 0.456, 0.406] and json.loads(found["std"]) == [0.229, 0.224, 0.225]
     assert found["fingerprint"] == embedder.fingerprint and found["colours"] == "RGB"
-    assert "not normalised" in found["feature"] and "bilinear" in found["resize"]
+    assert "not normalized" in found["feature"] and "bilinear" in found["resize"]
     assert ("is not inside" in found["input"]) == (name == "safetensors")
     assert json.loads(found["model"])["encoder"] == "resnet10"
     beside = exported(name).with_name(f"m.{name}.json")

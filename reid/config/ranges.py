@@ -23,7 +23,7 @@ NonNegative = Annotated[float, Range(lambda value: 0 <= value < math.inf, "must 
 Positive = Annotated[float, Range(lambda value: 0 < value < math.inf, "must be greater than 0, and finite")]
 Fraction = Annotated[float, Range(lambda value: 0 <= value <= 1, "lies outside [0, 1]")]
 Seed = Annotated[int, Range(lambda value: 0 <= value < 2**64, "must be at least 0 and less than 2^64")]
-Weight = Annotated[float, Range(lambda value: 0 <= value < math.inf, "must be a finite number, 0 or more"), "weight"]
+Weight = Annotated[NonNegative, "weight"]
 
 
 @dataclass

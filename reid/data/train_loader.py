@@ -33,8 +33,6 @@ class Batch:
     """(B, 3, H, W) uint8."""
     labels: Tensor
     """(B,) int64, classes from 0 to the number of trained identities - 1."""
-    camids: Tensor
-    """(B,) int64."""
     ids: Tensor
     """(B, 2) int64: row of the identity in the manifest, index of its image."""
     parameters: Parameters
@@ -123,7 +121,6 @@ class TrainLoader:
         images = _allocate(len(plans) * self.slots, self.pixels)
         places = images.unbind()  # takes half the time of indexing one by one
         ids: list[tuple[int, int]] = []
-        camids: list[int] = []
         slots: list[int] = []
         for number, (steps, pool) in enumerate(zip(plans, pools, strict=True)):
             slot = (number * STEPS_PER_DRAW + step % STEPS_PER_DRAW) * self.slots
@@ -134,7 +131,6 @@ class TrainLoader:
                 identity = pool.get(reading, row)
                 if identity is not None and self._decode_group(identity, group, places[len(ids) :], pool):
                     ids += [(row, i) for i in group]
-                    camids += [identity.camids[i] for i in group]
                     slots += range(slot, slot + len(group))
                 slot += len(indices)
         rows = np.array([row for row, _ in ids], dtype=np.int64)
@@ -142,7 +138,6 @@ class TrainLoader:
         return Batch(
             images=images[: len(ids)],
             labels=torch.from_numpy(self.labels[rows]),
-            camids=torch.tensor(camids, dtype=torch.int64),
             ids=torch.tensor(ids, dtype=torch.int64).reshape(-1, 2),
             parameters=Parameters(*(column[chosen] for column in drawn)),
             dropped=tuple(dropped for pool in pools for dropped in pool.take_unreported()),
@@ -172,7 +167,7 @@ def join(parts: Sequence[Batch]) -> Batch:
     """Concatenate the parts of one step."""
     if len(parts) == 1:
         return parts[0]
-    names = ("images", "labels", "camids", "ids")
-    images, labels, camids, ids = (torch.cat([getattr(part, name) for part in parts]) for name in names)
+    names = ("images", "labels", "ids")
+    images, labels, ids = (torch.cat([getattr(part, name) for part in parts]) for name in names)
     dropped = tuple(dropped for part in parts for dropped in part.dropped)
-    return Batch(images, labels, camids, ids, concatenate([part.parameters for part in parts]), dropped)
+    return Batch(images, labels, ids, concatenate([part.parameters for part in parts]), dropped)

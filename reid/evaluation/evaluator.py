@@ -49,7 +49,7 @@ def extract(
     dtype: torch.dtype = torch.float32,
     rows: np.ndarray | None = None,
 ) -> Features:
-    """Extract the features (after the neck, not normalised) of a split; ranks share the shards.
+    """Extract the features (after the neck, not normalized) of a split; ranks share the shards.
 
     Args:
         model: the unwrapped module, because a DDP wrapper would wait for the other ranks.

@@ -1,7 +1,7 @@
 """Files of features: those of any system are read, to evaluate them without a model, and ours are written.
 
 A file is an .npz, or a folder of .npy files of the same names, which are mapped into memory rather than read:
-    features (or embeddings)  (N, D) real numbers, not necessarily normalised
+    features (or embeddings)  (N, D) real numbers, not necessarily normalized
     pids                      (N,) integers, -1 = junk
     camids                    (N,) integers, optional; -1 or absent = unknown, and then no camera rule
     distractors               (N,) booleans, optional: images that match no query, whatever their pid

@@ -73,20 +73,21 @@ class RunStore:
 
     def check_space(self) -> None:
         """Raise ValueError on every rank if the disk has no room for the kept checkpoints and the next one."""
-        from_rank_0(self._check_space)
 
-    def _check_space(self) -> None:
-        weights, centers = (
-            sum(value.numel() * value.element_size() for value in module.state_dict().values()) if module else 0
-            for module in (self.parts.model, self.parts.objective)
-        )
-        wanted = (3 * weights + centers) * (self.keep + 2)  # weights and Adam's two moments
-        free = shutil.disk_usage(self.folder.path).free
-        if free < wanted:
-            raise ValueError(
-                f"{self.folder.path}: {free / 2**20:,.0f} MiB are free, {self.keep + 2} checkpoints take "
-                f"{wanted / 2**20:,.0f} MiB; make room, lower track.keep_checkpoints, or give another --runs"
+        def check() -> None:
+            weights, centers = (
+                sum(value.numel() * value.element_size() for value in module.state_dict().values()) if module else 0
+                for module in (self.parts.model, self.parts.objective)
             )
+            wanted = (3 * weights + centers) * (self.keep + 2)  # weights and Adam's two moments
+            free = shutil.disk_usage(self.folder.path).free
+            if free < wanted:
+                raise ValueError(
+                    f"{self.folder.path}: {free / 2**20:,.0f} MiB are free, {self.keep + 2} checkpoints take "
+                    f"{wanted / 2**20:,.0f} MiB; make room, lower track.keep_checkpoints, or give another --runs"
+                )
+
+        from_rank_0(check)
 
     def prepare(self, config: Config) -> None:
         """Write config.yaml and remove the stopped file of an earlier run, before the first step."""
@@ -152,9 +153,6 @@ class NullStore(RunStore):
         return False, ""
 
     amend = save
-
-    def note_request(self, state: TrainState, reason: str) -> None:
-        pass
 
     def end(self, state: TrainState, reason: str | None) -> None:
         pass

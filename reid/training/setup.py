@@ -61,13 +61,7 @@ def load_data(config: Config) -> TrainData:
     held_out = np.zeros(len(split.pids), dtype=bool)
     if config.data.val_identities:
         held_out[hold_out(split, config.data.val_identities)] = True
-    data = TrainData(manifest, held_out, build_plan(config, split, held_out))
-    check_matches(config, manifest)
-    return data
-
-
-def build_plan(config: Config, split: Split, held_out: np.ndarray) -> Plan:
-    return Plan(
+    plan = Plan(
         image_counts=np.where(held_out, 0, split.images),
         shard_of=split.shard,
         num_shards=len(split.shards),
@@ -79,6 +73,8 @@ def build_plan(config: Config, split: Split, held_out: np.ndarray) -> Plan:
         steps=config.batch.steps_per_epoch,
         pool_images=config.data.pool_images,
     )
+    check_matches(config, manifest)
+    return TrainData(manifest, held_out, plan)
 
 
 def build_model(config: Config, num_classes: int, device: torch.device) -> ReIDModel:

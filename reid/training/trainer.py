@@ -260,7 +260,8 @@ class Trainer:
         logged = {f"eval/{name}": value for name, value in scores.items()}
         self.tracker.log(self.state.epoch * self.steps - 1, logged | summary)
         self.tracker.summarize(summary)
-        self._print_line(f"epoch {self.state.epoch}: {format_scores(scores)}")
+        shown = (f"{name} {value:.4f}" for name, value in scores.items() if name.endswith(("/mAP", "/rank1")))
+        self._print_line(f"epoch {self.state.epoch}: {', '.join(shown)}")
 
     def finish(self) -> bool:
         """Write the last files and messages. Return whether training was stopped before its end."""
@@ -319,8 +320,3 @@ def format_progress(
         f"waiting for data {speed['data_wait_share']:.0%} memory {speed['memory_gib']:.1f} GiB "
         f"left {eta // 3600}:{eta // 60 % 60:02d}:{eta % 60:02d}"
     )
-
-
-def format_scores(scores: dict[str, float]) -> str:
-    parts = [f"{name} {value:.4f}" for name, value in scores.items() if name.endswith(("/mAP", "/rank1"))]
-    return ", ".join(parts)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from reid.config import DataConfig
 from reid.data.images import Pixels
@@ -109,8 +109,4 @@ def split_queries(features: Features) -> tuple[Features, Features]:
     last_camera = np.append(pairs[1:, 0] != pairs[:-1, 0], True)
     query = torch.zeros(len(features), dtype=torch.bool)
     query[torch.from_numpy(first[~last_camera | (pairs[:, 1] == -1)])] = True
-    return features.take(_places(query)), features.take(_places(~query))
-
-
-def _places(mask: Tensor) -> Tensor:
-    return mask.nonzero().squeeze(1)
+    return features.take(query.nonzero().squeeze(1)), features.take((~query).nonzero().squeeze(1))

@@ -52,7 +52,7 @@ def test_batches_follow_the_plan(drawn, reference):
     assert any(len(batch.ids) < 24 for _, _, batch in reference)  # short groups stay short
 
 
-def test_images_labels_and_cameras_are_those_of_the_sources(drawn, reference):
+def test_images_and_labels_are_those_of_the_sources(drawn, reference):
     sources = drawn.sources("train")
     pids = drawn.manifest.split("train").pids
     place = {pid: label for label, pid in enumerate(sorted(pids.tolist()))}
@@ -62,9 +62,8 @@ def test_images_labels_and_cameras_are_those_of_the_sources(drawn, reference):
         for i, (row, image) in enumerate(batch.ids.tolist()):
             source = sources[row][image]
             assert largest_difference(batch.images[i], source) <= 1
-            pid, camid = source.name.split("_")[:2]
+            pid = source.name.split("_")[0]
             assert batch.labels[i] == place[int(pid)]
-            assert batch.camids[i] == int(camid[1])
 
 
 def largest_difference(image: torch.Tensor, file: Path | io.BytesIO) -> int:

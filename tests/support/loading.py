@@ -32,7 +32,7 @@ def make_loader(
 
 def tensors_of(batch: Batch) -> dict[str, torch.Tensor]:
     parameters = batch.parameters._asdict()
-    return {name: getattr(batch, name) for name in ("images", "labels", "camids", "ids")} | parameters
+    return {name: getattr(batch, name) for name in ("images", "labels", "ids")} | parameters
 
 
 def assert_same(found: list[tuple[int, int, Batch]], wanted: list[tuple[int, int, Batch]]) -> None:
