@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     from reid.embedder import Embedder
 
 __version__ = "0.1.0"
-__all__ = ["DTYPES", "Embedder", "__version__"]
-
-DTYPES = ("float32", "bfloat16", "float16")  # that an Embedder computes in; here, so that parsers need no torch
+__all__ = ["Embedder", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -23,7 +23,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from reid import DTYPES, config
+from reid import config
+from reid.config.schema import DTYPES
 from reid.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalize
 from reid.data.images import Pixels
 from reid.precision import find_wrong_convolution, forward_pass

@@ -34,20 +34,6 @@ def hold(path: Path, on_wait: Callable[[str], object] | None = None) -> Iterator
     """
     lock = FileLock(path, fallback_to_soft=False)
     try:
-        _acquire(lock, path, on_wait)
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED:
-            raise
-    try:
-        path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
-        yield
-    finally:
-        path.unlink(missing_ok=True)  # before the release: a waiting process then makes a new file, which stays
-        lock.release()
-
-
-def _acquire(lock: FileLock, path: Path, on_wait: Callable[[str], object] | None) -> None:
-    try:
         lock.acquire(timeout=0)
     except Timeout:
         holder = "another process"
@@ -57,6 +43,15 @@ def _acquire(lock: FileLock, path: Path, on_wait: Callable[[str], object] | None
             raise Held(holder) from None
         on_wait(holder)
         lock.acquire()
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+    try:
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # before the release: a waiting process then makes a new file, which stays
+        lock.release()
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:

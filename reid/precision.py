@@ -60,17 +60,15 @@ def find_wrong_convolution(device: torch.device, dtype: torch.dtype) -> str | No
         try:
             computed = F.conv2d(images.to(device), weights.to(device), stride=2, padding=1).cpu().double()
         except RuntimeError as failure:
-            return _wrong_convolution_text(device, dtype, f"not possible ({str(failure).splitlines()[0]})")
-        error = float((computed - expected).abs().max() / expected.abs().max())
-        if not error <= TOLERANCE:  # NaN fails, too
-            size = f"off by {error:.0%}" if error < 100 else "not finite or far too large"
-            return _wrong_convolution_text(device, dtype, f"wrong ({size})")
+            found = f"not possible ({str(failure).splitlines()[0]})"
+        else:
+            error = float((computed - expected).abs().max() / expected.abs().max())
+            if error <= TOLERANCE:  # never true of NaN
+                continue
+            found = f"wrong ({f'off by {error:.0%}' if error < 100 else 'not finite or far too large'})"
+        where = f"{str(dtype).removeprefix('torch.')} convolutions on the {device.type} of {socket.gethostname()}"
+        fix = "compute in float32 (precision no, dtype float32)"
+        if device.type == "cpu":
+            fix = f"set ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 in the environment before the program starts, or {fix}"
+        return f"{where} are {found}: a self-check failed; {fix}"
     return None
-
-
-def _wrong_convolution_text(device: torch.device, dtype: torch.dtype, what: str) -> str:
-    name = str(dtype).removeprefix("torch.")
-    fix = "compute in float32 (precision no, dtype float32)"
-    if device.type == "cpu":
-        fix = f"set ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 in the environment before the program starts, or {fix}"
-    return f"{name} convolutions on the {device.type} of {socket.gethostname()} are {what}: a self-check failed; {fix}"

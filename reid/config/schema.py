@@ -8,6 +8,8 @@ from typing import Literal
 
 from reid.config.ranges import Count, Fraction, NonNegative, Positive, Section, Seed, Size, Weight, weights_of
 
+DTYPES = ("float32", "bfloat16", "float16")  # of an Embedder; here, so that parsers need no torch
+
 
 @dataclass
 class DataConfig(Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +18,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-@dataclass(frozen=True)
-class Parameters:
+class Parameters(NamedTuple):
     """The changes of each of B images."""
 
     flip: Tensor
@@ -30,13 +30,9 @@ class Parameters:
     erase: Tensor
     """(B, 4) int64: top, left, height, width of the erased box; 0 for none."""
 
-    def select(self, images: Tensor) -> Parameters:
-        """Return the parameters of the images at these indices (M,)."""
-        return Parameters(self.flip[images], self.crop[images], self.affine[images], self.erase[images])
-
 
 def concatenate(parts: list[Parameters]) -> Parameters:
-    return Parameters(*(torch.cat([getattr(p, name) for p in parts]) for name in ("flip", "crop", "affine", "erase")))
+    return Parameters(*map(torch.cat, zip(*parts, strict=True)))
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
 
 from reid.data.images import Pixels
 from reid.data.manifest import JUNK_PID, Manifest, Split
 from reid.data.shard_reader import read_identities
-from reid.data.workers import WorkerError, begin_worker, receive, start_workers
+from reid.data.workers import receive, start_workers
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class EvalBatch:
     camids: Tensor
 
 
-class EvalLoader(IterableDataset):
+class EvalLoader:
     """Each image of some shards of a split once, except junk (pid -1), which no protocol uses.
 
     A batch holds images of one shard, so the batch of an image, and with it the last digit of its features, does not
@@ -58,25 +57,17 @@ class EvalLoader(IterableDataset):
             self.wanted &= np.isin(np.arange(len(split.pids)), rows)
 
     def batches(self, workers: int = 0) -> Iterator[EvalBatch]:
-        workers = min(workers, len(self.shards))
-        parts = start_workers(self, workers)
+        parts = start_workers(self._read, min(workers, len(self.shards)))
         with contextlib.suppress(StopIteration):
             while True:
                 yield receive(parts)
 
-    def __iter__(self) -> Iterator[EvalBatch | WorkerError]:
-        worker = get_worker_info()
-        shards = self.shards
-        if worker is not None:
-            begin_worker()
-            shards = self.shards[worker.id :: worker.num_workers]
-        try:
-            for shard in shards:
-                images = self._images(shard)
-                while entries := list(islice(images, self.batch_size)):
-                    yield _stack(entries)
-        except ValueError as error:
-            yield WorkerError(str(error))
+    def _read(self, worker: int, workers: int) -> Iterator[EvalBatch]:
+        for shard in self.shards[worker::workers]:
+            images = self._images(shard)
+            while entries := list(islice(images, self.batch_size)):
+                pixels, *labels = zip(*entries, strict=True)
+                yield EvalBatch(torch.stack(pixels), *map(torch.tensor, labels))
 
     def _images(self, shard: int) -> Iterator[tuple[Tensor, int, int, int]]:
         first_image = np.cumsum(self.split.images) - self.split.images
@@ -86,11 +77,6 @@ class EvalLoader(IterableDataset):
             for i, camid in enumerate(identity.camids):
                 pixels = self.pixels.decode(identity.image(i), identity.place(i))
                 yield pixels, int(first_image[identity.row]) + i, identity.pid, camid
-
-
-def _stack(entries: Sequence[tuple[Tensor, int, int, int]]) -> EvalBatch:
-    images, index, pids, camids = zip(*entries, strict=True)
-    return EvalBatch(torch.stack(images), torch.tensor(index), torch.tensor(pids), torch.tensor(camids))
 
 
 def read_images(

@@ -61,11 +61,6 @@ class Split:
     def num_images(self) -> int:
         return int(self.images.sum())
 
-    @property
-    def num_pids(self) -> int:
-        """Distinct pids; all junk counts as one, and so do all distractors."""
-        return len(np.unique(self.pids))
-
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
@@ -131,22 +126,23 @@ def _to_text(manifest: Manifest) -> bytes:
         "distractor_pid": manifest.distractor_pid,
         "notice": manifest.notice,
         "skipped": list(manifest.skipped),
-        "splits": {name: _split_to_json(split) for name, split in manifest.splits.items()},
+        "splits": {
+            name: {
+                "shards": [asdict(shard) for shard in split.shards],
+                "identities": {
+                    "pid": split.pids.tolist(),
+                    "images": split.images.tolist(),
+                    "shard": split.shard.tolist(),
+                    "cameras": split.cameras,
+                    "name": split.names,
+                },
+            }
+            for name, split in manifest.splits.items()
+        },
     }
     if manifest.encoding:
         document["encoding"] = manifest.encoding
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
-
-
-def _split_to_json(split: Split) -> dict[str, Any]:
-    identities = {
-        "pid": split.pids.tolist(),
-        "images": split.images.tolist(),
-        "shard": split.shard.tolist(),
-        "cameras": split.cameras,
-        "name": split.names,
-    }
-    return {"shards": [asdict(shard) for shard in split.shards], "identities": identities}
 
 
 def _parse(document: Any, path: str) -> Manifest:
@@ -200,10 +196,8 @@ def _parse_shard(value: dict[str, Any]) -> Shard:
         raise ValueError(f"shard name {name!r} is unsafe: only plain file names like train-0000.tar are read")
     if not _SHA256.fullmatch(_string(value["sha256"], "sha256")):
         raise ValueError(f"{name}: sha256 {value['sha256']!r} is not 64 hex digits")
-    numbers = {
-        field: _integer(value[field], f"{name}: {field}", least=1) for field in ("bytes", "identities", "images")
-    }
-    return Shard(name, value["sha256"], **numbers)
+    sizes = [_integer(value[key], f"{name}: {key}", least=1) for key in ("bytes", "identities", "images")]
+    return Shard(name, value["sha256"], *sizes)
 
 
 def _check_split(split: Split, distractor_pid: int | None) -> None:

@@ -32,13 +32,8 @@ class StreamSteps:
     """(T, p, K): indices within the identity, -1 if a short identity has no more."""
     passes: np.ndarray
     """(T, p): 0 before the stream wraps, then 1, 2, ..."""
-    rereads: bool
-    """Whether each pass reads the shards again (a bounded pool); otherwise the first reading serves all."""
-
-    @property
-    def readings(self) -> np.ndarray:
-        """(T, p) int: the reading of the shards, 0, 1, ..., that each group comes from."""
-        return self.passes if self.rereads else np.zeros_like(self.passes)
+    readings: np.ndarray
+    """(T, p): the reading of the shards that each group comes from: its pass with a bounded pool, otherwise 0."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,8 @@ class Plan:
                 f"{self.num_shards} training shards are too few for batch.streams = {self.streams}; rebuild with "
                 f"--shards {self.streams} or more, or set batch.streams to at most {self.num_shards}"
             )
-        fewest = self._fewest_identities()
+        sizes = np.sort(np.bincount(self.shard_of, self.image_counts > 0, minlength=self.num_shards))
+        fewest = int(sizes[: self.num_shards // self.streams].sum())  # in a stream that is dealt the smallest shards
         if fewest < self.groups_per_step:
             raise ValueError(
                 f"a stream may hold only {fewest} identities but batch.identities / batch.streams = "
@@ -88,20 +84,15 @@ class Plan:
                 f"use {16 * least} or more, or 0 for no bound"
             )
 
-    def _fewest_identities(self) -> int:
-        """Return the number of identities of a stream that is dealt the smallest shards."""
-        sizes = np.sort(np.bincount(self.shard_of, self.image_counts > 0, minlength=self.num_shards))
-        return int(sizes[: self.num_shards // self.streams].sum())
-
     @property
     def groups_per_step(self) -> int:
         """p, the number of identities that one stream contributes to a step."""
         return self.identities // self.streams
 
-    @property
+    @cached_property
     def groups(self) -> np.ndarray:
         """(N,) number of groups of each identity in one pass; a remainder below K is left out."""
-        return _count_groups(self.image_counts, self.images)
+        return np.where(self.image_counts > 0, np.maximum(1, self.image_counts // self.images), 0)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -126,34 +117,33 @@ class Plan:
     def stream_steps(self, epoch: int, stream: int) -> StreamSteps:
         """Return all steps of one stream in one epoch."""
         shards = self.deal(epoch)[stream]
-        rows = self._rows(shards)
+        rows = np.concatenate([np.arange(self._first_row[s], self._first_row[s + 1]) for s in shards])
         bounded = 0 < self.pool_images < self.image_counts[rows].sum()
-        drawn: list[_Pass] = []
+        drawn: list[tuple[np.ndarray, np.ndarray]] = []
 
         def draw_owners(number: int) -> np.ndarray:
             drawn.append(self._draw_pass(self.rng(epoch, stream, number), rows, bounded))
-            return drawn[-1].owner
+            return drawn[-1][0]
 
         chosen = _take_distinct(draw_owners, self.groups_per_step, self.steps_per_epoch)
-        passes = np.repeat(np.arange(len(drawn), dtype=np.int32), [len(each.owner) for each in drawn])
+        owners, images = zip(*drawn, strict=True)
+        passes = np.repeat(np.arange(len(drawn), dtype=np.int32), [len(owner) for owner in owners])[chosen]
         return StreamSteps(
             shards=shards,
-            identities=rows[np.concatenate([each.owner for each in drawn])[chosen]],
-            images=np.concatenate([each.images for each in drawn])[chosen],
-            passes=passes[chosen],
-            rereads=bounded,
+            identities=rows[np.concatenate(owners)[chosen]],
+            images=np.concatenate(images)[chosen],
+            passes=passes,
+            readings=passes if bounded else np.zeros_like(passes),
         )
-
-    def _rows(self, shards: np.ndarray) -> np.ndarray:
-        """Return the identities of some shards, in storage order."""
-        return np.concatenate([np.arange(self._first_row[s], self._first_row[s + 1]) for s in shards])
 
     @cached_property
     def _first_row(self) -> np.ndarray:
         return np.searchsorted(self.shard_of, np.arange(self.num_shards + 1))
 
-    def _draw_pass(self, rng: np.random.Generator, rows: np.ndarray, bounded: bool) -> _Pass:
-        """Return the stream's groups in random order, with the groups of an identity spread evenly.
+    def _draw_pass(self, rng: np.random.Generator, rows: np.ndarray, bounded: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Return the G groups of the identities `rows` in random order, with those of an identity spread evenly.
+
+        They are given by owner (G,), indices into `rows`, and images (G, K), see StreamSteps.
 
         Group j of an identity with g groups is placed at (j + u_j) / g: the order is random, but large identities do
         not collect at the end of the pass, where too few distinct ones would remain to fill a step. With a bounded
@@ -161,7 +151,7 @@ class Plan:
         position, the identities whose window is open have about pool_images images.
         """
         counts, k = self.image_counts[rows], self.images
-        groups = _count_groups(counts, k)
+        groups = self.groups[rows]
         owner = np.repeat(np.arange(len(rows)), groups)
         ordinal = np.arange(len(owner)) - np.repeat(np.cumsum(groups) - groups, groups)
         first = np.cumsum(counts) - counts
@@ -174,19 +164,7 @@ class Plan:
         size = counts[owner][:, None]
         shuffled = _shuffle_each(rng, counts)
         images = shuffled[first[owner][:, None] + nth % size]
-        return _Pass(owner, images if self.repeat_short else np.where(nth < size, images, -1))
-
-
-def _count_groups(image_counts: np.ndarray, k: int) -> np.ndarray:
-    return np.where(image_counts > 0, np.maximum(1, image_counts // k), 0)
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """G groups in order: owner (G,), indices into the stream's identities; images (G, K), see StreamSteps."""
-
-    owner: np.ndarray
-    images: np.ndarray
+        return owner, images if self.repeat_short else np.where(nth < size, images, -1)
 
 
 def _shuffle_each(rng: np.random.Generator, counts: np.ndarray) -> np.ndarray:

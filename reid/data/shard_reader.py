@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 
@@ -165,15 +165,15 @@ def _read_samples(tar: _Tar, path: str) -> Iterator[Identity | Dropped]:
     """
     last, lost = "its beginning", False
     while (block := tar.read(BLOCK, f"after {last}")) != END:
-        header = parse_header(block)
+        name, size = parse_header(block) or ("", 0)
         begin = tar.offset
-        if header is None or not header.name.endswith(".json"):
+        if not name.endswith(".json"):
             if not lost:
                 yield Dropped((), f"byte {begin - BLOCK}, after {last}: expected the description of an identity")
             lost = True
             continue
-        text = tar.read(padded(header.size), f"inside {header.name}")[: header.size]
-        last = header.name
+        text = tar.read(padded(size), f"inside {name}")[:size]
+        last = name
         try:
             fields = _parse(text)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -230,15 +230,11 @@ def _missing(split: Split, rows: range, where: str) -> Dropped:
     return Dropped(tuple(rows), f"{len(rows)} identities (pid {pids}{more}) are missing {where}")
 
 
-class Header(NamedTuple):
-    """Name and size in bytes of a tar's member."""
+def parse_header(block: bytes) -> tuple[str, int] | None:
+    """Return the name and the size in bytes of a tar's member from its header, a block of 512 bytes.
 
-    name: str
-    size: int
-
-
-def parse_header(block: bytes) -> Header | None:
-    """Return the header in a block of 512 bytes, None if it is damaged, no header, or not of a plain file."""
+    Returns None if the block is damaged, no header, or the header of anything but a plain file.
+    """
     name, size, checksum, kind, prefix = _HEADER.unpack_from(block)
     # The sum of all bytes, with the eight of the checksum counted as spaces. Most bytes are zero and skipped.
     total = sum(block.translate(None, b"\0")) - sum(checksum) + 8 * ord(" ")
@@ -249,7 +245,7 @@ def parse_header(block: bytes) -> Header | None:
     except ValueError:
         return None
     last, folder = (field.partition(b"\0")[0].decode(errors="replace") for field in (name, prefix))
-    return Header(f"{folder}/{last}" if folder else last, length)
+    return f"{folder}/{last}" if folder else last, length
 
 
 def padded(size: int) -> int:

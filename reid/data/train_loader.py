@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import get_worker_info
 
 from reid.config import DataConfig
 from reid.data.augmentation import Augmentation, Parameters, concatenate
@@ -19,7 +20,7 @@ from reid.data.plan import Plan, StreamSteps
 from reid.data.pool import Pool
 from reid.data.shard_reader import DamagedData, Dropped, Identity
 from reid.data.storage import file_version
-from reid.data.workers import WorkerError, begin_worker, receive, start_workers
+from reid.data.workers import receive, start_workers
 
 STEPS_PER_DRAW = 64  # steps whose augmentation is drawn at once
 
@@ -42,39 +43,6 @@ class Batch:
     """Damage that was found, and left out, since the step before."""
 
 
-class _Streams(IterableDataset):
-    """The streams of one rank, shared among its workers in consecutive blocks; one Batch per worker and step."""
-
-    def __init__(
-        self, loader: TrainLoader, streams: Sequence[int], start: tuple[int, int], epochs: int, dropped: Collection[int]
-    ) -> None:
-        self.loader, self.streams, self.start, self.epochs, self.dropped = loader, streams, start, epochs, dropped
-        self.version = file_version(loader.data.root, MANIFEST_NAME)
-
-    def __iter__(self) -> Iterator[Batch | WorkerError]:
-        worker = get_worker_info()
-        streams = self.streams
-        if worker is not None:
-            begin_worker()
-            streams = np.array_split(np.array(streams), worker.num_workers)[worker.id].tolist()
-        try:
-            first_epoch, first_step = self.start
-            for epoch in range(first_epoch, self.epochs):
-                self._check_manifest()
-                resumed = (first_step, self.dropped) if epoch == first_epoch else (0, ())
-                yield from self.loader.read_streams(epoch, streams, *resumed)
-        except (ValueError, OSError) as error:
-            yield WorkerError(str(error))
-
-    def _check_manifest(self) -> None:
-        root = self.loader.data.root
-        if file_version(root, MANIFEST_NAME) != self.version:
-            raise ValueError(
-                f"{root}: {MANIFEST_NAME} was replaced while this run read the shards; start a new run on the new "
-                "data, or restore the old data and resume"
-            )
-
-
 class TrainLoader:
     """The batches of one rank, step after step and epoch after epoch.
 
@@ -87,9 +55,11 @@ class TrainLoader:
         self, data: DataConfig, split: Split, plan: Plan, augmentation: Augmentation, rank: int = 0, world_size: int = 1
     ) -> None:
         self.data, self.split, self.plan, self.augmentation = data, split, plan, augmentation
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.streams = rank, plan.streams_of_rank(rank, world_size)
         self.pixels = Pixels.from_config(data)
-        self.labels = classes_of(split.pids, plan.image_counts > 0)  # (N,) class of each identity, -1 if not trained on
+        trained = plan.image_counts > 0
+        self.labels = np.full(len(split.pids), -1)  # (N,) place of each trained pid among the sorted, -1 for others
+        self.labels[trained] = np.unique(split.pids[trained], return_inverse=True)[1]
         self.slots = plan.groups_per_step * plan.images  # images of a stream in a step without short groups
 
     def batches(
@@ -105,12 +75,11 @@ class TrainLoader:
         Raises:
             DamagedData: at the first damage; with on_damage = skip, if nothing of a step is left.
         """
-        streams = self.plan.streams_of_rank(self.rank, self.world_size)
-        workers = min(self.data.workers, len(streams))
-        parts = start_workers(_Streams(self, streams, start, epochs, dropped), workers)
-        first_epoch, first_step = start
-        for epoch in range(first_epoch, epochs):
-            for step in range(first_step if epoch == first_epoch else 0, self.plan.steps_per_epoch):
+        workers = min(self.data.workers, len(self.streams))
+        version = file_version(self.data.root, MANIFEST_NAME)
+        parts = start_workers(partial(self._read, start, epochs, dropped, version), workers)
+        for epoch in range(start[0], epochs):
+            for step in range(start[1] if epoch == start[0] else 0, self.plan.steps_per_epoch):
                 batch = join([receive(parts) for _ in range(max(1, workers))])
                 if not len(batch.ids):
                     raise DamagedData(
@@ -118,6 +87,19 @@ class TrainLoader:
                         "repair the shards, or lower batch.streams so that a rank reads more of them"
                     )
                 yield epoch, step, batch
+
+    def _read(
+        self, start: tuple[int, int], epochs: int, dropped: Collection[int], version: object, worker: int, workers: int
+    ) -> Iterator[Batch]:
+        """Yield the part of one worker, a block of consecutive streams, while the manifest has this version."""
+        streams = np.array_split(self.streams, workers)[worker].tolist()
+        for epoch in range(start[0], epochs):
+            if file_version(self.data.root, MANIFEST_NAME) != version:
+                raise ValueError(
+                    f"{self.data.root}: {MANIFEST_NAME} was replaced while this run read the shards; start a new run "
+                    "on the new data, or restore the old data and resume"
+                )
+            yield from self.read_streams(epoch, streams, *((start[1], dropped) if epoch == start[0] else ()))
 
     def read_streams(
         self, epoch: int, streams: Sequence[int], start: int = 0, dropped: Collection[int] = ()
@@ -156,12 +138,13 @@ class TrainLoader:
                     slots += range(slot, slot + len(group))
                 slot += len(indices)
         rows = np.array([row for row, _ in ids], dtype=np.int64)
+        chosen = torch.tensor(slots, dtype=torch.int64)
         return Batch(
             images=images[: len(ids)],
             labels=torch.from_numpy(self.labels[rows]),
             camids=torch.tensor(camids, dtype=torch.int64),
             ids=torch.tensor(ids, dtype=torch.int64).reshape(-1, 2),
-            parameters=drawn.select(torch.tensor(slots, dtype=torch.int64)),
+            parameters=Parameters(*(column[chosen] for column in drawn)),
             dropped=tuple(dropped for pool in pools for dropped in pool.take_unreported()),
         )
 
@@ -174,13 +157,6 @@ class TrainLoader:
             pool.drop(Dropped((identity.row,), str(error)))
             return False
         return True
-
-
-def classes_of(pids: np.ndarray, trained: np.ndarray) -> np.ndarray:
-    """Return (N,) classes: the place of each pid among the sorted pids that are `trained` (N,) bool, -1 for others."""
-    classes = np.full(len(pids), -1)
-    classes[trained] = np.unique(pids[trained], return_inverse=True)[1]
-    return classes
 
 
 def _allocate(count: int, pixels: Pixels) -> Tensor:

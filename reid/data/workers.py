@@ -6,67 +6,67 @@ import atexit
 import multiprocessing
 import signal
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from typing import Any
 from weakref import WeakSet
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from reid.data.shard_reader import DamagedData
 
 
-@dataclass(frozen=True)
-class WorkerError:
-    """An error that a worker sends to the training process, without the worker's stack trace."""
+class _Items(IterableDataset):
+    """The items that one worker reads. An error is the last item: raised here, it would bring its stack trace along."""
 
-    message: str
+    def __init__(self, read: Callable[[int, int], Iterator[Any]]) -> None:
+        self.read = read
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        try:
+            yield from self.read(0, 1) if worker is None else self.read(worker.id, worker.num_workers)
+        except (ValueError, OSError) as error:
+            yield DamagedData(str(error))
 
 
-def start_workers(dataset: IterableDataset, workers: int) -> Iterator[Any]:
-    """Return the dataset's items, made by `workers` decoding processes, which end with the iterator or the program."""
+def start_workers(read: Callable[[int, int], Iterator[Any]], workers: int) -> Iterator[Any]:
+    """Return the items of read(worker, number of workers) of all workers in turn, to be taken by `receive`.
+
+    The workers are decoding processes, which end with the iterator or the program. With 0, this process reads.
+    """
     others = multiprocessing.active_children()
     parts = iter(
         DataLoader(
-            dataset,
+            _Items(read),
             batch_size=None,
             num_workers=workers,
             prefetch_factor=4 if workers else None,
+            worker_init_fn=_ignore_signals,
             generator=torch.Generator(),  # otherwise it draws from the global one
         )
     )
     _started.update(process for process in multiprocessing.active_children() if process not in others)
-    _kill_at_exit()
     return parts
 
 
 _started: WeakSet[BaseProcess] = WeakSet()
 
 
-@cache
-def _kill_at_exit() -> None:
+@atexit.register  # after the import of torch, which registers multiprocessing's handler: the last one runs first
+def _kill_workers() -> None:
     """Kill the workers when the program ends with an error, which keeps iterators and so their processes alive.
 
-    multiprocessing would send SIGTERM, which they ignore, and wait for ever. The handler registered last runs first.
+    multiprocessing would send SIGTERM, which they ignore, and wait for ever.
     """
-
-    def kill() -> None:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report that they died
-        for process in _started:
-            process.kill()
-
-    atexit.register(kill)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report that they died
+    for process in _started:
+        process.kill()
 
 
-def begin_worker() -> None:
-    """Prepare a decoding process: one thread, and no reaction to signals.
-
-    Launchers and terminals signal all processes, but the training process needs data to complete its step.
-    """
-    torch.set_num_threads(1)
+def _ignore_signals(worker: int) -> None:
+    """Launchers and terminals signal all processes, but the training process needs data to complete its step."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
@@ -80,8 +80,8 @@ def receive(parts: Iterator[Any]) -> Any:
         # child's death, follows at once; wait for it here, so that it is not raised later.
         time.sleep(1)
         raise RuntimeError(f"DataLoader worker is gone: {error or type(error).__name__}") from error
-    if isinstance(item, WorkerError):
-        raise DamagedData(item.message)
+    if isinstance(item, DamagedData):
+        raise DamagedData(str(item))
     return item
 
 

@@ -243,20 +243,17 @@ def _list_means(gallery: Features, identities: _Identities, own: Tensor, own_of:
 class _WithoutCamera:
     """Means of identities without a camera: one per (identity, camera) of the queries, not one per query.
 
-    pids (I,) and cameras (C,) ascending; pairs (V,) ascending, the identity's place * C + the camera's; means (V, D);
-    use (V,): its own row, LISTED if no image of the identity is by the camera, or EMPTIED if all are.
+    pids (I,) and cameras (C,) ascending; pairs (V,) ascending, the identity's place * C + the camera's; identity (V,):
+    that place; means (V, D); use (V,): its own row, LISTED if no image of the identity is by the camera, or EMPTIED if
+    all are.
     """
 
     pids: Tensor
     cameras: Tensor
     pairs: Tensor
+    identity: Tensor
     means: Tensor
     use: Tensor
-
-    @property
-    def identity(self) -> Tensor:
-        """(V,) the place in `pids` of each pair's identity."""
-        return self.pairs // max(len(self.cameras), 1)
 
     def own_of(self, query: Features) -> Tensor:
         """Return Gallery.own_of; LISTED also if the query's camera is unknown or the gallery lacks its identity."""
@@ -281,7 +278,7 @@ def _leave_cameras_out(query: Features, gallery: Features, identities: _Identiti
     means = ((identities.sums[of] - sums) / left.clamp(min=1)[:, None]).float()
     row = torch.arange(len(pairs), device=pairs.device)
     use = row.masked_fill(left == 0, EMPTIED).masked_fill(removed == 0, LISTED)
-    return _WithoutCamera(identities.pids, cameras, pairs, means, use)
+    return _WithoutCamera(identities.pids, cameras, pairs, of, means, use)
 
 
 def _pair(identity: Tensor, camids: Tensor, cameras: Tensor) -> Tensor:

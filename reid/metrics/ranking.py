@@ -24,7 +24,6 @@ from reid.metrics.scores import (
     best_of_scores,
     count_before,
     cut,
-    cut_listed,
     expand_ranges,
     join_best,
     squared_norms,
@@ -65,7 +64,7 @@ class Search:
         self.entries = replace(METRICS[metric](entries, squares), listed=listed)
         self.own = METRICS[metric](self.gallery.own, squared_norms(self.gallery.own))
         self.device = self.queries.device
-        self.slices = cut(len(entries)) if listed is None else cut_listed(len(entries), listed)
+        self.slices = cut(len(entries), listed)
 
         identities = (~self.gallery.distractors).nonzero().squeeze(1)
         pids, order = self.gallery.pids[identities].sort(stable=True)
@@ -81,7 +80,7 @@ class Search:
 
     def scores(self, rows: slice, entries: slice | Tensor) -> Tensor:
         """Return writable (B, E) scores of a product's queries and some entries; larger is nearer."""
-        return self.entries.scores(self._pad(self.queries[rows]), entries)[: rows.stop - rows.start]
+        return self.entries.scores(self.pad(self.queries[rows]), entries)[: rows.stop - rows.start]
 
     def same_identity_pairs(self, rows: slice) -> SameIdentityPairs:
         row, place = expand_ranges(self._begin[rows], self._count[rows])
@@ -95,11 +94,11 @@ class Search:
         if not (own_of >= 0).any():
             return own_of >= 0, torch.zeros_like(own_of, dtype=torch.float32)
         # The diagonal of a product, not a sum of products: the same arithmetic as the scores it competes with.
-        at = self._pad(own_of.clamp(min=0)[:, None]).squeeze(1)
-        return own_of >= 0, self.own.scores(self._pad(self.queries[rows]), at).diagonal()[: len(own_of)]
+        at = self.pad(own_of.clamp(min=0)[:, None]).squeeze(1)
+        return own_of >= 0, self.own.scores(self.pad(self.queries[rows]), at).diagonal()[: len(own_of)]
 
     @staticmethod
-    def _pad(rows: Tensor) -> Tensor:
+    def pad(rows: Tensor) -> Tensor:
         """Append rows of zeros to (B, D). A product's last bit depends on its shape, so all products have one shape: a
         query then scores the same in any slice of the queries."""
         return F.pad(rows, (0, 0, 0, max(0, PRODUCT_ROWS - len(rows))))
@@ -138,33 +137,22 @@ def rank_matches(search: Search, start: int) -> tuple[Tensor, Tensor]:
     Returns:
         (B, P) 1-based ranks of their matches, ascending; and (B,) how many of the P are real.
     """
-    match = _match_at_once if len(search.slices) == 1 else _match_by_slices
-    tables = match(search, search.products(start))
+    tables = []
+    at_once = len(search.slices) == 1
+    for rows in search.products(start):
+        pairs = search.same_identity_pairs(rows)
+        if at_once:  # the product covers the gallery and so holds the scores of the matches
+            scores = search.scores(rows, search.slices[0])
+            tables.append(_Matches(search, rows, pairs, scores[pairs.row, pairs.entry]))
+            tables[-1].count(scores, search.slices[0])
+        else:
+            tables.append(_Matches(search, rows, pairs, _score_pairs(search, rows, pairs)))
+    for part in () if at_once else search.slices:  # slices outside and queries inside, which reads the gallery once
+        for table in tables:
+            table.count(search.scores(table.rows, part), part)
     widest = max(table.ahead.shape[1] for table in tables)
     ranks = [F.pad(table.ahead + 1, (0, widest - table.ahead.shape[1]), value=1) for table in tables]
     return torch.cat(ranks), torch.cat([table.number for table in tables])
-
-
-def _match_at_once(search: Search, products: list[slice]) -> list[_Matches]:
-    """Take the scores of the matches from the product, which covers the gallery."""
-    tables = []
-    for rows in products:
-        scores, pairs = search.scores(rows, search.slices[0]), search.same_identity_pairs(rows)
-        tables.append(_Matches(search, rows, pairs, scores[pairs.row, pairs.entry]))
-        tables[-1].count(scores, search.slices[0])
-    return tables
-
-
-def _match_by_slices(search: Search, products: list[slice]) -> list[_Matches]:
-    """Score the matches first; then loop over slices outside and queries inside, which reads the gallery once."""
-    tables = []
-    for rows in products:
-        pairs = search.same_identity_pairs(rows)
-        tables.append(_Matches(search, rows, pairs, _score_pairs(search, rows, pairs)))
-    for part in search.slices:
-        for table in tables:
-            table.count(search.scores(table.rows, part), part)
-    return tables
 
 
 def _score_pairs(search: Search, rows: slice, pairs: SameIdentityPairs) -> Tensor:

@@ -58,7 +58,16 @@ class Reranked(Search):
         k2: int = 6,
         lambda_: float = 0.3,
     ) -> None:
-        _check(protocol, k1, k2, lambda_)
+        known = [name for name, row in PROTOCOLS.items() if row.can_rerank]
+        if protocol not in known:
+            raise ValueError(
+                f"protocol {protocol!r} cannot be re-ranked; give {' or '.join(known)} (under `centroid` each query "
+                "sees another centroid of its identity, so there is no common graph of neighbours)"
+            )
+        if k1 < 1 or k2 < 1:
+            raise ValueError(f"k1 is {k1} and k2 is {k2}; give at least 1")
+        if not 0 <= lambda_ <= 1:
+            raise ValueError(f"lambda_ is {lambda_}; give a share between 0 (only Jaccard) and 1 (no re-ranking)")
         super().__init__(query, gallery, protocol, metric)
         if not query.embeddings.isfinite().all():  # `Search` checks all but junk, which is a neighbour here
             raise ValueError("re-ranking uses junk queries as neighbours, and one is not finite; leave it out")
@@ -131,9 +140,8 @@ def find_neighbours(vectors: Vectors, squares: Tensor, k: int) -> tuple[Tensor, 
     the squared distance to the farthest node, 1 if all nodes are equal."""
     nearest, farthest = [], []
     for i in range(0, len(squares), PRODUCT_ROWS):
-        queries = vectors.rows[i : i + PRODUCT_ROWS]
-        size = len(queries)
-        queries = F.pad(queries, (0, 0, 0, PRODUCT_ROWS - size))
+        size = min(PRODUCT_ROWS, len(squares) - i)
+        queries = Search.pad(vectors.rows[i : i + size])
         best, lowest = [], []
         for part in cut(len(squares)):
             scores = vectors.scores(queries, part)[:size]
@@ -176,8 +184,6 @@ def _split_rows(size: int, items_per_row: int) -> tuple[Tensor, ...]:
 
 def split_items(count: Tensor) -> list[slice]:
     """Cut lists with `count` (L,) items each into slices of about ITEMS items."""
-    if not len(count):
-        return []
     ends = torch.bincount(count.cumsum(0) // ITEMS).cumsum(0).tolist()
     return [slice(begin, end) for begin, end in itertools.pairwise([0, *ends]) if end > begin]
 
@@ -208,16 +214,3 @@ def average(sets: Sparse, nearest: Tensor) -> Sparse:
         values.append(torch.zeros_like(key).scatter_add_(0, group, sets.value[place].long()))
     key = torch.cat(keys)
     return Sparse.of(key // size, key % size, torch.cat(values), size)
-
-
-def _check(protocol: str, k1: int, k2: int, lambda_: float) -> None:
-    known = [name for name, row in PROTOCOLS.items() if row.can_rerank]
-    if protocol not in known:
-        raise ValueError(
-            f"protocol {protocol!r} cannot be re-ranked; give {' or '.join(known)} (under `centroid` each query sees "
-            "another centroid of its identity, so there is no common graph of neighbours)"
-        )
-    if k1 < 1 or k2 < 1:
-        raise ValueError(f"k1 is {k1} and k2 is {k2}; give at least 1")
-    if not 0 <= lambda_ <= 1:
-        raise ValueError(f"lambda_ is {lambda_}; give a share between 0 (only Jaccard) and 1 (no re-ranking)")

@@ -51,20 +51,14 @@ def squared_norms(embeddings: Tensor) -> Tensor:
     return squares
 
 
-def _cosine(embeddings: Tensor, squares: Tensor) -> Vectors:
-    """Divide the scores by the norms, not the features, which may be too many to copy. A zero vector scores zero."""
-    return Vectors(embeddings, scale=1 / squares.sqrt().clamp(min=1e-12))
-
-
-def _euclidean(embeddings: Tensor, squares: Tensor) -> Vectors:
-    """Score q.g - |g|^2 / 2 = (|q|^2 - d^2) / 2, which ranks as minus the distance d for one query."""
-    return Vectors(embeddings, bias=squares / -2)
-
-
-METRICS: dict[str, Callable[[Tensor, Tensor], Vectors]] = {"cosine": _cosine, "euclidean": _euclidean}
+METRICS: dict[str, Callable[[Tensor, Tensor], Vectors]] = {  # of embeddings (N, D) and their squared norms (N,)
+    # Divides the scores by the norms, not the features, which may be too many to copy. A zero vector scores zero.
+    "cosine": lambda embeddings, squares: Vectors(embeddings, scale=1 / squares.sqrt().clamp(min=1e-12)),
+    # Scores q.g - |g|^2 / 2 = (|q|^2 - d^2) / 2, which ranks as minus the distance d for one query.
+    "euclidean": lambda embeddings, squares: Vectors(embeddings, bias=squares / -2),
+}
 
 NEVER = -torch.inf  # the score of removed entries, below every real one
-COMPARED = 64  # matches of a query up to which comparing with each is faster than sorting
 
 
 def count_before(scores: Tensor, matches: Tensor, entries: Tensor) -> Tensor:
@@ -104,13 +98,9 @@ def _count_row(scores: np.ndarray, matches: np.ndarray, entries: np.ndarray) -> 
     """Count for one query, looking only at scores that reach the last match, often few."""
     near = np.flatnonzero(scores >= matches[-1])
     rest = scores[near]
-    if len(matches) <= COMPARED:
-        above = np.array([np.count_nonzero(rest > match) for match in matches])
-        tied = np.arange(len(matches))
-    else:
-        ordered = np.sort(rest)
-        above = len(rest) - np.searchsorted(ordered, matches, "right")
-        tied = np.flatnonzero(len(rest) - above > np.searchsorted(ordered, matches))
+    ordered = np.sort(rest)
+    above = len(rest) - np.searchsorted(ordered, matches, "right")
+    tied = np.flatnonzero(len(rest) - above > np.searchsorted(ordered, matches))
     before = np.searchsorted(near, entries)
     for i in tied:
         above[i] += np.count_nonzero(rest[: before[i]] == matches[i])
@@ -144,17 +134,16 @@ PRODUCT_ROWS, GALLERY_BLOCK = 256, 65_536  # at most 64 MiB of scores at a time
 TIE_BLOCK = 1 << 24  # scores at a time while ties are resolved
 
 
-def cut(size: int) -> list[slice]:
-    """Cut entries into slices of at most GALLERY_BLOCK and similar lengths: a narrow product may round differently."""
+def cut(size: int, listed: Tensor | None = None) -> list[slice]:
+    """Cut rows into slices of at most GALLERY_BLOCK and similar lengths: a narrow product may round differently.
+
+    If only the rows `listed` (E,), ascending, are entries, return slices of these, each from one slice of the rows.
+    """
     number = max(1, -(-size // GALLERY_BLOCK))
     edges = [size * i // number for i in range(number + 1)]
-    return [slice(begin, end) for begin, end in itertools.pairwise(edges)]
-
-
-def cut_listed(size: int, listed: Tensor) -> list[slice]:
-    """Cut entries, the rows `listed` (E,) of `size`, into slices that each come from one slice of the rows."""
-    edges = [int(torch.searchsorted(listed, part.stop)) for part in cut(size)]
-    return [slice(begin, end) for begin, end in itertools.pairwise([0, *edges]) if begin < end] or [slice(0, 0)]
+    if listed is not None:
+        edges = [int(torch.searchsorted(listed, edge)) for edge in edges]
+    return [slice(begin, end) for begin, end in itertools.pairwise(edges) if begin < end] or [slice(0, 0)]
 
 
 def expand_ranges(begin: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:

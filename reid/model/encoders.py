@@ -120,7 +120,14 @@ def _build_torchvision(config: ModelConfig, image_size: tuple[int, int]) -> tupl
         return ImageTransformer(encoder, *image_size), int(encoder.hidden_dim)
     encoder.avgpool = GeneralizedMean() if config.pool == "gem" else nn.AdaptiveAvgPool2d(1)
     if isinstance(encoder, ResNet):
-        _set_strides(encoder, config.last_stride, config.stem_stride)
+        if config.last_stride == 1:
+            for module in encoder.layer4[0].modules():
+                if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
+                    module.stride = (1, 1)
+        if config.stem_stride < 4:
+            encoder.maxpool = nn.Identity()
+        if config.stem_stride < 2:
+            encoder.conv1.stride = (1, 1)
         dim, encoder.fc = encoder.fc.in_features, nn.Identity()
     elif isinstance(encoder, SwinTransformer):
         dim, encoder.head = encoder.head.in_features, nn.Identity()
@@ -128,17 +135,6 @@ def _build_torchvision(config: ModelConfig, image_size: tuple[int, int]) -> tupl
         assert isinstance(encoder, ConvNeXt)  # whose classifier begins with a LayerNorm that belongs to the encoder
         dim, encoder.classifier[2] = encoder.classifier[2].in_features, nn.Identity()
     return encoder, int(dim)
-
-
-def _set_strides(encoder: ResNet, last_stride: int, stem_stride: int) -> None:
-    if last_stride == 1:
-        for module in encoder.layer4[0].modules():
-            if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
-                module.stride = (1, 1)
-    if stem_stride < 4:
-        encoder.maxpool = nn.Identity()
-    if stem_stride < 2:
-        encoder.conv1.stride = (1, 1)
 
 
 def _build_timm(config: ModelConfig, image_size: tuple[int, int]) -> tuple[nn.Module, int]:

@@ -68,9 +68,7 @@ class ReIDModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         feature = self.encoder(images)
         after_neck = self.neck(feature)
-        if not self.training:
-            return after_neck
-        return feature, self.classifier(after_neck)
+        return (feature, self.classifier(after_neck)) if self.training else after_neck
 
     def train(self, mode: bool = True) -> ReIDModel:
         """Set the mode as in any module, but leave the frozen layers in evaluation mode."""

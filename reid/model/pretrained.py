@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -52,9 +53,10 @@ def fetch(name: str) -> Path:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with hold(path.with_suffix(".lock"), on_wait=lambda holder: _say(f"waiting for {holder} to fetch {path.name}")):
+        say = partial(print, file=sys.stderr, flush=True)
+        with hold(path.with_suffix(".lock"), on_wait=lambda holder: say(f"waiting for {holder} to fetch {path.name}")):
             if not path.is_file():
-                _say(f"fetching {url_of(name)}")
+                say(f"fetching {url_of(name)}")
                 digest = path.stem.rsplit("-", 1)[1]  # torchvision's names end with the first digits of the sha256
                 torch.hub.download_url_to_file(url_of(name), str(path), hash_prefix=digest, progress=False)
     except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; a wrong hash is a RuntimeError
@@ -64,10 +66,6 @@ def fetch(name: str) -> Path:
             "give model.weights a local file, or none"
         ) from error
     return path
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

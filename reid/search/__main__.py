@@ -6,8 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from reid import DTYPES
 from reid.config import normalize_flags
+from reid.config.schema import DTYPES
 from reid.program import call
 from reid.search import GALLERIES
 

@@ -71,7 +71,7 @@ class Meter:
 class FiniteWatch:
     """Finds the first step that was not finite, and its images, without waiting for the device at each step.
 
-    `see` records on the device which features of a step are finite. `check` is called on every rank at log steps, with
+    `record` keeps on the device which features of a step are finite. `check` is called on every rank at log steps, with
     equal values, and stops all ranks together if one is not finite.
 
     Args:
@@ -81,9 +81,9 @@ class FiniteWatch:
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
         self.steps: list[tuple[int, Tensor, Tensor, Tensor]] = []
-        self.good = -1  # the last step that was checked to be finite
+        self.last_finite_step = -1  # the last step that was checked to be finite
 
-    def see(self, step: int, ids: Tensor, features: Tensor, loss: Tensor) -> None:
+    def record(self, step: int, ids: Tensor, features: Tensor, loss: Tensor) -> None:
         """Record a step. ids (B, 2): row of the identity and index of its image; features (B, D); loss ()."""
         self.steps.append((step, ids, features.detach().isfinite().all(dim=1), loss.detach().isfinite()))
 
@@ -91,17 +91,21 @@ class FiniteWatch:
         """Raise ValueError on every rank if a value is not finite, with the terms, the first bad images and `hint`."""
         bad = [name for name, value in values.items() if not torch.isfinite(torch.tensor(value))]
         if bad:
-            found = [first for first in gather_objects(self._first()) if first is not None]
+            found = [first for first in gather_objects(self._first_non_finite()) if first is not None]
             step = min((step for step, _ in found), default=None)
             images = "; ".join(text for at, text in found if at == step and text) or "all features are finite"
             where = f"first at step {step + 1}: {images}" if step is not None else images
             terms = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-            good = f"last good step {self.good + 1}" if self.good >= 0 else "no step before it was checked"
+            good = (
+                f"last good step {self.last_finite_step + 1}"
+                if self.last_finite_step >= 0
+                else "no step before it was checked"
+            )
             raise ValueError(f"not finite: {', '.join(bad)}; {where}; {hint}; {good}; all terms: {terms}")
-        self.good = max((step for step, *_ in self.steps), default=self.good)
+        self.last_finite_step = max((step for step, *_ in self.steps), default=self.last_finite_step)
         self.steps.clear()
 
-    def _first(self) -> tuple[int, str] | None:
+    def _first_non_finite(self) -> tuple[int, str] | None:
         """Return this rank's first step with a bad feature or loss, and the images of the bad features."""
         for step, ids, finite, loss_finite in self.steps:
             if bool(finite.all()) and not bool(loss_finite):
@@ -123,7 +127,7 @@ class DamageWatch:
     def __init__(self, rows: Sequence[int] = ()) -> None:
         self.dropped = [Dropped(tuple(rows), "found before this run was resumed")] if rows else []
 
-    def see(self, dropped: Sequence[Dropped]) -> None:
+    def record(self, dropped: Sequence[Dropped]) -> None:
         self.dropped += dropped
 
     @property
@@ -150,7 +154,7 @@ class HingeWatch:
         self.active: Tensor | None = None
         self.has_warned = False
 
-    def see(self, terms: Mapping[str, Tensor]) -> None:
+    def record(self, terms: Mapping[str, Tensor]) -> None:
         if "hinge_active" in terms and not self.has_warned:
             now = terms["hinge_active"].detach()
             self.active = now if self.active is None else self.active + now

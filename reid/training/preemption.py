@@ -26,7 +26,7 @@ POLL_S = 1.0  # seconds between two checks for the stop file
 
 
 class StopRequest:
-    """Whether this run was asked to stop. `agreed` is called once a step on every rank.
+    """Collects requests to stop and shares them among ranks. `agreed` is called once a step on every rank.
 
     Args:
         file: rank 0 checks for it; the run stops when it exists.
@@ -35,29 +35,29 @@ class StopRequest:
 
     def __init__(self, file: Path | None = None, timeout_s: int = 600) -> None:
         self.reason = ""
-        self.tell: Callable[[str], None] | None = None
+        self.on_signal: Callable[[str], None] | None = None
         self.file, self.checked = file, -POLL_S
         # A process group on the CPU: its collectives never wait for the device.
         self.group: Any = None
         if is_distributed():
             self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
-        self.asked: tuple[dist.Work, torch.Tensor] | None = None
+        self.pending: tuple[dist.Work, torch.Tensor] | None = None
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self.previous_handlers = {number: signal.signal(number, self._handle_signal) for number in SIGNALS}
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _handle_signal(self, number: int, frame: FrameType | None) -> None:
         self.reason = signal.Signals(number).name
-        if self.tell is not None:
-            self.tell(self.reason)
+        if self.on_signal is not None:
+            self.on_signal(self.reason)
 
     @contextlib.contextmanager
-    def telling(self, tell: Callable[[str], None]) -> Iterator[None]:
-        """Call `tell` at once with the name of a signal to rank 0, in a long block without `agreed`."""
-        self.tell = tell if rank() == 0 else None
+    def calling_on_signal(self, on_signal: Callable[[str], None]) -> Iterator[None]:
+        """Call `on_signal` at once with the name of a signal to rank 0, in a long block without `agreed`."""
+        self.on_signal = on_signal if rank() == 0 else None
         try:
             yield
         finally:
-            self.tell = None
+            self.on_signal = None
 
     def agreed(self) -> bool:
         """Return whether any rank had been asked at the last call: one step late, so that no rank waits."""
@@ -68,13 +68,13 @@ class StopRequest:
         mine = torch.tensor([int(bool(self.reason))])
         work = dist.all_reduce(mine, dist.ReduceOp.MAX, group=self.group, async_op=True)
         assert work is not None
-        self.asked = work, mine
+        self.pending = work, mine
         return answer
 
     def _answer(self) -> bool:
-        if self.asked is None:
+        if self.pending is None:
             return False
-        work, answer = self.asked
+        work, answer = self.pending
         work.wait()
         return bool(answer)
 
@@ -88,5 +88,5 @@ class StopRequest:
     def close(self) -> None:
         """Wait for the last collective, and restore the signal handlers."""
         self._answer()
-        for number, handler in getattr(self, "before", {}).items():
+        for number, handler in getattr(self, "previous_handlers", {}).items():
             signal.signal(number, handler)

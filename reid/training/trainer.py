@@ -179,9 +179,9 @@ class Trainer:
         if taken:  # features that overflowed, in fp16, must not move the centers
             self.objective.update_centers(features, labels)
         self.meter.count(len(labels))
-        self.finite.see(global_step, batch.ids, features, total)
-        self.hinge.see(terms)
-        self.damage.see(batch.dropped)
+        self.finite.record(global_step, batch.ids, features, total)
+        self.hinge.record(terms)
+        self.damage.record(batch.dropped)
         self.bar.update()
         return Step(total.detach(), terms, lr)
 
@@ -248,7 +248,7 @@ class Trainer:
     def evaluate(self, is_kept: bool) -> None:
         """Evaluate the epoch that has just ended. It can become the best only if its checkpoint is kept."""
         at_end = self.state.epoch == self.epochs
-        note = self.stop.telling(lambda reason: self.store.note_request(self.state, reason))
+        note = self.stop.calling_on_signal(lambda reason: self.store.note_request(self.state, reason))
         with note if is_kept else contextlib.nullcontext():
             scores = self.validation.evaluate(self.model, last=at_end)
         score = scores[self.validation.metric]

@@ -1,7 +1,6 @@
 """reid/data/augmentation.py: batched changes against one image at a time, in loops, numpy and Pillow."""
 
 import math
-from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -186,14 +185,14 @@ def test_erased_boxes_fit_and_have_the_area_and_shape_asked_for():
 def test_knobs_at_zero_draw_nothing():
     parameters = draw(50, flip=0.0, pad=0, rotate_degrees=0.0, scale=0.0, erase=0.0)
     wanted = identity(50)
-    for field in fields(Parameters):
-        assert torch.equal(getattr(parameters, field.name), getattr(wanted, field.name)), field.name
+    for name in Parameters._fields:
+        assert torch.equal(getattr(parameters, name), getattr(wanted, name)), name
 
 
 def test_the_generator_alone_decides():
     one, same, other = draw(20), draw(20), draw(20, seed=1)
-    for field in fields(Parameters):
-        assert torch.equal(getattr(one, field.name), getattr(same, field.name))
+    for name in Parameters._fields:
+        assert torch.equal(getattr(one, name), getattr(same, name))
     assert not torch.equal(one.erase, other.erase)
 
 
@@ -210,7 +209,7 @@ def test_the_generator_alone_decides():
 def test_a_knob_changes_its_own_parameters_only(knobs, changed):
     base = {"rotate_degrees": 10.0, "scale": 0.1, "erase": 1.0}
     one, other = draw(20, **base), draw(20, **{**base, **knobs})
-    differing = {f.name for f in fields(Parameters) if not torch.equal(getattr(one, f.name), getattr(other, f.name))}
+    differing = {name for name in Parameters._fields if not torch.equal(getattr(one, name), getattr(other, name))}
     assert differing == changed
 
 

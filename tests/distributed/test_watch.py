@@ -13,9 +13,9 @@ def meet_a_nan() -> str:
     features = torch.ones(2, 4)
     if rank == 1:
         features[1, 0] = float("nan")
-    watch.see(6, torch.zeros(2, 2, dtype=torch.int64), torch.ones(2, 4), torch.tensor(1.0))
+    watch.record(6, torch.zeros(2, 2, dtype=torch.int64), torch.ones(2, 4), torch.tensor(1.0))
     watch.check({"loss": 1.0}, "lower it")
-    watch.see(7, torch.tensor([[rank, 3], [rank + 2, 4]]), features, features.sum())
+    watch.record(7, torch.tensor([[rank, 3], [rank + 2, 4]]), features, features.sum())
     try:
         watch.check(mean_over_ranks({"loss": features.sum()}), "lower it")
     except ValueError as error:
@@ -37,7 +37,7 @@ def test_every_rank_stops_and_names_the_image(pool: Pool) -> None:
 
 def idle_hinge(active_rank: int) -> bool:
     watch = HingeWatch()
-    watch.see({"hinge_active": torch.tensor(0.5 if dist.get_rank() == active_rank else 0.0)})
+    watch.record({"hinge_active": torch.tensor(0.5 if dist.get_rank() == active_rank else 0.0)})
     return watch.end_epoch(0.5) is not None
 
 

@@ -211,8 +211,8 @@ def test_nothing_as_large_as_the_gallery_is_made(metric, junk):
 
 def test_slices_of_a_gallery_with_junk_are_those_of_its_rows():
     with blocks(GALLERY_BLOCK=4):
-        assert scores.cut_listed(12, torch.tensor([0, 2, 3, 8, 11])) == [slice(0, 3), slice(3, 5)]
-        assert scores.cut_listed(12, torch.tensor([], dtype=torch.int64)) == [slice(0, 0)]
+        assert scores.cut(12, torch.tensor([0, 2, 3, 8, 11])) == [slice(0, 3), slice(3, 5)]
+        assert scores.cut(12, torch.tensor([], dtype=torch.int64)) == [slice(0, 0)]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

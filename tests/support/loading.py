@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,7 +31,7 @@ def make_loader(
 
 
 def tensors_of(batch: Batch) -> dict[str, torch.Tensor]:
-    parameters = {field.name: getattr(batch.parameters, field.name) for field in fields(batch.parameters)}
+    parameters = batch.parameters._asdict()
     return {name: getattr(batch, name) for name in ("images", "labels", "camids", "ids")} | parameters
 
 

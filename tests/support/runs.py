@@ -26,13 +26,13 @@ def make_run(folder: Path, drawn: Drawn, seed: int = 0, encoder: str = "resnet10
     config.data.root, config.data.height, config.data.width = str(drawn.root), HEIGHT, WIDTH
     config.model.encoder, config.model.weights = encoder, "none"
     torch.manual_seed(seed)
-    model = ReIDModel(drawn.manifest.split("train").num_pids, config.model, config.data.image_size)
+    model = ReIDModel(len(drawn.manifest.split("train").pids), config.model, config.data.image_size)
     model.neck.weight.data[FEW:] = 0.0 if damage is None else damage
     rest = torch.nn.Linear(1, 1)
     folder.mkdir(parents=True)
     save(config, folder / "config.yaml")
     for epoch in (1, 2):
-        about = checkpoint_facts(config, drawn.manifest, drawn.manifest.split("train").num_pids)
+        about = checkpoint_facts(config, drawn.manifest, len(drawn.manifest.split("train").pids))
         parts = Parts(model, about, rest, torch.optim.SGD(rest.parameters()))
         checkpoint.save(folder / "checkpoints", parts, TrainState(epoch, 0), keep=2)
     return folder

@@ -33,11 +33,11 @@ def train(
     rank, world_size = dist.get_rank(), dist.get_world_size()
     loader = TrainLoader(data, split, plan, augmentation, rank, world_size)
     torch.manual_seed(0)
-    model = make_model(split.num_pids, encoder, norm=norm, sync_batchnorm=True, image_size=(HEIGHT, WIDTH))
+    model = make_model(len(split.pids), encoder, norm=norm, sync_batchnorm=True, image_size=(HEIGHT, WIDTH))
     model = model.to(dtype)
     convert_sync(model)
     config = LossConfig(triplet_scope="global", margin=5.0)
-    objective = Objective(config, split.num_pids, model.dim, torch.Generator().manual_seed(0)).to(dtype)
+    objective = Objective(config, len(split.pids), model.dim, torch.Generator().manual_seed(0)).to(dtype)
     wrapped = DistributedDataParallel(model) if is_distributed() else model
     optim = OptimConfig(lr=lr, warmup_epochs=1)
     optimizer, schedule = build_optimizer(model, optim), Schedule(optim, steps, identities=8)

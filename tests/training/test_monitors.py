@@ -33,17 +33,17 @@ def test_the_first_bad_images_are_named() -> None:
     ids = torch.tensor([[0, 1], [1, 4], [2, 0]])
     features = torch.ones(3, 4)
     loss = torch.tensor(1.0)
-    watch.see(10, ids, features, loss)
+    watch.record(10, ids, features, loss)
     features[1, 2] = float("nan")
-    watch.see(11, ids, features, loss)
-    watch.see(12, ids, torch.full((3, 4), float("inf")), loss)
+    watch.record(11, ids, features, loss)
+    watch.record(12, ids, torch.full((3, 4), float("inf")), loss)
     with pytest.raises(ValueError, match=r"not finite: mctl; first at step 12: rank 0, 1 of 3 .*0007 image 4.*; mend"):
         watch.check({"loss": 1.0, "mctl": float("nan")}, "mend")
 
 
 def test_finite_values_start_afresh() -> None:
     watch = FiniteWatch(NAMES)
-    watch.see(1, torch.tensor([[0, 0]]), torch.ones(1, 2), torch.tensor(1.0))
+    watch.record(1, torch.tensor([[0, 0]]), torch.ones(1, 2), torch.tensor(1.0))
     watch.check({"loss": 1.0}, "mend")
     assert not watch.steps
     with pytest.raises(ValueError, match="loss; all features are finite"):
@@ -53,9 +53,9 @@ def test_finite_values_start_afresh() -> None:
 def test_a_loss_that_overflows_with_finite_features_names_its_own_step() -> None:
     watch = FiniteWatch(NAMES)
     ids = torch.tensor([[0, 1], [1, 4], [2, 0]])
-    watch.see(4, ids, torch.ones(3, 4), torch.tensor(2.0))
-    watch.see(5, ids, torch.ones(3, 4), torch.tensor(float("inf")))
-    watch.see(6, ids, torch.full((3, 4), float("nan")), torch.tensor(float("nan")))
+    watch.record(4, ids, torch.ones(3, 4), torch.tensor(2.0))
+    watch.record(5, ids, torch.ones(3, 4), torch.tensor(float("inf")))
+    watch.record(6, ids, torch.full((3, 4), float("nan")), torch.tensor(float("nan")))
     with pytest.raises(ValueError, match="not finite: loss; first at step 6: all features are finite; mend"):
         watch.check({"loss": float("nan")}, "mend")
 
@@ -75,12 +75,12 @@ def test_an_idle_hinge_is_said_once() -> None:
     watch = HingeWatch()
     for active, said in [(0.25, False), (0.0, True), (0.0, False)]:
         for share in (active, 0.0):
-            watch.see({"hinge_active": torch.tensor(share)})
+            watch.record({"hinge_active": torch.tensor(share)})
         text = watch.end_epoch(0.5)
         assert (text is not None) == said
         if text is not None:
             assert "loss.margin = 0.5" in text and "loss.relative" in text
-    watch.see({})
+    watch.record({})
     assert HingeWatch().end_epoch(0.5) is None
 
 
