@@ -89,10 +89,8 @@ def build(
             temporary.rename(out)
         finally:
             _clear_leftovers(out, temporary, old)
-    sightings = {
-        split: [image for part in parts for _, images in part.samples for image in images]
-        for split, parts in packed.items()
-    }
+    samples = {split: [sample for part in parts for sample in part.samples] for split, parts in packed.items()}
+    sightings = {split: [image for _, images in found for image in images] for split, found in samples.items()}
     checks = [check.text for check in run_checks(sightings, raw.distractor_pid) if check.level == "warning"]
     return Build(manifest, len(raw.ignored), (*raw.warnings, *compare_counts(manifest, raw.published), *checks))
 
