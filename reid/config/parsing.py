@@ -79,6 +79,8 @@ def _parse(parser: _Parser, kind: type[AnyConfig], args: Sequence[str]) -> AnyCo
     try:
         namespace = parser.instantiate(namespace)
         return kind(**{f.name: namespace[f.name] for f in fields(kind)})
+    except TypeError as error:
+        raise ValueError("a section of the configuration has a value in place of its knobs, like `loss: 3`") from error
     except ValueError as error:
         files = [flag.removeprefix("--config=") for flag in flags if flag.startswith("--config=")]
         knob = str(error).partition(" ")[0]
