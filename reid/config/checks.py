@@ -51,7 +51,7 @@ def check_evaluation(options: EvaluateConfig) -> None:
     runs = bool(options.run or options.checkpoint != "newest")
     if runs + bool(options.features) + bool(options.compare) != 1:
         raise ValueError(
-            "give one of: --run FOLDER (of a training run, e.g. runs/quickstart), --features QUERY GALLERY, --compare A B"
+            "give one of: --run FOLDER (of a training run, as runs/quickstart), --features QUERY GALLERY, --compare A B"
         )
     if options.features and len(options.features) != 2:
         raise ValueError(f"--features {' '.join(options.features)}: give two, the query's and the gallery's")
