@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from reid import program
 from reid.config import Config, EvaluateConfig, parse
 from reid.data.images import Pixels
 from reid.data.manifest import load_manifest
@@ -50,7 +51,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
 
 def call(*args: str) -> None:
     wandb = [] if "--wandb" in " ".join(args) else ["--wandb=off"]
-    evaluate.start(parse(EvaluateConfig, [*args, "--workers=0", *wandb]))
+    evaluate.start(program.call(lambda: parse(EvaluateConfig, [*args, "--workers=0", *wandb])))
 
 
 @pytest.fixture(scope="module")
