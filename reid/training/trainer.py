@@ -52,12 +52,10 @@ class Trainer:
     """Trains a model and keeps its checkpoints.
 
     `state` and the tensors of `store.parts` are all that is saved; everything else is rebuilt from the configuration.
-    A dry run trains two steps with a store and a tracker that do nothing, and does not evaluate.
+    A dry run trains two steps with a store and a tracker that do nothing and a disabled validation.
 
     Args:
-        config: the complete configuration.
         data: manifest and plan of batches.
-        accelerator: of the process group.
         folder: the run's; claimed, unless it is a dry run.
         hosts: names of the machines that take part, for the log.
     """
@@ -94,7 +92,9 @@ class Trainer:
         self.loader = TrainLoader(
             config.data, data.split, data.plan, self.augmentation, accelerator.process_index, accelerator.num_processes
         )
-        self.validation = Validation(config.data, data.manifest, data.held_out, config.eval.batch_size, self.device)
+        self.validation = Validation(
+            config.data, data.manifest, data.held_out, config.eval.batch_size, self.device, enabled=not config.dry_run
+        )
         if self.is_main:
             print(format_start_up(config, data, accelerator, self.state, self.model), flush=True)
             for text in damaged:
@@ -133,7 +133,7 @@ class Trainer:
     def fit(self) -> bool:
         """Train up to the last step or a request to stop. Return whether training was stopped before its end."""
         self.wrapped.train()
-        if self.state.due and not self.config.dry_run:  # stopped or killed before it could evaluate
+        if self.state.due and self.validation.is_possible:  # stopped or killed before it could evaluate
             self.evaluate(is_kept=True)
             self.amend(required=self.state.epoch == self.epochs)
             self.meter.restart()
@@ -214,7 +214,7 @@ class Trainer:
             self.tracker.summarize({"data/dropped_identities_total": float(self.state.dropped_total)})
             self._print_line(warning)
         due = self._is_due(epoch, self.config.eval.every_epochs) or epoch + 1 == self.epochs
-        due = due and self.validation.is_possible and not self.config.dry_run
+        due = due and self.validation.is_possible
         self.state = replace(self.state, epoch=epoch + 1, step=0, dropped=(), due=due)
 
     def save_and_evaluate(self, is_last: bool) -> None:
@@ -276,7 +276,7 @@ class Trainer:
         from_rank_0(lambda: self.store.end(state, reason))
         if self.is_main:
             print(self._describe_end(reason), flush=True)
-        if self.config.track.artifacts and not stopped and not self.config.dry_run:
+        if self.config.track.artifacts and not stopped:
             self._log_artifacts()
         # W&B's agent ends runs with SIGTERM.
         self.tracker.finish(resumes=stopped and self.stop.reason != signal.SIGTERM.name)

@@ -31,10 +31,11 @@ class Validation:
     held_out: np.ndarray
     batch_size: int
     device: torch.device
+    enabled: bool
 
     @property
     def is_possible(self) -> bool:
-        return bool(self.held_out.any()) or has_test_set(self.manifest)
+        return self.enabled and (bool(self.held_out.any()) or has_test_set(self.manifest))
 
     @property
     def metric(self) -> str:
