@@ -2,7 +2,7 @@
 
 onnx and torch_export hold a graph from float32 images (batch, 3, height, width), RGB, 0 to 1, to features (batch, dim)
 after the neck; it normalizes images, but does not resize them. safetensors holds the weights of encoder and neck. Each
-file has the metadata that a program needs to use it, also as a .json beside it, except for ONNX. A file whose features
+file has the metadata that a program needs to use it, also as a .json next to it, except for ONNX. A file whose features
 differ from the model's is deleted.
 """
 

@@ -83,9 +83,10 @@ def _parse(parser: _Parser, kind: type[AnyConfig], args: Sequence[str]) -> AnyCo
         raise ValueError("a section of the configuration has a value in place of its knobs, like `loss: 3`") from error
     except ValueError as error:
         files = [flag.removeprefix("--config=") for flag in flags if flag.startswith("--config=")]
-        knob = str(error).partition(" ")[0]
-        if not files or any(flag.startswith(f"--{knob}=") for flag in flags):
-            raise
+        knob, is_knob, _ = str(error).removeprefix("--").partition(" = ")
+        section = knob.partition(".")[0]
+        if not files or not is_knob or any(flag.startswith((f"--{section}.", f"--{section}=")) for flag in flags):
+            raise  # not about a knob, or a flag may be the cause
         raise ValueError(f"{files[-1]}: {error}") from error
 
 

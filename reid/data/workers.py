@@ -58,7 +58,7 @@ _started: WeakSet[BaseProcess] = WeakSet()
 def _kill_workers() -> None:
     """Kill the workers when the program ends with an error, which keeps iterators and so their processes alive.
 
-    multiprocessing would send SIGTERM, which they ignore, and wait for ever.
+    multiprocessing would send SIGTERM, which they ignore, and wait forever.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report that they died
     for process in _started:

@@ -84,7 +84,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         if path.is_dir():
             found = [path / f"{name}.npy" for name in KEYS if (path / f"{name}.npy").is_file()]
-            # Copy on write: torch wants writable memory, and nothing is ever written to the file.
+            # Copy on write: torch requires writable memory, and nothing is ever written to the file.
             return {file.stem: _native(np.load(file, mmap_mode="c", allow_pickle=False)) for file in found}
         file = np.load(path, allow_pickle=False)
         if isinstance(file, np.ndarray):

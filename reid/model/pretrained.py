@@ -45,7 +45,7 @@ def cached_file(name: str) -> Path:
 def fetch(name: str) -> Path:
     """Return the cached file of an encoder's ImageNet weights, and download it first if it is missing.
 
-    A lock beside the file lets one process of a node (or of a shared home folder) download, without a process group.
+    A lock next to the file lets one process of a node (or of a shared home folder) download, without a process group.
     Raises ValueError, which says how to copy the file here, if there is no internet.
     """
     path = cached_file(name)

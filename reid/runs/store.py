@@ -1,4 +1,4 @@
-"""What a training run writes beside its log: checkpoints, config.yaml, and the file that says that it was stopped."""
+"""The files of a training run except its log: checkpoints, config.yaml and stopped.json."""
 
 from __future__ import annotations
 
@@ -69,7 +69,6 @@ class RunStore:
 
     def __init__(self, folder: RunFolder, parts: Parts, keep: int) -> None:
         self.folder, self.parts, self.keep = folder, parts, keep
-        self._path = folder.checkpoints
 
     def check_space(self) -> None:
         """Raise ValueError on every rank if the disk has no room for the kept checkpoints and the next one."""
@@ -108,12 +107,14 @@ class RunStore:
             Whether the checkpoint is on disk, and a warning or "".
         """
         return from_rank_0(
-            lambda: self._try(lambda: checkpoint.save(self._path, self.parts, state, self.keep), required)
+            lambda: self._try(lambda: checkpoint.save(self.folder.checkpoints, self.parts, state, self.keep), required)
         )
 
     def amend(self, state: TrainState, required: bool) -> tuple[bool, str]:
         """Replace the TrainState of the checkpoint that `save` has just written; otherwise like `save`."""
-        return from_rank_0(lambda: self._try(lambda: checkpoint.amend(self._path, state, self.keep), required))
+        return from_rank_0(
+            lambda: self._try(lambda: checkpoint.amend(self.folder.checkpoints, state, self.keep), required)
+        )
 
     def _try(self, write: Callable[[], object], required: bool) -> tuple[bool, str]:
         try:
@@ -121,7 +122,7 @@ class RunStore:
         except checkpoint.NotRemoved as error:
             return True, f"warning: {error.filename}: this old checkpoint could not be removed: {error.strerror}"
         except OSError as error:
-            reason = f"{self._path}: no checkpoint could be written: {error.strerror or error}"
+            reason = f"{self.folder.checkpoints}: no checkpoint could be written: {error.strerror or error}"
             if required:
                 raise ValueError(f"{reason}; earlier ones are intact") from error
             return False, f"warning: {reason}; training continues, earlier ones are intact"

@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     query.add_argument("--json", default="", metavar="FILE")
     _add_device(query)
 
-    remove = commands.add_parser("remove", help="remove identities or images from an index; it is written anew")
+    remove = commands.add_parser("remove", help="remove identities or images from an index, which is rewritten")
     remove.add_argument("index", metavar="INDEX")
     remove.add_argument("--identity", nargs="+", default=[], metavar="NAME")
     remove.add_argument("--path", nargs="+", default=[], metavar="PATH", help="as `query` prints it")

@@ -107,7 +107,7 @@ class Index:
         return self.meta.count
 
     def _map(self, name: str) -> np.ndarray:
-        """Map a column, copy-on-write: torch wants writable memory, and the file must not change."""
+        """Map a column, copy-on-write: torch requires writable memory, and the file must not change."""
         path, (header, shape, end) = self.folder / name, lay_out(name, self.meta)
         if not path.is_file() or path.stat().st_size < end:
             raise ValueError(f"{path} is missing or cut short: the index is damaged; make it again")

@@ -1,4 +1,4 @@
-"""Making and changing an index (reid/search/index.py): entries are appended, or all files are written anew.
+"""Write and change an index (reid/search/index.py): append entries, or rewrite all files.
 
 An append that is killed leaves the index unchanged: index.json, replaced last, says how much of each file counts.
 """
@@ -125,9 +125,9 @@ def create(folder: str | Path, meta: Meta) -> Iterator[Appender]:
 
 
 def remove(folder: str | Path, choose: Callable[[Entry], bool]) -> int:
-    """Remove the chosen entries and return their number. All files are written anew, so that nothing of them is left.
+    """Remove the chosen entries and return their number. All files are rewritten, so that nothing of them is left.
 
-    If this is killed the index is unchanged or, between two renames, complete in `.<name>.before` beside it.
+    If this is killed the index is unchanged or, between two renames, complete in `.<name>.before` next to it.
     """
     path = Path(folder).resolve()
     rest, before = (path.with_name(f".{path.name}.{state}") for state in ("rest", "before"))

@@ -86,7 +86,7 @@ def take_step(optimizer: Optimizer, scaler: torch.amp.GradScaler | None = None) 
 def group_parameters(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Return optimizer groups with `lr_factor` and `weight_decay`, in the order in which the model names their members.
 
-    The factors multiply; heads are what lies outside `model.encoder`. decay_norm = False: no decay on biases and on
+    The factors multiply; heads are all parameters outside `model.encoder`. decay_norm = False: no decay on biases and
     weights of normalization layers, which are vectors as well.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}

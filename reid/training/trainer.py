@@ -81,8 +81,7 @@ class Trainer:
         if config.speed.compile:
             model.compile()
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
-        # accelerate has put autocast around `forward`; the step has its own, and evaluations are float32 as in
-        # evaluate.py.
+        # Without the autocast that accelerate puts around `forward`: evaluations are float32, as in evaluate.py.
         self.model: ReIDModel = accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
         parts.model, parts.optimizer = self.model, self.optimizer
 

@@ -219,7 +219,7 @@ def test_sums_in_parts_equal_sums_at_once(monkeypatch):
 
 
 def test_centroids_agree_with_the_ctl_authors_code():
-    """Their code with the camera look-up mended: one centroid per (query identity, query camera), and without cameras
+    """Their code with the camera look-up fixed: one centroid per (query identity, query camera), and without cameras
     one per identity. `eval_small_ctl.npz` holds what it made of random features (756 images, 6 cameras)."""
     data = np.load(DATA / "eval_small_ctl.npz")
     cut = int(data["num_query"])

@@ -299,15 +299,15 @@ def test_ctl_published_agrees_with_the_ctl_authors_evaluator():
 
 
 def test_ctl_published_flatters():
-    """What its faults are worth where images of one camera look alike: more than the mended protocol, far more than the
+    """What its faults are worth where images of one camera look alike: more than the fixed protocol, far more than the
     image protocol on the same features."""
     query, gallery = alike_by_camera()
-    image, mended, published = (evaluate(query, gallery, p) for p in ("image", "centroid", "ctl_published"))
-    assert published.mAP > mended.mAP + 0.1 > image.mAP + 0.1
+    image, fixed, published = (evaluate(query, gallery, p) for p in ("image", "centroid", "ctl_published"))
+    assert published.mAP > fixed.mAP + 0.1 > image.mAP + 0.1
 
 
 def test_centroid_agrees_with_the_ctl_authors_evaluator_given_its_negatives():
-    """Their evaluator with the camera look-up mended lists a centroid per (identity, camera) of the queries. A query's
+    """Their evaluator with the camera look-up fixed lists a centroid per (identity, camera) of the queries. A query's
     own centroid is ours; as negatives it sees every camera-variant of the other identities, and identities without a
     query vanish, where ours sees each other identity once, averaged over all cameras, and keeps all. With their
     negatives in place of ours, as distractors, all 135 APs are equal; with our negatives for the same 40 identities
