@@ -11,35 +11,27 @@ def euclidean(a: Tensor, b: Tensor) -> Tensor:
 
     Computed from differences: x^2 + y^2 - 2xy loses the digits of small distances at the norms of raw features.
     """
-    squared = (a - b).square().sum(dim=-1)
-    nonzero = squared > 0
-    return torch.where(nonzero, squared, torch.ones_like(squared)).sqrt() * nonzero
+    return torch.linalg.vector_norm(a - b, dim=-1)
 
 
 @torch.no_grad()
-def find_nearest(
-    anchors: Tensor, candidates: Tensor, forbidden: Tensor, farthest: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Find the nearest (or farthest) allowed candidate of each anchor.
+def squared_for_mining(anchors: Tensor, candidates: Tensor, start: int | None = None) -> Tensor:
+    """Return squared distances (A, N) in float64 between anchors (A, D) and candidates (N, D), to choose pairs.
 
     Mining needs no gradient; distances of the chosen pairs are then computed by `euclidean`. Here x^2 + y^2 - 2xy is
     safe: its error in float64 is 1e-13 of the squared norm, less than that of differences in float32.
 
     Args:
-        anchors: (..., A, D).
-        candidates: (..., N, D).
-        forbidden: (..., A, N) bool.
-
-    Returns:
-        The index (..., A) of the candidate, and whether there is one (..., A).
+        start: the candidate at which the anchors begin, if they are candidates themselves.
     """
-    middle = candidates.mean(dim=-2, keepdim=True)
-    a, b = (anchors - middle).double(), (candidates - middle).double()
-    squares = a.square().sum(dim=-1)[..., :, None] + b.square().sum(dim=-1)[..., None, :]
-    distances = squares - 2 * a @ b.transpose(-1, -2)
-    distances = distances.masked_fill(forbidden, -torch.inf if farthest else torch.inf)
-    best = distances.argmax(dim=-1) if farthest else distances.argmin(dim=-1)
-    return best, ~forbidden.all(dim=-1)
+    b = candidates.double()
+    of_b = b.square().sum(dim=1)
+    if start is None:
+        a = anchors.double()
+        of_a = a.square().sum(dim=1)
+    else:
+        a, of_a = b[start : start + len(anchors)], of_b[start : start + len(anchors)]
+    return torch.addmm(of_a[:, None] + of_b, a, b.T, alpha=-2)
 
 
 def as_float(tensor: Tensor) -> Tensor:

@@ -7,24 +7,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reid.config import LossConfig
-from reid.distributed import global_mean
-from reid.losses.centroid import Centroids
+from reid.data.layout import Layout
+from reid.distributed import world_size
 from reid.losses.distances import as_float
+from reid.losses.gather import find_layout
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = LossConfig.smoothing) -> Tensor:
+def cross_entropy(
+    logits: Tensor, labels: Tensor, smoothing: float = LossConfig.smoothing, layout: Layout | None = None
+) -> Tensor:
     """Cross-entropy with label smoothing (Szegedy et al., 2016): targets (1 - s) * onehot + s / C.
 
     Args:
         logits: (B, C).
         labels: (B,) int64, in [0, C).
+        layout: of the global batch; default: found, for which the host waits for the device.
 
     Returns:
         This rank's share of the mean over the images of all ranks.
     """
     with torch.autocast(logits.device.type, enabled=False):
-        total = F.cross_entropy(as_float(logits), labels, label_smoothing=smoothing, reduction="sum")
-        return global_mean(total, torch.full((), float(len(labels)), device=labels.device))
+        logits = as_float(logits)
+        layout = layout or find_layout(labels, logits.dtype)
+        log_p = F.log_softmax(logits, dim=1)
+        likelihood = F.nll_loss(log_p, labels, reduction="sum")
+        return layout.image_weight * ((1 - smoothing) * likelihood - smoothing / logits.shape[1] * log_p.sum())
 
 
 class CenterLoss(nn.Module):
@@ -43,20 +50,25 @@ class CenterLoss(nn.Module):
         self.lr = lr
         self.register_buffer("centers", torch.randn(num_classes, dim, generator=generator))
 
-    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Return this rank's share of the loss. features (B, D); labels (B,) in [0, C)."""
+    def forward(self, features: Tensor, labels: Tensor, layout: Layout | None = None) -> Tensor:
+        """Return this rank's share of the loss. features (B, D); labels (B,) in [0, C); layout as `cross_entropy`."""
         with torch.autocast(features.device.type, enabled=False):
-            gaps = as_float(features) - self.centers[labels]
-            return global_mean(gaps.square().sum(), torch.full((), float(len(labels)), device=labels.device))
+            features = as_float(features)
+            layout = layout or find_layout(labels, features.dtype)
+            return (features - self.centers[labels]).square().sum() * layout.image_weight
 
     @torch.no_grad()
-    def update(self, centroids: Centroids) -> None:
+    def update(self, sums: Tensor, layout: Layout) -> None:
         """Make the step c_y -= lr * 2 * (n_y c_y - S_y) / B, with the sums S and counts n of the global batch.
 
         A center that would become infinite or NaN, because features overflowed, does not change.
+
+        Args:
+            sums: (identities of the global batch, D), from `sum_identities`.
+            layout: of the global batch, by labels in [0, C).
         """
-        rows = self.centers[centroids.pids]
-        sums, counts = centroids.sums.detach().to(rows.dtype), centroids.counts.to(rows.dtype)
-        gradient = 2 * (counts[:, None] * rows - sums) / counts.sum()
-        moved = rows - self.lr * gradient
-        self.centers[centroids.pids] = torch.where(moved.isfinite().all(dim=1, keepdim=True), moved, rows)
+        centers = self.centers[layout.labels]
+        gradient = layout.counts[:, None] * centers - sums  # times 2 / B, which is 2 / W of an image's weight
+        moved = torch.addcmul(centers, gradient, layout.image_weight, value=-2 * self.lr / world_size())
+        is_finite = (moved - moved == 0).all(dim=1, keepdim=True)  # isfinite takes four kernels
+        self.centers[layout.labels] = torch.where(is_finite, moved, centers)

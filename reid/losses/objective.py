@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-from functools import cache
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reid.config import LossConfig
-from reid.distributed import global_mean
-from reid.losses.centroid import (
-    Anchors,
-    Centroids,
-    centroid_anchors,
-    centroid_triplet_of,
-    gather_centroids,
-    modified_centroid_triplet_of,
-)
+from reid.data.layout import Layout
+from reid.losses.anchors import Anchors, Images, find_anchors
+from reid.losses.centroid import anchors_in_rounds, centroid_triplet_of, modified_centroid_triplet_of
 from reid.losses.distances import as_float
+from reid.losses.gather import GlobalBatch, find_layout
 from reid.losses.identity import CenterLoss, cross_entropy
-from reid.losses.triplet import batch_hard_triplet, quadruplet
+from reid.losses.triplet import batch_hard_triplet_of, images_in_scope, quadruplet_of
+
+
+class Losses(NamedTuple):
+    """What the objective computes in a step. `total` and `terms` are shares: their mean over ranks is global."""
+
+    total: Tensor
+    """() the weighted sum, with gradient."""
+    terms: dict[str, Tensor]
+    """The losses by name, without gradient."""
+    features: Tensor
+    """(B, D), without gradient."""
+    layout: Layout
+    """Of the global batch."""
+    sums: Tensor | None
+    """(C, D) sums of the features of all ranks, without gradient, that move the centers of the center loss."""
+    anchors: Anchors | None
+    """Of MCTL and CTL, in units of the margin."""
 
 
 class Objective(nn.Module):
@@ -37,6 +48,7 @@ class Objective(nn.Module):
     """
 
     spread: Tensor
+    weights: Tensor
 
     def __init__(
         self, config: LossConfig, num_classes: int, dim: int, generator: torch.Generator | None = None
@@ -45,101 +57,132 @@ class Objective(nn.Module):
         self.config = config
         self.center = CenterLoss(num_classes, dim, config.center_lr, generator)
         self.register_buffer("spread", torch.tensor(0.0))
-        self._raw_centroids: Centroids | None = None  # of this step, so that the centers need no second gather
+        weights = [weight for weight in config.weights.values() if weight]
+        self.register_buffer("weights", torch.tensor(weights), persistent=False)
 
-    def forward(self, features: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute this rank's share of the objective: the mean of the shares over ranks is the global value.
+    def forward(self, features: Tensor, logits: Tensor, labels: Tensor, layout: Layout | None = None) -> Losses:
+        """Compute this rank's share of the objective.
 
         Args:
             features: (B, D), before the neck.
-            logits: (B, C).
-            labels: (B,) int64, in [0, C).
-
-        Returns:
-            The weighted sum, with gradient, and without gradient the losses and diagnostics by name.
+            logits: (B, number of classes).
+            labels: (B,) int64, in [0, number of classes).
+            layout: of the global batch; default: found, for which the host waits for the device.
         """
         config = self.config
-        # Widened once, so that the gradients of the losses add up in float32.
-        features, logits = as_float(features), as_float(logits)
-        diagnostics: dict[str, Tensor] = {}
-
-        @cache
-        def anchors() -> Anchors:
-            return self._find_anchors(features, labels, diagnostics)
-
-        terms = {
-            "cross_entropy": lambda: cross_entropy(logits, labels, config.smoothing),
-            "triplet": lambda: batch_hard_triplet(features, labels, config.triplet_margin, config.triplet_scope),
-            "quadruplet": lambda: quadruplet(
-                features, labels, config.quadruplet_margin, config.quadruplet_margin2, config.triplet_scope
-            ),
-            "mctl": lambda: modified_centroid_triplet_of(anchors(), config.w1, config.margin, config.w2),
-            "ctl": lambda: centroid_triplet_of(anchors(), config.margin),
-            "center": lambda: self.center(features, labels),
-        }
-        losses = {name: terms[name]() for name, weight in config.weights.items() if weight}
-        total = torch.stack([config.weights[name] * loss for name, loss in losses.items()]).sum()
-        diagnostics["feature_norm"] = global_mean(
-            features.detach().float().norm(dim=1).sum(), torch.full((), float(len(labels)), device=labels.device)
-        )
-        return total, {name: loss.detach() for name, loss in losses.items()} | diagnostics
-
-    def _find_anchors(self, features: Tensor, labels: Tensor, diagnostics: dict[str, Tensor]) -> Anchors:
-        """Return the anchors of MCTL and CTL, and add to the diagnostics what they show."""
-        config = self.config
         with torch.autocast(features.device.type, enabled=False):
-            if config.normalize:
-                features = F.normalize(features, dim=1)
-            centroids = None
-            if config.relative or config.reading == "paper":
-                centroids = gather_centroids(features, labels)
-                self._raw_centroids = None if config.normalize else centroids.detach()
-            if config.relative and centroids is not None and self.training:
-                self._update_spread(centroids)
-            anchors = centroid_anchors(features, labels, config.reading, centroids=centroids)
-        unit = self.spread.clamp(min=1e-12) if config.relative else torch.ones_like(self.spread)
-        diagnostics |= diagnose(anchors, config.margin * unit, against_positive=not config.mctl)
+            # Widened once, so that the gradients of the losses add up in float32.
+            features, logits = as_float(features), as_float(logits)
+            layout = layout or find_layout(labels, features.dtype)
+            batch = GlobalBatch(features, layout, self._shares_images)
+            images = images_in_scope(batch, config.triplet_scope) if config.triplet or config.quadruplet else None
+            anchors = self._find_anchors(batch, images)
+            losses = {
+                "cross_entropy": lambda: cross_entropy(logits, labels, config.smoothing, layout),
+                "triplet": lambda: batch_hard_triplet_of(anchors["images"], config.triplet_margin),
+                "quadruplet": lambda: quadruplet_of(
+                    anchors["images"],
+                    images_in_scope(batch, config.triplet_scope),
+                    layout.identity,
+                    config.quadruplet_margin,
+                    config.quadruplet_margin2,
+                ),
+                "mctl": lambda: modified_centroid_triplet_of(anchors["centroids"], config.w1, config.margin, config.w2),
+                "ctl": lambda: centroid_triplet_of(anchors["centroids"], config.margin),
+                "center": lambda: self.center(features, labels, layout),
+            }
+            terms = {name: losses[name]() for name, weight in config.weights.items() if weight}
+            stacked = torch.stack(list(terms.values()))
+            total = stacked.dot(self.weights.to(stacked.dtype))
+        return Losses(
+            total=total,
+            terms={name: term.detach() for name, term in terms.items()},
+            features=features.detach(),
+            layout=layout,
+            sums=batch.sums.detach() if config.center else None,
+            anchors=anchors.get("centroids"),
+        )
+
+    @property
+    def _shares_images(self) -> bool:
+        """Whether a loss compares the images of all ranks."""
+        config = self.config
+        mines_globally = (config.triplet or config.quadruplet) and config.triplet_scope == "global"
+        return bool(mines_globally or ((config.mctl or config.ctl) and config.reading == "rounds"))
+
+    def _find_anchors(self, batch: GlobalBatch, images: Images | None) -> dict[str, Anchors]:
+        """Return the anchors among `images`, and those of MCTL and CTL, in units of `unit`, among `centroids`."""
+        config = self.config
+        uses_centroids = bool(config.mctl or config.ctl)
+        together = uses_centroids and config.reading == "paper" and not config.normalize
+        anchors = find_anchors(batch, images, together) if images or together else {}
+        if not uses_centroids:
+            return anchors
+        space = batch.normalized() if config.normalize else batch
+        if config.reading == "rounds":
+            anchors["centroids"] = anchors_in_rounds(space)
+        elif config.normalize:
+            anchors |= find_anchors(space, None, centroids=True)
         if config.relative:
-            anchors = anchors.in_units_of(unit)
-            diagnostics["centroid_spread"] = unit.clone()
+            if self.training:
+                self._update_spread(space.sums / space.layout.counts[:, None])
+            anchors["centroids"] = anchors["centroids"].in_units_of(self.unit)
         return anchors
 
+    @property
+    def unit(self) -> Tensor:
+        """() the unit of MCTL's and CTL's distances, if `relative`."""
+        return self.spread.clamp(min=1e-12)
+
     @torch.no_grad()
-    def _update_spread(self, centroids: Centroids) -> None:
-        means = centroids.means.float()
+    def _update_spread(self, means: Tensor) -> None:
+        means = means.float()
         pairs = len(means) * (len(means) - 1)
         if pairs:
             now = torch.cdist(means, means, compute_mode="donot_use_mm_for_euclid_dist").sum() / pairs
             updated = torch.where(self.spread > 0, 0.9 * self.spread + 0.1 * now, now)
             self.spread.copy_(torch.where(now.isfinite(), updated, self.spread))  # not if features overflowed
 
-    def update_centers(self, features: Tensor, labels: Tensor) -> None:
-        """Move the centers by the batch that `forward` has just seen; once per optimizer step, on every rank."""
-        if self.config.center:
-            with torch.no_grad():
-                self.center.update(self._raw_centroids or gather_centroids(as_float(features.detach()), labels))
-        self._raw_centroids = None
+    def update_centers(self, losses: Losses) -> None:
+        """Move the centers by a batch that `forward` has seen; once per optimizer step, on every rank."""
+        if losses.sums is not None:
+            self.center.update(losses.sums, losses.layout)
+
+    @torch.no_grad()
+    def diagnose(self, losses: Losses) -> dict[str, Tensor]:
+        """Describe the features and anchors of a step, as shares.
+
+        Returns:
+            feature_norm: mean norm of the features. With MCTL or CTL also hinge_active: fraction of anchors whose
+            hinge is active; d_ap, d_an: mean distances in units of feature distance; negative_entropy: entropy in nats
+            of which identity is the nearest negative, among this rank's anchors: near 0, one identity is the nearest
+            negative of most anchors; centroid_spread: the unit of distance, if `relative`.
+        """
+        norms = losses.features.norm(dim=1).sum() * losses.layout.image_weight
+        if losses.anchors is None:
+            return {"feature_norm": norms}
+        found = diagnose(losses.anchors, self.config.margin, against_positive=not self.config.mctl)
+        if self.config.relative:
+            found |= {
+                "d_ap": found["d_ap"] * self.unit,
+                "d_an": found["d_an"] * self.unit,
+                "centroid_spread": self.unit,
+            }
+        return {"feature_norm": norms, **found}
 
 
-@torch.no_grad()
-def diagnose(anchors: Anchors, margin: Tensor, against_positive: bool = False) -> dict[str, Tensor]:
-    """Describe the anchors of a step, as shares: their mean over ranks is the global value.
+def diagnose(anchors: Anchors, margin: float, against_positive: bool = False) -> dict[str, Tensor]:
+    """Return hinge_active, d_ap, d_an and negative_entropy of anchors; see `Objective.diagnose`.
 
     Args:
         against_positive: the hinge is CTL's, d_ap + margin > d_an, not MCTL's, d_an < margin.
-
-    Returns:
-        hinge_active: fraction of anchors whose hinge is active. d_ap, d_an: mean distances. negative_entropy: entropy
-        in nats of which identity is the nearest negative, among this rank's anchors; near 0, one identity is the
-        nearest negative of most anchors.
     """
     gap = anchors.d_ap + margin - anchors.d_an if against_positive else margin - anchors.d_an
-    weight = anchors.weight * anchors.has_negative
-    weight = weight / weight.sum().clamp(min=1e-12)
+    weight = anchors.push_weight / anchors.push_weight.sum().clamp(min=1e-12)
     shared = (anchors.nearest[:, None] == anchors.nearest).to(weight.dtype) @ weight
     return {
-        "hinge_active": anchors.mean(((gap > 0) & anchors.has_negative).to(gap.dtype)),
-        "d_ap": anchors.mean(anchors.d_ap),
-        "d_an": anchors.mean(anchors.d_an * anchors.has_negative),
+        "hinge_active": anchors.push_weight.dot((gap > 0).to(gap.dtype)),
+        "d_ap": anchors.weight.dot(anchors.d_ap),
+        "d_an": anchors.push_weight.dot(anchors.d_an),
         "negative_entropy": -(weight * shared.clamp(min=1e-12).log()).sum(),
     }

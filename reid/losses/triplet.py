@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from reid.config import LossConfig
-from reid.distributed import gather_padded, gather_sizes, global_mean, rank
-from reid.losses.distances import as_float, check_batch, check_margin, euclidean, find_nearest
+from reid.losses.anchors import Anchors, Images, find_anchors
+from reid.losses.distances import check_margin, euclidean, squared_for_mining
+from reid.losses.gather import GlobalBatch, find_global_batch
 
 SCOPES = ("local", "global")
 
@@ -22,7 +21,8 @@ def batch_hard_triplet(
 
         L = mean over anchors of  max(0, max_p d(a, p) - min_n d(a, n) + margin);  margin None: softplus(d_ap - d_an)
 
-    Rows without a positive or without a negative are not anchors; the mean is over the anchors of all ranks.
+    Rows without a positive or without a negative are not anchors; the mean is over the anchors of all ranks. The host
+    waits for the device to find the identities (see `find_layout`).
 
     Args:
         features: (B, D).
@@ -33,13 +33,19 @@ def batch_hard_triplet(
     Returns:
         A scalar, this rank's share.
     """
-    if margin is not None:
-        check_margin(margin)
     with torch.autocast(features.device.type, enabled=False):
-        hard = _mine_hardest(features, pids, scope)
-        gap = hard.d_ap - hard.d_an
-        values = F.softplus(gap) if margin is None else F.relu(gap + margin)
-        return global_mean((values * hard.is_anchor).sum(), hard.is_anchor.sum())
+        batch = find_global_batch(features, pids, shares_images=scope == "global")
+        anchors = find_anchors(batch, images_in_scope(batch, scope), centroids=False)["images"]
+        return batch_hard_triplet_of(anchors, margin)
+
+
+def batch_hard_triplet_of(anchors: Anchors, margin: float | None) -> Tensor:
+    """Compute the batch-hard triplet loss from anchors; see `batch_hard_triplet`."""
+    gap = anchors.d_ap - anchors.d_an
+    if margin is None:
+        return anchors.weight.dot(F.softplus(gap))
+    check_margin(margin)
+    return anchors.weight.dot(F.relu(gap + margin))
 
 
 def quadruplet(
@@ -57,55 +63,30 @@ def quadruplet(
     nearest to n1. margin2 < margin keeps the second term, which does not involve the anchor's negatives, the weaker
     one. With two identities in the batch there is no second term. Other arguments as for `batch_hard_triplet`.
     """
+    with torch.autocast(features.device.type, enabled=False):
+        batch = find_global_batch(features, pids, shares_images=scope == "global")
+        images = images_in_scope(batch, scope)
+        anchors = find_anchors(batch, images, centroids=False)["images"]
+        return quadruplet_of(anchors, images, batch.layout.identity, margin, margin2)
+
+
+def quadruplet_of(anchors: Anchors, images: Images, identity: Tensor, margin: float, margin2: float) -> Tensor:
+    """Compute the quadruplet loss from anchors among `images`; see `quadruplet`. identity: (B,), of the anchors."""
     check_margin(margin)
     if not 0 < margin2 < margin:
         raise ValueError(f"margin2 = {margin2} must lie between 0 and margin = {margin}")
-    with torch.autocast(features.device.type, enabled=False):
-        hard = _mine_hardest(features, pids, scope)
-        n1, n1_pids = hard.candidates[hard.nearest], hard.candidate_pids[hard.nearest]
-        taken = (pids[:, None] == hard.candidate_pids) | (n1_pids[:, None] == hard.candidate_pids)
-        n2, has_third = find_nearest(n1.detach(), hard.candidates, forbidden=taken)
-        second = F.relu(hard.d_ap - euclidean(n1, hard.candidates[n2]) + margin2) * has_third
-        values = F.relu(hard.d_ap - hard.d_an + margin) + second
-        return global_mean((values * hard.is_anchor).sum(), hard.is_anchor.sum())
+    n1 = images.features[anchors.nearest]
+    third = (identity[:, None] != images.identity) & (images.identity[anchors.nearest][:, None] != images.identity)
+    n2 = squared_for_mining(n1, images.features).masked_fill(~third, torch.inf).argmin(dim=1)
+    second = F.relu(anchors.d_ap - euclidean(n1, images.features[n2]) + margin2) * third.any(dim=1)
+    return anchors.weight.dot(F.relu(anchors.d_ap - anchors.d_an + margin) + second)
 
 
-@dataclass(frozen=True)
-class _Hardest:
-    """Farthest positive and nearest negative of each of this rank's rows, among N candidates.
-
-    d_ap, d_an (B,), with gradient. nearest (B,): index of the negative. is_anchor (B,) bool: has both. candidates
-    (N, D), with gradient, and candidate_pids (N,): the rows of this rank, or of all ranks.
-    """
-
-    d_ap: Tensor
-    d_an: Tensor
-    nearest: Tensor
-    is_anchor: Tensor
-    candidates: Tensor
-    candidate_pids: Tensor
-
-
-def _mine_hardest(features: Tensor, pids: Tensor, scope: str) -> _Hardest:
-    if scope not in SCOPES:
-        raise ValueError(f"scope = {scope!r}; choose one of {', '.join(SCOPES)}")
-    check_batch(features, pids)
-    features = as_float(features)
-    candidates, candidate_pids, start = features, pids, 0
+def images_in_scope(batch: GlobalBatch, scope: str) -> Images:
+    """Return the images among which triplets are mined: local, those of this rank; global, those of all ranks."""
+    layout = batch.layout
     if scope == "global":
-        sizes = gather_sizes(len(features), features.device)
-        candidates, candidate_pids = gather_padded(features, sizes), gather_padded(pids, sizes)
-        start = sum(sizes[: rank()])
-    same = pids[:, None] == candidate_pids
-    itself = torch.zeros_like(same)
-    itself.diagonal(start).fill_(True)
-    hardest, has_positive = find_nearest(features, candidates, forbidden=~same | itself, farthest=True)
-    nearest, has_negative = find_nearest(features, candidates, forbidden=same)
-    return _Hardest(
-        d_ap=euclidean(features, candidates[hardest]),
-        d_an=euclidean(features, candidates[nearest]),
-        nearest=nearest,
-        is_anchor=has_positive & has_negative,
-        candidates=candidates,
-        candidate_pids=candidate_pids,
-    )
+        return Images(batch.images, layout.row_identity, layout.push_weight, layout.start)
+    if scope != "local":
+        raise ValueError(f"scope = {scope!r}; choose one of {', '.join(SCOPES)}")
+    return Images(batch.features, layout.identity, layout.triplet_weight)

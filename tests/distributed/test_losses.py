@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from reid.config import LossConfig
 from reid.distributed import gather_padded, gather_sizes, world_size
 from reid.losses import centroid, triplet
-from reid.losses.centroid import gather_centroids
+from reid.losses.gather import find_global_batch
 from reid.losses.objective import Objective
 from tests.support.batches import DIM, PIDS, split_batch
 from tests.support.pool import Pool
@@ -78,9 +78,8 @@ def test_gather_is_the_transpose_of_its_backward(pool: Pool) -> None:
 
 
 def gather_sums(batch: str) -> tuple[Tensor, Tensor, Tensor]:
-    features, pids = split_batch(batch, world_size())[dist.get_rank()]
-    centroids = gather_centroids(features, pids)
-    return centroids.sums, centroids.counts, centroids.pids
+    found = find_global_batch(*split_batch(batch, world_size())[dist.get_rank()])
+    return found.sums, found.layout.counts, found.layout.labels
 
 
 @pytest.mark.parametrize("batch", list(PIDS))
@@ -88,7 +87,7 @@ def test_centroids_are_merged_by_pid_and_equal_on_every_rank(pool: Pool, batch: 
     parts = split_batch(batch, 3)
     features, pids = torch.cat([f for f, _ in parts]), torch.cat([p for _, p in parts])
     for sums, counts, found in pool.run(3, gather_sums, batch):
-        assert found.tolist() == sorted(set(pids.tolist()))
+        assert sorted(found.tolist()) == sorted(set(pids.tolist()))
         for row, pid in enumerate(found.tolist()):
             torch.testing.assert_close(sums[row], features[pids == pid].sum(dim=0))
             assert counts[row] == (pids == pid).sum()
@@ -133,11 +132,11 @@ def train_net(reading: str, relative: bool = False, compiled: bool = False) -> d
             bounds = [0] + [ROWS * 4 * (r + 1) // world_size() - (r == 0 and world_size() > 1) * 4 for r in range(4)]
             own = slice(bounds[_rank()], bounds[_rank() + 1])
             features, logits = model(images[own])
-            total, _ = objective(features, logits, labels[own])
-            total.backward()
+            losses = objective(features, logits, labels[own])
+            losses.total.backward()
             optimizer.step()
             optimizer.zero_grad()
-            objective.update_centers(features, labels[own])
+            objective.update_centers(losses)
         return {**net.state_dict(), **objective.state_dict()}
     finally:
         torch.set_default_dtype(torch.float32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reid.losses import centroid, identity, triplet
-from reid.losses.centroid import gather_centroids
 from reid.losses.distances import euclidean
+from reid.losses.gather import find_global_batch
 from tests.support.oracles import ORACLES, real_rows
 
 MARGINS = [0.3, 0.5, 1.0, 5.0, 20.0]
@@ -52,7 +54,8 @@ def test_mctl_of_the_paper_with_short_groups_differs_from_the_oracle_by_its_mean
     anchors = centroid.centroid_anchors(features, pids)
     rounds = torch.tensor([int((pids[:i] == pids[i]).sum()) for i in range(len(pids))])
     per_round = torch.bincount(rounds)
-    object.__setattr__(anchors, "weight", 1.0 / (per_round[rounds] * len(per_round)))
+    weight = (1.0 / (per_round[rounds] * len(per_round))).double()
+    anchors = replace(anchors, weight=weight, push_weight=weight)
     key = f"mctl_literal_fullneg_m{margin}"
     loss = centroid.modified_centroid_triplet_of(anchors, 0.1, margin)
     assert_agrees(loss, features, oracle, f"cand_loss_{key}", f"cand_gradfeat_{key}")
@@ -82,7 +85,8 @@ def test_center_loss_agrees_with_the_oracle(name: str) -> None:
     center = identity.CenterLoss(int(oracle["num_classes"]), features.shape[1], lr=0.5)
     center.centers = torch.tensor(oracle["centers_init"], dtype=torch.float64)
     assert_agrees(center(features, labels), features, oracle, "loss_center_raw", "grad_feat_center_raw")
-    center.update(gather_centroids(features, labels))
+    batch = find_global_batch(features, labels)
+    center.update(batch.sums, batch.layout)
     np.testing.assert_allclose(center.centers, oracle["centers_after_sgd"], atol=1e-6)
 
 
@@ -320,7 +324,8 @@ def test_features_that_overflowed_leave_their_center_where_it_is() -> None:
     loss = identity.CenterLoss(3, 2, generator=torch.Generator().manual_seed(0))
     before = loss.centers.clone()
     features = torch.tensor([[1.0, 2.0], [torch.inf, 0.0], [3.0, 4.0]])
-    loss.update(gather_centroids(features, torch.tensor([0, 1, 2])))
+    batch = find_global_batch(features, torch.tensor([0, 1, 2]))
+    loss.update(batch.sums, batch.layout)
     assert torch.equal(loss.centers[1], before[1])
     assert loss.centers.isfinite().all() and not torch.isclose(loss.centers[[0, 2]], before[[0, 2]]).all(dim=1).any()
 

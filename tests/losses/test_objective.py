@@ -6,7 +6,6 @@ import torch
 
 from reid.config import LossConfig
 from reid.losses import centroid, identity, triplet
-from reid.losses.centroid import gather_centroids
 from reid.losses.objective import Objective, diagnose
 from tests.support.oracles import ORACLES, real_rows
 
@@ -18,9 +17,9 @@ def test_centers_move_by_the_features_and_not_by_a_scaled_gradient() -> None:
         objective = Objective(LossConfig(triplet_margin=0.3), 10, 16, torch.Generator().manual_seed(0))
         single = features.detach().float().requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            total, _ = objective(single, torch.zeros(16, 10), labels)
-        (total * scale).backward()
-        objective.update_centers(single, labels)
+            losses = objective(single, torch.zeros(16, 10), labels)
+        (losses.total * scale).backward()
+        objective.update_centers(losses)
         assert objective.center.centers.dtype == torch.float32
         moved.append(objective.state_dict()["center.centers"])
     assert torch.equal(moved[0], moved[1])
@@ -35,7 +34,8 @@ def test_the_objective_sums_its_weighted_terms_and_says_what_it_saw() -> None:
     logits = features @ torch.tensor(ORACLES["full_groups"]["fc_weight"]).T
     config = LossConfig(triplet=2.0, triplet_margin=0.3, mctl=0.5, ctl=0.25, center=0.01, margin=1.0)
     objective = Objective(config, 10, features.shape[1])
-    total, terms = objective(features, logits, labels)
+    losses = objective(features, logits, labels)
+    terms = objective.diagnose(losses)
     expected = (
         identity.cross_entropy(logits, labels)
         + 2.0 * triplet.batch_hard_triplet(features, labels, 0.3)
@@ -43,7 +43,7 @@ def test_the_objective_sums_its_weighted_terms_and_says_what_it_saw() -> None:
         + 0.25 * centroid.centroid_triplet(features, labels, 1.0)
         + 0.01 * objective.center(features, labels)
     )
-    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(losses.total, expected)
     anchors = centroid.centroid_anchors(features, labels)
     assert terms["d_ap"] == pytest.approx(anchors.d_ap.mean().item(), rel=1e-5)
     assert terms["d_an"] == pytest.approx(anchors.d_an.mean().item(), rel=1e-5)
@@ -58,12 +58,12 @@ def test_relative_distances_do_not_see_the_scale_of_the_features() -> None:
         totals = []
         for scale in (0.01, 1.0, 24.0):
             objective = Objective(LossConfig(relative=True, reading=reading, **only_mctl), 10, 16)
-            total, terms = objective(features * scale, torch.zeros(16, 10), labels)
-            means = gather_centroids(features * scale, labels).means
+            losses = objective(features * scale, torch.zeros(16, 10), labels)
+            means = torch.stack([scale * features[labels == label].mean(dim=0) for label in labels.unique()])
             spread = torch.pdist(means).mean().float()
             torch.testing.assert_close(objective.spread, spread)
-            assert terms["centroid_spread"] == objective.spread
-            totals.append(total.item())
+            assert objective.diagnose(losses)["centroid_spread"] == objective.spread
+            totals.append(losses.total.item())
         assert totals == pytest.approx([totals[0]] * 3, rel=1e-5)
         expected = centroid.modified_centroid_triplet(features, labels, 0.1, 0.7 * spread.item() / 24, reading)
         assert totals[1] == pytest.approx(expected.item() / (spread.item() / 24) ** 2, rel=1e-5)
@@ -89,7 +89,7 @@ def test_entropy_tells_whether_one_identity_attracts_everybody() -> None:
     entropies = []
     for centers in (corners, star):
         anchors = centroid.centroid_anchors(centers[labels], labels)
-        entropies.append(diagnose(anchors, torch.tensor(1.0))["negative_entropy"].item())
+        entropies.append(diagnose(anchors, 1.0)["negative_entropy"].item())
     assert entropies[0] == pytest.approx(np.log(4))
     shares = np.array([0.75, 0.25])
     assert entropies[1] == pytest.approx(-(shares * np.log(shares)).sum())
@@ -98,8 +98,9 @@ def test_entropy_tells_whether_one_identity_attracts_everybody() -> None:
 def test_a_weight_of_zero_switches_a_term_off() -> None:
     features, labels = real_rows(ORACLES["full_groups"])
     objective = Objective(LossConfig(cross_entropy=0, triplet=0, center=0), 10, 16)
-    _, terms = objective(features, torch.zeros(16, 10), labels)
-    assert set(terms) == {"mctl", "hinge_active", "d_ap", "d_an", "negative_entropy", "feature_norm"}
+    losses = objective(features, torch.zeros(16, 10), labels)
+    assert set(losses.terms) == {"mctl"}
+    assert set(objective.diagnose(losses)) == {"hinge_active", "d_ap", "d_an", "negative_entropy", "feature_norm"}
     with pytest.raises(ValueError, match="every loss weight is 0"):
         LossConfig(cross_entropy=0, triplet=0, center=0, mctl=0)
 

@@ -1,0 +1,58 @@
+"""Copy what belongs to a batch to the device: many small tensors in one transfer."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+ALIGNMENT = 16  # bytes; the widest element that a tensor may be viewed as
+
+T = TypeVar("T")
+
+
+def copy_to(tensor: Tensor, device: torch.device, pin: bool) -> Tensor:
+    """Copy a tensor to the device. pin: copy from page-locked memory, so that the host does not wait (only CUDA)."""
+    if device.type == "cuda" and pin and not tensor.is_cuda:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def move(batch: T, device: torch.device, pin: bool = False) -> T:
+    """Return a dataclass or named tuple with all its tensors, at any depth, on the device, copied as one buffer.
+
+    A copy costs about 10 microseconds of the host, whatever its size.
+    """
+    if device.type == "cpu":
+        return batch
+    tensors: list[Tensor] = []
+    _map_tensors(batch, tensors.append)
+    starts, end = [], 0
+    for tensor in tensors:
+        starts.append(end)
+        end += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+    buffer = torch.empty(end, dtype=torch.uint8, pin_memory=pin and device.type == "cuda")
+    for start, tensor in zip(starts, tensors, strict=True):
+        buffer[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+    moved = buffer.to(device, non_blocking=True)
+    places = iter(starts)
+
+    def take(tensor: Tensor) -> Tensor:
+        start = next(places)
+        return moved[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+
+    return _map_tensors(batch, take)
+
+
+def _map_tensors(value: Any, change: Any) -> Any:
+    """Return a copy of a tree of dataclasses and tuples with what `change` makes of each tensor, in order."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: _map_tensors(getattr(value, f.name), change) for f in fields(value)})
+    if isinstance(value, tuple):
+        changed = [_map_tensors(part, change) for part in value]
+        return type(value)(*changed) if hasattr(value, "_fields") else type(value)(changed)
+    return value
