@@ -99,21 +99,11 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return total
 
 
-def global_mean(local_sum: Tensor, local_count: Tensor) -> Tensor:
-    """Return this rank's share of a mean over the terms of all ranks: (W / M) * local_sum, M the global count.
-
-    The mean of the shares over ranks is the global mean, and DDP's averaging of gradients makes its gradient exact,
-    however unequal the counts are. local_sum () with gradient; local_count () any dtype. No term anywhere gives 0.
-    """
-    count = sum_over_ranks(local_count.to(local_sum.dtype))
-    return local_sum * (world_size() / count.clamp(min=1))
-
-
 @torch.no_grad()
 def copy_buffers_from_rank_0(module: nn.Module) -> None:
     """Copy the buffers (BatchNorm's running statistics) of rank 0, which a checkpoint keeps, to every rank.
 
-    DDP does it at the start of a forward pass only; after one, each rank has moved on by its own images.
+    Each rank moves its own by the images that it has seen; a training step does not read them.
     """
     if is_distributed():
         for buffer in module.buffers():
@@ -177,7 +167,8 @@ def start_accelerator(precision: str, timeout_s: int = 600, device: str = "auto"
         cpu=not cuda,
         mixed_precision=precision,
         kwargs_handlers=[
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            # BatchNorm's running statistics are copied where they are read, in evaluations, not at each step.
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
             InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s)),
         ],
     )

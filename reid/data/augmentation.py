@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cache
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -31,8 +32,31 @@ class Parameters(NamedTuple):
     """(B, 4) int64: top, left, height, width of the erased box; 0 for none."""
 
 
-def concatenate(parts: list[Parameters]) -> Parameters:
-    return Parameters(*map(torch.cat, zip(*parts, strict=True)))
+class Changes(NamedTuple):
+    """`Parameters` for each row and column of pixels: what the device needs to change B images of H x W pixels."""
+
+    rows: Tensor
+    """(B, H) int64: source of each row."""
+    columns: Tensor
+    """(B, W) int64: source of each column."""
+    inside_rows: Tensor
+    """(B, H) bool: rows that are not padding."""
+    inside_columns: Tensor
+    """(B, W) bool."""
+    erased_rows: Tensor
+    """(B, H) bool: rows of the erased box."""
+    erased_columns: Tensor
+    """(B, W) bool."""
+    affine: Tensor
+    """(B, 2, 3) float32: rotation and zoom in normalized coordinates."""
+
+
+Columns = TypeVar("Columns", Parameters, Changes)
+
+
+def concatenate(parts: Sequence[Columns]) -> Columns:
+    """Concatenate the images of several parts."""
+    return type(parts[0])(*map(torch.cat, zip(*parts, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -75,67 +99,65 @@ class Augmentation:
         left = np.floor(rng.random(count) * (width - box_width + 1)).astype(np.int64)
         return np.stack([top, left, box_height, box_width], axis=1)
 
-    def apply(self, images: Tensor, parameters: Parameters, pin: bool = True) -> Tensor:
+    def expand(self, parameters: Parameters, height: int, width: int) -> Changes:
+        """Work the parameters out for images of height x width pixels, on the host: the device runs few operations."""
+        rows = parameters.crop[:, :1] + torch.arange(height) - self.config.pad
+        columns = parameters.crop[:, 1:] + torch.arange(width) - self.config.pad
+        columns = torch.where(parameters.flip[:, None], width - 1 - columns, columns)
+        top, left, box_height, box_width = parameters.erase[:, :, None].unbind(dim=1)
+        turn, zoom = parameters.affine.double().unbind(dim=1)
+        sine, cosine, zero = turn.sin() / zoom, turn.cos() / zoom, torch.zeros_like(turn)
+        matrix = [cosine, -sine * (height / width), zero, sine * (width / height), cosine, zero]
+        return Changes(
+            rows=rows.clamp(0, height - 1),
+            columns=columns.clamp(0, width - 1),
+            inside_rows=(rows >= 0) & (rows < height),
+            inside_columns=(columns >= 0) & (columns < width),
+            erased_rows=_between(height, top, box_height),
+            erased_columns=_between(width, left, box_width),
+            affine=torch.stack(matrix, dim=1).unflatten(1, (2, 3)).float(),
+        )
+
+    def apply(self, images: Tensor, changes: Changes) -> Tensor:
         """Change images (B, 3, H, W) uint8 on any device; returns normalized float32 of the same shape."""
-        batch, _, height, width = images.shape
-        device = images.device
-        flip, crop = copy_to(parameters.flip, device, pin), copy_to(parameters.crop, device, pin)
-        rows = crop[:, :1] + torch.arange(height, device=device) - self.config.pad
-        columns = crop[:, 1:] + torch.arange(width, device=device) - self.config.pad
-        columns = torch.where(flip[:, None], width - 1 - columns, columns)
-        inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
-        rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
-        which = torch.arange(batch, device=device)[:, None, None]
-        moved = images.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]]
+        which = torch.arange(len(images), device=images.device)[:, None, None]
+        moved = images.permute(0, 2, 3, 1)[which, changes.rows[:, :, None], changes.columns[:, None, :]]
         if self.config.fill == "black":
-            moved = moved * inside[..., None]
+            moved = moved * _cross(changes.inside_rows, changes.inside_columns)[..., None]
         pixels = normalize(moved.permute(0, 3, 1, 2))
-        if self.config.rotate_degrees or self.config.scale:
-            pixels = _rotate_and_zoom(pixels, copy_to(parameters.affine, device, pin))
-        return _erase(pixels, copy_to(parameters.erase, device, pin))
+        if self.config.rotate_degrees or self.config.scale:  # pixels from outside repeat the border
+            grid = F.affine_grid(changes.affine, list(pixels.shape), align_corners=False)
+            pixels = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        erased = _cross(changes.erased_rows, changes.erased_columns)
+        return pixels.masked_fill(erased[:, None], 0.0)  # the mean colour
 
 
-def copy_to(tensor: Tensor, device: torch.device, pin: bool) -> Tensor:
-    """Copy a tensor to the device. pin: copy from page-locked memory, so that the host does not wait (only CUDA)."""
-    if device.type == "cuda" and pin and not tensor.is_cuda:
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+def _between(size: int, start: Tensor, length: Tensor) -> Tensor:
+    """Return (B, size) bool, whether a place lies in the box that begins at `start` (B, 1)."""
+    place = torch.arange(size)
+    return (place >= start) & (place < start + length)
+
+
+def _cross(rows: Tensor, columns: Tensor) -> Tensor:
+    """Return (B, H, W) bool, whether a pixel's row (B, H) and column (B, W) are both true."""
+    return rows[:, :, None] & columns[:, None, :]
+
+
+@cache
+def _channel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation (1, 3, 1, 1) of pixel values 0 to 255, on the device."""
+    with torch.inference_mode(False):
+        mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        return mean * 255, std * 255
 
 
 def normalize(images: Tensor) -> Tensor:
     """Return uint8 images (B, 3, H, W) as float32 with ImageNet's mean 0 and standard deviation 1 per channel."""
-    mean, std = _per_channel(IMAGENET_MEAN, images), _per_channel(IMAGENET_STD, images)
-    return (images.float() - mean * 255) / (std * 255)
-
-
-def _per_channel(values: Sequence[float], images: Tensor) -> Tensor:
-    """Return (1, 3, 1, 1), filled on the device of `images`: a copy from the host would wait for the device."""
-    filled = [torch.full((1, 1, 1, 1), value, device=images.device) for value in values]
-    return torch.cat(filled, dim=1)
+    mean, std = _channel_statistics(images.device)
+    return (images.float() - mean) / std
 
 
 def denormalize(pixels: Tensor) -> Tensor:
     """Return the inverse of `normalize`, rounded and clipped to uint8."""
-    mean, std = _per_channel(IMAGENET_MEAN, pixels), _per_channel(IMAGENET_STD, pixels)
-    return ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-
-
-def _rotate_and_zoom(pixels: Tensor, affine: Tensor) -> Tensor:
-    """Rotate and zoom around the center; pixels from outside repeat the border."""
-    height, width = pixels.shape[-2:]
-    sine, cosine, zoom = affine[:, 0].sin(), affine[:, 0].cos(), affine[:, 1]
-    zero = torch.zeros_like(zoom)
-    first = torch.stack([cosine / zoom, -sine / zoom * (height / width), zero], dim=1)
-    second = torch.stack([sine / zoom * (width / height), cosine / zoom, zero], dim=1)
-    grid = F.affine_grid(torch.stack([first, second], dim=1), list(pixels.shape), align_corners=False)
-    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
-
-
-def _erase(pixels: Tensor, boxes: Tensor) -> Tensor:
-    """Fill each image's box (B, 4) with the mean colour, which is 0 after normalization."""
-    top, left, height, width = boxes[:, :, None].unbind(dim=1)
-    rows = torch.arange(pixels.shape[2], device=pixels.device)
-    columns = torch.arange(pixels.shape[3], device=pixels.device)
-    in_rows = (rows >= top) & (rows < top + height)
-    in_columns = (columns >= left) & (columns < left + width)
-    return pixels.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0.0)
+    mean, std = _channel_statistics(pixels.device)
+    return (pixels * std + mean).round().clamp(0, 255).to(torch.uint8)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -13,13 +14,15 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from reid.config import DataConfig
-from reid.data.augmentation import Augmentation, Parameters, concatenate
+from reid.data.augmentation import Augmentation, Changes, Parameters, concatenate
 from reid.data.images import Pixels
+from reid.data.layout import Layout, build_layout
 from reid.data.manifest import MANIFEST_NAME, Split
 from reid.data.plan import Plan, StreamSteps
 from reid.data.pool import Pool
 from reid.data.shard_reader import DamagedData, Dropped, Identity
 from reid.data.storage import file_version
+from reid.data.transfer import copy_to, move
 from reid.data.workers import receive, start_workers
 
 STEPS_PER_DRAW = 64  # steps whose augmentation is drawn at once
@@ -35,10 +38,18 @@ class Batch:
     """(B,) int64, classes from 0 to the number of trained identities - 1."""
     ids: Tensor
     """(B, 2) int64: row of the identity in the manifest, index of its image."""
-    parameters: Parameters
+    changes: Changes
     """Of the augmentation."""
+    layout: Layout | None = None
+    """Of the global batch; None with data.on_damage = skip, when only the ranks together know what is left of it."""
     dropped: tuple[Dropped, ...] = ()
     """Damage that was found, and left out, since the step before."""
+
+    def to(self, device: torch.device, pin: bool) -> Batch:
+        """Return the batch with all but its ids on the device. pin: from page-locked memory (see `copy_to`)."""
+        labels, changes, layout = move((self.labels, self.changes, self.layout), device, pin)
+        images = copy_to(self.images, device, pin)
+        return replace(self, images=images, labels=labels, changes=changes, layout=layout)
 
 
 class TrainLoader:
@@ -53,7 +64,8 @@ class TrainLoader:
         self, data: DataConfig, split: Split, plan: Plan, augmentation: Augmentation, rank: int = 0, world_size: int = 1
     ) -> None:
         self.data, self.split, self.plan, self.augmentation = data, split, plan, augmentation
-        self.rank, self.streams = rank, plan.streams_of_rank(rank, world_size)
+        self.rank, self.world_size = rank, world_size
+        self.streams = plan.streams_of_rank(rank, world_size)
         self.pixels = Pixels.from_config(data)
         trained = plan.image_counts > 0
         self.labels = np.full(len(split.pids), -1)  # (N,) place of each trained pid among the sorted, -1 for others
@@ -97,7 +109,21 @@ class TrainLoader:
                     f"{self.data.root}: {MANIFEST_NAME} was replaced while this run read the shards; start a new run "
                     "on the new data, or restore the old data and resume"
                 )
-            yield from self.read_streams(epoch, streams, *((start[1], dropped) if epoch == start[0] else ()))
+            first, lost = (start[1], dropped) if epoch == start[0] else (0, ())
+            knows_layout = worker == 0 and self.data.on_damage == "stop"
+            layouts = self.layouts(epoch, first) if knows_layout else repeat(None)
+            for batch, layout in zip(self.read_streams(epoch, streams, first, lost), layouts, strict=False):
+                yield replace(batch, layout=layout)
+
+    def layouts(self, epoch: int, start: int = 0) -> Iterator[Layout]:
+        """Yield the layout of each step's global batch in an epoch from step `start`, from the plan of all ranks."""
+        plans = [self.plan.stream_steps(epoch, stream) for stream in range(self.plan.streams)]
+        labels = self.labels[np.concatenate([steps.identities for steps in plans], axis=1)]  # (T, P)
+        counts = np.concatenate([(steps.images >= 0).sum(axis=2) for steps in plans], axis=1)  # (T, P)
+        for step in range(start, self.plan.steps_per_epoch):
+            parts = zip(np.split(labels[step], self.world_size), np.split(counts[step], self.world_size), strict=True)
+            rows = [np.repeat(*part) for part in parts]
+            yield build_layout(rows, self.rank, slots=self.plan.identities // self.world_size)
 
     def read_streams(
         self, epoch: int, streams: Sequence[int], start: int = 0, dropped: Collection[int] = ()
@@ -139,7 +165,9 @@ class TrainLoader:
             images=images[: len(ids)],
             labels=torch.from_numpy(self.labels[rows]),
             ids=torch.tensor(ids, dtype=torch.int64).reshape(-1, 2),
-            parameters=Parameters(*(column[chosen] for column in drawn)),
+            changes=self.augmentation.expand(
+                Parameters(*(column[chosen] for column in drawn)), self.pixels.height, self.pixels.width
+            ),
             dropped=tuple(dropped for pool in pools for dropped in pool.take_unreported()),
         )
 
@@ -164,10 +192,11 @@ def _allocate(count: int, pixels: Pixels) -> Tensor:
 
 
 def join(parts: Sequence[Batch]) -> Batch:
-    """Concatenate the parts of one step."""
+    """Concatenate the parts of one step. The layout is that of the first part."""
     if len(parts) == 1:
         return parts[0]
     names = ("images", "labels", "ids")
     images, labels, ids = (torch.cat([getattr(part, name) for part in parts]) for name in names)
+    changes = concatenate([part.changes for part in parts])
     dropped = tuple(dropped for part in parts for dropped in part.dropped)
-    return Batch(images, labels, ids, concatenate([part.parameters for part in parts]), dropped)
+    return Batch(images, labels, ids, changes, parts[0].layout, dropped)

@@ -28,7 +28,7 @@ def move(batch: T, device: torch.device, pin: bool = False) -> T:
     if device.type == "cpu":
         return batch
     tensors: list[Tensor] = []
-    _map_tensors(batch, tensors.append)
+    map_tensors(batch, tensors.append)
     starts, end = [], 0
     for tensor in tensors:
         starts.append(end)
@@ -43,16 +43,16 @@ def move(batch: T, device: torch.device, pin: bool = False) -> T:
         start = next(places)
         return moved[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
 
-    return _map_tensors(batch, take)
+    return map_tensors(batch, take)
 
 
-def _map_tensors(value: Any, change: Any) -> Any:
+def map_tensors(value: Any, change: Any) -> Any:
     """Return a copy of a tree of dataclasses and tuples with what `change` makes of each tensor, in order."""
     if isinstance(value, Tensor):
         return change(value)
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: _map_tensors(getattr(value, f.name), change) for f in fields(value)})
+        return replace(value, **{f.name: map_tensors(getattr(value, f.name), change) for f in fields(value)})
     if isinstance(value, tuple):
-        changed = [_map_tensors(part, change) for part in value]
+        changed = [map_tensors(part, change) for part in value]
         return type(value)(*changed) if hasattr(value, "_fields") else type(value)(changed)
     return value

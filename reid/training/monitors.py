@@ -12,6 +12,7 @@ from torch import Tensor
 
 from reid.data.shard_reader import Dropped
 from reid.distributed import gather_objects, rank, sum_over_ranks, world_size
+from reid.losses.objective import Losses
 
 Item = TypeVar("Item")
 
@@ -71,8 +72,8 @@ class Meter:
 class FiniteWatch:
     """Finds the first step that was not finite, and its images, without waiting for the device at each step.
 
-    `record` keeps on the device which features of a step are finite. `check` is called on every rank at log steps, with
-    equal values, and stops all ranks together if one is not finite.
+    `record` keeps on the device the sum of each feature of a step, which is finite if the feature is. `check` is called
+    on every rank at log steps, with equal values, and stops all ranks together if one is not finite.
 
     Args:
         names: the identity of each row of the train split.
@@ -83,9 +84,9 @@ class FiniteWatch:
         self.steps: list[tuple[int, Tensor, Tensor, Tensor]] = []
         self.last_finite_step = -1  # the last step that was checked to be finite
 
-    def record(self, step: int, ids: Tensor, features: Tensor, loss: Tensor) -> None:
-        """Record a step. ids (B, 2): row of the identity and index of its image; features (B, D); loss ()."""
-        self.steps.append((step, ids, features.detach().isfinite().all(dim=1), loss.detach().isfinite()))
+    def record(self, step: int, ids: Tensor, losses: Losses) -> None:
+        """Record a step. ids (B, 2): row of the identity and index of its image."""
+        self.steps.append((step, ids, losses.features.sum(dim=1), losses.total.detach()))
 
     def check(self, values: Mapping[str, float], hint: str) -> None:
         """Raise ValueError on every rank if a value is not finite, with the terms, the first bad images and `hint`."""
@@ -107,11 +108,12 @@ class FiniteWatch:
 
     def _first_non_finite(self) -> tuple[int, str] | None:
         """Return this rank's first step with a bad feature or loss, and the images of the bad features."""
-        for step, ids, finite, loss_finite in self.steps:
-            if bool(finite.all()) and not bool(loss_finite):
+        for step, ids, sums, loss in self.steps:
+            is_finite = sums.isfinite().cpu()
+            if bool(is_finite.all()) and not bool(loss.isfinite()):
                 return step, ""
-            if not bool(finite.all()):
-                bad = ids[~finite.cpu()].tolist()
+            if not bool(is_finite.all()):
+                bad = ids[~is_finite].tolist()
                 shown = ", ".join(f"identity {self.names[row]} image {image}" for row, image in bad[:3])
                 return step, f"rank {rank()}, {len(bad)} of {len(ids)} features ({shown}{', ...' if bad[3:] else ''})"
         return None
@@ -148,24 +150,21 @@ class DamageWatch:
 
 
 class HingeWatch:
-    """Warns once if the hinge of the centroid loss is inactive for every anchor of an epoch."""
+    """Warns once if the hinge of the centroid loss is inactive for every anchor at all log steps of an epoch."""
 
     def __init__(self) -> None:
-        self.active: Tensor | None = None
+        self.active: float | None = None
         self.has_warned = False
 
-    def record(self, terms: Mapping[str, Tensor]) -> None:
-        if "hinge_active" in terms and not self.has_warned:
-            now = terms["hinge_active"].detach()
-            self.active = now if self.active is None else self.active + now
+    def record(self, values: Mapping[str, float]) -> None:
+        """Record the values of a log step, of all ranks."""
+        if "hinge_active" in values:
+            self.active = max(values["hinge_active"], self.active or 0.0)
 
     def end_epoch(self, margin: float) -> str | None:
-        """Return the warning, or None. Collective."""
-        if self.active is None or self.has_warned:
-            return None
-        idle = float(sum_over_ranks(self.active)) == 0
-        self.active = None
-        if not idle:
+        """Return the warning, or None."""
+        idle, self.active = self.active == 0, None
+        if not idle or self.has_warned:
             return None
         self.has_warned = True
         return (

@@ -8,44 +8,35 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from reid.config import Config, to_dict
-from reid.data.augmentation import Augmentation, copy_to
 from reid.data.manifest import MANIFEST_NAME
 from reid.data.storage import is_remote
 from reid.data.train_loader import Batch, TrainLoader
 from reid.distributed import from_rank_0, gather_objects
 from reid.losses.objective import Objective
-from reid.model.network import ReIDModel, drop_frozen_gradients
+from reid.model.network import ReIDModel
 from reid.runs import checkpoint
 from reid.runs.checkpoint import Parts, TrainState
 from reid.runs.folder import RunFolder
 from reid.runs.store import NullStore, RunStore, find_resume_point
 from reid.runs.tracking import Tracker
+from reid.training.layouts import agree_on_layouts
 from reid.training.monitors import DamageWatch, FiniteWatch, HingeWatch, Meter, mean_over_ranks
-from reid.training.optim import Schedule, build_optimizer, take_step
+from reid.training.optim import build_optimizer
 from reid.training.preemption import StopRequest
-from reid.training.setup import TrainData, build_model, checkpoint_facts, format_start_up, memory_format
+from reid.training.setup import TrainData, build_model, checkpoint_facts, format_start_up
+from reid.training.step import Step, TrainingStep
 from reid.training.validation import Validation
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 DRY_STEPS = 2
-SEEDS = 2**64 - 59  # a prime: steps have different seeds modulo it, however large the seed of the run is
-
-
-class Step(NamedTuple):
-    """What one optimizer step leaves to be logged: tensors on the device, and the learning rate."""
-
-    total: Tensor
-    terms: dict[str, Tensor]
-    lr: float
 
 
 class Trainer:
@@ -80,17 +71,19 @@ class Trainer:
         self.store.check_space()
         if config.speed.compile:
             model.compile()
+            self.objective.compile(fullgraph=True, dynamic=True)
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
         # Without the autocast that accelerate puts around `forward`: evaluations are float32, as in evaluate.py.
         self.model: ReIDModel = accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
         parts.model, parts.optimizer = self.model, self.optimizer
 
-        self.schedule = Schedule(config.optim, self.steps, config.batch.identities)
-        self.memory_format = memory_format(config, self.device)
-        self.augmentation = Augmentation(config.augment)
-        self.loader = TrainLoader(
-            config.data, data.split, data.plan, self.augmentation, accelerator.process_index, accelerator.num_processes
+        self.step = TrainingStep(
+            config, accelerator, self.wrapped, self.model, self.objective, self.optimizer, self.steps
         )
+        self.loader = TrainLoader(
+            config.data, data.split, data.plan, self.step.augmentation, accelerator.process_index,
+            accelerator.num_processes,
+        )  # fmt: skip
         self.validation = Validation(
             config.data, data.manifest, data.held_out, config.eval.batch_size, self.device, enabled=not config.dry_run
         )
@@ -137,6 +130,10 @@ class Trainer:
             self.amend(required=self.state.epoch == self.epochs)
             self.meter.restart()
         batches = self.loader.batches(self.epochs, (self.state.epoch, self.state.step), self.state.dropped)
+        if self.config.data.on_damage == "skip":
+            batch_config = self.config.batch
+            slots = batch_config.identities // self.accelerator.num_processes
+            batches = agree_on_layouts(batches, slots, batch_config.images, self.config.timeout_s)
         for epoch, step, batch in self.meter.timed(batches):
             global_step = epoch * self.steps + step
             done = self.train_step(epoch, global_step, batch)
@@ -158,35 +155,19 @@ class Trainer:
         return every > 0 and (global_step + 1) % every == 0
 
     def train_step(self, epoch: int, global_step: int, batch: Batch) -> Step:
-        """Make one optimizer step on this rank's part of a batch."""
-        # What the model draws (dropout, stochastic depth) depends only on the step: a resumed run draws the same.
-        torch.manual_seed((((self.config.seed << 32) + global_step) * 4096 + self.accelerator.process_index) % SEEDS)
-        lr = self.schedule.apply(self.optimizer, global_step)
-        self.model.begin_epoch(epoch)
-        pin = self.config.speed.pin_memory
-        labels, images = copy_to(batch.labels, self.device, pin), copy_to(batch.images, self.device, pin)
-        images = self.augmentation.apply(images, batch.parameters, pin)
-        with self.accelerator.autocast():
-            features, logits = self.wrapped(images.contiguous(memory_format=self.memory_format))
-        total, terms = self.objective(features, logits, labels)
-        self.accelerator.backward(total)
-        drop_frozen_gradients(self.model)
-        if self.config.optim.clip_norm:
-            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.optim.clip_norm)
-        taken = take_step(self.optimizer, self.accelerator.scaler)
-        self.optimizer.zero_grad(set_to_none=True)
-        if taken:  # features that overflowed, in fp16, must not move the centers
-            self.objective.update_centers(features, labels)
-        self.meter.count(len(labels))
-        self.finite.record(global_step, batch.ids, features, total)
-        self.hinge.record(terms)
+        """Make one optimizer step on this rank's part of a batch, and show it to the monitors."""
+        step = self.step.take(epoch, global_step, batch)
+        self.meter.count(len(batch.labels))
+        self.finite.record(global_step, batch.ids, step.losses)
         self.damage.record(batch.dropped)
         self.bar.update()
-        return Step(total.detach(), terms, lr)
+        return step
 
     def log(self, epoch: int, global_step: int, step: Step, in_full: bool) -> None:
         """Log a step, after the check that its values are finite. in_full: also as a line where there is no bar."""
-        values = mean_over_ranks({"loss": step.total, **step.terms})
+        diagnostics = self.objective.diagnose(step.losses)
+        values = mean_over_ranks({"loss": step.losses.total, **step.losses.terms, **diagnostics})
+        self.hinge.record(values)
         self.finite.check(values, self._non_finite_hint())
         speed = self.meter.read()
         logged = {f"train/{name}": value for name, value in {**values, "lr": step.lr, **speed}.items()}

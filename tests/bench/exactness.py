@@ -5,14 +5,18 @@ python -m tests.bench.exactness        prints a Markdown table; seconds
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from reid.data.layout import build_layout
 from reid.distributed import rank, world_size
 from reid.losses import centroid
-from reid.losses.centroid import Centroids, gather_centroids, sum_by_pid
+from reid.losses.anchors import Anchors, find_anchors
+from reid.losses.gather import GlobalBatch, find_global_batch
 from tests.support.pool import Pool
 
 DIM, MARGIN = 8, 3.0
@@ -33,24 +37,32 @@ def times_world_size(features: Tensor, pids: Tensor) -> Tensor:
     return world_size() * exact(features, pids)
 
 
+def anchors_with(batch: GlobalBatch, sums: Tensor) -> Anchors:
+    batch.__dict__["sums"] = sums
+    return find_anchors(batch, images=None, centroids=True)["centroids"]
+
+
 def detached_remotes(features: Tensor, pids: Tensor) -> Tensor:
-    everyone = gather_centroids(features.detach(), pids)
-    own = sum_by_pid(features, pids)
-    rows = everyone.index(own.pids)
-    sums = everyone.sums.index_copy(0, rows, own.sums)
-    anchors = centroid.centroid_anchors(features, pids, centroids=Centroids(sums, everyone.counts, everyone.pids))
+    found = find_global_batch(features, pids)
+    own = features.new_zeros(found.sums.shape).index_add(0, found.layout.identity, features)
+    anchors = anchors_with(found, found.sums.detach() - own.detach() + own)
     return centroid.modified_centroid_triplet_of(anchors, 0.1, MARGIN)
 
 
 def no_gather(features: Tensor, pids: Tensor) -> Tensor:
-    anchors = centroid.centroid_anchors(features, pids, centroids=sum_by_pid(features, pids))
-    return centroid.modified_centroid_triplet_of(anchors, 0.1, MARGIN) / world_size()
+    layout = build_layout([pids.numpy()], dtype=features.dtype)
+    own = features.new_zeros((layout.slots, DIM)).index_add(0, layout.slot, features)
+    anchors = anchors_with(GlobalBatch(features, layout), own)
+    return centroid.modified_centroid_triplet_of(anchors, 0.1, MARGIN)
 
 
 def mean_of_local_means(features: Tensor, pids: Tensor) -> Tensor:
-    anchors = centroid.centroid_anchors(features, pids, centroids=gather_centroids(features, pids))
-    own = len(pids) * anchors.weight
-    return centroid.modified_centroid_triplet_of(anchors, 0.1, MARGIN) / own.sum() * len(pids) / world_size()
+    found = find_global_batch(features, pids)
+    anchors = anchors_with(found, found.sums)
+    weight = (anchors.weight > 0).to(features.dtype)
+    weight = weight / weight.sum().clamp(min=1)
+    anchors = replace(anchors, weight=weight, push_weight=weight)
+    return centroid.modified_centroid_triplet_of(anchors, 0.1, MARGIN)
 
 
 WAYS = {

@@ -9,15 +9,16 @@ import statistics
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from reid import losses
 from reid.config import LossConfig
-from reid.distributed import gather_padded, gather_sizes
+from reid.data.layout import build_layout
 from reid.losses import centroid, triplet
-from reid.losses.centroid import sum_by_pid
+from reid.losses.anchors import find_anchors
+from reid.losses.gather import GlobalBatch, find_global_batch
 from reid.losses.objective import Objective
 from tests.support.models import make_model
 from tests.support.pool import Pool
@@ -38,20 +39,17 @@ def whole_objective(features: Tensor, pids: Tensor) -> Tensor:
     """Centroid gather and every loss of the recipe, forward and backward, with the update of the centers."""
     objective = Objective(LossConfig(margin=5.0, triplet_margin=0.3), 1000, DIM)
     logits = features[:, :1000]
-    total, _ = objective(features, logits, pids)
-    total.backward()
-    objective.update_centers(features, pids)
-    return total
+    losses = objective(features, logits, pids)
+    losses.total.backward()
+    objective.update_centers(losses)
+    return losses.total
 
 
 def mctl_from_all_features(features: Tensor, pids: Tensor) -> Tensor:
     """MCTL as one would first write it: gather every feature, then sum them up."""
-    sizes = gather_sizes(len(features), features.device)
-    everyone, all_pids = gather_padded(features, sizes), gather_padded(pids, sizes)
-    centroids = sum_by_pid(everyone, all_pids)
-    loss = centroid.modified_centroid_triplet_of(
-        centroid.centroid_anchors(features, pids, centroids=centroids), w1=0.1, margin=5.0
-    )
+    batch = find_global_batch(features, pids, shares_images=True)
+    anchors = find_anchors(batch, images=None, centroids=True)["centroids"]
+    loss = centroid.modified_centroid_triplet_of(anchors, w1=0.1, margin=5.0)
     loss.backward()
     return loss
 
@@ -133,14 +131,15 @@ def candidates_time(identities: int) -> float:
     """Seconds of MCTL on one rank against `identities` centroids, forward and backward, without communication."""
     features, pids = make_batch(0)
     others = torch.randn(identities, DIM) * 24 / DIM**0.5
+    layout = build_layout([pids.numpy(), np.arange(identities).repeat(2) + P])
     times = []
     for _ in range(5):
         own = features.clone().requires_grad_()
         everyone = torch.cat([own, others.repeat_interleave(2, dim=0)])
-        all_pids = torch.cat([pids, torch.arange(identities).repeat_interleave(2) + P])
+        batch = GlobalBatch(own, layout)
         start = time.perf_counter()
-        centroids = losses.gather_centroids(everyone, all_pids)
-        anchors = centroid.centroid_anchors(own, pids, centroids=centroids)
+        batch.__dict__["sums"] = everyone.new_zeros((identities + P, DIM)).index_add(0, layout.row_identity, everyone)
+        anchors = find_anchors(batch, images=None, centroids=True)["centroids"]
         centroid.modified_centroid_triplet_of(anchors, 0.1, 5.0).backward()
         times.append(time.perf_counter() - start)
     return min(times)

@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from reid.config import LossConfig, OptimConfig
 from reid.data.augmentation import normalize
 from reid.data.images import Pixels
+from reid.losses.gather import find_layout
 from reid.losses.objective import Objective
 from reid.training.optim import build_optimizer
 from shards.__main__ import main as shards_main
@@ -64,6 +65,7 @@ def bare_loop(
         model.compile()
     images = normalize(torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, device=device))
     labels = torch.arange(batch // K, device=device).repeat_interleave(K)
+    rows = find_layout(labels)
     torch.backends.cudnn.benchmark = True
     for step in range(warmup + steps):
         if step == warmup:
@@ -71,11 +73,11 @@ def bare_loop(
             begun = time.perf_counter()
         with torch.autocast(device, dtype=torch.bfloat16, enabled=ours):
             features, logits = model(images.contiguous(memory_format=layout))
-        total, _ = objective(features, logits, labels)
-        total.backward()
+        losses = objective(features, logits, labels, rows)
+        losses.total.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        objective.update_centers(features, labels)
+        objective.update_centers(losses)
     float(labels.sum())
     return steps * batch / (time.perf_counter() - begun)
 

@@ -113,7 +113,7 @@ def test_a_start_in_the_middle_decodes_nothing_before_it(drawn, monkeypatch):
 
 
 def test_parameters_differ_between_streams_and_steps(reference):
-    turns = torch.cat([batch.parameters.affine[:, 0] for _, _, batch in reference])
+    turns = torch.cat([batch.changes.affine[:, 0, 1] for _, _, batch in reference])
     assert len(turns.unique()) == len(turns)
 
 

@@ -45,11 +45,11 @@ class Run:
         x = torch.randn(6, 6, generator=torch.Generator().manual_seed(number))
         labels = torch.tensor([0, 0, 1, 1, 2, 2])
         feature, logits = self.model(x)
-        total, _ = self.objective(feature, logits, labels)
+        losses = self.objective(feature, logits, labels)
         self.optimizer.zero_grad()
-        total.backward()
+        losses.total.backward()
         self.optimizer.step()
-        self.objective.update_centers(feature, labels)
+        self.objective.update_centers(losses)
 
     def parts(self, describes: dict[str, Any] = DESCRIBES) -> Parts:
         return Parts(self.model, describes, self.objective, self.optimizer)

@@ -2,53 +2,84 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
-ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_empty_affine_quantized"}
-NO_WORK = ALLOCATIONS | {"detach", "device", "_unsafe_view", "lift_fresh", "_local_scalar_dense", "is_pinned", "_pin_memory"}
+from reid.config import Config
+from reid.data.augmentation import _channel_statistics
+from reid.data.layout import build_layout
+from reid.data.train_loader import Batch
+from reid.data.transfer import map_tensors
+from reid.losses.objective import Objective
+from reid.training.optim import build_optimizer
+from reid.training.step import TrainingStep
+from tests.support.models import make_model
+
+ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
+PROFILER = {"_record_function_enter_new", "_record_function_exit"}
+NO_WORK = ALLOCATIONS | PROFILER | {"detach", "device", "_unsafe_view", "lift_fresh", "is_pinned"}
+
+
+@dataclass
+class Record:
+    """What a part of a step does to the device."""
+
+    launches: Counter[str] = field(default_factory=Counter)
+    """Operations that launch work, by name; views and allocations launch none."""
+    collectives: list[tuple[str, int]] = field(default_factory=list)
+    """Name, and bytes that this rank puts in."""
+    waits: list[str] = field(default_factory=list)
+    """Copies for which the host waits."""
 
 
 class Recorder(TorchDispatchMode):
-    """Counts operations that launch work on the device, collectives with the bytes that they take, and host waits.
+    """Records operations. On fake tensors, `.item()` and shapes that depend on data raise errors."""
 
-    A view launches nothing, and neither does an allocation. On a fake device, what makes the host wait raises an error
-    (`.item()`, data-dependent shapes), except for copies between devices: these are collected in `waits`.
-    """
-
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
         super().__init__()
-        self.launches: Counter[str] = Counter()
-        self.collectives: list[tuple[str, int]] = []
-        self.waits: list[str] = []
+        self.device, self.record = device, Record()
+        self.pinned: list[Tensor] = []  # kept alive, so that their storages stay different
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        kwargs = dict(kwargs or {})
         name = func._schema.name.split("::")[1]
+        pins = kwargs.pop("pin_memory", False) or name == "_pin_memory"  # fake tensors cannot
+        result = args[0].clone() if name == "_pin_memory" else func(*args, **kwargs)
+        if pins:
+            self.pinned.append(result)
+            return result
         if func.namespace == "c10d":
-            given = args[1] if name.startswith(("_allgather_base", "_reduce_scatter_base")) else args[0][0]
-            self.collectives.append((name.strip("_"), given.nbytes))
-        elif name in ("_to_copy", "copy_"):
-            source, target = (args[1], args[0]) if name == "copy_" else (args[0], result)
-            self._record_copy(name, source, target, kwargs.get("non_blocking", args[2] if len(args) > 2 else False))
-        elif name not in NO_WORK and not _is_view(func):
-            self.launches[name] += 1
+            given = args[1] if name in ("_allgather_base_", "_reduce_scatter_base_") else args[0][0]
+            self.record.collectives.append((name.strip("_"), given.nbytes))
+        elif name not in NO_WORK and not _is_view(func) and self._runs_on_device(result):
+            self.record.launches[name] += 1
+            if name in ("_to_copy", "copy_"):
+                source, target = (args[1], args[0]) if name == "copy_" else (args[0], result)
+                non_blocking = kwargs.get("non_blocking", name == "copy_" and len(args) > 2 and args[2])
+                is_pinned = _storage(source) in map(_storage, self.pinned)
+                if target.device != source.device and not (is_pinned and non_blocking):
+                    self.record.waits.append(f"{name} {source.device.type} -> {target.device.type}")
         return result
 
-    def _record_copy(self, name: str, source: torch.Tensor, target: torch.Tensor, non_blocking: bool) -> None:
-        devices = source.device.type, target.device.type
-        self.launches[name] += 1
-        if devices[1] == "cpu" or (devices[0] == "cpu" and not non_blocking):
-            self.waits.append(f"{name} {devices[0]} -> {devices[1]}")
+    def _runs_on_device(self, result: Any) -> bool:
+        first = result[0] if isinstance(result, list | tuple) and result else result
+        return not isinstance(first, Tensor) or first.device.type == self.device
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
 
 
 def _is_view(func: Any) -> bool:
@@ -56,19 +87,118 @@ def _is_view(func: Any) -> bool:
     return bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
 
 
-@contextmanager
-def fake_ranks(world_size: int, rank: int = 0) -> Iterator[None]:
-    """A process group whose other ranks do not exist; its collectives return without a result."""
-    dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
+class Accelerator:
+    """What a step needs of accelerate. Backward passes of the objective and of the encoder are recorded apart.
+
+    On a fake CUDA device autograd cannot run: gradients are allocated instead.
+    """
+
+    process_index, scaler = 0, None
+
+    def __init__(self, device: str, precision: str, model: nn.Module) -> None:
+        self.device, self.model = torch.device(device), model
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.autocast = lambda: torch.autocast(device, dtype=dtype, enabled=precision == "bf16")
+        self._has_autograd = device == "cpu" or torch.cuda.is_available()
+        model.register_forward_hook(self._cut)
+
+    def _cut(self, model: nn.Module, images: Any, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        self.outputs = outputs
+        self.cuts = tuple(output.detach().requires_grad_() for output in outputs)
+        return self.cuts
+
+    def backward(self, loss: Tensor) -> None:
+        if self._has_autograd:
+            loss.backward()
+        self.backward_encoder()
+
+    def backward_encoder(self) -> None:
+        if self._has_autograd:
+            torch.autograd.backward(self.outputs, [cut.grad for cut in self.cuts])
+            return
+        for parameter in self.model.parameters():
+            parameter.grad = torch.empty_like(parameter)
+
+
+@contextlib.contextmanager
+def fake_ranks(world_size: int) -> Iterator[None]:
+    """A process group whose other ranks do not exist; its collectives return at once."""
+    if world_size > 1:
+        dist.init_process_group("fake", rank=1, world_size=world_size, store=FakeStore())
     try:
         yield
     finally:
-        dist.destroy_process_group()
+        if world_size > 1:
+            dist.destroy_process_group()
 
 
-@contextmanager
-def fake_cuda() -> Iterator[Recorder]:
-    """Fake tensors, created on a CUDA device; operations inside are recorded."""
-    with FakeTensorMode() as mode, torch.device("cuda"), Recorder() as recorder:
-        recorder.mode = mode  # type: ignore[attr-defined]
-        yield recorder
+def make_step(
+    config: Config, device: str, ranks: int = 1, precision: str = "no", encoder: str = "resnet10"
+) -> tuple[TrainingStep, Batch]:
+    """Return a training step on a device, and a batch of rank 1, or of the only rank, on the host.
+
+    Each of the ranks has config.batch.identities identities. One group is short, so that ranks differ in size.
+    """
+    identities, images = config.batch.identities, config.batch.images
+    labels = [np.repeat(np.arange(identities) + rank * identities, images) for rank in range(ranks)]
+    labels[0] = labels[0][1:]
+    rank = min(1, ranks - 1)
+    classes, shape, rows = ranks * identities, config.data.image_size, len(labels[rank])
+    with torch.device(device):
+        model = make_model(classes, encoder, image_size=shape)
+        objective = Objective(config.loss, classes, model.dim)
+    optimizer = build_optimizer(model, config.optim)
+    accelerator: Any = Accelerator(device, precision, model)
+    step = TrainingStep(config, accelerator, model, model, objective, optimizer, steps_per_epoch=100)
+    drawn = step.augmentation.draw(np.random.default_rng(0), rows, *shape)
+    return step, Batch(
+        images=torch.zeros(rows, 3, *shape, dtype=torch.uint8), labels=torch.from_numpy(labels[rank]),
+        ids=torch.zeros(rows, 2, dtype=torch.int64), changes=step.augmentation.expand(drawn, *shape),
+        layout=build_layout(labels, rank, slots=identities),
+    )  # fmt: skip
+
+
+def record_step(config: Config, device: str, ranks: int = 1, **options: str) -> dict[str, Record]:
+    """Make a training step on fake tensors, and return the record of each of its parts.
+
+    Args:
+        device: cuda, where copies between host and device are seen but gradients cannot be computed; or cpu, where
+            they can.
+        options: of `make_step`.
+    """
+    _channel_statistics.cache_clear()
+    with fake_ranks(ranks), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        step, batch = make_step(config, device, ranks, **options)
+        batch = map_tensors(batch, lambda t: t if isinstance(t, FakeTensor) else mode.from_tensor(t))
+        for number in range(2):  # the first step makes what is kept, such as Adam's moments
+            with Recorder(device) as recorder:
+                parts = {"batch to device": recorder.record}
+                if number:
+                    _split(step, recorder, parts)
+                step.take(0, number, batch)
+    _channel_statistics.cache_clear()
+    return parts
+
+
+def _split(step: TrainingStep, recorder: Recorder, parts: dict[str, Record]) -> None:
+    """Make the recorder begin a new record when a part of the step begins."""
+
+    def begins(part: str, function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            recorder.record = parts.setdefault(part, Record())
+            return function(*args, **kwargs)
+
+        return call
+
+    augmentation: Any = SimpleNamespace(apply=step.augmentation.apply)
+    step.augmentation = augmentation
+    for owner, name, part in (
+        (augmentation, "apply", "augmentation"),
+        (step.model, "forward", "encoder, forward"),
+        (step.objective, "forward", "objective, forward"),
+        (step.accelerator, "backward", "objective, backward"),
+        (step.accelerator, "backward_encoder", "encoder, backward"),
+        (step.optimizer, "step", "optimizer"),
+        (step.objective, "update_centers", "centers"),
+    ):
+        setattr(owner, name, begins(part, getattr(owner, name)))

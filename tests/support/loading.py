@@ -31,8 +31,7 @@ def make_loader(
 
 
 def tensors_of(batch: Batch) -> dict[str, torch.Tensor]:
-    parameters = batch.parameters._asdict()
-    return {name: getattr(batch, name) for name in ("images", "labels", "ids")} | parameters
+    return {name: getattr(batch, name) for name in ("images", "labels", "ids")} | batch.changes._asdict()
 
 
 def assert_same(found: list[tuple[int, int, Batch]], wanted: list[tuple[int, int, Batch]]) -> None:

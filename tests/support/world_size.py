@@ -44,12 +44,12 @@ def train(
     curve, ids = [], []
     for _, step, batch in loader.batches(1):
         schedule.apply(optimizer, step)
-        features, logits = wrapped(augmentation.apply(batch.images, batch.parameters).to(dtype))
-        total, _ = objective(features, logits, batch.labels)
+        features, logits = wrapped(augmentation.apply(batch.images, batch.changes).to(dtype))
+        losses = objective(features, logits, batch.labels)
         optimizer.zero_grad()
-        total.backward()
+        losses.total.backward()
         optimizer.step()
-        objective.update_centers(features, batch.labels)
-        curve.append(mean_over_ranks({"loss": total.detach()})["loss"])
+        objective.update_centers(losses)
+        curve.append(mean_over_ranks({"loss": losses.total})["loss"])
         ids.append([row for part in gather_objects(batch.ids.tolist()) for row in part])
     return curve, ids

@@ -3,9 +3,12 @@
 from collections.abc import Iterator
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from reid.data.layout import build_layout
+from reid.losses.objective import Losses
 from reid.training import monitors as watch_module
 from reid.training.monitors import FiniteWatch, HingeWatch, Meter
 
@@ -28,22 +31,27 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+def losses_of(features: torch.Tensor, total: torch.Tensor) -> Losses:
+    layout = build_layout([np.arange(len(features))])
+    return Losses(total, {}, features.clone(), layout, sums=None, anchors=None)
+
+
 def test_the_first_bad_images_are_named() -> None:
     watch = FiniteWatch(NAMES)
     ids = torch.tensor([[0, 1], [1, 4], [2, 0]])
     features = torch.ones(3, 4)
     loss = torch.tensor(1.0)
-    watch.record(10, ids, features, loss)
+    watch.record(10, ids, losses_of(features, loss))
     features[1, 2] = float("nan")
-    watch.record(11, ids, features, loss)
-    watch.record(12, ids, torch.full((3, 4), float("inf")), loss)
+    watch.record(11, ids, losses_of(features, loss))
+    watch.record(12, ids, losses_of(torch.full((3, 4), float("inf")), loss))
     with pytest.raises(ValueError, match=r"not finite: mctl; first at step 12: rank 0, 1 of 3 .*0007 image 4.*; mend"):
         watch.check({"loss": 1.0, "mctl": float("nan")}, "mend")
 
 
 def test_finite_values_start_afresh() -> None:
     watch = FiniteWatch(NAMES)
-    watch.record(1, torch.tensor([[0, 0]]), torch.ones(1, 2), torch.tensor(1.0))
+    watch.record(1, torch.tensor([[0, 0]]), losses_of(torch.ones(1, 2), torch.tensor(1.0)))
     watch.check({"loss": 1.0}, "mend")
     assert not watch.steps
     with pytest.raises(ValueError, match="loss; all features are finite"):
@@ -53,9 +61,9 @@ def test_finite_values_start_afresh() -> None:
 def test_a_loss_that_overflows_with_finite_features_names_its_own_step() -> None:
     watch = FiniteWatch(NAMES)
     ids = torch.tensor([[0, 1], [1, 4], [2, 0]])
-    watch.record(4, ids, torch.ones(3, 4), torch.tensor(2.0))
-    watch.record(5, ids, torch.ones(3, 4), torch.tensor(float("inf")))
-    watch.record(6, ids, torch.full((3, 4), float("nan")), torch.tensor(float("nan")))
+    watch.record(4, ids, losses_of(torch.ones(3, 4), torch.tensor(2.0)))
+    watch.record(5, ids, losses_of(torch.ones(3, 4), torch.tensor(float("inf"))))
+    watch.record(6, ids, losses_of(torch.full((3, 4), float("nan")), torch.tensor(float("nan"))))
     with pytest.raises(ValueError, match="not finite: loss; first at step 6: all features are finite; mend"):
         watch.check({"loss": float("nan")}, "mend")
 
@@ -74,8 +82,8 @@ def test_a_restarted_meter_forgets_the_time_before(clock: Clock) -> None:
 def test_an_idle_hinge_is_said_once() -> None:
     watch = HingeWatch()
     for active, said in [(0.25, False), (0.0, True), (0.0, False)]:
-        for share in (active, 0.0):
-            watch.record({"hinge_active": torch.tensor(share)})
+        for value in (active, 0.0):
+            watch.record({"hinge_active": value})
         text = watch.end_epoch(0.5)
         assert (text is not None) == said
         if text is not None:

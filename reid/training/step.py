@@ -1,0 +1,77 @@
+"""One optimizer step: augment, forward, objective, backward, update."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from reid.config import Config
+from reid.data.augmentation import Augmentation
+from reid.data.train_loader import Batch
+from reid.losses.objective import Losses, Objective
+from reid.model.network import ReIDModel, drop_frozen_gradients
+from reid.training.optim import Schedule, take_step
+from reid.training.setup import memory_format
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+SEEDS = 2**64 - 59  # a prime: steps have different seeds modulo it, however large the seed of the run is
+
+
+class Step(NamedTuple):
+    """What one optimizer step leaves to be logged."""
+
+    losses: Losses
+    """Tensors on the device."""
+    lr: float
+
+
+class TrainingStep:
+    """Makes optimizer steps.
+
+    The host never waits for the device, so that the device always has work in its queue: shapes and counts come with
+    the batch (see Layout), and values are copied to the host at log steps only. The exception is fp16, whose scaler
+    tells the host whether the step was taken.
+
+    Args:
+        model: as it is trained, in DDP's wrapper if there are several processes.
+        bare: the same without wrappers.
+    """
+
+    def __init__(
+        self, config: Config, accelerator: Accelerator, model: nn.Module, bare: ReIDModel, objective: Objective,
+        optimizer: Optimizer, steps_per_epoch: int,
+    ) -> None:  # fmt: skip
+        self.config, self.accelerator = config, accelerator
+        self.model, self.bare, self.objective, self.optimizer = model, bare, objective, optimizer
+        self.schedule = Schedule(config.optim, steps_per_epoch, config.batch.identities)
+        self.augmentation = Augmentation(config.augment)
+        self.memory_format = memory_format(config, accelerator.device)
+
+    def take(self, epoch: int, global_step: int, batch: Batch) -> Step:
+        """Make one step on this rank's part of a batch, which lies on the host and has a layout."""
+        # What the model draws (dropout, stochastic depth) depends only on the step: a resumed run draws the same.
+        torch.manual_seed((((self.config.seed << 32) + global_step) * 4096 + self.accelerator.process_index) % SEEDS)
+        lr = self.schedule.apply(self.optimizer, global_step)
+        self.bare.begin_epoch(epoch)
+        batch = batch.to(self.accelerator.device, self.config.speed.pin_memory)
+        images = self.augmentation.apply(batch.images, batch.changes)
+        images = images.contiguous(memory_format=self.memory_format)
+        if self.config.speed.compile:
+            torch._dynamo.maybe_mark_dynamic(images, 0)  # short groups change the size of a batch
+        with self.accelerator.autocast():
+            features, logits = self.model(images)
+        losses = self.objective(features, logits, batch.labels, batch.layout)
+        self.accelerator.backward(losses.total)
+        drop_frozen_gradients(self.bare)
+        if self.config.optim.clip_norm:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm)
+        taken = take_step(self.optimizer, self.accelerator.scaler)
+        self.optimizer.zero_grad(set_to_none=True)
+        if taken:  # features that overflowed, in fp16, must not move the centers
+            self.objective.update_centers(losses)
+        return Step(losses, lr)

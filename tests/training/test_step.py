@@ -1,0 +1,75 @@
+"""reid/training/step.py: a step on a CUDA device and among eight ranks, without either (tests/support/fake_device.py).
+
+On fake tensors, what makes the host wait raises an error or is recorded.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from reid.config import AugmentConfig, Config, LossConfig
+from tests.support.fake_device import Record, make_step, record_step
+
+OBJECTIVE = ("objective, forward", "objective, backward", "centers")
+SMALL = {"height": 64, "width": 32}
+
+
+def config_of(**sections) -> Config:
+    config = Config(**sections)
+    config.data.height, config.data.width = 64, 32
+    return config
+
+
+def count_launches(parts: dict[str, Record], *names: str) -> int:
+    return sum(parts[name].launches.total() for name in names)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        LossConfig(),
+        LossConfig(triplet_scope="global", quadruplet=1.0),
+        LossConfig(ctl=1.0, reading="rounds", relative=True),
+        LossConfig(normalize=True),
+    ],
+    ids=["default", "global", "rounds", "normalize"],
+)
+def test_the_host_never_waits_for_the_device(loss: LossConfig) -> None:
+    parts = record_step(config_of(loss=loss), "cuda", ranks=8)
+    assert [part for part, record in parts.items() if record.waits] == []
+    assert parts["batch to device"].launches == {"_to_copy": 2}  # the images, and all the rest
+
+
+def test_one_gather_and_one_scatter_of_one_row_per_identity() -> None:
+    parts = record_step(config_of(), "cpu", ranks=8)
+    sent = {part: record.collectives for part, record in parts.items() if record.collectives}
+    sums = 16 * 512 * 4  # bytes
+    assert sent == {
+        "objective, forward": [("allgather_base", sums)], "objective, backward": [("reduce_scatter_base", 8 * sums)],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("ranks", [1, 8])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_the_default_objective_launches_few_operations(ranks: int, precision: str) -> None:
+    parts = record_step(config_of(), "cpu", ranks, precision=precision)
+    assert count_launches(parts, *OBJECTIVE) <= 110
+    assert count_launches(parts, "augmentation") <= 20
+
+
+def test_augmentation_launches_few_operations_with_rotation() -> None:
+    augment = AugmentConfig(rotate_degrees=10.0, scale=0.1)
+    assert count_launches(record_step(config_of(augment=augment), "cpu"), "augmentation") <= 20
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_the_host_never_waits_for_a_real_device(precision: str) -> None:
+    step, batch = make_step(config_of(), "cuda", precision=precision)
+    step.take(0, 0, batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step.take(0, 1, batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
