@@ -3,7 +3,8 @@
 import torch
 import torch.distributed as dist
 
-from reid.training.monitors import FiniteWatch, HingeWatch, mean_over_ranks
+from reid.training.monitors import FiniteWatch, mean_over_ranks
+from tests.support.batches import losses_of
 from tests.support.pool import Pool
 
 
@@ -13,9 +14,9 @@ def meet_a_nan() -> str:
     features = torch.ones(2, 4)
     if rank == 1:
         features[1, 0] = float("nan")
-    watch.record(6, torch.zeros(2, 2, dtype=torch.int64), torch.ones(2, 4), torch.tensor(1.0))
+    watch.record(6, torch.zeros(2, 2, dtype=torch.int64), losses_of(torch.ones(2, 4), torch.tensor(1.0)))
     watch.check({"loss": 1.0}, "lower it")
-    watch.record(7, torch.tensor([[rank, 3], [rank + 2, 4]]), features, features.sum())
+    watch.record(7, torch.tensor([[rank, 3], [rank + 2, 4]]), losses_of(features, features.sum()))
     try:
         watch.check(mean_over_ranks({"loss": features.sum()}), "lower it")
     except ValueError as error:
@@ -33,14 +34,3 @@ def test_every_rank_stops_and_names_the_image(pool: Pool) -> None:
         ]
         * 3
     )
-
-
-def idle_hinge(active_rank: int) -> bool:
-    watch = HingeWatch()
-    watch.record({"hinge_active": torch.tensor(0.5 if dist.get_rank() == active_rank else 0.0)})
-    return watch.end_epoch(0.5) is not None
-
-
-def test_a_hinge_is_idle_only_when_it_is_on_every_rank(pool: Pool) -> None:
-    assert pool.run(2, idle_hinge, 1) == [False, False]
-    assert pool.run(2, idle_hinge, -1) == [True, True]

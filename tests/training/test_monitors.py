@@ -3,14 +3,12 @@
 from collections.abc import Iterator
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
-from reid.data.layout import build_layout
-from reid.losses.objective import Losses
 from reid.training import monitors as watch_module
 from reid.training.monitors import FiniteWatch, HingeWatch, Meter
+from tests.support.batches import losses_of
 
 NAMES = ["0002", "0007", "0010"]
 
@@ -29,11 +27,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(watch_module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     return clock
-
-
-def losses_of(features: torch.Tensor, total: torch.Tensor) -> Losses:
-    layout = build_layout([np.arange(len(features))])
-    return Losses(total, {}, features.clone(), layout, sums=None, anchors=None)
 
 
 def test_the_first_bad_images_are_named() -> None:
