@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,37 +12,51 @@ from reid.distributed import gather_padded, gather_rows, gather_sizes, is_distri
 from reid.losses.distances import as_float, check_batch
 
 
-@dataclass(frozen=True)
 class GlobalBatch:
-    """The features of a step: those of this rank, and what the losses need of all ranks, gathered when first used."""
+    """The features of a step: those of this rank, and what the losses need of all ranks, gathered when first used.
 
-    features: Tensor
-    """(B, D) float32 or float64, this rank's."""
-    layout: Layout
-    shares_images: bool = False
-    """Gather the features themselves, N·D floats; the sums then need no gather of their own."""
+    Args:
+        features: (B, D) float32 or float64, this rank's.
+        layout: of the global batch.
+        shares_images: gather the features themselves, N·D floats; the sums then need no gather of their own.
+        sums: see the property, if known.
+    """
+
+    def __init__(
+        self, features: Tensor, layout: Layout, shares_images: bool = False, sums: Tensor | None = None
+    ) -> None:
+        self.features, self.layout, self.shares_images = features, layout, shares_images
+        self._sums, self._images = sums, None if is_distributed() else features
 
     def normalized(self) -> GlobalBatch:
         """Return the global batch of the unit vectors."""
-        return replace(self, features=F.normalize(self.features, dim=1))
+        return GlobalBatch(F.normalize(self.features, dim=1), self.layout, self.shares_images)
 
-    @cached_property
+    @property
     def images(self) -> Tensor:
         """Features (N, D) of all ranks in rank order, with gradient."""
-        if not is_distributed():
-            return self.features
-        if self.layout.keep is None:
-            return gather_rows(self.features)
-        missing = self.layout.longest - len(self.features)
-        padded = torch.cat([self.features, self.features.new_zeros((missing, self.features.shape[1]))])
-        return gather_rows(padded)[self.layout.keep]
+        if self._images is None:
+            self._images = self._gather_images()
+        return self._images
 
-    @cached_property
+    @property
     def sums(self) -> Tensor:
         """Sums (C, D) per identity over all ranks, with gradient, equal on every rank.
 
         Costs one all-gather of S·D floats and, backward, one reduce-scatter.
         """
+        if self._sums is None:
+            self._sums = self._sum_identities()
+        return self._sums
+
+    def _gather_images(self) -> Tensor:
+        layout, features = self.layout, self.features
+        if layout.keep is None:
+            return gather_rows(features)
+        padding = features.new_zeros((layout.longest - len(features), features.shape[1]))
+        return gather_rows(torch.cat([features, padding]))[layout.keep]
+
+    def _sum_identities(self) -> Tensor:
         layout, identities = self.layout, len(self.layout.labels)
         if self.shares_images:
             return _sum_rows(self.images, layout.row_identity, identities)

@@ -57,8 +57,9 @@ class Objective(nn.Module):
         self.config = config
         self.center = CenterLoss(num_classes, dim, config.center_lr, generator)
         self.register_buffer("spread", torch.tensor(0.0))
-        weights = [weight for weight in config.weights.values() if weight]
-        self.register_buffer("weights", torch.tensor(weights), persistent=False)
+        weights = {name: weight for name, weight in config.weights.items() if weight}
+        self.names = tuple(weights)
+        self.register_buffer("weights", torch.tensor(list(weights.values())), persistent=False)
 
     def forward(self, features: Tensor, logits: Tensor, labels: Tensor, layout: Layout | None = None) -> Losses:
         """Compute this rank's share of the objective.
@@ -91,7 +92,7 @@ class Objective(nn.Module):
                 "ctl": lambda: centroid_triplet_of(anchors["centroids"], config.margin),
                 "center": lambda: self.center(features, labels, layout),
             }
-            terms = {name: losses[name]() for name, weight in config.weights.items() if weight}
+            terms = {name: losses[name]() for name in self.names}
             stacked = torch.stack(list(terms.values()))
             total = stacked.dot(self.weights.to(stacked.dtype))
         return Losses(

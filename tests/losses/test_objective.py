@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from reid.config import LossConfig
+from reid.data.layout import build_layout
 from reid.losses import centroid, identity, triplet
 from reid.losses.objective import Objective, diagnose
 from tests.support.oracles import ORACLES, real_rows
@@ -112,3 +113,18 @@ def test_features_that_overflowed_do_not_spoil_the_unit_of_distance() -> None:
     before = objective.spread.clone()
     objective(features.detach().float() * torch.inf, torch.zeros(16, 10), labels)
     assert before > 0 and torch.equal(objective.spread, before)
+
+
+def test_a_compiled_objective_is_one_graph_for_any_size_of_a_batch() -> None:
+    objective = Objective(LossConfig(), 20, 24)
+    torch._dynamo.reset()  # sizes that are equal by chance would be taken for the same: 24 features, not 16
+    objective.compile(fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for rows in (16, 15, 11, 14):
+            features = torch.randn(rows, 24, generator=torch.Generator().manual_seed(rows)).requires_grad_()
+            labels = torch.arange(rows) % 4
+            layout = build_layout([labels.numpy()])
+            found = objective(features, features[:, :20], labels, layout)
+            expected = objective.forward(features, features[:, :20], labels, layout)
+            torch.testing.assert_close(found.terms, expected.terms)
+            found.total.backward()
