@@ -281,7 +281,7 @@ class Config(Section):
     timeout_s: Size = 600
     """Seconds that a rank waits for the others before the run ends with an error."""
     stop_file: str = ""
-    """The run saves a checkpoint and stops when this file appears; SIGTERM and SIGUSR1 do the same."""
+    """The run saves a checkpoint and stops when this file appears; SIGTERM, SIGUSR1 and SIGHUP do the same."""
     data: DataConfig = field(default_factory=DataConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

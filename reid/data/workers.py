@@ -67,7 +67,7 @@ def _kill_workers() -> None:
 
 def _ignore_signals(worker: int) -> None:
     """Launchers and terminals signal all processes, but the training process needs data to complete its step."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -29,7 +29,7 @@ from reid.runs.store import NullStore, RunStore, find_resume_point
 from reid.runs.tracking import Tracker
 from reid.training.monitors import DamageWatch, FiniteWatch, HingeWatch, Meter, mean_over_ranks
 from reid.training.optim import Schedule, build_optimizer, take_step
-from reid.training.preemption import StopRequest
+from reid.training.preemption import NO_LAUNCHER, StopRequest
 from reid.training.setup import TrainData, build_model, checkpoint_facts, format_start_up, memory_format
 from reid.training.validation import Validation
 
@@ -58,10 +58,17 @@ class Trainer:
         data: manifest and plan of batches.
         folder: the run's; claimed, unless it is a dry run.
         hosts: names of the machines that take part, for the log.
+        launcher: process id, or None; training stops when it has ended.
     """
 
     def __init__(
-        self, config: Config, data: TrainData, accelerator: Accelerator, folder: RunFolder, hosts: Sequence[str]
+        self,
+        config: Config,
+        data: TrainData,
+        accelerator: Accelerator,
+        folder: RunFolder,
+        hosts: Sequence[str],
+        launcher: int | None = None,
     ) -> None:
         self.config, self.data, self.accelerator, self.folder = config, data, accelerator, folder
         self.device, self.is_main = accelerator.device, accelerator.is_main_process
@@ -100,7 +107,7 @@ class Trainer:
                 print(f"warning: {text}; resuming from {self.resumed}", flush=True)
         self.store.prepare(config)
         self.tracker = self._start_tracker(hosts)
-        self._start_monitors()
+        self._start_monitors(launcher)
 
     def _start_tracker(self, hosts: Sequence[str]) -> Tracker:
         config, facts = self.config, to_dict(self.config)
@@ -115,14 +122,14 @@ class Trainer:
             resume_step=self.state.epoch * self.steps + self.state.step,
         )  # fmt: skip
 
-    def _start_monitors(self) -> None:
+    def _start_monitors(self, launcher: int | None) -> None:
         config = self.config
         first, end = self.state.epoch * self.steps + self.state.step, self.epochs * self.steps
         self.last_step = (min(end, first + DRY_STEPS) if config.dry_run else end) - 1
         self.meter = Meter(self.accelerator.num_processes, self.device)
         self.finite, self.hinge = FiniteWatch(self.data.split.names), HingeWatch()
         self.damage = DamageWatch(self.state.dropped)
-        self.stop = StopRequest(Path(config.stop_file) if config.stop_file else None, config.timeout_s)
+        self.stop = StopRequest(Path(config.stop_file) if config.stop_file else None, config.timeout_s, launcher)
         self.stopped = False
         self.has_checkpoint = self.resumed is not None
         self.summary: dict[str, float] = {}  # of validation.metric: the last and the best
@@ -277,8 +284,8 @@ class Trainer:
             print(self._describe_end(reason), flush=True)
         if self.config.track.artifacts and not stopped:
             self._log_artifacts()
-        # W&B's agent ends runs with SIGTERM.
-        self.tracker.finish(resumes=stopped and self.stop.reason != signal.SIGTERM.name)
+        # W&B's agent ends runs with SIGTERM, which ends the launcher of a single process at once.
+        self.tracker.finish(resumes=stopped and self.stop.reason not in (signal.SIGTERM.name, NO_LAUNCHER))
         return stopped
 
     def _describe_end(self, reason: str | None) -> str:
