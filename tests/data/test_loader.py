@@ -545,6 +545,24 @@ def test_memory_of_a_worker_that_is_gone_is_explained(monkeypatch):
     assert "a decoding process was killed" in explain_killed_worker(raised.value)
 
 
+def test_full_shared_memory_is_named(drawn, monkeypatch):
+    """Every tensor is moved where an error reaches the program: in the queue's own thread a batch would be lost."""
+
+    def full(tensor):
+        raise RuntimeError(
+            "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)"
+        )
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that ...")
+    with pytest.raises(RuntimeError) as raised:
+        list(EvalLoader(drawn.root, drawn.manifest.split("query"), [0], PIXELS, batch_size=1).batches(1))
+    for error in (killed, raised.value):
+        explained = explain_killed_worker(error)
+        for text in ("/dev/shm", "MiB", "data.workers=0", "--shm-size"):
+            assert text in explained
+
+
 def test_the_global_random_numbers_are_kept(drawn):
     torch.manual_seed(0)
     wanted = torch.rand(3)
