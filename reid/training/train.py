@@ -37,8 +37,9 @@ def train(config: Config) -> bool:
     """
     launcher = find_launcher()
     config.name = name_in_sweep(config.name)
-    check(config, int(os.environ.get("WORLD_SIZE", "1")))
-    data = load_data(config)
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    check(config, ranks)
+    data = load_data(config, ranks)
     set_speed(config.speed)
     accelerator = start_accelerator(config.precision, config.timeout_s, config.device)
     hosts = check_same_everywhere(code_version(), data.manifest.fingerprint)
