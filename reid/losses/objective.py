@@ -69,7 +69,9 @@ class Objective(nn.Module):
 
         terms = {
             "cross_entropy": lambda: cross_entropy(logits, labels, config.smoothing),
-            "triplet": lambda: batch_hard_triplet(features, labels, config.triplet_margin, config.triplet_scope),
+            "triplet": lambda: batch_hard_triplet(
+                features, labels, config.triplet_margin, config.triplet_scope, diagnostics
+            ),
             "quadruplet": lambda: quadruplet(
                 features, labels, config.quadruplet_margin, config.quadruplet_margin2, config.triplet_scope
             ),

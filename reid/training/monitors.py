@@ -148,28 +148,32 @@ class DamageWatch:
 
 
 class HingeWatch:
-    """Warns once if the hinge of the centroid loss is inactive for every anchor of an epoch."""
+    """Warns if the hinge of the centroid loss is inactive for every anchor of an epoch, after 1, 2, 4, 8, ... of them.
 
-    def __init__(self) -> None:
+    Args:
+        first_epoch: the first that is judged: features of the warm-up have another scale than trained ones.
+    """
+
+    def __init__(self, first_epoch: int = 0) -> None:
+        self.first_epoch = first_epoch
         self.active: Tensor | None = None
-        self.has_warned = False
+        self.idle_epochs = 0  # since the last epoch with an active hinge
 
     def record(self, terms: Mapping[str, Tensor]) -> None:
-        if "hinge_active" in terms and not self.has_warned:
+        if "hinge_active" in terms:
             now = terms["hinge_active"].detach()
             self.active = now if self.active is None else self.active + now
 
-    def end_epoch(self, margin: float) -> str | None:
+    def end_epoch(self, margin: float, epoch: int = 0) -> str | None:
         """Return the warning, or None. Collective."""
-        if self.active is None or self.has_warned:
+        active, self.active = self.active, None
+        if active is None or epoch < self.first_epoch:
             return None
-        idle = float(sum_over_ranks(self.active)) == 0
-        self.active = None
-        if not idle:
+        self.idle_epochs = self.idle_epochs + 1 if float(sum_over_ranks(active)) == 0 else 0
+        if self.idle_epochs == 0 or self.idle_epochs & (self.idle_epochs - 1):  # not a power of two
             return None
-        self.has_warned = True
         return (
-            f"warning: no anchor was within the margin of another centroid during an epoch (loss.margin = {margin}): "
-            "only the pull towards the positive centroid trains; raise loss.margin, or set loss.relative or "
-            "loss.normalize"
+            f"warning: no anchor was within the margin of another centroid during the last {self.idle_epochs} epoch(s) "
+            f"(loss.margin = {margin}): only the pull towards the positive centroid trains; raise loss.margin, or set "
+            "loss.relative or loss.normalize"
         )

@@ -84,7 +84,9 @@ class Trainer:
         parts = Parts(model, about, self.objective, optimizer, accelerator.scaler)
         self.state = checkpoint.load(self.resumed, parts) if self.resumed else TrainState()
         self.store = (NullStore if config.dry_run else RunStore)(folder, parts, config.track.keep_checkpoints)
-        self.store.check_space()
+        self.is_trained = self.state.epoch >= self.epochs  # a finished run; at most an evaluation is due
+        if not self.is_trained:
+            self.store.check_space()
         if config.speed.compile:
             model.compile()
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
@@ -105,7 +107,8 @@ class Trainer:
             print(format_start_up(config, data, accelerator, self.state, self.model), flush=True)
             for text in damaged:
                 print(f"warning: {text}; resuming from {self.resumed}", flush=True)
-        self.store.prepare(config)
+        if self.state.due or not self.is_trained:  # config.yaml of a finished run tells how it was trained
+            self.store.prepare(config)
         self.tracker = self._start_tracker(hosts)
         self._start_monitors(launcher)
 
@@ -126,8 +129,10 @@ class Trainer:
         config = self.config
         first, end = self.state.epoch * self.steps + self.state.step, self.epochs * self.steps
         self.last_step = (min(end, first + DRY_STEPS) if config.dry_run else end) - 1
+        self.steps_to_make = max(self.last_step + 1 - first, 0)
         self.meter = Meter(self.accelerator.num_processes, self.device)
-        self.finite, self.hinge = FiniteWatch(self.data.split.names), HingeWatch()
+        self.finite = FiniteWatch(self.data.split.names)
+        self.hinge = HingeWatch(min(config.optim.warmup_epochs, self.epochs - 1))
         self.damage = DamageWatch(self.state.dropped)
         self.stop = StopRequest(Path(config.stop_file) if config.stop_file else None, config.timeout_s, launcher)
         self.stopped = False
@@ -201,6 +206,9 @@ class Trainer:
         line = format_progress(
             epoch, self.epochs, values, tuple(self.config.loss.weights), speed, self.last_step - global_step
         )
+        if self.config.dry_run:
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            self._print_line(f"step {global_step + 1}: {shown}")
         self.bar.set_postfix_str(line, refresh=False)
         if self.is_main and not self.on_terminal and in_full:
             print(line, flush=True)
@@ -212,7 +220,7 @@ class Trainer:
 
     def end_epoch(self, epoch: int, global_step: int) -> None:
         """Warn about the epoch that has ended, and move the state to the next."""
-        self._print_line(self.hinge.end_epoch(self.config.loss.margin))
+        self._print_line(self.hinge.end_epoch(self.config.loss.margin, epoch))
         if self.config.data.on_damage == "skip":
             dropped, warning = self.damage.end_epoch()
             self.state = replace(self.state, dropped_total=self.state.dropped_total + dropped)
@@ -267,7 +275,7 @@ class Trainer:
         self.tracker.log(self.state.epoch * self.steps - 1, logged | summary)
         self.tracker.summarize(summary)
         shown = (f"{name} {value:.4f}" for name, value in scores.items() if name.endswith(("/mAP", "/rank1")))
-        self._print_line(f"epoch {self.state.epoch}: {', '.join(shown)}")
+        self._print_line(f"epoch {self.state.epoch}: {', '.join(shown)}{self.validation.describe_cameras(at_end)}")
 
     def finish(self) -> bool:
         """Write the last files and messages. Return whether training was stopped before its end."""
@@ -291,15 +299,19 @@ class Trainer:
     def _describe_end(self, reason: str | None) -> str:
         processes = f"{self.accelerator.num_processes} process(es)"
         if self.config.dry_run:
-            return f"dry run: {DRY_STEPS} steps with {processes}, nothing written"
+            return f"dry run: {self.steps_to_make} steps with {processes}, nothing written"
         if reason is not None:
             return f"stopped ({reason}) with checkpoint {self.state.name}; resume with --resume=auto"
-        text = f"trained {self.epochs} epochs with {processes}; the run is in {self.folder.path}"
+        where = f"the run is in {self.folder.path}"
+        if self.is_trained:
+            text = f"nothing to train: the run is at epoch {self.state.epoch}, optim.epochs is {self.epochs}; {where}"
+        else:
+            text = f"trained to epoch {self.epochs} of {self.epochs} with {processes}; {where}"
+        best = self.summary.get("best", self.state.best.get(self.validation.metric))
+        if best is not None:
+            text += f"\n{self.validation.metric}: best {best:.4f} ({self.state.best_name or 'not kept'})"
         if self.summary:
-            text += (
-                f"\n{self.validation.metric}: best {self.summary['best']:.4f} ({self.state.best_name or 'not kept'}), "
-                f"last {self.summary['last']:.4f}"
-            )
+            text += f", last {self.summary['last']:.4f}"
         return text
 
     def _log_artifacts(self) -> None:
