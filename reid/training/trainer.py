@@ -275,7 +275,8 @@ class Trainer:
         self.tracker.log(self.state.epoch * self.steps - 1, logged | summary)
         self.tracker.summarize(summary)
         shown = (f"{name} {value:.4f}" for name, value in scores.items() if name.endswith(("/mAP", "/rank1")))
-        self._print_line(f"epoch {self.state.epoch}: {', '.join(shown)}{self.validation.describe_cameras(at_end)}")
+        self._print_line(f"epoch {self.state.epoch}: {', '.join(shown)}")
+        self._print_line(self.validation.warn_of_cameras(at_end))
 
     def finish(self) -> bool:
         """Write the last files and messages. Return whether training was stopped before its end."""

@@ -52,8 +52,8 @@ class Validation:
             scores |= self.evaluate_test(model)
         return scores
 
-    def describe_cameras(self, last: bool) -> str:
-        """Return the evaluated identities of unknown cameras, for which no same-camera rule applies, or ""."""
+    def warn_of_cameras(self, last: bool) -> str | None:
+        """Return a warning if evaluated identities have images without a camera, to which no camera rule applies."""
         missing = []
         parts = [("held-out", "train", self.held_out)] if self.held_out.any() else []
         if (last or not parts) and has_test_set(self.manifest):
@@ -62,7 +62,9 @@ class Validation:
             cameras = [self.manifest.split(split).cameras[row] for row in np.flatnonzero(rows)]
             if unknown := sum(UNKNOWN in seen for seen in cameras):
                 missing.append(f"{unknown} of {len(cameras)} {name} identities")
-        return f" (no same-camera rule for images without a camera: {', '.join(missing)})" if missing else ""
+        if not missing:
+            return None
+        return f"warning: {' and '.join(missing)} have images without a camera; no same-camera rule was applied to them"
 
     def _have_matches(self, split: str) -> np.ndarray:
         """Return (N,) bool: identities that are neither junk nor distractors."""
