@@ -8,7 +8,7 @@ from typing import Literal
 
 from reid.config.ranges import Count, Fraction, NonNegative, Positive, Section, Seed, Size, Weight, weights_of
 
-MAX_NAME = 200  # bytes of a run's name; file systems allow 255, and a sweep appends to it
+MAX_NAME = 200  # bytes of a run's name; file systems allow 255
 MAX_DIVISOR = 1024
 DTYPES = ("float32", "bfloat16", "float16")  # of an Embedder; here, so that parsers need no torch
 

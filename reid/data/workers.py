@@ -112,16 +112,19 @@ def explain_killed_worker(error: RuntimeError) -> str | None:
 
     torch raises it from a signal handler, at any line of the program, so only the outermost lines can catch it.
     """
-    if "DataLoader worker" not in str(error):
+    text = str(error).strip()
+    if "DataLoader worker" not in text:
         return None
-    if "No space left" in str(error) or "Bus error" in str(error):
+    if "No space left" in text or "Bus error" in text:
         size = shutil.disk_usage(SHARED_MEMORY).total / 2**20
         return (
             f"{SHARED_MEMORY} (shared memory, {size:,.0f} MiB) is full: decoding processes hand over images in it; set "
             "data.workers=0 (--workers=0), which needs none, lower data.workers, or enlarge it (docker run "
             "--shm-size=8g)"
         )
+    if text.startswith("Caught ") and "MemoryError" not in text:
+        return None  # an error of the program: its stack trace is shown
     return (
-        f"a decoding process was killed ({error}); if the machine ran out of memory, lower data.workers or "
-        "data.pool_images"
+        f"a decoding process was killed ({text.splitlines()[-1]}); if the machine ran out of memory, lower "
+        "data.workers or data.pool_images"
     )

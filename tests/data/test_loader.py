@@ -526,6 +526,12 @@ def test_a_killed_worker_is_an_error_and_no_hang(drawn, tmp_path, batches):
     assert status == 0, said
     assert "a decoding process was killed" in said and "lower data.workers or data.pool_images" in said
     assert explain_killed_worker(RuntimeError("out of memory")) is None
+    caught = (
+        "Caught {} in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  ...\n{}: no {}\n"
+    )
+    assert explain_killed_worker(RuntimeError(caught.format("KeyError", "KeyError", 5))) is None
+    explained = explain_killed_worker(RuntimeError(caught.format("MemoryError", "MemoryError", 5)))
+    assert "(MemoryError: no 5); if the machine ran out of memory" in explained
 
 
 def test_an_error_ends_the_program_and_its_workers(drawn, tmp_path):
