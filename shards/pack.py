@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from reid.data.image_file import read_image_file
 from reid.data.manifest import Shard
-from shards.images import BrokenImage, Encoding, check_image, reencode
+from shards.images import Encoding, check_image, reencode
 from shards.records import Record, Sighting
 
 
@@ -85,11 +86,10 @@ def _pack_group(tar: tarfile.TarFile, group: Group, root: Path, packed: Packed, 
     for record in group.records:
         source = record.path.relative_to(root).as_posix()
         try:
-            data = record.path.read_bytes()
+            data = read_image_file(record.path)
             suffix, data = (check_image(data), data) if encoding is None else ("jpg", reencode(data, encoding))
-        except (OSError, BrokenImage) as error:
-            reason = (error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error)
-            packed.skipped.append({"source": source, "reason": reason})
+        except ValueError as error:
+            packed.skipped.append({"source": source, "reason": str(error).removeprefix(f"{record.path}: ")})
             continue
         file, crc32 = f"{len(members):03d}.{suffix}", zlib.crc32(data)
         entry: dict[str, object] = {

@@ -20,8 +20,6 @@ from reid.files import write_atomically
 FORMAT = 2  # 2: the JSON of an identity gives the bytes of its images
 MANIFEST_NAME = "manifest.json"
 JUNK_PID = -1
-# Default limit of builds and of decoding; a header of a few bytes can claim billions of pixels.
-MAX_PIXELS = 50_000_000
 
 # Shard names reach WebDataset, which runs `pipe:` in a shell, opens URLs and expands braces: plain file names only.
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.tar")
