@@ -1,5 +1,6 @@
 """Files: safe reading, a lock that one process holds at a time, atomic writes, folders checked before the work."""
 
+import codecs
 import contextlib
 import errno
 import os
@@ -76,6 +77,28 @@ def read_regular_file(path: str | Path, max_bytes: int = 1 << 32) -> bytes:
         if size > max_bytes:
             raise OSError(errno.EFBIG, f"has {size} bytes, more than {max_bytes}", str(path))
         return file.read()
+
+
+def read_text(path: Path) -> str:
+    """Return a text that a person wrote: UTF-8, with or without a byte-order mark.
+
+    Raises ValueError, which names the file and the line, if it cannot be read, is not UTF-8, or has a NUL character.
+    """
+    try:
+        data = read_regular_file(path)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from error
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(f"{path}: not UTF-8 but UTF-16; save it as UTF-8")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason}); save it as UTF-8") from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ValueError(f"{path}, line {line}: a NUL character; the file is damaged or no text: write it again")
+    return text
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:

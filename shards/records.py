@@ -1,5 +1,6 @@
 """The result of every reader: one record per image, and the facts about the dataset; helpers for readers."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +55,10 @@ class RawDataset:
     def __post_init__(self) -> None:
         ordered = sorted(self.records, key=lambda record: (SPLITS.index(record.split), record.pid, str(record.path)))
         object.__setattr__(self, "records", ordered)
+        for record in ordered:
+            name = str(record.path.relative_to(self.root))
+            if name.encode(errors="replace") != os.fsencode(name):
+                raise ValueError(f"{self.root}: the name {name!a} is not UTF-8, as shards store names; rename it")
 
 
 def number_from_one(names: Iterable[str]) -> dict[str, int]:

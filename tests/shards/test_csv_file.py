@@ -46,8 +46,8 @@ def test_labels_from_one_cameras_in_numeric_order(tmp_path: Path) -> None:
     assert csv_file.read(elsewhere, table).records[0].path == elsewhere / "a/1.jpg"
 
 
-def test_byte_order_mark_column_order_extra_columns_quotes(tmp_path: Path) -> None:
-    text = 'split,note,identity,path\r\ntrain,x,"Smith, J.","a ""1"".jpg"\r\n\r\ntrain,,Åse,b.jpg\r\n'
+def test_byte_order_mark_column_order_empty_rows_quotes(tmp_path: Path) -> None:
+    text = 'split,identity,path\r\ntrain,"Smith, J.","a ""1"".jpg"\r\n\r\n,,\r\ntrain, Åse ,b.jpg\r\n'
     write(tmp_path, text, encoding="utf-8-sig")
     assert summary(tmp_path) == [("train", 1, -1, "Smith, J.", 'a "1".jpg'), ("train", 2, -1, "Åse", "b.jpg")]
 
@@ -66,17 +66,21 @@ def test_absolute_paths_below_the_root(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("", "no column path, identity, split"),
-        ("a/1.jpg,zoe,10,train\n", "no column path, identity, split; the first line reads 'a/1.jpg,zoe,10,train'"),
-        ("path;identity;split\n1.jpg;a;train\n", "the first line reads 'path;identity;split', expected path,identity"),
-        ("path,identity,split,split\n1,a,train,train\n", "a column is named twice"),
+        ("a/1.jpg,zoe,10,train\n", "no column path, identity, split; the first line names 'a/1.jpg', 'zoe', '10'"),
+        ("path;identity;split\n1.jpg;a;train\n", "separated by semicolons"),
+        ("path\tidentity\tsplit\n1.jpg\ta\ttrain\n", "separated by tabs"),
+        ("path,identity,split,split\n1,a,train,train\n", "the column split is named twice"),
         ("path,identity,camera,split\n", "no row below the header"),
         ("path,identity,split\n1.jpg,a,test\n", "line 2: split 'test' is unknown; use train, query, gallery"),
         ("path,identity,split\n1.jpg,,train\n", "line 2: identity is empty"),
         ("path,identity,split\n1.jpg,a\n", "line 2: more or fewer fields"),
         ("path,identity,split\n1.jpg,a,train,x\n", "line 2: more or fewer fields"),
-        ("path,identity,split\n../1.jpg,a,train\n", "line 2: ../1.jpg lies outside"),
-        ("path,identity,split\n/etc/passwd,a,train\n", "line 2: /etc/passwd lies outside"),
+        ("path,identity,split\n../1.jpg,a,train\n", "line 2: path '../1.jpg' lies outside"),
+        ("path,identity,split\n/etc/passwd,a,train\n", "line 2: path '/etc/passwd' lies outside"),
         ("path,identity,split\n1.jpg,a,train\n2.jpg,a,train\n1.jpg,b,train\n", "lines 2 and 4: the same train image"),
+        ("path,identity,split\na\\1.jpg,a,train\n", "line 2: .* has backslashes"),
+        ("path,identity,split\nC:\\a\\1.jpg,a,train\n", "line 2: .* has backslashes"),
+        ("path,identity,split\n1.jpg,a,train\n2\0.jpg,a,train\n", "line 3: a NUL character"),
         ('path,identity,split\n"1.jpg,a,train\n', "not a CSV table"),
     ],
 )
@@ -87,6 +91,26 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None
     assert "labels.csv" in str(caught.value)
 
 
+@pytest.mark.parametrize("column", ["Camera", "cam", "camera_id", "camera ", "camid", "CAM", "cameras", "kamera"])
+def test_columns_that_are_not_read_are_refused_with_the_nearest(tmp_path: Path, column: str) -> None:
+    """Without cameras no same-camera rule applies, and every metric is inflated."""
+    write(tmp_path, f"path,identity,{column},split\n1.jpg,a,3,train\n")
+    with pytest.raises(ValueError, match=rf"labels\.csv: columns .*'{column}' \(did you mean camera\?\)"):
+        summary(tmp_path)
+
+
+def test_all_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
+    write(tmp_path, "path,identity,split,x,y,w,h,\n1.jpg,a,train,0,0,8,8,\n")
+    with pytest.raises(ValueError, match=r"not read: 'x', 'y', 'w', 'h', ''; .*, camera"):
+        summary(tmp_path)
+
+
+def test_a_backslash_may_be_a_part_of_a_name(tmp_path: Path) -> None:
+    write(tmp_path, "path,identity,split\na\\1.jpg,a,train\n")
+    (tmp_path / "a\\1.jpg").touch()
+    assert summary(tmp_path) == [("train", 1, -1, "a", "a\\1.jpg")]
+
+
 def test_one_image_may_be_query_and_gallery(tmp_path: Path) -> None:
     write(tmp_path, "path,identity,split\n1.jpg,a,query\n1.jpg,a,gallery\n")
     assert len(summary(tmp_path)) == 2
@@ -94,7 +118,7 @@ def test_one_image_may_be_query_and_gallery(tmp_path: Path) -> None:
 
 def test_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_bytes("path,identity,split\n1.jpg,Åse,train\n".encode("latin-1"))
-    with pytest.raises(ValueError, match="not UTF-8"):
+    with pytest.raises(ValueError, match=r"labels\.csv, line 2: not UTF-8"):
         csv_file.read(tmp_path)
 
 

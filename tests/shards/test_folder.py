@@ -1,5 +1,6 @@
 """shards/readers/folder.py: split/identity/*.jpg."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,9 @@ def test_nothing_fits_the_layout(tmp_path: Path, draw) -> None:
         folder.read(tmp_path / "flat")
     with pytest.raises(ValueError, match="found flat/"):
         folder.read(tmp_path)
+
+
+def test_a_name_that_is_not_utf8_is_refused_by_name(folder_tree: Path) -> None:
+    (folder_tree / "train" / "Ann" / os.fsdecode(b"\xe9.jpg")).touch()
+    with pytest.raises(ValueError, match=r"train/Ann/\\udce9\.jpg' is not UTF-8"):
+        folder.read(folder_tree)
