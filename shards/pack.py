@@ -17,6 +17,7 @@ from typing import BinaryIO, NamedTuple
 
 from reid.data.image_file import read_image_file
 from reid.data.manifest import Shard
+from reid.data.shard_reader import seal
 from shards.images import Encoding, check_image, reencode
 from shards.records import Record, Sighting
 
@@ -104,7 +105,7 @@ def _pack_group(tar: tarfile.TarFile, group: Group, root: Path, packed: Packed, 
     if not members:
         return
     sample = {"pid": first.pid, "name": first.name, "split": first.split, "images": [entry for entry, _ in members]}
-    _add(tar, f"{group.key}.json", json.dumps(sample, separators=(",", ":")).encode())
+    _add(tar, f"{group.key}.json", seal(json.dumps(sample, separators=(",", ":")).encode()))
     for entry, data in members:
         _add(tar, f"{group.key}.{entry['file']}", data)
     packed.samples.append((first.name, sightings))

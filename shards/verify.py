@@ -11,6 +11,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from reid.data.manifest import MANIFEST_NAME, Manifest, Shard, Split, load_manifest
+from reid.data.shard_reader import is_intact
 from reid.files import open_regular_file
 from shards.images import check_image
 from shards.pack import HashingFile
@@ -135,6 +136,8 @@ class _ShardCheck:
                     data = file.read() if file else b""
                     if member.name.endswith(".json"):
                         self._check_complete(sample)
+                        if not is_intact(data):
+                            self.report(member.name, "its bytes changed (checksum)")
                         sample = self._parse_json(member.name, data)
                         samples += [sample] if sample else []
                     elif sample and sample.unread and member.name == f"{sample.key}.{sample.unread[0].file}":

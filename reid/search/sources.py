@@ -73,7 +73,7 @@ def _read_table(table: Path, source: Source) -> Iterator[Entry]:
         first = lines.setdefault(path, line)
         if first != line:
             raise ValueError(f"{table}, lines {first} and {line}: {path} twice; keep one")
-        yield Entry(**fields | {"path": path}, source=source)
+        yield Entry(path, fields["identity"], fields["camera"], fields["time"], source=source)
 
 
 def list_shards(root: str, split: str) -> Iterator[SourceImage]:
