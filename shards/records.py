@@ -1,14 +1,19 @@
 """The result of every reader: one record per image, and the facts about the dataset; helpers for readers."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from reid.data.image_file import SUFFIXES
+from reid.data.manifest import JUNK_PID
+
 SPLITS = ("train", "query", "gallery")
 UNKNOWN_CAMERA = -1
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
+OWN_NOTICE = "Images of yours in the layout of {}: their terms of use hold for these shards, too."
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,9 @@ class Counts:
     images: int
     identities: int
 
+    def __str__(self) -> str:
+        return f"{self.images} images of {self.identities} identities"
+
 
 @dataclass(frozen=True)
 class RawDataset:
@@ -61,6 +69,54 @@ class RawDataset:
                 raise ValueError(f"{self.root}: the name {name!a} is not UTF-8, as shards store names; rename it")
 
 
+def name_dataset(raw: RawDataset, name: str | None) -> RawDataset:
+    """Return the dataset under the name that the user gives; None is the reader's.
+
+    Many lay out their own images like a published dataset. If the counts are far from the published ones, the images
+    are taken for the user's own, without the authors' counts and terms, unless `name` is the reader's; without a name
+    that is a warning.
+    """
+    far = bool(raw.published) and not any(
+        _is_near(counts, raw.published[split]) for split, counts in count_records(raw).items() if split in raw.published
+    )
+    if name is None and far:
+        found = ", ".join(f"{split}: {counts}" for split, counts in count_records(raw).items())
+        published = ", ".join(f"{split}: {counts}" for split, counts in raw.published.items())
+        text = (
+            f"these are not the images of {raw.name} ({found}; published are {published}), but would be called so; if "
+        )
+        text += "they are your own, build them with --dataset <name>"
+        return replace(raw, warnings=(*raw.warnings, text), published={})
+    if name in (None, raw.name):
+        return raw
+    return replace(raw, name=name, notice=OWN_NOTICE.format(raw.name), published={}) if far else replace(raw, name=name)
+
+
+def count_records(raw: RawDataset) -> dict[str, Counts]:
+    """Count the images and identities of each split that has any."""
+    images = Counter(record.split for record in raw.records)
+    pairs = {(record.split, record.pid) for record in raw.records if record.pid not in (JUNK_PID, raw.distractor_pid)}
+    identities = Counter(split for split, _ in pairs)
+    return {split: Counts(images[split], identities[split]) for split in images}
+
+
+def _is_near(found: Counts, published: Counts) -> bool:
+    """Return whether both counts differ by less than a fifth: an incomplete copy or another version, not other data."""
+    pairs = ((found.images, published.images), (found.identities, published.identities))
+    return all(0.8 < there / listed < 1.25 for there, listed in pairs)
+
+
+def count_outside(raw: RawDataset) -> int:
+    """Return how many images lie outside the dataset's folder, because a symbolic link leads there."""
+    root = os.path.realpath(raw.root)
+    real_folder = cache(os.path.realpath)  # of 100,000 images, only the folders and the links are resolved
+    outside = 0
+    for record in raw.records:
+        folder = os.path.realpath(record.path) if record.path.is_symlink() else real_folder(record.path.parent)
+        outside += not f"{folder}/".startswith(f"{root.rstrip('/')}/")
+    return outside
+
+
 def number_from_one(names: Iterable[str]) -> dict[str, int]:
     """Map each distinct name to 1, 2, ... in sorted order; 2 before 10 if every name is a number."""
     distinct = set(names)
@@ -71,7 +127,7 @@ def number_from_one(names: Iterable[str]) -> dict[str, int]:
 
 def is_image(path: Path) -> bool:
     """Return whether a name is an image's. Hidden files are none: macOS writes `._1.jpg` next to each `1.jpg`."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def list_folder(folder: Path) -> list[Path]:

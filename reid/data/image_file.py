@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from reid.files import read_regular_file
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")  # Pillow reads 40 more, some by running other programs
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
 # Limits before decoding: a header of a few bytes can claim billions of pixels.
 MAX_PIXELS = 50_000_000  # default of builds and of `data.max_pixels`
 MAX_SIDE = 32_768  # resizing a picture of one pixel by 49,000,000 takes gigabytes and minutes

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reid.table import read_table, relative_path
+from shards.labels import describe_lookalikes
 from shards.records import SPLITS, UNKNOWN_CAMERA, RawDataset, Record, number_from_one
 
 NAME = "csv"
@@ -48,7 +49,8 @@ def read(root: Path, table: Path | None = None) -> RawDataset:
         Record(row.path, pids[row.identity], camids.get(row.camera, UNKNOWN_CAMERA), row.split, row.identity)
         for row in rows
     ]
-    return RawDataset(NAME, root, records, None, NOTICE)
+    warnings = describe_lookalikes("identities", pids) + describe_lookalikes("cameras", camids)
+    return RawDataset(NAME, root, records, None, NOTICE, warnings=warnings)
 
 
 def _locate(root: Path, table: Path | None) -> tuple[Path, Path]:

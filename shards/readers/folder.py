@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from shards.labels import describe_lookalikes
 from shards.records import (
     SPLITS,
     UNKNOWN_CAMERA,
@@ -20,8 +21,9 @@ LAYOUT = "<split>/<identity>/*.jpg with the splits train, query, gallery"
 
 
 def read(root: Path) -> RawDataset:
-    """Read `root/<split>/<identity>/*.{jpg,jpeg,png}`; splits may be absent, an identity has one pid in all splits.
+    """Read `root/<split>/<identity>/*.jpg`, or another suffix of images.
 
+    Splits may be absent. An identity has one pid in all splits.
     Raises ValueError if no image fits the layout.
     """
     check_folder(root, f"give --root a folder laid out as {LAYOUT}")
@@ -48,4 +50,5 @@ def read(root: Path) -> RawDataset:
     records = [Record(path, pids[identity], UNKNOWN_CAMERA, split, identity) for split, identity, path in files]
     unread = [path.name for path in ignored if path.parent == root and path.is_dir()]
     warnings = [f"folders whose names are not splits were not read: {', '.join(unread)}"] if unread else []
+    warnings += describe_lookalikes("identities", pids)
     return RawDataset(NAME, root, records, None, NOTICE, ignored, warnings)

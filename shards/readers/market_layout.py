@@ -4,12 +4,16 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from reid.data.image_file import SUFFIXES
 from reid.data.manifest import JUNK_PID
 from shards.records import Counts, RawDataset, Record, check_folder, describe_folder, list_folder
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 # 0002_c1s1_000451_03.jpg, 0005_c2_f0046985.jpg, 0001_c001_00016450_0.jpg: cameras have one to several digits.
-PATTERN = re.compile(r"(?P<pid>-1|\d{1,9})_c(?P<camid>\d{1,9})(s\d+)?_.+\.(jpe?g|png)", re.IGNORECASE)
+PATTERN = re.compile(
+    rf"(?P<pid>-1|\d{{1,9}})_c(?P<camid>\d{{1,9}})(s\d+)?_.+({'|'.join(map(re.escape, sorted(SUFFIXES)))})",
+    re.IGNORECASE,
+)
 
 
 def read_layout(

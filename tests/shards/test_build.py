@@ -18,16 +18,18 @@ import pytest
 import webdataset
 from PIL import Image, ImageChops, ImageStat
 
-from reid.config import DataConfig
+from reid.config import BatchConfig, DataConfig
 from reid.data.images import Pixels
-from reid.data.manifest import load_manifest
+from reid.data.manifest import Manifest, Shard, Split, load_manifest
+from reid.data.plan import Plan
 from reid.files import hold
 from shards import images
 from shards.build import build
-from shards.dealing import deal, default_num_shards
+from shards.dealing import DEFAULT_IDENTITIES, DEFAULT_STREAMS, deal, default_num_shards
 from shards.images import Encoding, check_image, reencode
 from shards.pack import Packed
 from shards.readers import csv_file, folder, market1501
+from shards.summary import describe_streams
 from shards.verify import verify
 
 
@@ -159,6 +161,37 @@ def test_deal() -> None:
 )
 def test_default_number_of_shards(identities: int, mib: int, count: int) -> None:
     assert default_num_shards(identities, mib * 2**20) == count
+
+
+@pytest.mark.parametrize(("identities", "count"), [(15, 1), (16, 8), (37, 8), (143, 16)])
+def test_train_has_a_shard_for_each_stream(identities: int, count: int) -> None:
+    assert default_num_shards(identities, 0, DEFAULT_STREAMS) == count
+    assert BatchConfig() == BatchConfig(identities=DEFAULT_IDENTITIES, streams=DEFAULT_STREAMS)
+
+
+@pytest.mark.parametrize(
+    ("shards", "advice"),
+    [
+        ([2] * 8, None),
+        ([1] * 8 + [20], (16, 1)),
+        ([20], (16, 1)),
+        ([9, 9], (16, 2)),
+        ([3, 2], (5, 1)),
+        ([1] * 37, None),
+    ],
+)
+def test_the_advice_on_streams_is_a_plan_that_works(shards: list[int], advice: tuple[int, int] | None) -> None:
+    shard_of = np.repeat(np.arange(len(shards)), shards)
+    stored = [Shard(f"train-{i:04d}.tar", "a" * 64, 10240, count, 4 * count) for i, count in enumerate(shards)]
+    rows = len(shard_of)
+    images = np.full(rows, 4)
+    split = Split(tuple(stored), np.arange(1, rows + 1), images, shard_of, ((1,),) * rows, ("x",) * rows)
+    found = describe_streams(Manifest("x", {"train": split}))
+    identities, streams = advice or (DEFAULT_IDENTITIES, DEFAULT_STREAMS)
+    Plan(images, shard_of, len(shards), identities, 4, streams)
+    assert [f"--batch.identities={identities} --batch.streams={streams}" in text for text in found] == [True] * bool(
+        advice
+    )
 
 
 def test_number_of_shards(market: Path, tmp_path: Path) -> None:

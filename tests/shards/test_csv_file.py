@@ -137,3 +137,10 @@ def test_which_table(tmp_path: Path) -> None:
         csv_file.read(write(tmp_path, "", "data.zip"))
     with pytest.raises(ValueError, match="no such file or folder"):
         csv_file.read(tmp_path / "nowhere")
+
+
+def test_labels_written_in_several_ways_are_a_warning(tmp_path: Path) -> None:
+    write(tmp_path, "path,identity,camera,split\n1.jpg,7,Gate,train\n2.jpg,007,gate,train\n3.jpg,7.0,2,train\n")
+    raw = csv_file.read(tmp_path)
+    assert [warning.split(" are ")[0] for warning in raw.warnings] == ["1 identities", "1 cameras"]
+    assert len({record.pid for record in raw.records}) == 3  # as they are written: some datasets mean it

@@ -99,6 +99,23 @@ def test_build_folder_and_csv(folder_tree: Path, tmp_path: Path, capsys: pytest.
     assert "warning: 2 train identities have one image" in printed
 
 
+def test_the_reader_that_fits_is_named(
+    market: Path, folder_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "out")]
+    assert main(["build", "folder", "--root", str(market), *out]) == 2
+    assert f"`build market1501` or `build dukemtmc` reads {market}" in capsys.readouterr().err
+    assert main(["build", "veri776", "--root", str(folder_tree), *out]) == 2
+    assert f"`build folder` reads {folder_tree}" in capsys.readouterr().err
+    assert main(["build", "msmt17", "--root", str(tmp_path), *out]) == 2
+    assert " reads " not in capsys.readouterr().err
+    (folder_tree / "labels.csv").write_text("path,identity,camera,split\ntrain/Ann/1.JPG,Ann,1,train\n")
+    assert main(["build", "folder", "--root", str(folder_tree), *out]) == 0
+    printed = capsys.readouterr().out
+    assert f"warning: `build csv` reads {folder_tree}, too" in printed
+    assert "note: 2 identities in 1 train shards" in printed and "--batch.identities=2 --batch.streams=1" in printed
+
+
 def test_errors_are_one_line_without_a_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nowhere = str(tmp_path / "nowhere")
     for command in (
