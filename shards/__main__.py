@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import json
 import re
 import sys
@@ -28,6 +29,8 @@ READER_FLAGS = {"table": ("--csv", "csv"), "boxes": ("--boxes", "cuhk03"), "with
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status: 1 if `verify` found damage, 2 after an error of the user."""
     words = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that are not UTF-8
     # flags may be written with dashes or underscores
     options = _parser().parse_args([re.sub("^--[^=]+", lambda flag: flag[0].replace("_", "-"), word) for word in words])
     commands = {"build": _build, "verify": _verify, "stats": _stats, "stage": _stage, "synth": _synth}

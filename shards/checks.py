@@ -125,8 +125,10 @@ def check_mixed(sightings: Sightings, distractor_pid: int | None) -> list[Check]
             found += [f"pid {pid} in {' and '.join(f'{name}/' for name in pair)} ({split})" for pair in list(pairs)[:1]]
     if not found:
         return []
-    text = f"{len(found)} identities have images in folders that share no camera or prefix, e.g. {found[0]}: if these "
-    text += "are datasets that number their own people, write their names before identities and cameras, e.g. mall-0001"
+    text = (
+        f"{len(found)} identities have images in folders that look like different datasets, e.g. {found[0]}: if each "
+    )
+    text += "numbers its own people, write its name before its identities and cameras, such as mall-0001"
     total = sum(len({image.pid for image in images}) for images in sightings.values())
     return [_check("mixed datasets", "warning", len(found), total, text, found)]
 

@@ -120,7 +120,7 @@ def count_outside(raw: RawDataset) -> int:
 def number_from_one(names: Iterable[str]) -> dict[str, int]:
     """Map each distinct name to 1, 2, ... in sorted order; 2 before 10 if every name is a number."""
     distinct = set(names)
-    numeric = all(name.isdecimal() for name in distinct)
+    numeric = all(name.isdecimal() and len(name) < 100 for name in distinct)  # int() refuses thousands of digits
     ordered = sorted(distinct, key=lambda name: (int(name) if numeric else 0, name))
     return {name: number for number, name in enumerate(ordered, start=1)}
 

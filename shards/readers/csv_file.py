@@ -58,14 +58,14 @@ def _locate(root: Path, table: Path | None) -> tuple[Path, Path]:
     if not root.exists():
         raise ValueError(f"{root}: no such file or folder; give --root the CSV or the folder of its images")
     if table is not None:
-        if not table.is_file():
+        if not table.exists():
             raise ValueError(f"{table}: no such file; give --csv a table with the header {HEADER}")
         if not root.is_dir():
             raise ValueError(f"{root}: not a folder; with --csv, --root is the folder that the paths start from")
         return table, root
     if root.suffix.lower() == ".zip" and root.is_file():
         raise ValueError(f"{root}: zip files are not read; unzip it and give --root the folder")
-    if root.is_file():
+    if not root.is_dir():
         return root, root.parent
     tables = sorted(path for path in root.iterdir() if path.suffix.lower() == ".csv" and not path.name.startswith("."))
     if len(tables) != 1:

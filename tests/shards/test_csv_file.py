@@ -1,5 +1,6 @@
 """shards/readers/csv_file.py: the table, its paths, its labels, and what is wrong with it by line."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,16 @@ def test_labels_written_in_several_ways_are_a_warning(tmp_path: Path) -> None:
     raw = csv_file.read(tmp_path)
     assert [warning.split(" are ")[0] for warning in raw.warnings] == ["1 identities", "1 cameras"]
     assert len({record.pid for record in raw.records}) == 3  # as they are written: some datasets mean it
+
+
+def test_labels_may_be_numbers_of_any_length(tmp_path: Path) -> None:
+    write(tmp_path, f"path,identity,split\n1.jpg,{'9' * 5000},train\n2.jpg,1,train\n")
+    assert [pid for _, pid, _, _, _ in summary(tmp_path)] == [1, 2]
+
+
+@pytest.mark.timeout(20)
+def test_a_table_that_would_block_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.csv")
+    for arguments in ((tmp_path / "fifo.csv",), (tmp_path, tmp_path / "fifo.csv"), (tmp_path,)):
+        with pytest.raises(ValueError, match=r"fifo\.csv: is a FIFO"):
+            csv_file.read(*arguments)

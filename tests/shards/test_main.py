@@ -1,6 +1,7 @@
 """The command line: what it prints, its exit status, and that it runs as a module."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -114,6 +115,15 @@ def test_the_reader_that_fits_is_named(
     printed = capsys.readouterr().out
     assert f"warning: `build csv` reads {folder_tree}, too" in printed
     assert "note: 2 identities in 1 train shards" in printed and "--batch.identities=2 --batch.streams=1" in printed
+
+
+def test_folders_whose_names_are_not_utf8(folder_tree: Path, tmp_path: Path) -> None:
+    """Only a real program has an output with an encoding."""
+    root, out = (tmp_path / os.fsdecode(name) for name in (b"people\xff", b"out\xff"))
+    folder_tree.rename(root)
+    command = [sys.executable, "-m", "shards", "build", "folder", "--root", str(root), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and done.stdout.endswith("out\\udcff\n"), done.stderr
 
 
 def test_errors_are_one_line_without_a_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
