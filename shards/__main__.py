@@ -6,7 +6,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from shards.checks import run_checks
 from shards.images import Encoding
 from shards.pedestrians import dataset as pedestrians
 from shards.readers import csv_file, cuhk03, dukemtmc, folder, market1501, msmt17, veri776
-from shards.records import RawDataset, name_dataset
+from shards.records import RawDataset, looks_published, name_dataset
 from shards.stage import stage
 from shards.summary import describe_streams, format_build, format_verification, to_json
 from shards.verify import verify
@@ -95,15 +95,21 @@ def _read(options: argparse.Namespace) -> RawDataset:
         raise ValueError(f"{error}; {others} reads {options.root}") if others else error from error
     if options.reader == folder.NAME and (others := _find_readers(options.root, options.reader)):
         return replace(raw, warnings=(*raw.warnings, f"{others} reads {options.root}, too, and may know cameras"))
+    if (
+        raw.published
+        and not looks_published(raw)
+        and (others := _find_readers(options.root, options.reader, looks_published))
+    ):
+        return replace(raw, warnings=(*raw.warnings, f"the counts of images are those of {others}"))
     return raw
 
 
-def _find_readers(root: Path, reader: str) -> str:
-    """Return the other readers that can read this folder."""
+def _find_readers(root: Path, reader: str, fits: Callable[[RawDataset], bool] = bool) -> str:
+    """Return the other readers that can read this folder and whose result `fits`."""
     found = []
     for name, read in READERS.items():
         with contextlib.suppress(ValueError, OSError):
-            if name != reader and read(root):
+            if name != reader and fits(read(root)):
                 found.append(f"`build {name}`")
     return " or ".join(found)
 

@@ -63,8 +63,8 @@ class RawDataset:
     def __post_init__(self) -> None:
         ordered = sorted(self.records, key=lambda record: (SPLITS.index(record.split), record.pid, str(record.path)))
         object.__setattr__(self, "records", ordered)
-        for record in ordered:
-            name = str(record.path.relative_to(self.root))
+        for path in (record.path for record in ordered if not str(record.path).isascii()):
+            name = str(path.relative_to(self.root))
             if name.encode(errors="replace") != os.fsencode(name):
                 raise ValueError(f"{self.root}: the name {name!a} is not UTF-8, as shards store names; rename it")
 
@@ -76,12 +76,11 @@ def name_dataset(raw: RawDataset, name: str | None) -> RawDataset:
     are taken for the user's own, without the authors' counts and terms, unless `name` is the reader's; without a name
     that is a warning.
     """
-    far = bool(raw.published) and not any(
-        _is_near(counts, raw.published[split]) for split, counts in count_records(raw).items() if split in raw.published
-    )
+    far = bool(raw.published) and not looks_published(raw)
     if name is None and far:
-        found = ", ".join(f"{split}: {counts}" for split, counts in count_records(raw).items())
-        published = ", ".join(f"{split}: {counts}" for split, counts in raw.published.items())
+        counts = count_records(raw)
+        known = [split for split in raw.published if split in counts]
+        found, published = (", ".join(f"{split}: {each[split]}" for split in known) for each in (counts, raw.published))
         text = (
             f"these are not the images of {raw.name} ({found}; published are {published}), but would be called so; if "
         )
@@ -100,20 +99,26 @@ def count_records(raw: RawDataset) -> dict[str, Counts]:
     return {split: Counts(images[split], identities[split]) for split in images}
 
 
-def _is_near(found: Counts, published: Counts) -> bool:
-    """Return whether both counts differ by less than a fifth: an incomplete copy or another version, not other data."""
-    pairs = ((found.images, published.images), (found.identities, published.identities))
-    return all(0.8 < there / listed < 1.25 for there, listed in pairs)
+def looks_published(raw: RawDataset) -> bool:
+    """Return whether both counts of a split differ by less than a fifth from the published ones.
+
+    Others mean other data, not an incomplete copy or another version.
+    """
+    return any(
+        0.8 < found.images / wanted.images < 1.25 and 0.8 < found.identities / wanted.identities < 1.25
+        for split, found in count_records(raw).items()
+        if (wanted := raw.published.get(split))
+    )
 
 
 def count_outside(raw: RawDataset) -> int:
     """Return how many images lie outside the dataset's folder, because a symbolic link leads there."""
-    root = os.path.realpath(raw.root)
+    root = os.path.join(os.path.realpath(raw.root), "")
     real_folder = cache(os.path.realpath)  # of 100,000 images, only the folders and the links are resolved
     outside = 0
-    for record in raw.records:
-        folder = os.path.realpath(record.path) if record.path.is_symlink() else real_folder(record.path.parent)
-        outside += not f"{folder}/".startswith(f"{root.rstrip('/')}/")
+    for path in (str(record.path) for record in raw.records):
+        real = os.path.realpath(path) if os.path.islink(path) else os.path.join(real_folder(os.path.dirname(path)), "")
+        outside += not real.startswith(root)
     return outside
 
 

@@ -12,6 +12,8 @@ import pytest
 from reid.data.manifest import load_manifest
 from shards.__main__ import main
 from shards.pedestrians import dataset as pedestrians
+from shards.readers import dukemtmc
+from shards.records import Counts
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,6 +117,17 @@ def test_the_reader_that_fits_is_named(
     printed = capsys.readouterr().out
     assert f"warning: `build csv` reads {folder_tree}, too" in printed
     assert "note: 2 identities in 1 train shards" in printed and "--batch.identities=2 --batch.streams=1" in printed
+
+
+def test_the_reader_whose_published_counts_these_are_is_named(
+    market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Market-1501 and DukeMTMC-reID have the same folders and file names."""
+    monkeypatch.setitem(dukemtmc.PUBLISHED, "train", Counts(60, 9))
+    assert main(["build", "market1501", "--root", str(market), "--out", str(tmp_path / "out")]) == 0
+    assert "warning: the counts of images are those of `build dukemtmc`" in capsys.readouterr().out
+    assert main(["build", "dukemtmc", "--root", str(market), "--out", str(tmp_path / "d")]) == 0
+    assert "are those of" not in capsys.readouterr().out
 
 
 def test_folders_whose_names_are_not_utf8(folder_tree: Path, tmp_path: Path) -> None:
