@@ -16,7 +16,7 @@ from shards.checks import run_checks
 from shards.images import Encoding
 from shards.pedestrians import dataset as pedestrians
 from shards.readers import csv_file, cuhk03, dukemtmc, folder, market1501, msmt17, veri776
-from shards.records import RawDataset, looks_published, name_dataset
+from shards.records import RawDataset, WrongLayoutError, looks_published, name_dataset
 from shards.stage import stage
 from shards.summary import describe_streams, format_build, format_verification, to_json
 from shards.verify import verify
@@ -90,16 +90,14 @@ def _read(options: argparse.Namespace) -> RawDataset:
             raise ValueError(f"{flag}: not an option of `build {options.reader}`, only of {reader}")
     try:
         raw = READERS[options.reader](options.root, **given)
-    except ValueError as error:
-        others = _find_readers(options.root, options.reader)
-        raise ValueError(f"{error}; {others} reads {options.root}") if others else error from error
+    except WrongLayoutError as error:
+        if others := _find_readers(options.root, options.reader):
+            raise ValueError(f"{error}; {others} reads {options.root}") from error
+        raise
     if options.reader == folder.NAME and (others := _find_readers(options.root, options.reader)):
         return replace(raw, warnings=(*raw.warnings, f"{others} reads {options.root}, too, and may know cameras"))
-    if (
-        raw.published
-        and not looks_published(raw)
-        and (others := _find_readers(options.root, options.reader, looks_published))
-    ):
+    far = raw.published and not looks_published(raw)
+    if far and (others := _find_readers(options.root, options.reader, looks_published)):
         return replace(raw, warnings=(*raw.warnings, f"the counts of images are those of {others}"))
     return raw
 

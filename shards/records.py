@@ -16,6 +16,10 @@ UNKNOWN_CAMERA = -1
 OWN_NOTICE = "Images of yours in the layout of {}: their terms of use hold for these shards, too."
 
 
+class WrongLayoutError(ValueError):
+    """The folder is not laid out as the reader expects; another reader may fit."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One image of a raw dataset. pid -1 = junk; camid -1 = unknown; name = the identity as the dataset writes it."""
@@ -144,10 +148,10 @@ def list_folder(folder: Path) -> list[Path]:
 
 
 def check_folder(folder: Path, fix: str) -> None:
-    """Raise ValueError with the fix, and with the contents of the parent folder, if a folder does not exist."""
+    """Raise WrongLayoutError, with the contents of the parent folder and the fix, if a folder does not exist."""
     if not folder.is_dir():
         there = f"; {folder.parent} holds {describe_folder(folder.parent)}" if folder.parent.is_dir() else ""
-        raise ValueError(f"{folder}: no such folder{there}; {fix}")
+        raise WrongLayoutError(f"{folder}: no such folder{there}; {fix}")
 
 
 def describe_folder(folder: Path, limit: int = 8) -> str:

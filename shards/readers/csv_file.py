@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from reid.table import read_table, relative_path
 from shards.labels import describe_lookalikes
-from shards.records import SPLITS, UNKNOWN_CAMERA, RawDataset, Record, number_from_one
+from shards.records import SPLITS, UNKNOWN_CAMERA, RawDataset, Record, WrongLayoutError, number_from_one
 
 NAME = "csv"
 NOTICE = "Images listed by a table of yours: their terms of use hold for these shards, too."
@@ -70,7 +70,7 @@ def _locate(root: Path, table: Path | None) -> tuple[Path, Path]:
     tables = sorted(path for path in root.iterdir() if path.suffix.lower() == ".csv" and not path.name.startswith("."))
     if len(tables) != 1:
         found = ", ".join(path.name for path in tables) or "none"
-        raise ValueError(f"{root}: exactly one .csv was expected, found: {found}; name it with --csv")
+        raise WrongLayoutError(f"{root}: exactly one .csv was expected, found: {found}; name it with --csv")
     return tables[0], root
 
 

@@ -8,6 +8,7 @@ from shards.records import (
     UNKNOWN_CAMERA,
     RawDataset,
     Record,
+    WrongLayoutError,
     check_folder,
     describe_folder,
     is_image,
@@ -45,7 +46,7 @@ def read(root: Path) -> RawDataset:
     if not files:
         splits = [f"{split}/: {describe_folder(root / split)}" for split in SPLITS if (root / split).is_dir()]
         found = "; in ".join([describe_folder(root), *splits])
-        raise ValueError(f"{root}: no image found; expected {LAYOUT}; found {found}")
+        raise WrongLayoutError(f"{root}: no image found; expected {LAYOUT}; found {found}")
     pids = number_from_one(identity for _, identity, _ in files)
     records = [Record(path, pids[identity], UNKNOWN_CAMERA, split, identity) for split, identity, path in files]
     unread = [path.name for path in ignored if path.parent == root and path.is_dir()]

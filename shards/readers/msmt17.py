@@ -5,7 +5,16 @@ from pathlib import Path
 
 from reid.files import read_text
 from reid.table import relative_path
-from shards.records import UNKNOWN_CAMERA, Counts, RawDataset, Record, check_folder, describe_folder, is_image
+from shards.records import (
+    UNKNOWN_CAMERA,
+    Counts,
+    RawDataset,
+    Record,
+    WrongLayoutError,
+    check_folder,
+    describe_folder,
+    is_image,
+)
 
 NAME = "msmt17"
 # version -> folder of the train and val lists, folder of the query and gallery lists
@@ -53,14 +62,14 @@ def _find_version(root: Path) -> str:
     if len(there) == 2:
         raise ValueError(f"{root}: holds the folders of V1 and of V2; keep one version below --root")
     if not there:
-        raise ValueError(f"{root}: not MSMT17; it holds {describe_folder(root)}; {wanted}")
+        raise WrongLayoutError(f"{root}: not MSMT17; it holds {describe_folder(root)}; {wanted}")
     return there[0]
 
 
 def _read_list(path: Path, folder: Path, split: str) -> list[Record]:
     if not path.exists():
         found = describe_folder(path.parent)
-        raise ValueError(f"{path}: no such file; {path.parent} holds {found}; check --root")
+        raise WrongLayoutError(f"{path}: no such file; {path.parent} holds {found}; check --root")
     lines = read_text(path).splitlines()
     records = [_parse(line, f"{path}, line {i}", folder, split) for i, line in enumerate(lines, 1) if line.strip()]
     if not records:

@@ -112,6 +112,9 @@ def test_the_reader_that_fits_is_named(
     assert f"`build folder` reads {folder_tree}" in capsys.readouterr().err
     assert main(["build", "msmt17", "--root", str(tmp_path), *out]) == 2
     assert " reads " not in capsys.readouterr().err
+    (folder_tree / "labels.csv").write_text("path,identity,Camera,split\ntrain/Ann/1.JPG,Ann,1,train\n")
+    assert main(["build", "csv", "--root", str(folder_tree), *out]) == 2
+    assert "build folder" not in capsys.readouterr().err  # the layout is right, a name in it is wrong
     (folder_tree / "labels.csv").write_text("path,identity,camera,split\ntrain/Ann/1.JPG,Ann,1,train\n")
     assert main(["build", "folder", "--root", str(folder_tree), *out]) == 0
     printed = capsys.readouterr().out
