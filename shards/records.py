@@ -154,8 +154,12 @@ def check_folder(folder: Path, fix: str) -> None:
         raise WrongLayoutError(f"{folder}: no such folder{there}; {fix}")
 
 
-def describe_folder(folder: Path, limit: int = 8) -> str:
+def describe_folder(folder: Path) -> str:
     """List a few of a folder's entries, for errors."""
-    names = [path.name + ("/" if path.is_dir() else "") for path in list_folder(folder)]
-    shown = ", ".join(names[:limit]) or "nothing"
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+    return list_few([path.name + ("/" if path.is_dir() else "") for path in list_folder(folder)]) or "nothing"
+
+
+def list_few(names: Sequence[str], limit: int = 8) -> str:
+    """Join the first names with commas, and say how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from reid.table import read_table, relative_path
 from shards.labels import describe_lookalikes
-from shards.records import SPLITS, UNKNOWN_CAMERA, RawDataset, Record, WrongLayoutError, number_from_one
+from shards.records import SPLITS, UNKNOWN_CAMERA, RawDataset, Record, WrongLayoutError, list_few, number_from_one
 
 NAME = "csv"
 NOTICE = "Images listed by a table of yours: their terms of use hold for these shards, too."
@@ -69,7 +69,7 @@ def _locate(root: Path, table: Path | None) -> tuple[Path, Path]:
         return root, root.parent
     tables = sorted(path for path in root.iterdir() if path.suffix.lower() == ".csv" and not path.name.startswith("."))
     if len(tables) != 1:
-        found = ", ".join(path.name for path in tables) or "none"
+        found = list_few([path.name for path in tables]) or "none"
         raise WrongLayoutError(f"{root}: exactly one .csv was expected, found: {found}; name it with --csv")
     return tables[0], root
 

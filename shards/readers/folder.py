@@ -12,6 +12,7 @@ from shards.records import (
     check_folder,
     describe_folder,
     is_image,
+    list_few,
     list_folder,
     number_from_one,
 )
@@ -50,6 +51,6 @@ def read(root: Path) -> RawDataset:
     pids = number_from_one(identity for _, identity, _ in files)
     records = [Record(path, pids[identity], UNKNOWN_CAMERA, split, identity) for split, identity, path in files]
     unread = [path.name for path in ignored if path.parent == root and path.is_dir()]
-    warnings = [f"folders whose names are not splits were not read: {', '.join(unread)}"] if unread else []
+    warnings = [f"folders whose names are not splits were not read: {list_few(unread)}"] if unread else []
     warnings += describe_lookalikes("identities", pids)
     return RawDataset(NAME, root, records, None, NOTICE, ignored, warnings)

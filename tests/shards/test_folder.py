@@ -58,6 +58,9 @@ def test_strays_and_unknown_folders(folder_tree: Path, draw) -> None:
     assert len(raw.records) == 7
     assert {path.name for path in raw.ignored} == {"Thumbs.db", ".DS_Store", "._1.jpg", "notes.txt", "deeper", "val"}
     assert raw.warnings == ["folders whose names are not splits were not read: val"]
+    for number in range(20):
+        (folder_tree / f"{number:02d}").mkdir()
+    assert folder.read(folder_tree).warnings[0].endswith(": 00, 01, 02, 03, 04, 05, 06, 07 and 13 more")
 
 
 def test_train_alone_is_enough(tmp_path: Path, draw) -> None:
