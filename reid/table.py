@@ -9,6 +9,7 @@ from pathlib import Path
 
 from reid.files import read_text
 
+SHOWN = 8  # columns in an error
 # What other tools call our columns, where the spelling is too far off for a guess.
 _OTHER_NAMES = {
     "path": ("file", "filename", "file_name", "filepath", "image", "img", "image_path", "picture"),
@@ -63,13 +64,14 @@ def _check_header(table: Path, header: Sequence[str], required: Sequence[str], o
     repeated = sorted({name for name in header if header.count(name) > 1 and name in known})
     if repeated:
         raise ValueError(f"{table}: the column {repeated[0]} is named twice; each once ({wanted})")
-    unread = [_suggest(name, known) for name in header if name not in known]
+    others = [name for name in header if name not in known]
+    unread = ", ".join(_suggest(name, known) for name in others[:SHOWN]) or "nothing"
+    unread += f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
     missing = ", ".join(name for name in required if name not in header)
     if missing:
-        read = ", ".join(unread)[:200] or "nothing"
-        raise ValueError(f"{table}: no column {missing}; the first line names {read}; {wanted}")
-    if unread:
-        raise ValueError(f"{table}: columns that are not read: {', '.join(unread)}; rename or remove them; {wanted}")
+        raise ValueError(f"{table}: no column {missing}; the first line names {unread}; {wanted}")
+    if others:
+        raise ValueError(f"{table}: columns that are not read: {unread}; rename or remove them; {wanted}")
 
 
 def _suggest(name: str, known: Sequence[str]) -> str:

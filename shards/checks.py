@@ -121,14 +121,12 @@ def check_mixed(sightings: Sightings, distractor_pid: int | None) -> list[Check]
                 seen[image.pid].add(folder)
         apart = {pair for pair in combinations(sorted(cameras), 2) if _are_apart(*pair, cameras)}
         for pid, names in sorted(seen.items()):
-            pairs = apart.intersection(combinations(sorted(names), 2))
-            found += [f"pid {pid} in {' and '.join(f'{name}/' for name in pair)} ({split})" for pair in list(pairs)[:1]]
+            for first, second in sorted(apart.intersection(combinations(sorted(names), 2)))[:1]:
+                found.append(f"pid {pid} in {first}/ and {second}/ ({split})")
     if not found:
         return []
-    text = (
-        f"{len(found)} identities have images in folders that look like different datasets, e.g. {found[0]}: if each "
-    )
-    text += "numbers its own people, write its name before its identities and cameras, such as mall-0001"
+    text = f"{len(found)} identities have images in folders that look like different datasets, e.g. {found[0]}: "
+    text += "if each numbers its own people, write its name before its identities and cameras, such as mall-0001"
     total = sum(len({image.pid for image in images}) for images in sightings.values())
     return [_check("mixed datasets", "warning", len(found), total, text, found)]
 

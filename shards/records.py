@@ -85,10 +85,8 @@ def name_dataset(raw: RawDataset, name: str | None) -> RawDataset:
         counts = count_records(raw)
         known = [split for split in raw.published if split in counts]
         found, published = (", ".join(f"{split}: {each[split]}" for split in known) for each in (counts, raw.published))
-        text = (
-            f"these are not the images of {raw.name} ({found}; published are {published}), but would be called so; if "
-        )
-        text += "they are your own, build them with --dataset <name>"
+        text = f"these are not the images of {raw.name} ({found}; published are {published}), but would be called so: "
+        text += "if they are your own, build them with --dataset <name>"
         return replace(raw, warnings=(*raw.warnings, text), published={})
     if name in (None, raw.name):
         return raw

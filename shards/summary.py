@@ -10,25 +10,12 @@ import numpy as np
 from reid.data.manifest import JUNK_PID, Manifest, Split
 from shards.checks import Check
 from shards.dealing import DEFAULT_IDENTITIES, DEFAULT_STREAMS
-from shards.records import UNKNOWN_CAMERA, Counts, RawDataset, count_outside, is_image
+from shards.records import UNKNOWN_CAMERA, Counts, RawDataset, is_image
 from shards.verify import Verification
 
 SHOWN = 20  # of a long list
 _RAW = {".arw", ".cr2", ".dng", ".nef"}
-OTHER_PICTURES = _RAW | {
-    ".avif",
-    ".eps",
-    ".heic",
-    ".heif",
-    ".jp2",
-    ".jxl",
-    ".mpo",
-    ".pgm",
-    ".ppm",
-    ".psd",
-    ".svg",
-    ".tga",
-}
+OTHER_PICTURES = {".avif", ".eps", ".heic", ".heif", ".jp2", ".jxl", ".pgm", ".ppm", ".psd", ".svg", ".tga"} | _RAW
 
 
 def has_identity(split: Split, distractor_pid: int | None) -> np.ndarray:
@@ -106,14 +93,6 @@ def describe_ignored(raw: RawDataset) -> list[str]:
         (folders, "folders inside the dataset's folders were not read"),
     )
     return [f"{len(found)} {text}, e.g. {found[0].relative_to(raw.root)}" for found, text in kinds if found]
-
-
-def describe_links(raw: RawDataset) -> list[str]:
-    """Return a warning if symbolic links lead out of the dataset's folder."""
-    outside = count_outside(raw)
-    return [f"{outside} images lie outside {raw.root}: symbolic links lead there; check that they are meant"] * (
-        outside > 0
-    )
 
 
 def format_build(manifest: Manifest, ignored: int, warnings: Sequence[str]) -> str:
