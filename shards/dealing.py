@@ -1,6 +1,7 @@
 """The layout of a build: records to groups, groups to shards of equal size."""
 
 import heapq
+import os
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
@@ -26,7 +27,7 @@ def lay_out(raw: RawDataset, name: str, num_shards: int | None, shard_bytes: flo
     for split, records in groupby(raw.records, key=lambda record: record.split):  # they are sorted
         groups = group_records(records, name, raw.distractor_pid)
         paths = [record.path for group in groups for record in group.records]
-        size = sum(path.stat().st_size + _OVERHEAD for path in paths if path.is_file())  # without missing ones
+        size = sum(path.stat().st_size + _OVERHEAD for path in paths if os.path.isfile(path))  # without missing ones
         total += size
         if num_shards is not None:
             count = num_shards

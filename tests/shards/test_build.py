@@ -337,6 +337,9 @@ def test_paths_missing_from_the_disk_count_as_broken(tmp_path: Path, draw: Calla
         build(csv_file.read(tmp_path), tmp_path / "out")
     manifest = build(csv_file.read(tmp_path), tmp_path / "out", max_broken=0.5).manifest
     assert manifest.skipped == ({"source": "2.jpg", "reason": "No such file or directory"},)
+    (tmp_path / "labels.csv").write_text(f"path,identity,split\n1.jpg,a,train\n{'2' * 300}.jpg,a,train\n")
+    manifest = build(csv_file.read(tmp_path), tmp_path / "out", max_broken=0.5).manifest
+    assert manifest.skipped[0]["reason"] == "File name too long"
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
