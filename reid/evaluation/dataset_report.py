@@ -216,6 +216,6 @@ def find_warnings(evaluation: Evaluation) -> list[str]:
         warnings.append(f"{missing} identities of the queries have no image in the gallery")
     for name, split in (("query", evaluation.query), ("gallery", evaluation.gallery)):
         if unknown := int((split.camids == UNKNOWN).sum()):
-            have = "no image has" if unknown == len(split) else f"{unknown:,} of {len(split):,} images have no"
-            warnings.append(f"{name}: {have} a camera id; no same-camera rule was applied to them")
+            have = "no image has a" if unknown == len(split) else f"{unknown:,} of {len(split):,} images have no"
+            warnings.append(f"{name}: {have} camera id; no same-camera rule was applied to them")
     return warnings

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +18,7 @@ from reid.data.shard_reader import Dropped, Identity, read_sound_identities
 from reid.data.storage import full_path, is_remote
 from reid.embedder import Embedder
 from reid.search.index import Entry, Source
+from reid.table import read_table, relative_path
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 COLUMNS = ("path", "identity", "camera", "time")
@@ -69,31 +68,12 @@ def _walk(folder: Path, source: Source) -> Iterator[Entry]:
 
 def _read_table(table: Path, source: Source) -> Iterator[Entry]:
     lines: dict[str, int] = {}
-    try:
-        with open(table, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            header = reader.fieldnames or []
-            if "path" not in header or not set(header) <= set(COLUMNS) or len(set(header)) != len(header):
-                known = ", ".join(COLUMNS[1:])
-                given = ",".join(header)
-                raise ValueError(
-                    f"{table}: the first line is {given!r}; it must name path, and may name {known}, each once"
-                )
-            for fields in reader:
-                line = reader.line_num
-                if None in fields or None in fields.values():
-                    raise ValueError(f"{table}, line {line}: more or fewer fields than the header")
-                path, identity, camera, time = (fields.get(name, "").strip() for name in COLUMNS)
-                if not path or Path(path).is_absolute() or ".." in Path(path).parts:
-                    raise ValueError(f"{table}, line {line}: path {path!r}; give one inside the folder of --images")
-                first = lines.setdefault(os.path.normpath(path), line)
-                if first != line:
-                    raise ValueError(f"{table}, lines {first} and {line}: {path} twice; keep one")
-                yield Entry(path, identity, camera, time, source=source)
-    except OSError as error:
-        raise ValueError(f"{table}: {error.strerror or error}; give --csv a table with the columns path, …") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{table}: not a CSV table in UTF-8 ({error})") from error
+    for line, fields in read_table(table, COLUMNS[:1], COLUMNS[1:]):
+        path = relative_path(fields["path"], Path(source.root), f"{table}, line {line}").as_posix()
+        first = lines.setdefault(path, line)
+        if first != line:
+            raise ValueError(f"{table}, lines {first} and {line}: {path} twice; keep one")
+        yield Entry(path, fields["identity"], fields["camera"], fields["time"], source=source)
 
 
 def list_shards(root: str, split: str) -> Iterator[SourceImage]:

@@ -318,6 +318,37 @@ def test_wrong_json(damaged, lie, message, on_damage):
     assert rows[0] in lost and lost <= set(rows.tolist())
 
 
+def test_a_changed_bit_of_a_description_is_found_or_changes_nothing(damaged):
+    """Also one of a camera id that leaves the identity's set of cameras as it was."""
+    shard, split = damaged / "train-0003.tar", load_manifest(damaged).split("train")
+    member, before = members_of(shard)[0], shard.read_bytes()
+    wanted = next(read_identities(damaged, split, [3]))
+    refused = []
+    for bit in range(0, 8 * member.size, 5):
+        at, mask = member.offset_data + bit // 8, 1 << bit % 8
+        overwrite(shard, at, bytes([before[at] ^ mask]))
+        try:
+            assert next(read_identities(damaged, split, [3])) == wanted
+        except ValueError as error:
+            refused.append(str(error))
+        overwrite(shard, at, before[at : at + 1])
+    assert all(str(shard) in reason for reason in refused)
+    assert len(refused) > 0.9 * (8 * member.size // 5)
+
+
+def test_descriptions_of_earlier_versions_have_no_checksum(damaged):
+    shard, split = damaged / "train-0003.tar", load_manifest(damaged).split("train")
+    wanted = [(each.pid, each.camids, each.checksums) for each in read_identities(damaged, split, [3])]
+    for member in members_of(shard):
+        if member.name.endswith(".json"):
+            with tarfile.open(shard) as tar:
+                text = tar.extractfile(member.name).read()
+            assert text.count(b',"checksum":') == 1
+            replace_member(shard, member.name, text.partition(b',"checksum":')[0] + b"}")
+    split = load_manifest(damaged).split("train")
+    assert [(each.pid, each.camids, each.checksums) for each in read_identities(damaged, split, [3])] == wanted
+
+
 def test_a_header_that_claims_gigabytes_takes_no_memory(damaged):
     shard = damaged / "train-0003.tar"
     header = members_of(shard)[0]

@@ -389,6 +389,7 @@ def edited(drawn: Drawn, folder: Path, edit: Callable[[dict], object]) -> str:
     shutil.copytree(drawn.root, folder)
     manifest = read(folder / "manifest.json")
     edit(manifest["splits"])
+    del manifest["fingerprint"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     load_manifest(folder)
     return str(folder)
