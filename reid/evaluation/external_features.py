@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from reid.metrics.features import UNKNOWN, Features
-from reid.metrics.ranking import find_non_finite
+from reid.metrics.ranking import find_unusable, name_fault
 from reid.metrics.retrieval import save_arrays
 from reid.metrics.scores import squared_norms
 
@@ -103,13 +103,12 @@ def _native(array: np.ndarray) -> np.ndarray:
 
 
 def check_finite(features: Features, where: str, name_of: Callable[[int], str]) -> None:
-    """Raise ValueError, with the image's name from name_of(row), if features or their squares are not finite."""
-    bad = find_non_finite(features, squared_norms(features.embeddings))
+    """Raise ValueError, with the image's name from name_of(row), if features are not finite or float32 loses digits."""
+    bad = find_unusable(features, squared_norms(features.embeddings))
     if len(bad):
-        kind = "too large for float32" if bool(features.embeddings[bad[0]].isfinite().all()) else "not finite"
         raise ValueError(
-            f"{where}: the features of {name_of(int(bad[0]))} are {kind} ({len(bad)} of {len(features)} images); "
-            "look at that image, or for a diverged model"
+            f"{where}: the features of {name_of(int(bad[0]))} are {name_fault(features.embeddings[bad[0]])} "
+            f"({len(bad)} of {len(features)} images); look at that image, or for a diverged model"
         )
 
 

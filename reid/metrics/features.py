@@ -33,13 +33,18 @@ class Features:
     taken_from: Features | None = None
 
     def __post_init__(self) -> None:
-        self.embeddings = torch.as_tensor(self.embeddings).detach().float()
+        given = torch.as_tensor(self.embeddings).detach()
+        self.embeddings = given.float()
         if self.embeddings.ndim != 2:
             raise ValueError(f"embeddings have shape {tuple(self.embeddings.shape)}; give (images, dimensions)")
         self.pids = self._labels("pids", self.pids)
         self.camids = self._labels("camids", self.camids)
         if self.distractors is not None:
             self.distractors = self._labels("distractors", self.distractors).bool()
+        if given.dtype == torch.float64:
+            lost = (self.embeddings == 0).all(1) & (given != 0).any(1) & (self.pids != JUNK)
+            if lost.any():  # what is not 0 in float32 is checked by the ranking
+                raise ValueError(f"embeddings: row {int(lost.nonzero()[0])} is too small for float32; scale all rows")
 
     def _labels(self, name: str, values: Tensor) -> Tensor:
         labels = torch.as_tensor(values, device=self.embeddings.device)

@@ -22,7 +22,16 @@ import torch
 from torch import Tensor
 
 from reid.metrics.features import UNKNOWN
-from reid.metrics.scores import METRICS, Vectors, best_of_scores, cut, join_best, squared_norms
+from reid.metrics.scores import (
+    SAFE_LENGTH,
+    Vectors,
+    best_of_scores,
+    cosine_vectors,
+    cut,
+    join_best,
+    normalize,
+    squared_norms,
+)
 from reid.precision import exact_products
 from reid.search import GALLERIES
 
@@ -141,8 +150,8 @@ class Index:
             raise ValueError(f"k is {k}; give at least 1")
         if gallery not in GALLERIES:
             raise ValueError(f"unknown gallery {gallery!r}; known: {', '.join(GALLERIES)}")
-        unit = torch.nn.functional.normalize(torch.from_numpy(np.asarray(queries, np.float32)))
-        vectors = METRICS["cosine"](torch.from_numpy(self.features), torch.from_numpy(self.squares))
+        unit = normalize(torch.from_numpy(np.asarray(queries, np.float32))) * SAFE_LENGTH
+        vectors = cosine_vectors(torch.from_numpy(self.features), torch.from_numpy(self.squares))
         images = Gallery(np.arange(len(self)), np.ones(len(self), np.int64), vectors)
         kept = self._kept(without)
         if gallery == "images":
@@ -162,7 +171,7 @@ class Index:
             # Not strict: without any identity, split returns one empty part.
             for mean, rows in zip(means, np.split(entries, first[1:]), strict=False):
                 mean[:] = features[rows].sum(0, dtype=np.float64) / len(rows)
-            vectors = METRICS["cosine"](torch.from_numpy(means), squared_norms(torch.from_numpy(means)))
+            vectors = cosine_vectors(torch.from_numpy(means), squared_norms(torch.from_numpy(means)))
             self._centroids = {without: Gallery(entries[first], images, vectors)}
         return self._centroids[without]
 

@@ -74,6 +74,13 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
     assert [(*index.meta.cameras, "")[camid] for camid in index.camids] == [entry.camera for entry in entries]
 
 
+def test_scores_do_not_depend_on_the_scale_of_a_feature(tmp_path: Path) -> None:
+    features, entries = draw(20)
+    scale = (2.0 ** np.random.default_rng(3).integers(-110, 40, (20, 1))).astype(np.float32)
+    index, other = make(tmp_path / "i", (features, entries)), make(tmp_path / "j", (features * scale, entries))
+    assert other.search(features[:5] * np.float32(2.0**-110), 20) == index.search(features[:5], 20)
+
+
 def test_columns_are_ordinary_npy_files_and_mapped(tmp_path: Path) -> None:
     features, entries = draw(20)
     index = make(tmp_path / "i", (features[:1], entries[:1]), (features[1:], entries[1:]))
