@@ -73,9 +73,13 @@ def load_about(folder: Path) -> About:
     """Read about.json. Raises ValueError if it is damaged."""
     path = folder / ABOUT
     try:
-        document = json.loads(path.read_text())
-        return About(**{f.name: document[f.name] for f in fields(About)})
-    except (ValueError, KeyError, TypeError) as error:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        about = About(**{f.name: document[f.name] for f in fields(About)})
+        for f in fields(About):
+            if type(getattr(about, f.name)).__name__ != f.type:
+                raise TypeError(f"{f.name} is no {f.type}")
+        return about
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); evaluate again to write it") from error
 
 
@@ -174,11 +178,11 @@ class DatasetReport:
         query, gallery = first.query, first.gallery
         protocol = "image" if "image" in first.results else next(iter(first.results))
         result = first.results[protocol]
-        warnings = [*first.warnings, *find_warnings(first), *self.warnings]
         rank_lists, no_lists = [], "Left out: they show the image protocol."
         if protocol == "image":
             rank_lists = choose_rank_lists(query, gallery, result, self.read_images, options.metric)
             no_lists = self.no_images
+        warnings = list(dict.fromkeys([*first.warnings, *find_warnings(first), *self.warnings]))  # after reading images
         images = [entry.image for ranks in rank_lists for entry in ranks.entries]
         lost = sum(image is None for image in images)
         if lost and not self.no_images:

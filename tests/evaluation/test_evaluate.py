@@ -164,6 +164,7 @@ def test_features_without_cameras_with_paths(drawn: Drawn, tmp_path: Path) -> No
         files = [str(path.relative_to(drawn.raw)) for paths in drawn.sources(split) for path in paths]
         pids = np.array([int(Path(file).name.split("_")[0]) for file in files])
         files[0] = "lost.jpg"
+        files[1::2] = [str(drawn.raw / file) for file in files[1::2]]
         np.savez(tmp_path / f"{split}.npz", embeddings=rng.normal(size=(len(pids), 4)), pids=pids, paths=files)
     out = tmp_path / "report"
     call("--features", str(tmp_path / "query.npz"), str(tmp_path / "gallery.npz"), "--out", str(out),
@@ -175,8 +176,9 @@ def test_features_without_cameras_with_paths(drawn: Drawn, tmp_path: Path) -> No
     assert (out / "rank_lists.png").is_file() and page.count("data:image/jpeg") > 10
     (out / "report.html").unlink()
     call("--features", str(tmp_path / "query.npz"), str(tmp_path / "gallery.npz"), "--out", str(out))
-    page = (out / "report.html").read_text()  # paths now count from where no images are
+    page = (out / "report.html").read_text()  # paths now count from where no images are, or lie elsewhere
     assert "pictures of the rank lists are absent or cannot be read" in page
+    assert page.count(f"pictures outside of {tmp_path} are not shown; give --images a folder that holds them") == 1
     assert not (out / "rank_lists.png").exists()
 
 
