@@ -339,7 +339,7 @@ class EvaluateConfig(Section):
     max_rank: Size = 50
     """Length of the CMC curve; longer if --ranks needs more."""
     rerank: bool = False
-    """Add a row for the image protocol after k-reciprocal re-ranking."""
+    """Add a row for each of the protocols image and centroid_all, after k-reciprocal re-ranking."""
     rerank_k1: Size = 20
     """k1: number of neighbours that must be mutual."""
     rerank_k2: Size = 6

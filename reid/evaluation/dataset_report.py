@@ -131,7 +131,7 @@ class DatasetReport:
         """Write all files of the report. Files of an earlier report that this one does not have are removed.
 
         Args:
-            evaluations: by the model's name. The report is about the first; baselines.json has the others' metrics.
+            evaluations: by the model's name. The report is about the first; baselines.json has the others' metrics, if any.
             options: of the evaluation.
             taken: folders that this evaluation has already written.
 
@@ -145,7 +145,9 @@ class DatasetReport:
         folder.mkdir(parents=True, exist_ok=True)
         about = replace(about, dataset=self.dataset or folder.name)
         write_json(folder / METRICS, evaluation.to_json())
-        write_json(folder / BASELINES, {name: other.to_json() for name, other in others})
+        (folder / BASELINES).unlink(missing_ok=True)
+        if others:
+            write_json(folder / BASELINES, {name: other.to_json() for name, other in others})
         retrieval.save_results(folder / PER_QUERY, evaluation.results)
         write_json(folder / ABOUT, asdict(about))
         for name, features in zip(FEATURES, (evaluation.query, evaluation.gallery), strict=True):

@@ -249,6 +249,7 @@ def _require_valid(result: Result) -> Result:
         raise ValueError(
             f"none of the {len(result.valid)} queries has a possible match among the {result.gallery_size} gallery "
             f"entries; check that both splits number identities alike, and cameras: a match needs another camera than "
-            f"the query's, or camid {UNKNOWN} where cameras are unknown"
+            f"the query's. Where one camera took all images or cameras are unknown, leave the camera column empty "
+            f"(camid {UNKNOWN})"
         )
     return result

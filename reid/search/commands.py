@@ -130,9 +130,9 @@ def _append(
         if damaged and len(damaged) == len(new) and not present:
             raise ValueError(f"none of {len(new)} images can be read; the first: {damaged[0]}")
     summary = f"{len(new) - len(damaged)} images added"
-    summary += f", {len(present)} were there" if present else ""
+    summary += f", {len(present)} are in the index already" if present else ""
     summary += f", {len(damaged)} unreadable and skipped" if damaged else ""
-    _print_state(options.index, f"{summary} in {time.perf_counter() - started:.1f} s")
+    _print_state(options.index, f"{summary} ({time.perf_counter() - started:.1f} s)")
 
 
 def _print_state(folder: str, report: str) -> None:

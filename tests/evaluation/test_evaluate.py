@@ -209,9 +209,11 @@ def test_reranking_without_a_match_is_a_warning(tmp_path: Path, capsys: pytest.C
     """All by one camera: among images no query can match, among centroids of complete identities every query can."""
     call(*save_features(tmp_path / "a", cameras=1), "--out", str(tmp_path / "out"), "--rerank")
     assert list(read(tmp_path / "out" / "metrics.json")) == ["centroid_all", RERANKED["centroid_all"]]
+    assert not (tmp_path / "out" / "baselines.json").exists()
     page, said = (tmp_path / "out" / "report.html").read_text(), capsys.readouterr().out
     for warning in ("image is left out: none of the 20 queries", f"{RERANKED['image']} is left out: none of the 20"):
         assert warning in page and f"warning: {warning}" in said
+    assert "leave the camera column empty" in said
 
 
 @pytest.mark.usefixtures("undrawn")

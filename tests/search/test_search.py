@@ -102,7 +102,7 @@ def test_the_index_holds_the_features_of_the_embedder(album: Album) -> None:
     assert known == [path.partition("/")[0] if "/" in path else "" for path in sorted(paths)]
     wanted = Embedder.load(album.run, device="cpu").embed([album.photos / path for path in sorted(paths)])
     assert np.array_equal(index.features, wanted)
-    assert "8 images added in" in album.said and "now 8 images of 3 identities" in album.said
+    assert "8 images added (" in album.said and "now 8 images of 3 identities" in album.said
 
 
 def test_a_query_finds_its_person(album: Album, tmp_path: Path, capsys) -> None:
@@ -255,9 +255,12 @@ def test_adding_appends_what_is_new(album: Album, copy: Path, tmp_path: Path, ca
     (more / "dora" / "1.png").write_bytes(b"")
     assert call("add", copy, "--images", more) == 0
     said = capsys.readouterr()
-    assert "1 images added, 9 were there, 1 unreadable and skipped" in said.out and "an empty file" in said.err
+    assert (
+        "1 images added, 9 are in the index already, 1 unreadable and skipped" in said.out
+        and "an empty file" in said.err
+    )
     assert call("add", copy, "--images", more, "--prefix", "x/") == 0
-    assert "0 images added, 10 were there" in capsys.readouterr().out
+    assert "0 images added, 10 are in the index already (" in capsys.readouterr().out
     photo(more / "dora" / "2.png", 4)
     assert call("add", copy, "--images", more, "--prefix", "x/") == 0
     assert Index(copy).meta.identities == ("anna", "ben", "çelik", "dora", "x/dora")
