@@ -101,6 +101,11 @@ def read_text(path: Path) -> str:
     return text
 
 
+def is_inside(path: str | Path, folder: str | Path) -> bool:
+    """Return whether a file lies in a folder after all links and `..` are followed."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))  # Path.resolve raises on loops
+
+
 def write_atomically(path: Path, data: str | bytes) -> None:
     """Replace the file `path` so that a reader, also after a crash, finds all of the old content or all of the new.
 

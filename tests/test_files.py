@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from reid.files import Held, check_writable, hold, make_folder, read_regular_file, read_text, write_atomically
+from reid.files import (
+    Held,
+    check_writable,
+    hold,
+    is_inside,
+    make_folder,
+    read_regular_file,
+    read_text,
+    write_atomically,
+)
 
 ROOT = Path(__file__).parents[1]
 HOLDER = """
@@ -164,3 +173,16 @@ def test_only_regular_files_of_a_sane_size_are_read(tmp_path: Path) -> None:
             read_regular_file(tmp_path / path, max_bytes=10)
     with pytest.raises(ValueError, match="fifo: is a FIFO"):
         read_text(tmp_path / "fifo")
+
+
+def test_what_lies_outside_of_a_folder(tmp_path):
+    root, other = tmp_path / "root", tmp_path / "other"
+    (root / "sub").mkdir(parents=True), other.mkdir()
+    (root / "out").symlink_to(other), (root / "in").symlink_to(root / "sub"), (tmp_path / "link").symlink_to(root)
+    (root / "loop").symlink_to(root / "loop")
+    for folder in (root, tmp_path / "link"):
+        inside = ("a.jpg", "sub/../a.jpg", "in/a.jpg", str(root / "a.jpg"))
+        assert all(is_inside(folder / name, folder) for name in inside)
+        outside = ("../other/a.jpg", "out/a.jpg", str(other / "a.jpg"), "../rootless/a.jpg", "/etc/passwd")
+        assert not any(is_inside(folder / name, folder) for name in outside)
+        is_inside(folder / "loop", folder)

@@ -131,7 +131,7 @@ class DatasetReport:
         """Write all files of the report. Files of an earlier report that this one does not have are removed.
 
         Args:
-            evaluations: by the model's name. The report is about the first; baselines.json has the others' metrics, if any.
+            evaluations: by the model's name. The report is about the first; baselines.json has the others'.
             options: of the evaluation.
             taken: folders that this evaluation has already written.
 

@@ -19,8 +19,8 @@ from reid.data.images import Pixels
 from reid.data.manifest import Manifest, load_manifest
 from reid.distributed import check_precision, gather_objects, gather_padded, gather_sizes, rank, world_size
 from reid.evaluation.dataset_report import DatasetReport, Evaluation
-from reid.evaluation.external_features import ExternalFeatures, check_finite, is_inside, read_features, read_image
-from reid.files import check_writable, make_folder
+from reid.evaluation.external_features import ExternalFeatures, check_finite, read_features, read_image
+from reid.files import check_writable, is_inside, make_folder
 from reid.metrics.features import JUNK, UNKNOWN, Features
 from reid.metrics.protocols import PROTOCOLS
 from reid.metrics.rerank import Reranked

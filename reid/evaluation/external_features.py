@@ -11,7 +11,6 @@ Arrays of Python objects are refused, because reading them could run code.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,11 +35,6 @@ class ExternalFeatures:
     features: Features
     paths: list[str]
     source: Path
-
-
-def is_inside(path: Path, folder: Path) -> bool:
-    """Return whether a file lies in a folder once all links and `..` are followed."""
-    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))  # Path.resolve raises on loops
 
 
 def read_image(path: Path) -> np.ndarray | None:
