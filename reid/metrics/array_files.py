@@ -50,11 +50,12 @@ def load_arrays(path: Path, names: Collection[str] = ()) -> dict[str, np.ndarray
 def map_arrays(folder: Path, names: Collection[str]) -> dict[str, np.ndarray]:
     """Map <name>.npy of a folder into memory for those of `names` that it has. Raises ValueError as `load_arrays`."""
     arrays: dict[str, np.ndarray] = {}
-    found = sorted(path.stem for path in folder.glob("*.npy") if path.is_file())
+    found = sorted(path.stem for path in folder.glob("*.npy"))
     for name in found:
         if name in names:
             path = folder / f"{name}.npy"
             try:
+                open_regular_file(path).close()  # a FIFO would block for ever
                 # Copy on write: torch requires writable memory, and nothing is ever written to the file.
                 arrays[name] = np.load(path, mmap_mode="c", allow_pickle=False)
             except Exception as error:  # as above

@@ -224,6 +224,9 @@ def _write_page(
     page = render("search.html", title=title, search_facts=facts, lists=lists, nothing=nothing)
     Path(options.out).write_text(page, encoding="utf-8", errors="replace")
     print(f"page: {options.out}")
+    lost = sum(picture is None and answer.root in roots for found in shown for answer, picture in found)
+    if lost:
+        print(f"{lost} pictures are absent, unreadable or outside of their folder")
     if left_out := sorted({entry.source.root for entry in entries} - roots):
         named = " ".join(shlex.quote(_printable(root)) for root in left_out)
         print(f"pictures left out; if you trust the index, show them with --images {named}")

@@ -182,7 +182,9 @@ def test_unreadable_files(tmp_path):
         (tmp_path / name).write_bytes(content)
     np.save(tmp_path / "single.npy", GOOD["features"])
     os.mkfifo(tmp_path / "fifo.npz")
-    for name in (*contents, "single.npy", "fifo.npz", "huge", "large", "open", "deep"):
+    (tmp_path / "fifo").mkdir()
+    os.mkfifo(tmp_path / "fifo" / "camids.npy")
+    for name in (*contents, "single.npy", "fifo.npz", "fifo", "huge", "large", "open", "deep"):
         with pytest.raises(ValueError, match=f"{name}.*: not a readable .np[zy]: ") as caught:
             read_features(tmp_path / name)
         assert "\n" not in str(caught.value)

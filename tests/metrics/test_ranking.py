@@ -343,5 +343,7 @@ def test_features_that_float32_cannot_hold_are_refused(metric):
     tiny = np.where(np.arange(9)[:, None] == 5, 1e-60, split.embeddings.double())
     with pytest.raises(ValueError, match="embeddings: row 5 is too small for float32"):
         Features(tiny, split.pids, split.camids)
+    with pytest.raises(ValueError, match="query embeddings have no dimension"):
+        evaluate(Features(np.ones((9, 0)), split.pids, split.camids), split, metric=metric)
     split.pids[5] = JUNK
     Features(tiny, split.pids, split.camids)
