@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from reid import Embedder
-from reid.search.index import Entry, Index, Meta, Source
+from reid.search.index import Entry, Index
+from reid.search.index_files import Meta, Source
 from reid.search.writer import append, create
 
 

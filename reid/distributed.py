@@ -137,6 +137,22 @@ def from_rank_0(decide: Callable[[], Decision]) -> Decision:
     return answer[0]
 
 
+def explain_lost_rank(error: RuntimeError) -> str | None:
+    """Return a message for torch's error about a rank that does not answer, None for any other error.
+
+    gloo raises a RuntimeError that only its text tells apart.
+    """
+    if not isinstance(error, dist.DistError) and "/gloo/" not in str(error):
+        return None
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = line.split("] ", 1)[-1].split(". ")[0]  # without gloo's file and advice
+    return (
+        f"another process of this program has ended, or did not answer in time ({reason}); its own output names the "
+        "cause; a training continues from its newest checkpoint with --resume=auto; if a process was only slow, raise "
+        "timeout_s"
+    )
+
+
 def start_accelerator(precision: str, timeout_s: int = 600, device: str = "auto") -> Accelerator:
     """Start the process group and return the accelerator.
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from reid import config
 from reid.config.schema import DTYPES
 from reid.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalize
+from reid.data.image_file import read_image_file
 from reid.data.images import Pixels
 from reid.precision import find_wrong_convolution, forward_pass
 from reid.runs.models import TRAINED, build_models, find_run
@@ -105,10 +106,9 @@ class Embedder:
         """
         if isinstance(image, (str, os.PathLike)):
             where = os.fspath(image)
-            try:
-                image = Path(image).read_bytes()
-            except OSError as error:
-                raise ValueError(f"{where}: {error.strerror or error}") from error
+            if "\0" in where:
+                raise ValueError(f"{where!r}: no file has a NUL character in its name")
+            image = read_image_file(image)
         # One decoder reads all kinds: an image in memory becomes an uncompressed TIFF.
         data = image if isinstance(image, bytes) else _to_tiff(image, where)
         if not data:

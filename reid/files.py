@@ -1,12 +1,15 @@
-"""Files: a lock that one process holds at a time, atomic writes, and folders that are checked before the work."""
+"""Files: safe reading, a lock that one process holds at a time, atomic writes, folders checked before the work."""
 
+import codecs
 import contextlib
 import errno
 import os
 import socket
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -52,6 +55,55 @@ def hold(path: Path, on_wait: Callable[[str], object] | None = None) -> Iterator
     finally:
         path.unlink(missing_ok=True)  # before the release: a waiting process then makes a new file, which stays
         lock.release()
+
+
+def open_regular_file(path: str | Path, buffering: int = -1) -> BinaryIO:
+    """Open a file for reading in binary mode.
+
+    Raises OSError if it cannot be read or is no regular file: a FIFO would block for ever, a device may never end.
+    """
+    kind = stat.S_IFMT(os.stat(path).st_mode)  # before opening, which can already act on a device
+    if kind != stat.S_IFREG:
+        named = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}.get(kind, "a device")
+        raise OSError(errno.EINVAL, f"is {named}, not a regular file", str(path))
+    # O_NONBLOCK: or a FIFO that took the file's place since would block.
+    return open(path, "rb", buffering, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+
+
+def read_regular_file(path: str | Path, max_bytes: int = 1 << 32) -> bytes:
+    """Return the content of a file. Raises OSError as `open_regular_file` does, or if it has more than max_bytes."""
+    with open_regular_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise OSError(errno.EFBIG, f"has {size} bytes, more than {max_bytes}", str(path))
+        return file.read()
+
+
+def read_text(path: Path) -> str:
+    """Return a text that a person wrote: UTF-8, with or without a byte-order mark.
+
+    Raises ValueError, which names the file and the line, if it cannot be read, is not UTF-8, or has a NUL character.
+    """
+    try:
+        data = read_regular_file(path)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from error
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(f"{path}: not UTF-8 but UTF-16; save it as UTF-8")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason}); save it as UTF-8") from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ValueError(f"{path}, line {line}: a NUL character; the file is damaged or no text: write it again")
+    return text
+
+
+def is_inside(path: str | Path, folder: str | Path) -> bool:
+    """Return whether a file lies in a folder after all links and `..` are followed."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))  # Path.resolve raises on loops
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:

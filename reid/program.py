@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TextIO, TypeVar, cast
 
 from reid.data.shard_reader import DamagedData
 
@@ -17,7 +18,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # that request a stop
 
 
 def call(action: Callable[[], Answer]) -> Answer:
-    """Return what `action` returns; end the program with USER_ERROR on a ValueError or a killed decoding process.
+    """Return what `action` returns; end the program with USER_ERROR on a ValueError or the loss of another process.
 
     An error that all ranks share is printed by one process of each machine, since it may be the machine's.
     """
@@ -28,11 +29,36 @@ def call(action: Callable[[], Answer]) -> Answer:
         reason, everywhere = str(error), not isinstance(error, DamagedData)
     except RuntimeError as error:
         from reid.data.workers import explain_killed_worker
+        from reid.distributed import explain_lost_rank
 
-        killed = explain_killed_worker(error)
-        if killed is None:
+        lost = explain_killed_worker(error) or explain_lost_rank(error)
+        if lost is None:
             raise
-        reason, everywhere = killed, False
+        reason, everywhere = lost, False
     if local_rank == "0" or not everywhere:
         print(f"error: {f'rank {rank}: ' if rank != '0' else ''}{reason}", file=sys.stderr, flush=True)
     sys.exit(USER_ERROR)
+
+
+def ignore_closed_output() -> None:
+    """Continue after the terminal, or the program that reads the output through a pipe, is gone; the output is lost."""
+    sys.stdout, sys.stderr = (cast(TextIO, _OutputOrNothing(stream)) for stream in (sys.stdout, sys.stderr))
+
+
+class _OutputOrNothing:
+    """A text stream whose writes may fail."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)

@@ -1,10 +1,13 @@
 """The command line: `python -m shards build | verify | stats | stage | synth`."""
 
 import argparse
+import contextlib
+import io
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from reid.data.manifest import load_manifest
@@ -13,9 +16,9 @@ from shards.checks import run_checks
 from shards.images import Encoding
 from shards.pedestrians import dataset as pedestrians
 from shards.readers import csv_file, cuhk03, dukemtmc, folder, market1501, msmt17, veri776
-from shards.records import RawDataset
+from shards.records import RawDataset, WrongLayoutError, looks_published, name_dataset
 from shards.stage import stage
-from shards.summary import format_build, format_verification, to_json
+from shards.summary import describe_streams, format_build, format_verification, to_json
 from shards.verify import verify
 
 READERS = {reader.NAME: reader.read for reader in (market1501, dukemtmc, msmt17, cuhk03, veri776, folder, csv_file)}
@@ -26,6 +29,8 @@ READER_FLAGS = {"table": ("--csv", "csv"), "boxes": ("--boxes", "cuhk03"), "with
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status: 1 if `verify` found damage, 2 after an error of the user."""
     words = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that are not UTF-8
     # flags may be written with dashes or underscores
     options = _parser().parse_args([re.sub("^--[^=]+", lambda flag: flag[0].replace("_", "-"), word) for word in words])
     commands = {"build": _build, "verify": _verify, "stats": _stats, "stage": _stage, "synth": _synth}
@@ -83,7 +88,28 @@ def _read(options: argparse.Namespace) -> RawDataset:
     for flag, reader in (READER_FLAGS[name] for name in given):
         if reader != options.reader:
             raise ValueError(f"{flag}: not an option of `build {options.reader}`, only of {reader}")
-    return READERS[options.reader](options.root, **given)
+    try:
+        raw = READERS[options.reader](options.root, **given)
+    except WrongLayoutError as error:
+        if others := _find_readers(options.root, options.reader):
+            raise ValueError(f"{error}; {others} reads {options.root}") from error
+        raise
+    if options.reader == folder.NAME and (others := _find_readers(options.root, options.reader)):
+        return replace(raw, warnings=(*raw.warnings, f"{others} reads {options.root}, too, and may know cameras"))
+    far = raw.published and not looks_published(raw)
+    if far and (others := _find_readers(options.root, options.reader, looks_published)):
+        return replace(raw, warnings=(*raw.warnings, f"the counts of images are those of {others}"))
+    return raw
+
+
+def _find_readers(root: Path, reader: str, fits: Callable[[RawDataset], bool] = bool) -> str:
+    """Return the other readers that can read this folder and whose result `fits`."""
+    found = []
+    for name, read in READERS.items():
+        with contextlib.suppress(ValueError, OSError):
+            if name != reader and fits(read(root)):
+                found.append(f"`build {name}`")
+    return " or ".join(found)
 
 
 def _encoding(size: str | None, quality: int | None) -> Encoding | None:
@@ -105,7 +131,7 @@ def _local(folder: str) -> Path:
 
 def _build(options: argparse.Namespace) -> int:
     encoding = _encoding(options.size, options.quality)
-    raw = _read(options)
+    raw = name_dataset(_read(options), options.dataset)
     print(f"terms of use: {raw.notice}", file=sys.stderr)
     done = build(
         raw,
@@ -119,6 +145,7 @@ def _build(options: argparse.Namespace) -> int:
         progress=True,
     )
     print(format_build(done.manifest, done.ignored, done.warnings))
+    print(*(f"note: {note}\n" for note in describe_streams(done.manifest)), sep="", end="")
     print(f"shards of {done.manifest.dataset}: {options.out}")
     return 0
 

@@ -15,8 +15,8 @@ from shards.checks import run_checks
 from shards.dealing import lay_out
 from shards.images import Encoding
 from shards.pack import Packed
-from shards.records import RawDataset
-from shards.summary import compare_counts
+from shards.records import RawDataset, count_outside, name_dataset
+from shards.summary import compare_counts, describe_ignored
 from shards.write import check_free_space, explain_full_disk, write_shards
 
 MAX_BROKEN = 0.01
@@ -64,7 +64,8 @@ def build(
         ValueError: an argument is out of range, `out` holds other files or is built by another process, the disk is
             full, too many images are broken, or a split has none left.
     """
-    name = dataset or raw.name
+    raw = name_dataset(raw, dataset)
+    name = raw.name
     out = out.resolve()
     _check_knobs(name, num_shards, shard_bytes, max_broken, workers)
 
@@ -89,10 +90,17 @@ def build(
             temporary.rename(out)
         finally:
             _clear_leftovers(out, temporary, old)
+    return Build(manifest, len(raw.ignored), tuple(_find_warnings(raw, manifest, packed)))
+
+
+def _find_warnings(raw: RawDataset, manifest: Manifest, packed: dict[str, list[Packed]]) -> list[str]:
     samples = {split: [sample for part in parts for sample in part.samples] for split, parts in packed.items()}
     sightings = {split: [image for _, images in found for image in images] for split, found in samples.items()}
     checks = [check.text for check in run_checks(sightings, raw.distractor_pid) if check.level == "warning"]
-    return Build(manifest, len(raw.ignored), (*raw.warnings, *compare_counts(manifest, raw.published), *checks))
+    outside = count_outside(raw)
+    reason = "symbolic links lead there; check that they are meant"
+    links = [f"{outside} images lie outside {raw.root}: {reason}"] if outside else []
+    return [*raw.warnings, *describe_ignored(raw), *links, *compare_counts(manifest, raw.published), *checks]
 
 
 def _clear_leftovers(out: Path, temporary: Path, old: Path) -> None:

@@ -3,10 +3,11 @@
 Nothing here is damage: every finding can be true of shards that are stored correctly.
 """
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import combinations
 
 from reid.data.manifest import JUNK_PID
 from shards.records import UNKNOWN_CAMERA, Sighting
@@ -15,6 +16,8 @@ Sightings = Mapping[str, Sequence[Sighting]]  # split -> one sighting for each s
 TEST = ("query", "gallery")
 FEW_IMAGES = 4  # the usual number of images per identity in a batch: fewer make a short group
 MAX_EXAMPLES = 5
+MAX_MIXED = 20  # folders that may be datasets
+MIN_PREFIX = 3  # letters that the names of related folders share: day1 and day2
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Check:
     of: int
     text: str
     examples: tuple[str, ...] = ()
+    more: int = 0  # examples that are not listed
 
 
 def run_checks(sightings: Sightings, distractor_pid: int | None) -> list[Check]:
@@ -38,6 +42,7 @@ def run_checks(sightings: Sightings, distractor_pid: int | None) -> list[Check]:
         check_cameras(kept, distractor_pid),
         check_few_images(kept, distractor_pid),
         *check_copies(kept),
+        *check_mixed(kept, distractor_pid),
     ]
 
 
@@ -59,6 +64,10 @@ def check_queries(sightings: Sightings) -> Check:
     lost = [image for image in queries if camids[image.pid] <= {image.camid} - {UNKNOWN_CAMERA}]
     text = f"{len(lost)} of {len(queries)} queries have no possible match (none in the gallery from another camera)"
     text += "; they will not be scored" if lost else ""
+    everywhere = {image.camid for split in TEST for image in sightings.get(split, ())}
+    if lost and len(everywhere) == 1:
+        text += ". All of them have the same camera, which the same-camera rule leaves out: if cameras are unknown, "
+        text += "leave the camera column of the CSV empty (`build csv`)"
     return _check("queries without match", "warning", len(lost), len(queries), text, (image.source for image in lost))
 
 
@@ -92,6 +101,49 @@ def check_few_images(sightings: Sightings, distractor_pid: int | None) -> Check:
         text = f"{len(single)} train identities have one image: they have no positive centroid; {text}"
     level = "warning" if single else "note"
     return _check("near-empty identities", level, len(few), len(counts), text, map(str, single or few))
+
+
+def check_mixed(sightings: Sightings, distractor_pid: int | None) -> list[Check]:
+    """Count identities of one split whose images lie in folders of different datasets, as it seems; nothing if none do.
+
+    Two datasets in one table that both count from 0001 make one person of two.
+    """
+    found = []
+    for split, images in sightings.items():
+        folders = _top_folders(images)
+        if not 2 <= len(set(folders)) <= MAX_MIXED:  # more are folders by identity, day or hash
+            continue
+        cameras: dict[str, set[int]] = defaultdict(set)
+        seen: dict[int, set[str]] = defaultdict(set)
+        for image, folder in zip(images, folders, strict=True):
+            cameras[folder].add(image.camid)
+            if image.pid != distractor_pid:
+                seen[image.pid].add(folder)
+        apart = {pair for pair in combinations(sorted(cameras), 2) if _are_apart(*pair, cameras)}
+        for pid, names in sorted(seen.items()):
+            for first, second in sorted(apart.intersection(combinations(sorted(names), 2)))[:1]:
+                found.append(f"pid {pid} in {first}/ and {second}/ ({split})")
+    if not found:
+        return []
+    text = f"{len(found)} identities have images in folders that look like different datasets, e.g. {found[0]}: "
+    text += "if each numbers its own people, write its name before its identities and cameras, such as mall-0001"
+    total = sum(len({image.pid for image in images}) for images in sightings.values())
+    return [_check("mixed datasets", "warning", len(found), total, text, found)]
+
+
+def _top_folders(images: Sequence[Sighting]) -> list[str]:
+    """Return for each image the first folder of its path below the folder that holds all images."""
+    parents = [image.source.rpartition("/")[0] for image in images]
+    common = os.path.commonpath(parents) if parents else ""
+    return [parent[len(common) :].lstrip("/").partition("/")[0] for parent in parents]
+
+
+def _are_apart(first: str, second: str, cameras: Mapping[str, set[int]]) -> bool:
+    """Return whether two folders seem to be two datasets, not two cameras or days of one."""
+    one, other = cameras[first], cameras[second]
+    if one != other and len(one) == len(other) == 1 and UNKNOWN_CAMERA not in one | other:
+        return False  # a folder for each camera
+    return not one & other or first[:MIN_PREFIX] != second[:MIN_PREFIX]
 
 
 _Copies = list[tuple[str, Sighting]]  # split and image, all of the same bytes
@@ -134,4 +186,6 @@ def _is_excluded(group: _Copies) -> bool:
 
 
 def _check(name: str, level: str, count: int, of: int, text: str, examples: Iterable[str]) -> Check:
-    return Check(name, level if count else "ok", count, of, text, tuple(islice(examples, MAX_EXAMPLES)))
+    listed = list(examples)
+    more = max(0, len(listed) - MAX_EXAMPLES)
+    return Check(name, level if count else "ok", count, of, text, tuple(listed[:MAX_EXAMPLES]), more)

@@ -1,6 +1,7 @@
 """The layout of a build: records to groups, groups to shards of equal size."""
 
 import heapq
+import os
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
@@ -10,6 +11,7 @@ from shards.records import RawDataset, Record
 
 Layout = dict[str, list[list[Group]]]  # split -> for each shard its groups in storage order
 MAX_GROUP = 16  # images in one sample of junk or distractors
+DEFAULT_IDENTITIES, DEFAULT_STREAMS = 16, 8  # of training: `batch.identities`, `batch.streams`
 MAX_SHARD_BYTES = 512 * 1024 * 1024
 _OVERHEAD = 1024  # bytes of a tar for each image: header, padding, its entry in the JSON
 
@@ -25,14 +27,14 @@ def lay_out(raw: RawDataset, name: str, num_shards: int | None, shard_bytes: flo
     for split, records in groupby(raw.records, key=lambda record: record.split):  # they are sorted
         groups = group_records(records, name, raw.distractor_pid)
         paths = [record.path for group in groups for record in group.records]
-        size = sum(path.stat().st_size + _OVERHEAD for path in paths if path.is_file())  # without missing ones
+        size = sum(path.stat().st_size + _OVERHEAD for path in paths if os.path.isfile(path))  # without missing ones
         total += size
         if num_shards is not None:
             count = num_shards
         elif shard_bytes is not None:
             count = max(1, -(-size // int(shard_bytes)))
         else:
-            count = default_num_shards(len(groups), size)
+            count = default_num_shards(len(groups), size, DEFAULT_STREAMS if split == "train" else 1)
         if split == "train" and num_shards is not None and count > len(groups):
             raise ValueError(f"--shards {count}: train has {len(groups)} identities; give at most that many shards")
         dealt = deal([len(group.records) for group in groups], min(count, len(groups)))
@@ -55,9 +57,14 @@ def group_records(records: Iterable[Record], dataset: str, distractor_pid: int |
     return groups
 
 
-def default_num_shards(num_identities: int, num_bytes: int) -> int:
-    """Return the largest power of two up to identities / 8, from 1 to 64; double it while shards exceed 512 MiB."""
+def default_num_shards(num_identities: int, num_bytes: int, streams: int = 1) -> int:
+    """Return the largest power of two up to identities / 8, from 1 to 64; double it while shards exceed 512 MiB.
+
+    It is at least `streams`, if each shard then has two identities: a stream of training reads shards of its own.
+    """
     count: int = 2 ** min(6, max(1, num_identities // 8).bit_length() - 1)
+    if num_identities >= 2 * streams:
+        count = max(count, streams)
     while num_bytes / count > MAX_SHARD_BYTES and 2 * count <= num_identities:
         count *= 2
     return count

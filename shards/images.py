@@ -4,16 +4,12 @@ import io
 import warnings
 from dataclasses import dataclass
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from reid.data.manifest import MAX_PIXELS
+from reid.data.image_file import FORMATS, MAX_PIXELS, open_image, open_rgb
 
-_SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}  # MPO: a JPEG file with a second picture
-
-
-class BrokenImage(Exception):
-    """An image that cannot be used; the text is the reason, without memory addresses and paths."""
+# format by content -> suffix in a shard; MPO is a JPEG file with a second picture
+_SUFFIXES = {name: name.lower() for name in FORMATS} | {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}
 
 
 @dataclass(frozen=True)
@@ -35,44 +31,24 @@ class Encoding:
 
 
 def check_image(data: bytes, max_pixels: int = MAX_PIXELS) -> str:
-    """Decode a JPEG or PNG completely and return its suffix, "jpg" or "png", by content and not by name.
+    """Decode an image completely and return its suffix, such as "jpg", by content and not by name.
 
-    Raises BrokenImage if the bytes are no JPEG or PNG, are truncated or damaged, or have more than `max_pixels` pixels.
+    Raises ValueError if it cannot be decoded or is over a limit, as `reid.data.image_file.open_image` does.
     """
-    return _SUFFIXES[_load(data, max_pixels).format or ""]
+    with warnings.catch_warnings(action="ignore"):  # of odd metadata, and of a size that our limit allows
+        return _SUFFIXES[open_image(data, max_pixels).format or ""]
 
 
 def reencode(data: bytes, encoding: Encoding, max_pixels: int = MAX_PIXELS) -> bytes:
     """Return the image as a JPEG of another size, rotated and resized as the loader does; colours at full resolution.
 
     EXIF is not stored, or the loader would rotate the image again. The bytes depend on the version of Pillow.
-    Raises BrokenImage as `check_image` does.
+    Raises ValueError as `check_image` does.
     """
-    image = ImageOps.exif_transpose(_load(data, max_pixels))
-    if image.mode.startswith("I"):  # grey of 16 bits, which Pillow's convert clips at 255
-        image = Image.fromarray((np.array(image) // 256).clip(0, 255).astype(np.uint8))
-    image = image.convert("RGB")
+    with warnings.catch_warnings(action="ignore"):
+        image = open_rgb(data, max_pixels)
     if image.size != (encoding.width, encoding.height):
         image = image.resize((encoding.width, encoding.height), Image.Resampling.BILINEAR)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=encoding.quality, subsampling=0, optimize=False)
     return buffer.getvalue()
-
-
-def _load(data: bytes, max_pixels: int) -> Image.Image:
-    if not data:
-        raise BrokenImage("empty file")
-    try:
-        # ignored: warnings of odd metadata, and of the size, which the limit below decides
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise BrokenImage(f"{width}x{height} pixels, over the limit of {max_pixels}")
-            image.load()
-            return image
-    except UnidentifiedImageError as error:  # its own text holds a memory address
-        raise BrokenImage("not a JPEG or PNG") from error
-    except BrokenImage:
-        raise
-    except Exception as error:  # damaged bytes raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
-        raise BrokenImage(f"does not decode: {error}") from error

@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from reid.data.image_file import read_image_file
 from reid.data.manifest import Shard
-from shards.images import BrokenImage, Encoding, check_image, reencode
+from reid.data.shard_reader import seal
+from shards.images import Encoding, check_image, reencode
 from shards.records import Record, Sighting
 
 
@@ -85,11 +87,10 @@ def _pack_group(tar: tarfile.TarFile, group: Group, root: Path, packed: Packed, 
     for record in group.records:
         source = record.path.relative_to(root).as_posix()
         try:
-            data = record.path.read_bytes()
+            data = read_image_file(record.path)
             suffix, data = (check_image(data), data) if encoding is None else ("jpg", reencode(data, encoding))
-        except (OSError, BrokenImage) as error:
-            reason = (error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error)
-            packed.skipped.append({"source": source, "reason": reason})
+        except ValueError as error:
+            packed.skipped.append({"source": source, "reason": str(error).removeprefix(f"{record.path}: ")})
             continue
         file, crc32 = f"{len(members):03d}.{suffix}", zlib.crc32(data)
         entry: dict[str, object] = {
@@ -104,7 +105,7 @@ def _pack_group(tar: tarfile.TarFile, group: Group, root: Path, packed: Packed, 
     if not members:
         return
     sample = {"pid": first.pid, "name": first.name, "split": first.split, "images": [entry for entry, _ in members]}
-    _add(tar, f"{group.key}.json", json.dumps(sample, separators=(",", ":")).encode())
+    _add(tar, f"{group.key}.json", seal(json.dumps(sample, separators=(",", ":")).encode()))
     for entry, data in members:
         _add(tar, f"{group.key}.{entry['file']}", data)
     packed.samples.append((first.name, sightings))

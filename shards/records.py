@@ -1,13 +1,23 @@
 """The result of every reader: one record per image, and the facts about the dataset; helpers for readers."""
 
+import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from reid.data.image_file import SUFFIXES
+from reid.data.manifest import JUNK_PID
+
 SPLITS = ("train", "query", "gallery")
 UNKNOWN_CAMERA = -1
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
+OWN_NOTICE = "Images of yours in the layout of {}: their terms of use hold for these shards, too."
+
+
+class WrongLayoutError(ValueError):
+    """The folder is not laid out as the reader expects; another reader may fit."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,9 @@ class Counts:
     images: int
     identities: int
 
+    def __str__(self) -> str:
+        return f"{self.images} images of {self.identities} identities"
+
 
 @dataclass(frozen=True)
 class RawDataset:
@@ -54,19 +67,74 @@ class RawDataset:
     def __post_init__(self) -> None:
         ordered = sorted(self.records, key=lambda record: (SPLITS.index(record.split), record.pid, str(record.path)))
         object.__setattr__(self, "records", ordered)
+        for path in (record.path for record in ordered if not str(record.path).isascii()):
+            name = str(path.relative_to(self.root))
+            if name.encode(errors="replace") != os.fsencode(name):
+                raise ValueError(f"{self.root}: the name {name!a} is not UTF-8, as shards store names; rename it")
+
+
+def name_dataset(raw: RawDataset, name: str | None) -> RawDataset:
+    """Return the dataset under the name that the user gives; None is the reader's.
+
+    Many lay out their own images like a published dataset. If the counts are far from the published ones, the images
+    are taken for the user's own, without the authors' counts and terms, unless `name` is the reader's; without a name
+    that is a warning.
+    """
+    far = bool(raw.published) and not looks_published(raw)
+    if name is None and far:
+        counts = count_records(raw)
+        known = [split for split in raw.published if split in counts]
+        found, published = (", ".join(f"{split}: {each[split]}" for split in known) for each in (counts, raw.published))
+        text = f"these are not the images of {raw.name} ({found}; published are {published}), but would be called so: "
+        text += "if they are your own, build them with --dataset <name>"
+        return replace(raw, warnings=(*raw.warnings, text), published={})
+    if name in (None, raw.name):
+        return raw
+    return replace(raw, name=name, notice=OWN_NOTICE.format(raw.name), published={}) if far else replace(raw, name=name)
+
+
+def count_records(raw: RawDataset) -> dict[str, Counts]:
+    """Count the images and identities of each split that has any."""
+    images = Counter(record.split for record in raw.records)
+    pairs = {(record.split, record.pid) for record in raw.records if record.pid not in (JUNK_PID, raw.distractor_pid)}
+    identities = Counter(split for split, _ in pairs)
+    return {split: Counts(images[split], identities[split]) for split in images}
+
+
+def looks_published(raw: RawDataset) -> bool:
+    """Return whether both counts of a split differ by less than a fifth from the published ones.
+
+    Others mean other data, not an incomplete copy or another version.
+    """
+    return any(
+        0.8 < found.images / wanted.images < 1.25 and 0.8 < found.identities / wanted.identities < 1.25
+        for split, found in count_records(raw).items()
+        if (wanted := raw.published.get(split))
+    )
+
+
+def count_outside(raw: RawDataset) -> int:
+    """Return how many images lie outside the dataset's folder, because a symbolic link leads there."""
+    root = os.path.join(os.path.realpath(raw.root), "")
+    real_folder = cache(os.path.realpath)  # of 100,000 images, only the folders and the links are resolved
+    outside = 0
+    for path in (str(record.path) for record in raw.records):
+        real = os.path.realpath(path) if os.path.islink(path) else os.path.join(real_folder(os.path.dirname(path)), "")
+        outside += not real.startswith(root)
+    return outside
 
 
 def number_from_one(names: Iterable[str]) -> dict[str, int]:
     """Map each distinct name to 1, 2, ... in sorted order; 2 before 10 if every name is a number."""
     distinct = set(names)
-    numeric = all(name.isdecimal() for name in distinct)
+    numeric = all(name.isdecimal() and len(name) < 100 for name in distinct)  # int() refuses thousands of digits
     ordered = sorted(distinct, key=lambda name: (int(name) if numeric else 0, name))
     return {name: number for number, name in enumerate(ordered, start=1)}
 
 
 def is_image(path: Path) -> bool:
     """Return whether a name is an image's. Hidden files are none: macOS writes `._1.jpg` next to each `1.jpg`."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def list_folder(folder: Path) -> list[Path]:
@@ -78,14 +146,18 @@ def list_folder(folder: Path) -> list[Path]:
 
 
 def check_folder(folder: Path, fix: str) -> None:
-    """Raise ValueError with the fix, and with the contents of the parent folder, if a folder does not exist."""
+    """Raise WrongLayoutError, with the contents of the parent folder and the fix, if a folder does not exist."""
     if not folder.is_dir():
         there = f"; {folder.parent} holds {describe_folder(folder.parent)}" if folder.parent.is_dir() else ""
-        raise ValueError(f"{folder}: no such folder{there}; {fix}")
+        raise WrongLayoutError(f"{folder}: no such folder{there}; {fix}")
 
 
-def describe_folder(folder: Path, limit: int = 8) -> str:
+def describe_folder(folder: Path) -> str:
     """List a few of a folder's entries, for errors."""
-    names = [path.name + ("/" if path.is_dir() else "") for path in list_folder(folder)]
-    shown = ", ".join(names[:limit]) or "nothing"
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+    return list_few([path.name + ("/" if path.is_dir() else "") for path in list_folder(folder)]) or "nothing"
+
+
+def list_few(names: Sequence[str], limit: int = 8) -> str:
+    """Join the first names with commas, and say how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -117,10 +117,9 @@ def _is_complete(path: Path, shard: Shard) -> bool:
 def _copy(source: Path, target: Path, shard: Shard) -> None:
     part = target.with_name(f"{target.name}{_PART}")
     fix = "repair the source: build it or copy it again"
-    try:
-        shutil.copyfile(source, part)
-    except FileNotFoundError as error:
-        raise ValueError(f"{source}: is missing; {fix}") from error
+    if not source.is_file():  # copying a device may never end
+        raise ValueError(f"{source}: is missing or no regular file; {fix}")
+    shutil.copyfile(source, part)
     if not _is_complete(part, shard):
         part.unlink()
         raise ValueError(f"{source}: sha256 differs from its manifest's; {fix}")

@@ -1,5 +1,6 @@
 """Text for the user: what a build holds, how its counts differ from the published ones, what a verification found."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -8,10 +9,13 @@ import numpy as np
 
 from reid.data.manifest import JUNK_PID, Manifest, Split
 from shards.checks import Check
-from shards.records import UNKNOWN_CAMERA, Counts
+from shards.dealing import DEFAULT_IDENTITIES, DEFAULT_STREAMS
+from shards.records import UNKNOWN_CAMERA, Counts, RawDataset, is_image
 from shards.verify import Verification
 
 SHOWN = 20  # of a long list
+_RAW = {".arw", ".cr2", ".dng", ".nef"}
+OTHER_PICTURES = {".avif", ".eps", ".heic", ".heif", ".jp2", ".jxl", ".pgm", ".ppm", ".psd", ".svg", ".tga"} | _RAW
 
 
 def has_identity(split: Split, distractor_pid: int | None) -> np.ndarray:
@@ -23,6 +27,25 @@ def count_split(split: Split, distractor_pid: int | None) -> Counts:
     return Counts(split.num_images, len(np.unique(split.pids[has_identity(split, distractor_pid)])))
 
 
+def describe_streams(manifest: Manifest) -> list[str]:
+    """Return what the identities of a batch and `batch.streams` can be, if their defaults do not fit train."""
+    train = manifest.splits.get("train")
+    if train is None:
+        return []
+    rows = has_identity(train, manifest.distractor_pid)
+    sizes = np.sort(np.bincount(train.shard[rows], minlength=len(train.shards)))
+    for streams in (DEFAULT_STREAMS, 4, 2, 1):
+        fewest = int(sizes[: len(sizes) // streams].sum())  # in a stream that gets the smallest shards
+        if fewest * streams >= DEFAULT_IDENTITIES:
+            break
+    if streams == DEFAULT_STREAMS:
+        return []
+    fits = min(DEFAULT_IDENTITIES, fewest * streams)
+    defaults = f"batch.identities={DEFAULT_IDENTITIES} and batch.streams={DEFAULT_STREAMS}"
+    text = f"{rows.sum()} identities in {len(sizes)} train shards do not fit the defaults {defaults}"
+    return [f"{text}: train with --batch.identities={fits} --batch.streams={streams}"]
+
+
 def compare_counts(manifest: Manifest, published: Mapping[str, Counts]) -> list[str]:
     """Return one line for each split whose counts differ from the published ones."""
     lines = []
@@ -30,10 +53,8 @@ def compare_counts(manifest: Manifest, published: Mapping[str, Counts]) -> list[
         split = manifest.splits.get(name)
         found = count_split(split, manifest.distractor_pid) if split else Counts(0, 0)
         if found != wanted:
-            lines.append(
-                f"{name}: {found.images} images of {found.identities} identities; as published it has "
-                f"{wanted.images} of {wanted.identities}: another version, or an incomplete copy"
-            )
+            text = f"{name}: {found}; as published it has {wanted.images} of {wanted.identities}"
+            lines.append(f"{text}: another version, or an incomplete copy")
     return lines
 
 
@@ -57,6 +78,23 @@ def align(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     return "\n".join(template.format(*row).rstrip() for row in rows)
 
 
+def describe_ignored(raw: RawDataset) -> list[str]:
+    """Return warnings of ignored files and folders that may be a part of the dataset."""
+    visible = [path for path in raw.ignored if not path.name.startswith(".")]
+    folders = [path for path in visible if path.parent != raw.root and path.is_dir()]
+    files = [path for path in visible if not path.is_dir()]
+    images = [path for path in files if is_image(path)]
+    others = [path for path in files if path.suffix.lower() in OTHER_PICTURES]
+    suffixes = Counter(path.suffix.lower() for path in others)
+    counted = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common())
+    kinds = (
+        (images, "images lie or are named as this reader does not expect and were not read"),
+        (others, f"pictures are of formats that are not read ({counted}); convert them to JPEG or PNG"),
+        (folders, "folders inside the dataset's folders were not read"),
+    )
+    return [f"{len(found)} {text}, e.g. {found[0].relative_to(raw.root)}" for found, text in kinds if found]
+
+
 def format_build(manifest: Manifest, ignored: int, warnings: Sequence[str]) -> str:
     """Return the table of counts, the number of ignored files, the broken images, and the warnings."""
     lines = [format_table(manifest)]
@@ -65,6 +103,7 @@ def format_build(manifest: Manifest, ignored: int, warnings: Sequence[str]) -> s
     if manifest.skipped:
         lines.append(f"broken and left out: {len(manifest.skipped)} images (all are listed in the manifest)")
     lines += [f"  {entry['source']}: {entry['reason']}" for entry in manifest.skipped[:SHOWN]]
+    lines += [f"  and {len(manifest.skipped) - SHOWN} more"] if len(manifest.skipped) > SHOWN else []
     return "\n".join([*lines, *(f"warning: {warning}" for warning in warnings)])
 
 
@@ -79,7 +118,10 @@ def format_verification(result: Verification, checks: Sequence[Check]) -> str:
     rows += [] if result.decoded else [["decoding", "not done", "--decode reads every image"]]
     rows += [[check.name, check.level, check.text] for check in checks]
     parts = [format_table(result.manifest), "", align(rows, left=3), ""]
-    parts += [f"{check.name}: {example}" for check in checks if check.level != "ok" for example in check.examples]
+    for check in checks:
+        if check.level != "ok":
+            parts += [f"{check.name}: {example}" for example in check.examples]
+            parts += [f"{check.name}: and {check.more} more"] if check.more else []
     parts += [f"damage: {damage}" for damage in result.damage[:SHOWN]]
     if len(result.damage) > SHOWN:
         parts.append(f"and {len(result.damage) - SHOWN} more; --json lists all")

@@ -11,7 +11,9 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from reid.data.manifest import MANIFEST_NAME, Manifest, Shard, Split, load_manifest
-from shards.images import BrokenImage, check_image
+from reid.data.shard_reader import is_intact
+from reid.files import open_regular_file
+from shards.images import check_image
 from shards.pack import HashingFile
 from shards.records import Sighting
 
@@ -103,14 +105,16 @@ class _ShardCheck:
     def run(self, split_name: str, split: Split, index: int) -> list[_Sample]:
         """Check everything and return the complete samples."""
         try:
-            with open(self.result.folder / self.shard.name, "rb") as file:
+            with open_regular_file(self.result.folder / self.shard.name) as file:
                 source = HashingFile(file)
                 samples = self._read_samples(source)
                 while source.read(1 << 20):
                     pass
         except OSError as error:
             missing = isinstance(error, FileNotFoundError)
-            self.report("", "is missing; copy it again, or build again" if missing else f"cannot be read: {error}")
+            self.report(
+                "", "is missing; copy it again, or build again" if missing else f"cannot be read: {error.strerror}"
+            )
             return []
         self._compare(samples, split_name, split, index)
         if source.length != self.shard.bytes:
@@ -132,6 +136,8 @@ class _ShardCheck:
                     data = file.read() if file else b""
                     if member.name.endswith(".json"):
                         self._check_complete(sample)
+                        if not is_intact(data):
+                            self.report(member.name, "its bytes changed (checksum)")
                         sample = self._parse_json(member.name, data)
                         samples += [sample] if sample else []
                     elif sample and sample.unread and member.name == f"{sample.key}.{sample.unread[0].file}":
@@ -177,7 +183,7 @@ class _ShardCheck:
         if self.result.decoded:
             try:
                 check_image(data)
-            except BrokenImage as error:
+            except ValueError as error:
                 self.report(member, str(error))
 
     def _compare(self, samples: list[_Sample], split_name: str, split: Split, index: int) -> None:

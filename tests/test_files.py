@@ -1,5 +1,6 @@
 """Locks among real processes, atomic writes, and folders that cannot be written."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -8,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from reid.files import Held, check_writable, hold, make_folder, write_atomically
+from reid.files import (
+    Held,
+    check_writable,
+    hold,
+    is_inside,
+    make_folder,
+    read_regular_file,
+    read_text,
+    write_atomically,
+)
 
 ROOT = Path(__file__).parents[1]
 HOLDER = """
@@ -126,3 +136,53 @@ def test_a_check_leaves_no_folder_and_make_folder_does(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     make_folder(tmp_path / "a" / "b", "--out")
     assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_a_text_is_read_with_or_without_a_byte_order_mark(tmp_path: Path) -> None:
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / "x").write_text("Åse\n", encoding=encoding)
+        assert read_text(tmp_path / "x") == "Åse\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"a\nb\xe5\n", "x, line 2: not UTF-8"),
+        (b"a\nb\0\n", "x, line 2: a NUL"),
+        ("a".encode("utf-16"), "x: .* UTF-16"),
+    ],
+)
+def test_what_is_no_text_is_named_by_line(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "x").write_bytes(data)
+    with pytest.raises(ValueError, match=message):
+        read_text(tmp_path / "x")
+
+
+@pytest.mark.timeout(20)
+def test_only_regular_files_of_a_sane_size_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "zeros").symlink_to("/dev/zero")
+    (tmp_path / "long").write_bytes(bytes(11))
+    for path, reason in (
+        ("fifo", "a FIFO"),
+        ("zeros", "a device"),
+        (".", "a folder"),
+        ("long", "11 bytes, more than 10"),
+    ):
+        with pytest.raises(OSError, match=reason):
+            read_regular_file(tmp_path / path, max_bytes=10)
+    with pytest.raises(ValueError, match="fifo: is a FIFO"):
+        read_text(tmp_path / "fifo")
+
+
+def test_what_lies_outside_of_a_folder(tmp_path):
+    root, other = tmp_path / "root", tmp_path / "other"
+    (root / "sub").mkdir(parents=True), other.mkdir()
+    (root / "out").symlink_to(other), (root / "in").symlink_to(root / "sub"), (tmp_path / "link").symlink_to(root)
+    (root / "loop").symlink_to(root / "loop")
+    for folder in (root, tmp_path / "link"):
+        inside = ("a.jpg", "sub/../a.jpg", "in/a.jpg", str(root / "a.jpg"))
+        assert all(is_inside(folder / name, folder) for name in inside)
+        outside = ("../other/a.jpg", "out/a.jpg", str(other / "a.jpg"), "../rootless/a.jpg", "/etc/passwd")
+        assert not any(is_inside(folder / name, folder) for name in outside)
+        is_inside(folder / "loop", folder)

@@ -8,6 +8,8 @@ from typing import Literal
 
 from reid.config.ranges import Count, Fraction, NonNegative, Positive, Section, Seed, Size, Weight, weights_of
 
+MAX_NAME = 200  # bytes of a run's name; file systems allow 255
+MAX_DIVISOR = 1024
 DTYPES = ("float32", "bfloat16", "float16")  # of an Embedder; here, so that parsers need no torch
 
 
@@ -281,7 +283,7 @@ class Config(Section):
     timeout_s: Size = 600
     """Seconds that a rank waits for the others before the run ends with an error."""
     stop_file: str = ""
-    """The run saves a checkpoint and stops when this file appears; SIGTERM and SIGUSR1 do the same."""
+    """The run saves a checkpoint and stops when this file appears; SIGTERM, SIGUSR1 and SIGHUP do the same."""
     data: DataConfig = field(default_factory=DataConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -297,8 +299,11 @@ class Config(Section):
         return Path(self.runs) / self.name
 
     def check(self) -> None:
-        if not self.name or Path(self.name).name != self.name:
-            raise ValueError(f"name = {self.name!r} must be the plain name of a folder, without / or ..")
+        if not is_folder_name(self.name):
+            raise ValueError(
+                f"name = {self.name!r} must be the plain name of a folder: printable, at most {MAX_NAME} bytes, not "
+                "only dots, without slashes and without spaces around it"
+            )
 
 
 @dataclass
@@ -334,7 +339,7 @@ class EvaluateConfig(Section):
     max_rank: Size = 50
     """Length of the CMC curve; longer if --ranks needs more."""
     rerank: bool = False
-    """Add a row for the image protocol after k-reciprocal re-ranking."""
+    """Add a row for each of the protocols image and centroid_all, after k-reciprocal re-ranking."""
     rerank_k1: Size = 20
     """k1: number of neighbours that must be mutual."""
     rerank_k2: Size = 6
@@ -361,6 +366,13 @@ class EvaluateConfig(Section):
             raise ValueError(f"--ranks {self.ranks}: the first rank is 1; give at least one rank")
 
 
+def is_folder_name(name: str) -> bool:
+    """Return whether a folder of this name can only lie directly in its parent folder."""
+    is_plain = name.isprintable() and name == name.strip() and not {"/", "\\"} & set(name)
+    return is_plain and bool(name.strip(".")) and len(name.encode()) <= MAX_NAME
+
+
 def list_divisors(number: int) -> str:
-    """Return the divisors of a number as text, for errors."""
-    return ", ".join(str(d) for d in range(1, number + 1) if number % d == 0)
+    """Return the divisors of a number, the smaller ones of a large number, as text for errors."""
+    shown = [str(d) for d in range(1, min(number, MAX_DIVISOR) + 1) if number % d == 0]
+    return ", ".join(shown + ["..."] * (number > MAX_DIVISOR))

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from reid.config import DataConfig
-from reid.data.manifest import MAX_PIXELS
+from reid.data.image_file import MAX_PIXELS, check_size, open_rgb
 
 _RGB = 3  # torchvision's ImageReadMode.RGB
 _HAS_SIZE = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG frame headers; the three are tables
 _NO_LENGTH = frozenset({0x01, *range(0xD0, 0xDA)})  # markers without a length; no encoder writes one before a frame
 _JPEG_COMPONENTS = (1, 3)  # grey, colour; Pillow decodes four (CMYK)
-_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")  # Pillow reads 40 more, some by running other programs
 
 
 @cache
@@ -36,7 +33,7 @@ def _has_jpeg_operator() -> bool:
 
 @dataclass(frozen=True)
 class Pixels:
-    """Decoder to a size in pixels; an image with more than `max_pixels` is refused."""
+    """Decoder to a size in pixels; an image with more than `max_pixels`, or over the limits of files, is refused."""
 
     height: int
     width: int
@@ -56,14 +53,12 @@ class Pixels:
         torchvision decodes JPEG in half of Pillow's time, to the same pixels; Pillow decodes other formats and JPEGs
         that torchvision refuses. Another size is resized (bilinear, antialiased).
 
-        Raises ValueError, which names `where`, if the image cannot be decoded or has too many pixels.
+        Raises ValueError, which names `where`, if the image cannot be decoded or is too large.
         """
         try:
             image = self._decode_jpeg(data)
             if image is None:
-                image = self._decode_any(data)
-        except UnidentifiedImageError as error:  # its own text holds a memory address
-            raise ValueError(f"{where}: image cannot be decoded: it is none of {', '.join(_FORMATS)}") from error
+                image = torch.from_numpy(np.array(open_rgb(data, self.max_pixels))).permute(2, 0, 1)
         except Exception as error:  # decoders raise many types; each means that this image cannot be used
             raise ValueError(f"{where}: image cannot be decoded: {error}") from error
         if image.shape[1:] != (self.height, self.width):
@@ -75,25 +70,13 @@ class Pixels:
         found = find_jpeg_size(data)
         if found is None or found[2] not in _JPEG_COMPONENTS or not _has_jpeg_operator():
             return None
-        self._check_size(found[1], found[0])
+        check_size(found[1], found[0], self.max_pixels)
         try:
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
             upright: Tensor = torch.ops.image.decode_jpeg(encoded, _RGB, True)
             return upright
         except RuntimeError:
             return None  # Pillow reads it or reports what is wrong
-
-    def _decode_any(self, data: bytes | memoryview) -> Tensor:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            self._check_size(image.width, image.height)
-            upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):  # grey of 16 bits, which Pillow's convert would clip at 255
-            upright = Image.fromarray((np.array(upright) // 256).clip(0, 255).astype(np.uint8))
-        return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1)
-
-    def _check_size(self, width: int, height: int) -> None:
-        if width * height > self.max_pixels:
-            raise ValueError(f"has {width} x {height} pixels, more than {self.max_pixels}")
 
 
 def find_jpeg_size(data: bytes | memoryview) -> tuple[int, int, int] | None:

@@ -20,8 +20,6 @@ from reid.files import write_atomically
 FORMAT = 2  # 2: the JSON of an identity gives the bytes of its images
 MANIFEST_NAME = "manifest.json"
 JUNK_PID = -1
-# Default limit of builds and of decoding; a header of a few bytes can claim billions of pixels.
-MAX_PIXELS = 50_000_000
 
 # Shard names reach WebDataset, which runs `pipe:` in a shell, opens URLs and expands braces: plain file names only.
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.tar")
@@ -83,8 +81,8 @@ class Manifest:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex sha256 of the canonical JSON, which is the file as `save_manifest` writes it."""
-        return hashlib.sha256(_to_text(self)).hexdigest()
+        """Hex sha256 of the file as `save_manifest` writes it, without the fingerprint in it."""
+        return hashlib.sha256(_to_text(_to_document(self))).hexdigest()
 
 
 def load_manifest(root: str | Path) -> Manifest:
@@ -113,14 +111,14 @@ def load_manifest(root: str | Path) -> Manifest:
 def save_manifest(manifest: Manifest, folder: Path) -> Path:
     """Write `folder/manifest.json` atomically and return its path."""
     path = folder / MANIFEST_NAME
-    text = _to_text(manifest)
-    _parse(json.loads(text), str(path))  # a manifest that cannot be read must not be written
-    write_atomically(path, text)
+    document = _to_document(manifest) | {"fingerprint": manifest.fingerprint}
+    _parse(document, str(path))  # a manifest that cannot be read must not be written
+    write_atomically(path, _to_text(document))
     return path
 
 
-def _to_text(manifest: Manifest) -> bytes:
-    document = {
+def _to_document(manifest: Manifest) -> dict[str, Any]:
+    document: dict[str, Any] = {
         "format": FORMAT,
         "dataset": manifest.dataset,
         "distractor_pid": manifest.distractor_pid,
@@ -142,6 +140,10 @@ def _to_text(manifest: Manifest) -> bytes:
     }
     if manifest.encoding:
         document["encoding"] = manifest.encoding
+    return document
+
+
+def _to_text(document: dict[str, Any]) -> bytes:
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
 
 
@@ -173,6 +175,8 @@ def _parse(document: Any, path: str) -> Manifest:
     names = [shard.name for split in manifest.splits.values() for shard in split.shards]
     if len(names) != len(set(names)):
         raise ValueError(f"{path}: a shard is listed twice; {_DAMAGED}")
+    if document.get("fingerprint", manifest.fingerprint) != manifest.fingerprint:  # absent in earlier versions
+        raise ValueError(f"{path}: its content does not match its fingerprint; {_DAMAGED}")
     return manifest
 
 

@@ -59,23 +59,30 @@ class Plan:
     pool_images: int = 0
     """About how many encoded images a stream keeps in memory. It shuffles its groups within a window of that width and
     reads on as it goes. With 0, or at least as many as the stream has, the entire stream is shuffled."""
+    ranks: int = 1
+    """Processes that share the streams: for messages only, they change no batch."""
 
     def __post_init__(self) -> None:
         if self.identities % self.streams:
             raise ValueError(
                 f"batch.identities = {self.identities} does not divide among batch.streams = {self.streams}"
             )
+        total = int((self.image_counts > 0).sum())
+        if total < self.identities:
+            raise ValueError(
+                f"batch.identities = {self.identities}, and only {total} identities are trained on; "
+                f"{self._describe_fit()}"
+            )
         if self.num_shards < self.streams:
             raise ValueError(
                 f"{self.num_shards} training shards are too few for batch.streams = {self.streams}; rebuild with "
-                f"--shards {self.streams} or more, or set batch.streams to at most {self.num_shards}"
+                f"--shards {self.streams} or more, or {self._describe_fit()}"
             )
-        sizes = np.sort(np.bincount(self.shard_of, self.image_counts > 0, minlength=self.num_shards))
-        fewest = int(sizes[: self.num_shards // self.streams].sum())  # in a stream that is dealt the smallest shards
-        if fewest < self.groups_per_step:
+        if self._most_identities(self.streams) < self.identities:
             raise ValueError(
-                f"a stream may hold only {fewest} identities but batch.identities / batch.streams = "
-                f"{self.groups_per_step} distinct ones are taken a step; lower batch.identities or batch.streams"
+                f"a stream may hold only {self._most_identities(self.streams) // self.streams} identities but "
+                f"batch.identities / batch.streams = {self.groups_per_step} distinct ones are taken a step; "
+                f"{self._describe_fit()}"
             )
         least = self.groups_per_step * self.images
         if 0 < self.pool_images < least:
@@ -83,6 +90,37 @@ class Plan:
                 f"data.pool_images = {self.pool_images} is less than the {least} images that a stream gives to a step; "
                 f"use {16 * least} or more, or 0 for no bound"
             )
+
+    @cached_property
+    def _fewest(self) -> np.ndarray:
+        """(shards + 1,): identities in the smallest 0, 1, 2, ... shards."""
+        sizes = np.bincount(self.shard_of, self.image_counts > 0, minlength=self.num_shards).astype(np.int64)
+        return np.cumsum([0, *np.sort(sizes)])
+
+    def _most_identities(self, streams: int) -> int:
+        """Return how many identities a step can take from so many streams, even if one has the smallest shards."""
+        return streams * int(self._fewest[self.num_shards // streams])
+
+    def _describe_fit(self) -> str:
+        """Return the most streams that fit these identities, shards and ranks, or the most identities that fit."""
+        possible = range(self.ranks, self.num_shards + 1, self.ranks)
+        fitting = [s for s in possible if not self.identities % s and self.identities <= self._most_identities(s)]
+        if fitting:
+            return f"set batch.streams to {fitting[-1]}, the most that fits"
+        best = [self.streams] if self.streams in possible else []
+        best += [max(possible, key=lambda s: (self._most_identities(s), s))] if possible else []
+        found = {s: self._most_identities(s) for s in best if self._most_identities(s)}
+        if not found:
+            return f"launch at most {self.num_shards} processes"
+        return "set batch.identities to at most " + " or ".join(
+            f"{most} with batch.streams = {streams}" for streams, most in found.items()
+        )
+
+    @property
+    def images_per_step(self) -> float:
+        """Images of the global batch, averaged over a pass: short groups have fewer than K."""
+        short = self.images if self.repeat_short else np.minimum(self.image_counts, self.images)
+        return float(self.identities * (self.groups * short).sum() / self.groups.sum())
 
     @property
     def groups_per_step(self) -> int:

@@ -60,6 +60,8 @@ class Identity:
     """For each image the CRC-32 of the stored bytes."""
     sizes: tuple[int, ...]
     """For each image the number of stored bytes."""
+    intact: bool
+    """Whether its description has the right checksum, or none."""
 
     def image(self, i: int) -> memoryview:
         """Return the encoded image `i`. Raises ValueError, which names it, if its bytes were changed."""
@@ -188,6 +190,17 @@ def _read_samples(tar: _Tar, path: str) -> Iterator[Identity | Dropped]:
         last = f"{last.removesuffix('.json')}.{fields['files'][-1]}"
 
 
+def seal(description: bytes) -> bytes:
+    """Return the JSON object of an identity with one more field, the CRC-32 of its bytes without that field."""
+    return b'%s,"checksum":%d}' % (description[:-1], zlib.crc32(description))
+
+
+def is_intact(text: bytes) -> bool:
+    """Return whether the JSON is as `seal` returned it. Shards of earlier versions have no checksum: True for them."""
+    description, found, checksum = text.rpartition(b',"checksum":')
+    return not found or checksum == b"%d}" % zlib.crc32(description + b"}")
+
+
 def _parse(text: bytes) -> dict[str, Any]:
     """Return the fields of Identity that a sample's JSON gives."""
     description = json.loads(text)
@@ -200,6 +213,7 @@ def _parse(text: bytes) -> dict[str, Any]:
         "camids": _integers(images, "camid", least=-1),
         "checksums": _integers(images, "crc32", least=0),
         "sizes": _integers(images, "bytes", least=0),
+        "intact": is_intact(text),
     }
 
 
@@ -212,11 +226,13 @@ def _integers(entries: Sequence[Mapping[str, Any]], name: str, least: int) -> tu
 
 
 def _find(found: Identity, split: Split, rows: range) -> int | Dropped:
-    """Return the first of `rows` that the manifest describes like `found`."""
+    """Return the first of `rows` that the manifest describes like `found`, if its description was not changed."""
     images, cameras = len(found.files), tuple(sorted(set(found.camids)))
     for row in rows:
         if split.pids[row] == found.pid and split.images[row] == images and split.cameras[row] == cameras:
-            return row
+            return (
+                row if found.intact else Dropped((), f"{found.key}.json: its checksum is wrong: its bytes were changed")
+            )
     wanted = "the manifest has no more"
     if rows:
         row = rows.start

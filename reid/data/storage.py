@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from reid.files import open_regular_file
+
 TOOLS = {"http": "curl", "https": "curl", "gs": "gsutil", "s3": "aws"}
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 BUFFER_BYTES = 1 << 16  # larger reads, as of most identities, bypass the buffer and so are copied once
@@ -56,7 +58,7 @@ def open_file(root: str | Path, name: str) -> Iterator[IO[bytes]]:
     """Open the file `name` of `root` for reading. Raises OSError or ValueError if it cannot be read."""
     path = full_path(root, name)
     if not is_remote(root):
-        with open(path, "rb", buffering=BUFFER_BYTES) as file:
+        with open_regular_file(path, BUFFER_BYTES) as file:
             yield file
         return
     with tempfile.TemporaryFile(buffering=0) as raw:

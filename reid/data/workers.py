@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any
 from weakref import WeakSet
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from reid.data.shard_reader import DamagedData
+
+SHARED_MEMORY = "/dev/shm"
 
 
 class _Items(IterableDataset):
@@ -26,9 +31,26 @@ class _Items(IterableDataset):
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
         try:
-            yield from self.read(0, 1) if worker is None else self.read(worker.id, worker.num_workers)
+            if worker is None:
+                yield from self.read(0, 1)
+            else:
+                for item in self.read(worker.id, worker.num_workers):
+                    _share(item)
+                    yield item
         except (ValueError, OSError) as error:
             yield DamagedData(str(error))
+
+
+def _share(item: Any) -> None:
+    """Move the tensors of an item to shared memory. If it is full, the queue's own thread would lose the item."""
+    if isinstance(item, Tensor):
+        item.share_memory_()
+    elif is_dataclass(item):
+        for field in fields(item):
+            _share(getattr(item, field.name))
+    elif isinstance(item, tuple):
+        for part in item:
+            _share(part)
 
 
 def start_workers(read: Callable[[int, int], Iterator[Any]], workers: int) -> Iterator[Any]:
@@ -67,7 +89,7 @@ def _kill_workers() -> None:
 
 def _ignore_signals(worker: int) -> None:
     """Launchers and terminals signal all processes, but the training process needs data to complete its step."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -86,13 +108,23 @@ def receive(parts: Iterator[Any]) -> Any:
 
 
 def explain_killed_worker(error: RuntimeError) -> str | None:
-    """Return a message for torch's error about a killed decoding process, None for any other error.
+    """Return a message for torch's error about a lost decoding process, None for any other error.
 
     torch raises it from a signal handler, at any line of the program, so only the outermost lines can catch it.
     """
-    if "DataLoader worker" not in str(error):
+    text = str(error).strip()
+    if "DataLoader worker" not in text:
         return None
+    if "No space left" in text or "Bus error" in text:
+        size = shutil.disk_usage(SHARED_MEMORY).total / 2**20
+        return (
+            f"{SHARED_MEMORY} (shared memory, {size:,.0f} MiB) is full: decoding processes hand over images in it; set "
+            "data.workers=0 (--workers=0), which needs none, lower data.workers, or enlarge it (docker run "
+            "--shm-size=8g)"
+        )
+    if text.startswith("Caught ") and "MemoryError" not in text:
+        return None  # an error of the program: its stack trace is shown
     return (
-        f"a decoding process was killed ({error}); if the machine ran out of memory, lower data.workers or "
-        "data.pool_images"
+        f"a decoding process was killed ({text.splitlines()[-1]}); if the machine ran out of memory, lower "
+        "data.workers or data.pool_images"
     )

@@ -73,9 +73,13 @@ def load_about(folder: Path) -> About:
     """Read about.json. Raises ValueError if it is damaged."""
     path = folder / ABOUT
     try:
-        document = json.loads(path.read_text())
-        return About(**{f.name: document[f.name] for f in fields(About)})
-    except (ValueError, KeyError, TypeError) as error:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        about = About(**{f.name: document[f.name] for f in fields(About)})
+        for f in fields(About):
+            if type(getattr(about, f.name)).__name__ != f.type:
+                raise TypeError(f"{f.name} is no {f.type}")
+        return about
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); evaluate again to write it") from error
 
 
@@ -127,7 +131,7 @@ class DatasetReport:
         """Write all files of the report. Files of an earlier report that this one does not have are removed.
 
         Args:
-            evaluations: by the model's name. The report is about the first; baselines.json has the others' metrics.
+            evaluations: by the model's name. The report is about the first; baselines.json has the others'.
             options: of the evaluation.
             taken: folders that this evaluation has already written.
 
@@ -141,7 +145,9 @@ class DatasetReport:
         folder.mkdir(parents=True, exist_ok=True)
         about = replace(about, dataset=self.dataset or folder.name)
         write_json(folder / METRICS, evaluation.to_json())
-        write_json(folder / BASELINES, {name: other.to_json() for name, other in others})
+        (folder / BASELINES).unlink(missing_ok=True)
+        if others:
+            write_json(folder / BASELINES, {name: other.to_json() for name, other in others})
         retrieval.save_results(folder / PER_QUERY, evaluation.results)
         write_json(folder / ABOUT, asdict(about))
         for name, features in zip(FEATURES, (evaluation.query, evaluation.gallery), strict=True):
@@ -174,11 +180,11 @@ class DatasetReport:
         query, gallery = first.query, first.gallery
         protocol = "image" if "image" in first.results else next(iter(first.results))
         result = first.results[protocol]
-        warnings = [*first.warnings, *find_warnings(first), *self.warnings]
         rank_lists, no_lists = [], "Left out: they show the image protocol."
         if protocol == "image":
             rank_lists = choose_rank_lists(query, gallery, result, self.read_images, options.metric)
             no_lists = self.no_images
+        warnings = list(dict.fromkeys([*first.warnings, *find_warnings(first), *self.warnings]))  # after reading images
         images = [entry.image for ranks in rank_lists for entry in ranks.entries]
         lost = sum(image is None for image in images)
         if lost and not self.no_images:
@@ -216,6 +222,6 @@ def find_warnings(evaluation: Evaluation) -> list[str]:
         warnings.append(f"{missing} identities of the queries have no image in the gallery")
     for name, split in (("query", evaluation.query), ("gallery", evaluation.gallery)):
         if unknown := int((split.camids == UNKNOWN).sum()):
-            have = "no image has" if unknown == len(split) else f"{unknown:,} of {len(split):,} images have no"
-            warnings.append(f"{name}: {have} a camera id; no same-camera rule was applied to them")
+            have = "no image has a" if unknown == len(split) else f"{unknown:,} of {len(split):,} images have no"
+            warnings.append(f"{name}: {have} camera id; no same-camera rule was applied to them")
     return warnings

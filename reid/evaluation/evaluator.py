@@ -19,8 +19,8 @@ from reid.data.images import Pixels
 from reid.data.manifest import Manifest, load_manifest
 from reid.distributed import check_precision, gather_objects, gather_padded, gather_sizes, rank, world_size
 from reid.evaluation.dataset_report import DatasetReport, Evaluation
-from reid.evaluation.external_features import check_finite, read_features, read_image
-from reid.files import check_writable, make_folder
+from reid.evaluation.external_features import ExternalFeatures, check_finite, read_features, read_image
+from reid.files import check_writable, is_inside, make_folder
 from reid.metrics.features import JUNK, UNKNOWN, Features
 from reid.metrics.protocols import PROTOCOLS
 from reid.metrics.rerank import Reranked
@@ -224,8 +224,7 @@ class FeatureSource:
 
         def read(split: str, rows: Sequence[int]) -> list[np.ndarray | None]:
             files = query if split == "query" else gallery
-            folder = Path(self.options.images or files.source.parent)
-            return [read_image(folder / files.paths[row]) if has_paths else None for row in rows]
+            return self._read_images(files, rows, report.warnings) if has_paths else [None] * len(rows)
 
         facts = {
             "query": str(query.source),
@@ -247,3 +246,14 @@ class FeatureSource:
             )
         moved = [split.features.to(accelerator.device) for split in (query, gallery)]
         yield report, {"features": rank_protocols(moved[0], moved[1], self.options)}
+
+    def _read_images(
+        self, files: ExternalFeatures, rows: Sequence[int], warnings: list[str]
+    ) -> list[np.ndarray | None]:
+        """Read pictures inside --images or the file's folder; of others, which anyone may have listed, warn."""
+        folder = Path(self.options.images or files.source.parent)
+        paths = [folder / files.paths[row] for row in rows]
+        inside = [is_inside(path, folder) for path in paths]
+        if not all(inside):
+            warnings.append(f"pictures outside of {folder} are not shown; give --images a folder that holds them all")
+        return [read_image(path) if shown else None for path, shown in zip(paths, inside, strict=True)]

@@ -30,8 +30,8 @@ class Losses(NamedTuple):
     """Of the global batch."""
     sums: Tensor | None
     """(C, D) sums of the features of all ranks, without gradient, that move the centers of the center loss."""
-    anchors: Anchors | None
-    """Of MCTL and CTL, in units of the margin."""
+    anchors: dict[str, Anchors]
+    """Of the triplet loss among `images`; of MCTL and CTL among `centroids`, in units of the margin."""
 
 
 class Objective(nn.Module):
@@ -101,7 +101,7 @@ class Objective(nn.Module):
             features=features.detach(),
             layout=layout,
             sums=batch.sums.detach() if config.center else None,
-            anchors=anchors.get("centroids"),
+            anchors=anchors,
         )
 
     @property
@@ -154,22 +154,22 @@ class Objective(nn.Module):
         """Describe the features and anchors of a step, as shares.
 
         Returns:
-            feature_norm: mean norm of the features. With MCTL or CTL also hinge_active: fraction of anchors whose
-            hinge is active; d_ap, d_an: mean distances in units of feature distance; negative_entropy: entropy in nats
-            of which identity is the nearest negative, among this rank's anchors: near 0, one identity is the nearest
-            negative of most anchors; centroid_spread: the unit of distance, if `relative`.
+            feature_norm: mean norm of the features. With the triplet loss triplet_d_ap, triplet_d_an: mean distances of
+            its pairs. With MCTL or CTL also hinge_active: fraction of anchors whose hinge is active; d_ap, d_an: mean
+            distances; negative_entropy: entropy in nats of which identity is the nearest negative, among this rank's
+            anchors: near 0, one identity is the nearest negative of most anchors; centroid_spread: the unit of their
+            distances, if `relative`. Distances are those of features.
         """
-        norms = losses.features.norm(dim=1).sum() * losses.layout.image_weight
-        if losses.anchors is None:
-            return {"feature_norm": norms}
-        found = diagnose(losses.anchors, self.config.margin, against_positive=not self.config.mctl)
-        if self.config.relative:
-            found |= {
-                "d_ap": found["d_ap"] * self.unit,
-                "d_an": found["d_an"] * self.unit,
-                "centroid_spread": self.unit,
-            }
-        return {"feature_norm": norms, **found}
+        found = {"feature_norm": losses.features.norm(dim=1).sum() * losses.layout.image_weight}
+        if "images" in losses.anchors:
+            triplet = losses.anchors["images"]
+            found["triplet_d_ap"] = triplet.weight.dot(triplet.d_ap)
+            found["triplet_d_an"] = triplet.weight.dot(triplet.d_an)
+        if "centroids" in losses.anchors:
+            found |= diagnose(losses.anchors["centroids"], self.config.margin, against_positive=not self.config.mctl)
+            if self.config.relative:
+                found |= {name: found[name] * self.unit for name in ("d_ap", "d_an")} | {"centroid_spread": self.unit}
+        return found
 
 
 def diagnose(anchors: Anchors, margin: float, against_positive: bool = False) -> dict[str, Tensor]:

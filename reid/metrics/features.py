@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,21 +34,30 @@ class Features:
     taken_from: Features | None = None
 
     def __post_init__(self) -> None:
-        self.embeddings = torch.as_tensor(self.embeddings).detach().float()
+        given = _to_tensor("embeddings", self.embeddings, "fiu", "numbers")
+        self.embeddings = given.float()
         if self.embeddings.ndim != 2:
             raise ValueError(f"embeddings have shape {tuple(self.embeddings.shape)}; give (images, dimensions)")
         self.pids = self._labels("pids", self.pids)
         self.camids = self._labels("camids", self.camids)
         if self.distractors is not None:
-            self.distractors = self._labels("distractors", self.distractors).bool()
+            given_flags = self._labels("distractors", self.distractors, "biu", "booleans")
+            self.distractors = given_flags.bool()
+            if not torch.equal(self.distractors.long(), given_flags):
+                raise ValueError("distractors hold other numbers than 0 and 1; give booleans")
+        if given.dtype == torch.float64:
+            lost = (self.embeddings == 0).all(1) & (given != 0).any(1) & (self.pids != JUNK)
+            if lost.any():  # what is not 0 in float32 is checked by the ranking
+                raise ValueError(f"embeddings: row {int(lost.nonzero()[0])} is too small for float32; scale all rows")
 
-    def _labels(self, name: str, values: Tensor) -> Tensor:
-        labels = torch.as_tensor(values, device=self.embeddings.device)
-        if labels.shape != (len(self),):
-            raise ValueError(f"{name} have shape {tuple(labels.shape)}; {len(self)} embeddings need ({len(self)},)")
-        if len(labels) and (labels.is_floating_point() or labels.is_complex()):  # an empty list arrives as float
-            raise ValueError(f"{name} are {labels.dtype}; give integers")
-        return labels.long()
+    def _labels(self, name: str, values: Tensor, kinds: str = "iu", wanted: str = "integers") -> Tensor:
+        given = _to_tensor(name, values, kinds, wanted)
+        if given.shape != (len(self),):
+            raise ValueError(f"{name} have shape {tuple(given.shape)}; {len(self)} embeddings need ({len(self)},)")
+        labels = given.to(self.embeddings.device, torch.int64)
+        if given.dtype == torch.uint64 and bool((labels < 0).any()):  # the conversion wraps
+            raise ValueError(f"{name} hold numbers of 2**63 or more; give int64")
+        return labels
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -69,3 +79,31 @@ class Features:
     def is_distractor(self) -> Tensor:
         """Return (N,) bool, all False without a mask."""
         return torch.zeros_like(self.pids, dtype=torch.bool) if self.distractors is None else self.distractors
+
+
+def _to_tensor(name: str, values: Tensor, kinds: str, wanted: str) -> Tensor:
+    """Return numbers, whatever holds them, as a tensor without gradient that shares their memory if it can.
+
+    kinds: NumPy's letters of the types allowed. Raises ValueError, with the name, on another type.
+    """
+    if isinstance(values, Tensor):
+        dtype, kind = values.dtype, _kind(values.dtype)
+    else:
+        try:
+            values = np.asarray(values)
+        except ValueError as error:
+            raise ValueError(f"{name} are no array ({error}); give {wanted}") from error
+        values = values if values.size else values.astype(np.uint8)  # an empty list arrives as float
+        dtype, kind = values.dtype, values.dtype.kind
+    if kind not in kinds or dtype.itemsize > 8:  # NumPy's long double is no type of torch
+        raise ValueError(f"{name} are {dtype}; give {wanted}")
+    if isinstance(values, np.ndarray):  # torch reads neither another byte order nor negative strides
+        values = values.astype(dtype.newbyteorder("="), copy=any(stride < 0 for stride in values.strides))
+    return torch.as_tensor(values).detach()
+
+
+def _kind(dtype: torch.dtype) -> str:
+    """Return NumPy's letter of a type of torch."""
+    if dtype == torch.bool:
+        return "b"
+    return "c" if dtype.is_complex else "f" if dtype.is_floating_point else "i"

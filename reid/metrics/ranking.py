@@ -21,11 +21,19 @@ from reid.metrics.scores import (
     METRICS,
     NEVER,
     PRODUCT_ROWS,
+    SAFE_LENGTH,
+    Vectors,
+    are_too_small,
     best_of_scores,
+    common_unit,
+    cosine_vectors,
     count_before,
     cut,
+    euclidean_vectors,
     expand_ranges,
     join_best,
+    normalize,
+    norms,
     squared_norms,
 )
 from reid.precision import exact_products
@@ -54,15 +62,18 @@ class Search:
     """Scores and rules of one protocol, for one product at a time."""
 
     def __init__(self, query: Features, gallery: Features, protocol: str, metric: str, partial: bool = False) -> None:
-        squares = _check(query, gallery, metric, partial)
-        self.protocol, self.partial = protocol, partial
+        squares, self.unit = _check(query, gallery, metric, partial)
+        self.protocol, self.partial, self.metric = protocol, partial, metric
         self.query, self.gallery = query, build_gallery(query, gallery, protocol)
         entries, listed = self.gallery.rows, self.gallery.listed
         if entries is not gallery.embeddings:
             squares = squared_norms(entries)
-        self.queries = F.normalize(query.embeddings) if metric == "cosine" else query.embeddings
-        self.entries = replace(METRICS[metric](entries, squares), listed=listed)
-        self.own = METRICS[metric](self.gallery.own, squared_norms(self.gallery.own))
+        if metric == "cosine":
+            self.queries = normalize(query.embeddings) * SAFE_LENGTH
+        else:
+            self.queries = query.embeddings * self.unit * self.unit
+        self.entries = replace(self._vectors(entries, squares), listed=listed)
+        self.own = self._vectors(self.gallery.own, squared_norms(self.gallery.own))
         self.device = self.queries.device
         self.slices = cut(len(entries), listed)
 
@@ -72,6 +83,9 @@ class Search:
         self._begin = torch.searchsorted(pids, query.pids)
         self._count = torch.searchsorted(pids, query.pids, right=True) - self._begin
         self._count[query.is_distractor()] = 0
+
+    def _vectors(self, rows: Tensor, squares: Tensor) -> Vectors:
+        return cosine_vectors(rows, squares) if self.metric == "cosine" else euclidean_vectors(rows, squares, self.unit)
 
     def products(self, start: int) -> list[slice]:
         """Return the queries of each product, for the QUERY_BLOCK queries from `start`."""
@@ -185,10 +199,11 @@ def top_k(
         scores: (Q, k) float32 on the CPU, descending: cosine similarity, or minus the Euclidean distance; -inf if fewer
             than k entries are left.
     """
-    indices, scores = best_of_search(Search(query, gallery, protocol, metric), k)
+    search = Search(query, gallery, protocol, metric)
+    indices, scores = best_of_search(search, k)
     if metric == "euclidean":
-        squares = query.embeddings.cpu().square().sum(1, keepdim=True)
-        scores = -(squares - 2 * scores).clamp(min=0).sqrt()
+        squares = (query.embeddings.cpu() * search.unit).square().sum(1, keepdim=True)
+        scores = -(squares - 2 * scores).clamp(min=0).sqrt() / search.unit
     return indices, scores
 
 
@@ -219,27 +234,36 @@ def _best_of_pass(search: Search, start: int, k: int) -> list[tuple[Tensor, Tens
     return [found[0] for found in best]
 
 
-def _check(query: Features, gallery: Features, metric: str, partial: bool) -> Tensor:
-    """Raise ValueError on features that cannot be ranked; return the squared norms (N,) of the gallery.
+def _check(query: Features, gallery: Features, metric: str, partial: bool) -> tuple[Tensor, float]:
+    """Raise ValueError on features that cannot be ranked.
 
     If the queries are a slice, all are checked: every process then finds the same fault, in the same row.
+
+    Returns:
+        The squared norms (N,) of the gallery, and the unit of `common_unit`, 1 for cosine.
     """
     if metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
-    squares = torch.empty(0)
+    squares, lengths = torch.empty(0), []
     for name, features in (("query", query), ("gallery", gallery)):
         if not len(features) and not (partial and features is query):
             raise ValueError(f"the {name} is empty; give at least one image")
+        if not features.embeddings.shape[1]:
+            raise ValueError(f"{name} embeddings have no dimension: their shape is {tuple(features.embeddings.shape)}")
         squares = squared_norms(features.embeddings)
-        checked = features if features.taken_from is None else features.taken_from
-        bad = find_non_finite(features, squares)
-        if checked is not features and (features is query or len(bad)):
-            bad = find_non_finite(checked, squared_norms(checked.embeddings))
+        complete = features if features.taken_from is None else features.taken_from
+        bad = find_unusable(features, squares)
+        if complete is not features and (features is query or len(bad)):
+            bad = find_unusable(complete, squared_norms(complete.embeddings))
         if len(bad):
             raise ValueError(
-                f"{name}: the embedding in row {int(bad[0])} is not finite or too large for float32 ({len(bad)} of "
-                f"{len(checked)} rows are); look at that image, or for a diverged checkpoint"
+                f"{name}: the embedding in row {int(bad[0])} is {name_fault(complete.embeddings[bad[0]])} ({len(bad)} "
+                f"of {len(complete)} rows are); look at that image, or for a diverged checkpoint"
             )
+        if metric == "euclidean":
+            ranked = complete if features is query else features
+            all_squares = squares if ranked is features else squared_norms(ranked.embeddings)
+            lengths.append(norms(ranked.embeddings, all_squares)[ranked.pids != JUNK])
     if query.embeddings.shape[1] != gallery.embeddings.shape[1]:
         raise ValueError(
             f"query embeddings have {query.embeddings.shape[1]} dimensions, gallery embeddings "
@@ -250,9 +274,18 @@ def _check(query: Features, gallery: Features, metric: str, partial: bool) -> Te
             f"query embeddings are on {query.embeddings.device}, gallery embeddings on {gallery.embeddings.device}; "
             "move them to one device"
         )
-    return squares
+    return squares, common_unit(*lengths) if lengths else 1.0
 
 
-def find_non_finite(features: Features, squares: Tensor) -> Tensor:
-    """Return the rows whose squared norms (N,) are not finite, except junk, which may hold anything."""
-    return (~squares.isfinite() & (features.pids != JUNK)).nonzero().squeeze(1)
+def find_unusable(features: Features, squares: Tensor) -> Tensor:
+    """Return the rows that cannot be compared, with squared norms (N,), except junk, which may hold anything: not
+    finite, or too large or small for float32."""
+    bad = ~squares.isfinite() | are_too_small(features.embeddings, squares)
+    return (bad & (features.pids != JUNK)).nonzero().squeeze(1)
+
+
+def name_fault(row: Tensor) -> str:
+    """Say what is wrong with a row (D,) that `find_unusable` returns."""
+    if not row.isfinite().all():
+        return "not finite"
+    return "too small for float32" if float(row.abs().max()) < 1 else "too large for float32"

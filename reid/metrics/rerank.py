@@ -16,13 +16,21 @@ import itertools
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from reid.metrics.features import Features
 from reid.metrics.protocols import PROTOCOLS, find
 from reid.metrics.ranking import Search
-from reid.metrics.scores import PRODUCT_ROWS, Vectors, best_of_scores, cut, expand_ranges, join_best, squared_norms
+from reid.metrics.scores import (
+    PRODUCT_ROWS,
+    Vectors,
+    best_of_scores,
+    cut,
+    expand_ranges,
+    join_best,
+    normalize,
+    squared_norms,
+)
 from reid.precision import exact_products
 
 ITEMS = 1 << 22  # items of expanded lists at a time, about 100 MiB
@@ -69,11 +77,12 @@ class Reranked(Search):
         if not 0 <= lambda_ <= 1:
             raise ValueError(f"lambda_ is {lambda_}; give a share between 0 (only Jaccard) and 1 (no re-ranking)")
         super().__init__(query, gallery, protocol, metric)
-        if not query.embeddings.isfinite().all():  # `Search` checks all but junk, which is a neighbour here
-            raise ValueError("re-ranking uses junk queries as neighbours, and one is not finite; leave it out")
+        if not squared_norms(query.embeddings).isfinite().all():  # `Search` checks all but junk, a neighbour here
+            raise ValueError(
+                "re-ranking uses junk queries as neighbours, and one is not finite or too large; leave it out"
+            )
         nodes = torch.cat([query.embeddings, self.gallery.embeddings])
-        if metric == "cosine":
-            nodes = F.normalize(nodes)
+        nodes = normalize(nodes) if metric == "cosine" else nodes.mul_(self.unit)
         self._squares = squared_norms(nodes)
         vectors = Vectors(nodes, bias=self._squares / -2)
         self.queries = nodes[: len(query)]

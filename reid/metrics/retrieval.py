@@ -5,8 +5,6 @@ Queries without a possible match are counted and left out. mAP is the mean of th
 relevant entry, so mAP is the mean reciprocal rank: it does not compare with the image protocol's.
 """
 
-import io
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
-from reid.files import write_atomically
 from reid.metrics import bootstrap, ranking
+from reid.metrics.array_files import load_arrays, save_arrays
 from reid.metrics.features import JUNK, UNKNOWN, Features
 from reid.precision import exact_products
 
@@ -182,25 +179,41 @@ def save_results(path: Path, results: Mapping[str, Result]) -> None:
     save_arrays(path, {f"{name}/{key}": getattr(result, key) for name, result in results.items() for key in KEPT})
 
 
-def save_arrays(path: Path, arrays: Mapping[str, ArrayLike]) -> None:
-    """Write an .npz, or leave the old file."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # the stub takes the arrays for `allow_pickle`
-    write_atomically(path, buffer.getvalue())
-
-
 def load_results(path: Path | str) -> dict[str, Result]:
-    """Return what `save_results` wrote, equal to the last bit. Raises ValueError on any other file."""
+    """Return what `save_results` wrote, equal to the last bit. Raises ValueError, with the path, on any other file."""
     results = {}
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            for protocol in dict.fromkeys(name.rpartition("/")[0] for name in arrays.files):
-                kept: dict[str, Any] = {name: arrays[f"{protocol}/{name}"] for name in KEPT}
-                kept |= {name: int(kept[name]) for name in ("gallery_size", "dimension")}
-                results[protocol] = Result(max_rank=len(kept.pop("cmc")), **kept)
-    except (AttributeError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} does not hold results: {error}; evaluate the run again to write them") from error
+        arrays = load_arrays(Path(path))
+        for protocol in dict.fromkeys(name.rpartition("/")[0] for name in arrays):
+            kept: dict[str, Any] = {name: arrays[f"{protocol}/{name}"] for name in KEPT}
+            _check_kept(kept)
+            kept |= {name: int(kept[name]) for name in ("gallery_size", "dimension")}
+            results[protocol] = Result(max_rank=len(kept.pop("cmc")), **kept)
+    except (KeyError, ValueError) as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{path} does not hold results: {reason}; evaluate the run again to write them") from error
     return results
+
+
+def _check_kept(kept: Mapping[str, np.ndarray]) -> None:
+    """Raise ValueError, which names the array, unless all have the types and shapes that `Result` describes."""
+    valid = int(kept["valid"].sum()) if kept["valid"].dtype == bool else -1
+    shapes = {
+        "valid": ("b", kept["valid"].shape[:1]),
+        **dict.fromkeys(("ap", "ap_trapezoid", "inp"), ("f", (valid,))),
+        "first_ranks": ("i", (valid,)),
+        "cmc": ("f", (max(1, kept["cmc"].size),)),
+        **dict.fromkeys(("gallery_size", "dimension"), ("i", ())),
+        "own": ("i", (len(kept["own"]) if kept["own"].ndim else 0, 2)),
+    }
+    for name, (kind, shape) in shapes.items():
+        array = kept[name]
+        if array.dtype.kind != kind or array.shape != shape:
+            raise ValueError(f"{name} is {array.dtype} {array.shape}")
+        if name in ("ap", "ap_trapezoid", "inp") and not ((array >= 0) & (array <= 1)).all():
+            raise ValueError(f"{name} holds values outside 0 to 1")
+        if name == "first_ranks" and not (array >= 1).all():
+            raise ValueError(f"{name} holds ranks below 1")
 
 
 def _summarize(ranks: Tensor, count: Tensor) -> tuple[np.ndarray, ...]:
@@ -236,6 +249,7 @@ def _require_valid(result: Result) -> Result:
         raise ValueError(
             f"none of the {len(result.valid)} queries has a possible match among the {result.gallery_size} gallery "
             f"entries; check that both splits number identities alike, and cameras: a match needs another camera than "
-            f"the query's, or camid {UNKNOWN} where cameras are unknown"
+            f"the query's. Where one camera took all images or cameras are unknown, leave the camera column empty "
+            f"(camid {UNKNOWN})"
         )
     return result

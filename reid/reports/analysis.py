@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from reid import metrics
 from reid.metrics import retrieval
 from reid.metrics.features import JUNK, UNKNOWN, Features
 from reid.metrics.protocols import build_gallery
 from reid.metrics.retrieval import Result
+from reid.metrics.scores import normalize
 
 RANK_LIST_LENGTH = 10
 MAX_CAMERAS = 40  # a larger matrix can be neither read nor drawn
@@ -206,7 +206,7 @@ def embed_centroids(query: Features, gallery: Features, ap: np.ndarray, valid: n
     if total > MAX_IDENTITIES:
         sample = np.random.default_rng(0).choice(total, MAX_IDENTITIES, replace=False)
         rows = rows[np.sort(sample)]
-    points = F.normalize(listed.embeddings[rows]).double().cpu().numpy()
+    points = normalize(listed.embeddings[rows]).double().cpu().numpy()
     if points.shape[1] < 2 or points.var(axis=0).sum() < MIN_VARIANCE:
         return "the centroids do not differ in two dimensions"
     pids, query_pids = listed.pids[rows].cpu().numpy(), query.pids.cpu().numpy()[valid]

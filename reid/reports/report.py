@@ -79,7 +79,8 @@ def write_report(folder: Path, report: Report) -> Path:
         path = folder / f"{name}.png"
         path.write_bytes(pictures[name]) if name in pictures else path.unlink(missing_ok=True)
     page = folder / "report.html"
-    page.write_text(render("report.html", report=report, charts=charts, tables=tables), encoding="utf-8")
+    content = render("report.html", report=report, charts=charts, tables=tables)
+    page.write_text(content, encoding="utf-8", errors="replace")  # names of files need not be UTF-8
     return page
 
 

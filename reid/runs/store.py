@@ -71,18 +71,22 @@ class RunStore:
         self.folder, self.parts, self.keep = folder, parts, keep
 
     def check_space(self) -> None:
-        """Raise ValueError on every rank if the disk has no room for the kept checkpoints and the next one."""
+        """Raise ValueError on every rank if the disk has no room for the checkpoints that are still to be written.
+
+        These are the kept ones, the best and the one that is being written, less those that are there already.
+        """
 
         def check() -> None:
             weights, centers = (
                 sum(value.numel() * value.element_size() for value in module.state_dict().values()) if module else 0
                 for module in (self.parts.model, self.parts.objective)
             )
-            wanted = (3 * weights + centers) * (self.keep + 2)  # weights and Adam's two moments
+            number = max(self.keep + 2 - len(checkpoint.find(self.folder.checkpoints)), 1)
+            wanted = (3 * weights + centers) * number  # weights and Adam's two moments
             free = shutil.disk_usage(self.folder.path).free
             if free < wanted:
                 raise ValueError(
-                    f"{self.folder.path}: {free / 2**20:,.0f} MiB are free, {self.keep + 2} checkpoints take "
+                    f"{self.folder.path}: {free / 2**20:,.0f} MiB are free, {number} checkpoints take "
                     f"{wanted / 2**20:,.0f} MiB; make room, lower track.keep_checkpoints, or give another --runs"
                 )
 

@@ -40,6 +40,8 @@ def _parser() -> argparse.ArgumentParser:
     query.add_argument("--gallery", choices=GALLERIES, default="images", help="what is ranked; default: %(default)s")
     query.add_argument("--camera", default="", metavar="NAME", help="leave out images of this camera, e.g. the photos'")
     query.add_argument("--out", default="", metavar="PAGE.html", help="write the results as a page with pictures")
+    sources = "with --out: show pictures of these folders or shards; the index names them but is not trusted"
+    query.add_argument("--images", nargs="+", default=[], metavar="DIR", help=sources)
     query.add_argument("--csv", default="", metavar="FILE")
     query.add_argument("--json", default="", metavar="FILE")
     _add_device(query)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import sys
 import time
 from argparse import Namespace
@@ -17,11 +18,13 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
+from reid.data.image_file import read_image_file
 from reid.data.images import Pixels
 from reid.embedder import Embedder
 from reid.reports.html import render
-from reid.search.index import Entry, Hit, Index, Meta, Source
-from reid.search.sources import SourceImage, is_shards, list_folder, list_shards, read_pictures
+from reid.search.index import Entry, Hit, Index
+from reid.search.index_files import Meta, Source
+from reid.search.sources import SourceImage, is_shards, list_folder, list_shards, name_root, read_pictures
 from reid.search.writer import Appender, append, create, remove
 
 SHOWN_HEIGHT = 256  # people look at more pixels than a small encoder does
@@ -121,7 +124,7 @@ def _append(
 
     def skip(place: int, reason: str) -> None:
         damaged.append(reason)
-        print(f"skipped: {reason}", file=sys.stderr)
+        print(f"skipped: {_printable(reason)}", file=sys.stderr)
 
     with opening as appender:
         reading = readers({(entry.source, entry.path) for entry in appender.index.entries()})
@@ -130,9 +133,9 @@ def _append(
         if damaged and len(damaged) == len(new) and not present:
             raise ValueError(f"none of {len(new)} images can be read; the first: {damaged[0]}")
     summary = f"{len(new) - len(damaged)} images added"
-    summary += f", {len(present)} were there" if present else ""
+    summary += f", {len(present)} are in the index already" if present else ""
     summary += f", {len(damaged)} unreadable and skipped" if damaged else ""
-    _print_state(options.index, f"{summary} in {time.perf_counter() - started:.1f} s")
+    _print_state(options.index, f"{summary} ({time.perf_counter() - started:.1f} s)")
 
 
 def _print_state(folder: str, report: str) -> None:
@@ -142,29 +145,37 @@ def _print_state(folder: str, report: str) -> None:
 
 def _query(options: Namespace) -> None:
     index = Index(options.index)
-    embedder = _load_model_of(index, options)
     if not len(index):
         raise ValueError(f"{options.index} holds no images; `add` some")
+    sources = sorted({source.root for source in index.meta.sources})
+    if unknown := [root for root in options.images if name_root(root) not in sources]:
+        raise ValueError(f"--images {unknown[0]}: the index has no images of it, but of {', '.join(sources)}")
+    if options.images and not options.out:
+        raise ValueError("--images works only with --out PAGE.html, which shows pictures")
+    embedder = _load_model_of(index, options)
     started = time.perf_counter()
     features = embedder.embed(options.photos)
     embedded = time.perf_counter()
     hits = index.search(features, options.top, options.gallery, options.camera)
     searched = time.perf_counter()
     times = f"{embedded - started:.2f} s for {len(features)} photos, {searched - embedded:.2f} s for the search"
+    # No other reason: an index that is not empty always has a nearest image.
+    nothing = f"nothing found: all images are by camera {options.camera}, which --camera leaves out"
     answers, documents = [], []
     for photo, found in zip(options.photos, hits, strict=True):
         answered = [_answer(index, photo, rank, hit) for rank, hit in enumerate(found, start=1)]
         lines = [f"{answer.rank:>5}  {answer.score:6.3f}  {answer.description}  {answer.path}" for answer in answered]
-        print("\n".join([photo, *(lines or ["       nothing found"])]))
+        print("\n".join(map(_printable, [photo, *(lines or [f"       {nothing}"])])))
         results = [{key: value for key, value in asdict(answer).items() if key != "query"} for answer in answered]
         documents.append({"query": photo, "results": results})
         answers.append(answered)
     print(times, file=sys.stderr)
     if options.csv:
-        with open(options.csv, "w", encoding="utf-8", newline="") as file:
+        with open(options.csv, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             writer = csv.DictWriter(file, [column.name for column in fields(Answer)], lineterminator="\n")
             writer.writeheader()
-            writer.writerows(asdict(answer) for answered in answers for answer in answered)
+            for answer in (answer for answered in answers for answer in answered):
+                writer.writerow({name: _escape_formula(value) for name, value in asdict(answer).items()})
     if options.json:
         Path(options.json).write_text(json.dumps(documents, indent=2) + "\n", encoding="utf-8")
     if options.out:
@@ -175,7 +186,17 @@ def _query(options: Namespace) -> None:
             "time": times,
         }
         entries = [index.entry(hit.row) for found in hits for hit in found]
-        _write_page(options, facts, entries, answers, embedder.pixels)
+        _write_page(options, facts, entries, answers, embedder.pixels, nothing)
+
+
+def _printable(text: str) -> str:
+    """Escape what a terminal cannot show or would obey, in names that may come from anywhere."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _escape_formula(value: object) -> object:
+    """Return a cell of a table with ' before text that a spreadsheet would run as a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else value
 
 
 def _answer(index: Index, photo: str, rank: int, hit: Hit) -> Answer:
@@ -185,18 +206,30 @@ def _answer(index: Index, photo: str, rank: int, hit: Hit) -> Answer:
 
 
 def _write_page(
-    options: Namespace, facts: dict[str, str], entries: list[Entry], answers: Sequence[Sequence[Answer]], seen: Pixels
-) -> None:
-    """Write the answers and the pictures of their entries, with more pixels than the encoder has `seen`."""
+    options: Namespace, facts: dict[str, str], entries: list[Entry], answers: Sequence[Sequence[Answer]], seen: Pixels,
+    nothing: str,
+) -> None:  # fmt: skip
+    """Write the answers and the pictures of their entries, with more pixels than the encoder has `seen`.
+
+    nothing: why a photo has no answers.
+    """
     scale = max(1, round(SHOWN_HEIGHT / seen.height))
     pixels = replace(seen, height=scale * seen.height, width=scale * seen.width)
-    pictures = iter(read_pictures(entries, pixels))
+    roots = {name_root(root) for root in options.images}
+    pictures = iter(read_pictures(entries, pixels, roots))
     shown = [[(answer, next(pictures)) for answer in found] for found in answers]
-    queries = [(name, pixels.decode(Path(name).read_bytes(), name).permute(1, 2, 0).numpy()) for name in options.photos]
+    queries = [(name, pixels.decode(read_image_file(name), name).permute(1, 2, 0).numpy()) for name in options.photos]
     lists = list(zip(queries, shown, strict=True))
-    page = render("search.html", title=Path(options.index).resolve().name, search_facts=facts, lists=lists)
+    title = Path(options.index).resolve().name
+    page = render("search.html", title=title, search_facts=facts, lists=lists, nothing=nothing)
     Path(options.out).write_text(page, encoding="utf-8", errors="replace")
     print(f"page: {options.out}")
+    lost = sum(picture is None and answer.root in roots for found in shown for answer, picture in found)
+    if lost:
+        print(f"{lost} pictures are absent, unreadable or outside of their folder")
+    if left_out := sorted({entry.source.root for entry in entries} - roots):
+        named = " ".join(shlex.quote(_printable(root)) for root in left_out)
+        print(f"pictures left out; if you trust the index, show them with --images {named}")
 
 
 def _remove(options: Namespace) -> None:
@@ -221,7 +254,7 @@ def _info(options: Namespace) -> None:
         "model": f"{meta.checkpoint}, fingerprint {meta.fingerprint[:12]}",
         **{f"source {i}": " ".join([source.root, source.split]).strip() for i, source in enumerate(meta.sources, 1)},
     }
-    print("\n".join(f"{name:>10}  {value}" for name, value in rows.items()))
+    print("\n".join(f"{name:>10}  {_printable(value)}" for name, value in rows.items()))
 
 
 COMMANDS = {"index": _index, "add": _add, "query": _query, "remove": _remove, "info": _info}

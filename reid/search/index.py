@@ -1,50 +1,33 @@
-"""An index: features of many images on disk, bound to the model that computed them, and the exact search in them.
-
-A folder of plain files. Columns of N entries are ordinary .npy files, mapped into memory, that only grow:
-    features (N, D) float32, as the model returns them; squares (N,) float32, their squared norms; pids, camids (N,)
-    int64, places in the lists of names in index.json, -1 = unknown; ends (N,) int64, where lines of entries.jsonl end
-entries.jsonl has a line of JSON per entry, with its path and time. index.json is replaced last, in one step, and says
-how much of each file counts: what a killed process wrote after that is ignored, and overwritten by the next append.
-"""
+"""An index: features of many images on disk, bound to the model that computed them, and the exact search in them."""
 
 from __future__ import annotations
 
-import io
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from reid.metrics.features import UNKNOWN
-from reid.metrics.scores import METRICS, Vectors, best_of_scores, cut, join_best, squared_norms
+from reid.metrics.scores import (
+    SAFE_LENGTH,
+    Vectors,
+    best_of_scores,
+    cosine_vectors,
+    cut,
+    join_best,
+    normalize,
+    squared_norms,
+)
 from reid.precision import exact_products
 from reid.search import GALLERIES
+from reid.search.index_files import COLUMNS, ENTRIES, Source, checksums, lay_out, read_meta
 
-FORMAT = 1
-META, ENTRIES = "index.json", "entries.jsonl"
-COLUMNS: dict[str, type[np.generic]] = {
-    "features.npy": np.float32,
-    "squares.npy": np.float32,
-    "pids.npy": np.int64,
-    "camids.npy": np.int64,
-    "ends.npy": np.int64,
-    ENTRIES: np.uint8,
-}
 QUERIES = 256  # scored together: a slice has at most 65,536 entries, 64 MiB of scores
-
-
-@dataclass(frozen=True)
-class Source:
-    """A folder of images, or a split of a folder (or URL) of shards; `split` is empty for the first."""
-
-    root: str
-    split: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,22 +41,6 @@ class Entry:
     time: str = ""
     place: int = -1
     source: Source = field(default_factory=lambda: Source(""))
-
-
-@dataclass(frozen=True)
-class Meta:
-    """index.json. fingerprint: of the model (Embedder.fingerprint). checkpoint: its folder, empty if unknown.
-    size: (height, width) of its images. count: entries. text_bytes: length of entries.jsonl."""
-
-    fingerprint: str
-    dim: int
-    size: tuple[int, int]
-    checkpoint: str = ""
-    count: int = 0
-    text_bytes: int = 0
-    sources: tuple[Source, ...] = ()
-    identities: tuple[str, ...] = ()
-    cameras: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,8 +67,14 @@ class Index:
         """Raises ValueError if the folder is not an index, is damaged or has another version."""
         self.folder = Path(folder)
         self.meta = read_meta(self.folder)
-        self.features, self.squares, self.pids, self.camids, self._ends, self._text = map(self._map, COLUMNS)
+        self.columns = {name: self._map(name) for name in COLUMNS}
+        self.features, self.squares, self.pids, self.camids, self._ends, self._text = self.columns.values()
         self._centroids: dict[str, Gallery] = {}
+        self._unchecked = ["features.npy", "squares.npy"]  # until the first search
+        for name in COLUMNS:
+            if name not in self._unchecked:
+                self._check(name)
+        self._check_numbers()
 
     def __len__(self) -> int:
         return self.meta.count
@@ -115,16 +88,39 @@ class Index:
             return np.empty(shape, COLUMNS[name])
         return np.memmap(path, COLUMNS[name], mode="c", offset=len(header), shape=shape)
 
+    def _check(self, name: str) -> None:
+        if self.meta.sums and checksums(self.columns[name]) != self.meta.sums[name]:
+            raise ValueError(f"{self.folder / name}: its checksum is wrong: the index is damaged; make it again")
+
+    def check_features(self) -> None:
+        """Raise ValueError if features are damaged. Reads all of them, the first time."""
+        while self._unchecked:
+            self._check(self._unchecked[-1])
+            self._unchecked.pop()
+
+    def _check_numbers(self) -> None:
+        """Raise ValueError on numbers that no writer writes: version 1 has no checksums, and a file may be forged."""
+        known = {"pids.npy": len(self.meta.identities), "camids.npy": len(self.meta.cameras)}
+        for name, number in known.items():
+            column = self.columns[name]
+            if len(column) and not UNKNOWN <= column.min() <= column.max() < number:
+                raise ValueError(f"{self.folder / name} holds numbers outside {UNKNOWN} to {number - 1}; make it again")
+        lengths = np.diff(self._ends, prepend=0)
+        if (lengths <= 0).any() or lengths.sum() != self.meta.text_bytes:
+            raise ValueError(f"{self.folder / 'ends.npy'} does not fit {ENTRIES}: the index is damaged; make it again")
+
     def entry(self, row: int) -> Entry:
         begin, end = int(self._ends[row - 1]) if row else 0, int(self._ends[row])
         pid, camid = int(self.pids[row]), int(self.camids[row])
         try:
             read = json.loads(self._text[begin:end].tobytes())
+            path, time, place, source = (read[name] for name in ("path", "time", "place", "source"))
+            if [type(value) for value in (path, time, place, source)] != [str, str, int, int] or source < 0:
+                raise TypeError(f"{read}"[:200])
             identity = "" if pid == UNKNOWN else self.meta.identities[pid]
             camera = "" if camid == UNKNOWN else self.meta.cameras[camid]
-            source = self.meta.sources[read["source"]]
-            return Entry(read["path"], identity, camera, read["time"], read["place"], source)
-        except (ValueError, KeyError, IndexError, TypeError) as error:
+            return Entry(path, identity, camera, time, place, self.meta.sources[source])
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
             raise ValueError(f"{self.folder / ENTRIES}: entry {row} is damaged ({error!r}); make it again") from error
 
     def entries(self) -> Iterator[Entry]:
@@ -141,8 +137,12 @@ class Index:
             raise ValueError(f"k is {k}; give at least 1")
         if gallery not in GALLERIES:
             raise ValueError(f"unknown gallery {gallery!r}; known: {', '.join(GALLERIES)}")
-        unit = torch.nn.functional.normalize(torch.from_numpy(np.asarray(queries, np.float32)))
-        vectors = METRICS["cosine"](torch.from_numpy(self.features), torch.from_numpy(self.squares))
+        asked = torch.from_numpy(np.asarray(queries, np.float32))
+        if asked.shape[1:] != (self.meta.dim,) or not asked.isfinite().all():
+            raise ValueError(f"queries {tuple(asked.shape)}; give finite features (queries, {self.meta.dim})")
+        self.check_features()
+        unit = normalize(asked) * SAFE_LENGTH
+        vectors = cosine_vectors(torch.from_numpy(self.features), torch.from_numpy(self.squares))
         images = Gallery(np.arange(len(self)), np.ones(len(self), np.int64), vectors)
         kept = self._kept(without)
         if gallery == "images":
@@ -162,7 +162,7 @@ class Index:
             # Not strict: without any identity, split returns one empty part.
             for mean, rows in zip(means, np.split(entries, first[1:]), strict=False):
                 mean[:] = features[rows].sum(0, dtype=np.float64) / len(rows)
-            vectors = METRICS["cosine"](torch.from_numpy(means), squared_norms(torch.from_numpy(means)))
+            vectors = cosine_vectors(torch.from_numpy(means), squared_norms(torch.from_numpy(means)))
             self._centroids = {without: Gallery(entries[first], images, vectors)}
         return self._centroids[without]
 
@@ -171,8 +171,10 @@ class Index:
         if not without:
             return np.ones(len(self), dtype=bool)
         if without not in self.meta.cameras:
-            known = ", ".join(self.meta.cameras[:20]) or "none"
-            raise ValueError(f"{self.folder} has no camera {without!r}; it has: {known}")
+            known = (
+                f"it has: {', '.join(self.meta.cameras[:20])}" if self.meta.cameras else "no image of it has a camera"
+            )
+            raise ValueError(f"{self.folder} has no camera {without!r}; {known}")
         return np.asarray(self.camids != self.meta.cameras.index(without))
 
 
@@ -194,31 +196,3 @@ def _nearest(gallery: Gallery, queries: Tensor, k: int, kept: np.ndarray) -> lis
         [Hit(int(gallery.rows[i]), score, int(gallery.images[i])) for i, score in hits if score > -torch.inf]
         for hits in map(zip, places, values)
     ]
-
-
-def lay_out(name: str, meta: Meta) -> tuple[bytes, tuple[int, ...], int]:
-    """Return the .npy header of a column, the shape of its array, and the byte of the file where the array ends."""
-    if name == ENTRIES:
-        return b"", (meta.text_bytes,), meta.text_bytes
-    dtype, shape = np.dtype(COLUMNS[name]), (meta.count, meta.dim) if name == "features.npy" else (meta.count,)
-    header = io.BytesIO()  # NumPy leaves room for the first axis to grow: as long for any number of entries
-    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(header, described)
-    return header.getvalue(), shape, header.tell() + dtype.itemsize * math.prod(shape)
-
-
-def read_meta(folder: Path) -> Meta:
-    path = folder / META
-    if not path.is_file():
-        raise ValueError(f"{folder} is not an index: it has no {META}; make one with `python -m reid.search index`")
-    try:
-        read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if (version := read.pop("format")) == FORMAT:
-            read.pop("generation", None)  # older programs numbered the files of centroid sums
-            read["sources"] = tuple(Source(**source) for source in read["sources"])
-            for name in ("size", "identities", "cameras"):
-                read[name] = tuple(read[name])
-            return Meta(**read)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}); make the index again") from error
-    raise ValueError(f"{path}: index version {version!r}, this program reads version {FORMAT}; index again")

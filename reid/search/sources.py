@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,14 +12,17 @@ import numpy as np
 from torch import Tensor
 
 from reid.data.eval_loader import read_images
+from reid.data.image_file import SUFFIXES, read_image_file
 from reid.data.images import Pixels
 from reid.data.manifest import JUNK_PID, MANIFEST_NAME, Split, load_manifest
 from reid.data.shard_reader import Dropped, Identity, read_sound_identities
 from reid.data.storage import full_path, is_remote
 from reid.embedder import Embedder
-from reid.search.index import Entry, Source
+from reid.files import is_inside
+from reid.search.index import Entry
+from reid.search.index_files import Source
+from reid.table import read_table, relative_path
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 COLUMNS = ("path", "identity", "camera", "time")
 
 
@@ -41,6 +42,11 @@ def is_shards(root: str) -> bool:
     return is_remote(root) or Path(root, MANIFEST_NAME).is_file()
 
 
+def name_root(root: str) -> str:
+    """Return the name that an index has of a folder or URL."""
+    return root if is_remote(root) else str(Path(root).resolve())
+
+
 def list_folder(root: str, table: str = "") -> list[SourceImage]:
     """List the images under `root` in the order of their paths; the first sub-folder of a path is the identity.
 
@@ -52,7 +58,7 @@ def list_folder(root: str, table: str = "") -> list[SourceImage]:
     folder = Path(root)
     if not folder.is_dir():
         raise ValueError(f"{root}: no such folder; give --images a folder of pictures, or of shards")
-    source = Source(str(folder.resolve()))
+    source = Source(name_root(root))
     entries = list(_read_table(Path(table), source)) if table else list(_walk(folder, source))
     if not entries:
         where = f"{table}: no line below the header" if table else f"{root}: no image in this folder"
@@ -63,37 +69,19 @@ def list_folder(root: str, table: str = "") -> list[SourceImage]:
 def _walk(folder: Path, source: Source) -> Iterator[Entry]:
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
-        if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in parts) and path.is_file():
+        # Whatever is no folder: a FIFO or a link to nothing is counted as unreadable.
+        if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in parts) and not path.is_dir():
             yield Entry("/".join(parts), identity=parts[0] if len(parts) > 1 else "", source=source)
 
 
 def _read_table(table: Path, source: Source) -> Iterator[Entry]:
     lines: dict[str, int] = {}
-    try:
-        with open(table, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            header = reader.fieldnames or []
-            if "path" not in header or not set(header) <= set(COLUMNS) or len(set(header)) != len(header):
-                known = ", ".join(COLUMNS[1:])
-                given = ",".join(header)
-                raise ValueError(
-                    f"{table}: the first line is {given!r}; it must name path, and may name {known}, each once"
-                )
-            for fields in reader:
-                line = reader.line_num
-                if None in fields or None in fields.values():
-                    raise ValueError(f"{table}, line {line}: more or fewer fields than the header")
-                path, identity, camera, time = (fields.get(name, "").strip() for name in COLUMNS)
-                if not path or Path(path).is_absolute() or ".." in Path(path).parts:
-                    raise ValueError(f"{table}, line {line}: path {path!r}; give one inside the folder of --images")
-                first = lines.setdefault(os.path.normpath(path), line)
-                if first != line:
-                    raise ValueError(f"{table}, lines {first} and {line}: {path} twice; keep one")
-                yield Entry(path, identity, camera, time, source=source)
-    except OSError as error:
-        raise ValueError(f"{table}: {error.strerror or error}; give --csv a table with the columns path, …") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{table}: not a CSV table in UTF-8 ({error})") from error
+    for line, fields in read_table(table, COLUMNS[:1], COLUMNS[1:]):
+        path = relative_path(fields["path"], Path(source.root), f"{table}, line {line}").as_posix()
+        first = lines.setdefault(path, line)
+        if first != line:
+            raise ValueError(f"{table}, lines {first} and {line}: {path} twice; keep one")
+        yield Entry(path, fields["identity"], fields["camera"], fields["time"], source=source)
 
 
 def list_shards(root: str, split: str) -> Iterator[SourceImage]:
@@ -111,7 +99,7 @@ def list_shards(root: str, split: str) -> Iterator[SourceImage]:
 
 def _list_split(root: str, split: str, part: Split, distractor_pid: int | None) -> Iterator[SourceImage]:
     first = np.cumsum(part.images) - part.images
-    source = Source(root if is_remote(root) else str(Path(root).resolve()), split)
+    source = Source(name_root(root), split)
     for identity in read_sound_identities(root, part, range(len(part.shards))):
         if isinstance(identity, Dropped):
             yield SourceImage(Entry("", source=source), "", partial(_load_member, identity))
@@ -134,21 +122,31 @@ def _load_member(identity: Identity | Dropped, i: int = 0) -> bytes:
     return bytes(identity.image(i))
 
 
-def read_pictures(entries: Sequence[Entry], pixels: Pixels) -> list[np.ndarray | None]:
-    """The images (H, W, 3) uint8 of the entries; None for one that is gone or cannot be read."""
+def read_pictures(entries: Sequence[Entry], pixels: Pixels, roots: Set[str]) -> list[np.ndarray | None]:
+    """Return the images (H, W, 3) uint8 of the entries; None for one that is gone or cannot be read.
+
+    roots: the folders and URLs, by `name_root`, that may be read. An index may come from anywhere, so what it names
+    itself is neither fetched nor shown, and a path that leads out of its folder is not, either.
+    """
     pictures: list[np.ndarray | None] = [None] * len(entries)
     by_source: dict[Source, list[int]] = {}
     for i, entry in enumerate(entries):
+        if entry.source.root not in roots:
+            continue
         if entry.source.split:
             by_source.setdefault(entry.source, []).append(i)
             continue
-        with contextlib.suppress(OSError, ValueError):
-            data = Path(entry.source.root, entry.path).read_bytes()
-            pictures[i] = pixels.decode(data, "").permute(1, 2, 0).numpy()
+        path = Path(entry.source.root, entry.path)
+        with contextlib.suppress(ValueError):
+            if is_inside(path, entry.source.root):
+                pictures[i] = pixels.decode(read_image_file(path), "").permute(1, 2, 0).numpy()
     for source, rows in by_source.items():
         with contextlib.suppress(OSError, ValueError):  # of shards all or none: they may have been built again
             manifest = load_manifest(source.root)
-            images = read_images(source.root, manifest, source.split, [entries[i].place for i in rows], pixels)
+            places = [entries[i].place for i in rows]
+            if not all(0 <= place < manifest.split(source.split).num_images for place in places):
+                continue
+            images = read_images(source.root, manifest, source.split, places, pixels)
             for i, image in zip(rows, images, strict=True):
                 pictures[i] = image
     return pictures

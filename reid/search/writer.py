@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,8 +19,10 @@ import torch
 
 from reid.files import Held, hold, write_atomically
 from reid.metrics.features import UNKNOWN
-from reid.metrics.scores import squared_norms
-from reid.search.index import COLUMNS, ENTRIES, FORMAT, META, Entry, Index, Meta, lay_out, read_meta
+from reid.metrics.ranking import name_fault
+from reid.metrics.scores import are_too_small, squared_norms
+from reid.search.index import Entry, Index
+from reid.search.index_files import COLUMNS, ENTRIES, META, Meta, checksums, describe_meta, lay_out, read_meta
 
 ROWS = 8192  # features copied at a time: 64 MiB at 2,048 dimensions
 
@@ -34,17 +36,24 @@ class Appender:
         self._cameras = {name: i for i, name in enumerate(meta.cameras)}
         self._sources = {source: i for i, source in enumerate(meta.sources)}
         self._count, self._text_bytes = meta.count, meta.text_bytes
+        self._sums = dict(meta.sums) or {name: checksums(column) for name, column in index.columns.items()}
         self._files: dict[str, BinaryIO] = {}
         for name in COLUMNS:
             self._files[name] = file = open(index.folder / name, "r+b")  # noqa: SIM115 (closed by `close`)
             file.seek(file.truncate(lay_out(name, meta)[2]))  # cut off what a killed append left
 
     def add(self, features: np.ndarray, entries: Sequence[Entry]) -> None:
-        """Add B entries and their features (B, D) float32. Raises ValueError, which names the image, for NaN or inf."""
-        finite = np.isfinite(features).all(axis=1)
-        if not finite.all():
-            name = entries[int(finite.argmin())].path
-            raise ValueError(f"{name}: its feature is not finite; look at that image, or for a diverged model")
+        """Add B entries and their features (B, D) float32.
+
+        Raises ValueError, which names the image, for NaN, inf, and what is too large or small for float32.
+        """
+        rows = torch.from_numpy(np.ascontiguousarray(features, np.float32))
+        squares = squared_norms(rows)
+        bad = ~squares.isfinite() | are_too_small(rows, squares)
+        if bad.any():
+            at = int(bad.nonzero()[0])
+            fault = name_fault(rows[at])
+            raise ValueError(f"{entries[at].path}: its feature is {fault}; look at that image, or for a diverged model")
         sources = [self._sources.setdefault(entry.source, len(self._sources)) for entry in entries]
         lines = [
             json.dumps({"path": entry.path, "time": entry.time, "source": i, "place": entry.place}).encode() + b"\n"
@@ -52,15 +61,18 @@ class Appender:
         ]
         text = b"".join(lines)
         columns = {
-            "features.npy": features,
-            "squares.npy": squared_norms(torch.from_numpy(features)).numpy(),
+            "features.npy": rows.numpy(),
+            "squares.npy": squares.numpy(),
             "pids.npy": [_number(entry.identity, self._identities) for entry in entries],
             "camids.npy": [_number(entry.camera, self._cameras) for entry in entries],
             "ends.npy": self._text_bytes + np.cumsum([len(line) for line in lines]),
             ENTRIES: np.frombuffer(text, np.uint8),
         }
         for name, values in columns.items():
-            self._files[name].write(np.ascontiguousarray(values, COLUMNS[name]).tobytes())
+            written = np.ascontiguousarray(values, COLUMNS[name])
+            file, header = self._files[name], lay_out(name, self.index.meta)[0]
+            self._sums[name] = checksums(written, self._sums[name], file.tell() - len(header))
+            file.write(written.tobytes())
         self._count += len(entries)
         self._text_bytes += len(text)
 
@@ -68,7 +80,7 @@ class Appender:
         """Write everything to disk, then replace index.json in one step."""
         meta = replace(self.index.meta, count=self._count, text_bytes=self._text_bytes)
         identities, cameras = tuple(self._identities), tuple(self._cameras)
-        meta = replace(meta, sources=tuple(self._sources), identities=identities, cameras=cameras)
+        meta = replace(meta, sources=tuple(self._sources), identities=identities, cameras=cameras, sums=self._sums)
         for name, file in self._files.items():
             file.seek(0)
             file.write(lay_out(name, meta)[0])  # for other readers of .npy files; an index goes by index.json
@@ -138,7 +150,8 @@ def remove(folder: str | Path, choose: Callable[[Entry], bool]) -> int:
         if len(kept) == len(entries):
             return 0
         shutil.rmtree(rest, ignore_errors=True)
-        empty = replace(index.meta, count=0, text_bytes=0, sources=(), identities=(), cameras=())
+        index.check_features()
+        empty = replace(index.meta, count=0, text_bytes=0, sources=(), identities=(), cameras=(), sums={})
         with create(rest, empty) as appender:
             for begin in range(0, len(kept), ROWS):
                 rows = kept[begin : begin + ROWS]
@@ -165,4 +178,4 @@ def _number(name: str, numbers: dict[str, int]) -> int:
 
 
 def _write_meta(folder: Path, meta: Meta) -> None:
-    write_atomically(folder / META, json.dumps({"format": FORMAT, **asdict(meta)}))
+    write_atomically(folder / META, json.dumps(describe_meta(meta)))

@@ -150,25 +150,34 @@ class DamageWatch:
 
 
 class HingeWatch:
-    """Warns once if the hinge of the centroid loss is inactive for every anchor at all log steps of an epoch."""
+    """Warns if the hinge of the centroid loss was inactive for every anchor at all log steps of an epoch.
 
-    def __init__(self) -> None:
+    It warns after 1, 2, 4, 8, ... such epochs in a row.
+
+    Args:
+        first_epoch: the first that is judged: features of the warm-up have another scale than trained ones.
+    """
+
+    def __init__(self, first_epoch: int = 0) -> None:
+        self.first_epoch = first_epoch
         self.active: float | None = None
-        self.has_warned = False
+        self.idle_epochs = 0  # since the last epoch with an active hinge
 
     def record(self, values: Mapping[str, float]) -> None:
         """Record the values of a log step, of all ranks."""
         if "hinge_active" in values:
             self.active = max(values["hinge_active"], self.active or 0.0)
 
-    def end_epoch(self, margin: float) -> str | None:
+    def end_epoch(self, margin: float, epoch: int = 0) -> str | None:
         """Return the warning, or None."""
-        idle, self.active = self.active == 0, None
-        if not idle or self.has_warned:
+        active, self.active = self.active, None
+        if active is None or epoch < self.first_epoch:
             return None
-        self.has_warned = True
+        self.idle_epochs = self.idle_epochs + 1 if active == 0 else 0
+        if self.idle_epochs == 0 or self.idle_epochs & (self.idle_epochs - 1):  # not a power of two
+            return None
         return (
-            f"warning: no anchor was within the margin of another centroid during an epoch (loss.margin = {margin}): "
-            "only the pull towards the positive centroid trains; raise loss.margin, or set loss.relative or "
-            "loss.normalize"
+            f"warning: no anchor was within the margin of another centroid during the last {self.idle_epochs} epoch(s) "
+            f"(loss.margin = {margin}): only the pull towards the positive centroid trains; raise loss.margin, or set "
+            "loss.relative or loss.normalize"
         )

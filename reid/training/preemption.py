@@ -1,12 +1,14 @@
-"""Stop on request: after a signal to any rank, or when a stop file appears, all ranks stop at the same step.
+"""Stop on request: after a signal to any rank, a stop file or the end of the launcher, all ranks stop together.
 
-SLURM sends a signal some minutes before it ends or requeues a job; `kill` sends SIGTERM. The current step ends, a
-checkpoint is written, and the program ends with status STOPPED, which means that it can be resumed.
+SLURM sends a signal some minutes before it ends or requeues a job; `kill` sends SIGTERM. A launcher that is killed
+leaves its processes behind. The current step ends, a checkpoint is written, and the program ends with status STOPPED,
+which means that it can be resumed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -23,6 +25,26 @@ from reid.distributed import is_distributed, rank
 from reid.program import SIGNALS
 
 POLL_S = 1.0  # seconds between two checks for the stop file
+TORCHRUN, ACCELERATE = "TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_MODE"  # variables that only these launchers set
+NO_LAUNCHER = "the launcher has ended"
+
+
+def find_launcher() -> int | None:
+    """Return the process id of the launcher that started this process, or None for `python train.py`.
+
+    Call it early: a process whose launcher has ended has another parent. A shell is no launcher and may end before the
+    training.
+    """
+    return os.getppid() if {TORCHRUN, ACCELERATE} & set(os.environ) else None
+
+
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """Return the signals that request a stop. SIGHUP is one unless `nohup` told this process to ignore it.
+
+    torchrun forwards SIGHUP even then, and kills a process that has not ended after 30 s.
+    """
+    hangs_up = TORCHRUN in os.environ or signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    return (*SIGNALS, signal.SIGHUP) if hangs_up else SIGNALS
 
 
 class StopRequest:
@@ -31,10 +53,12 @@ class StopRequest:
     Args:
         file: rank 0 checks for it; the run stops when it exists.
         timeout_s: for the answer of the other ranks.
+        launcher: as `find_launcher` returned it; the run stops when it has ended.
     """
 
-    def __init__(self, file: Path | None = None, timeout_s: int = 600) -> None:
+    def __init__(self, file: Path | None = None, timeout_s: int = 600, launcher: int | None = None) -> None:
         self.reason = ""
+        self.launcher = launcher
         self.on_signal: Callable[[str], None] | None = None
         self.file, self.checked = file, -POLL_S
         # A process group on the CPU: its collectives never wait for the device.
@@ -43,7 +67,7 @@ class StopRequest:
             self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
         self.pending: tuple[dist.Work, torch.Tensor] | None = None
         if threading.current_thread() is threading.main_thread():
-            self.previous_handlers = {number: signal.signal(number, self._handle_signal) for number in SIGNALS}
+            self.previous_handlers = {number: signal.signal(number, self._handle_signal) for number in stop_signals()}
 
     def _handle_signal(self, number: int, frame: FrameType | None) -> None:
         self.reason = signal.Signals(number).name
@@ -62,6 +86,8 @@ class StopRequest:
     def agreed(self) -> bool:
         """Return whether any rank had been asked at the last call: one step late, so that no rank waits."""
         self._check_file()
+        if self.launcher not in (None, os.getppid()):
+            self.reason = self.reason or NO_LAUNCHER
         if self.group is None:
             return bool(self.reason)
         answer = self._answer()

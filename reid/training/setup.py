@@ -50,8 +50,8 @@ class TrainData:
         return len(np.unique(self.split.pids[~self.held_out]))
 
 
-def load_data(config: Config) -> TrainData:
-    """Read the manifest and make the plan of batches.
+def load_data(config: Config, ranks: int = 1) -> TrainData:
+    """Read the manifest and make the plan of batches. ranks: number of processes, for messages.
 
     Raises:
         ValueError: no shards, too few identities for the plan or for validation, or an evaluation without a match.
@@ -72,6 +72,7 @@ def load_data(config: Config) -> TrainData:
         repeat_short=config.batch.short == "repeat",
         steps=config.batch.steps_per_epoch,
         pool_images=config.data.pool_images,
+        ranks=ranks,
     )
     check_matches(config, manifest)
     return TrainData(manifest, held_out, plan)
@@ -130,18 +131,28 @@ def format_start_up(
         "data": f"{config.data.root}: {data.manifest.dataset}, {(plan.image_counts > 0).sum()} identities, "
         f"{plan.image_counts.sum()} images, {len(split.shards)} shards"
         + (f"; {held_out} identities held out" if held_out else ""),
-        "batch": f"{plan.identities} identities x {plan.images} images over {processes} process(es), "
-        f"{plan.streams} streams",
+        "batch": f"{describe_batch(plan)} over {processes} process(es), {plan.streams} streams",
         "memory": f"{per_rank} streams x {in_stream} encoded images, about "
         f"{per_rank * in_stream * image_bytes / 2**20:,.0f} MiB a process",
         "device": f"{accelerator.device}, precision {accelerator.mixed_precision}",
         "encoder": f"{config.model.encoder}, {parameters / 1e6:.1f} million parameters, weights {config.model.weights}",
-        "steps": f"{plan.steps_per_epoch} an epoch, {config.optim.epochs} epochs, from epoch {state.epoch + 1} "
-        f"step {state.step + 1}",
+        "steps": f"{plan.steps_per_epoch} an epoch, {config.optim.epochs} epochs, "
+        + (f"from epoch {state.epoch + 1} step {state.step + 1}" if state.epoch < config.optim.epochs else "all made"),
         "evaluates": evaluates,
         "writes to": "nothing (dry run)" if config.dry_run else str(config.folder),
     }
     return "\n".join(f"{name:>10}  {value}" for name, value in rows.items())
+
+
+def describe_batch(plan: Plan) -> str:
+    """Return identities and images of a step, with the number of images that short groups leave."""
+    if plan.images_per_step == plan.identities * plan.images:
+        return f"{plan.identities} identities x {plan.images} images"
+    counts = plan.image_counts[plan.image_counts > 0]
+    return (
+        f"{plan.identities} identities x up to {plan.images} images, {plan.images_per_step:.4g} images a step on "
+        f"average, as {(counts < plan.images).sum()} of {len(counts)} identities have fewer (batch.short = keep)"
+    )
 
 
 def check_matches(config: Config, manifest: Manifest) -> None:
@@ -156,8 +167,8 @@ def check_matches(config: Config, manifest: Manifest) -> None:
             return
     raise ValueError(
         f"data.root = {config.data.root}: no query has an image of its identity from another camera in the gallery, so "
-        "there is nothing to evaluate; build the shards with identities and cameras numbered alike in both, or only "
-        "from the train images"
+        "there is nothing to evaluate; build the shards with identities and cameras numbered alike in both, without "
+        "cameras (an empty column of a CSV) if there is only one, or only from the train images"
     )
 
 

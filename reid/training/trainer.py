@@ -28,7 +28,7 @@ from reid.runs.tracking import Tracker
 from reid.training.layouts import agree_on_layouts
 from reid.training.monitors import DamageWatch, FiniteWatch, HingeWatch, Meter, mean_over_ranks
 from reid.training.optim import build_optimizer
-from reid.training.preemption import StopRequest
+from reid.training.preemption import NO_LAUNCHER, StopRequest
 from reid.training.setup import TrainData, build_model, checkpoint_facts, format_start_up
 from reid.training.step import Step, TrainingStep
 from reid.training.validation import Validation
@@ -49,10 +49,17 @@ class Trainer:
         data: manifest and plan of batches.
         folder: the run's; claimed, unless it is a dry run.
         hosts: names of the machines that take part, for the log.
+        launcher: process id, or None; training stops when it has ended.
     """
 
     def __init__(
-        self, config: Config, data: TrainData, accelerator: Accelerator, folder: RunFolder, hosts: Sequence[str]
+        self,
+        config: Config,
+        data: TrainData,
+        accelerator: Accelerator,
+        folder: RunFolder,
+        hosts: Sequence[str],
+        launcher: int | None = None,
     ) -> None:
         self.config, self.data, self.accelerator, self.folder = config, data, accelerator, folder
         self.device, self.is_main = accelerator.device, accelerator.is_main_process
@@ -68,7 +75,9 @@ class Trainer:
         parts = Parts(model, about, self.objective, optimizer, accelerator.scaler)
         self.state = checkpoint.load(self.resumed, parts) if self.resumed else TrainState()
         self.store = (NullStore if config.dry_run else RunStore)(folder, parts, config.track.keep_checkpoints)
-        self.store.check_space()
+        self.is_trained = self.state.epoch >= self.epochs  # a finished run; at most an evaluation is due
+        if not self.is_trained:
+            self.store.check_space()
         if config.speed.compile:
             model.compile()
             self.objective.compile(fullgraph=True, dynamic=True)
@@ -91,9 +100,10 @@ class Trainer:
             print(format_start_up(config, data, accelerator, self.state, self.model), flush=True)
             for text in damaged:
                 print(f"warning: {text}; resuming from {self.resumed}", flush=True)
-        self.store.prepare(config)
+        if self.state.due or not self.is_trained:  # config.yaml of a finished run tells how it was trained
+            self.store.prepare(config)
         self.tracker = self._start_tracker(hosts)
-        self._start_monitors()
+        self._start_monitors(launcher)
 
     def _start_tracker(self, hosts: Sequence[str]) -> Tracker:
         config, facts = self.config, to_dict(self.config)
@@ -108,14 +118,16 @@ class Trainer:
             resume_step=self.state.epoch * self.steps + self.state.step,
         )  # fmt: skip
 
-    def _start_monitors(self) -> None:
+    def _start_monitors(self, launcher: int | None) -> None:
         config = self.config
         first, end = self.state.epoch * self.steps + self.state.step, self.epochs * self.steps
         self.last_step = (min(end, first + DRY_STEPS) if config.dry_run else end) - 1
+        self.steps_to_make = max(self.last_step + 1 - first, 0)
         self.meter = Meter(self.accelerator.num_processes, self.device)
-        self.finite, self.hinge = FiniteWatch(self.data.split.names), HingeWatch()
+        self.finite = FiniteWatch(self.data.split.names)
+        self.hinge = HingeWatch(min(config.optim.warmup_epochs, self.epochs - 1))
         self.damage = DamageWatch(self.state.dropped)
-        self.stop = StopRequest(Path(config.stop_file) if config.stop_file else None, config.timeout_s)
+        self.stop = StopRequest(Path(config.stop_file) if config.stop_file else None, config.timeout_s, launcher)
         self.stopped = False
         self.has_checkpoint = self.resumed is not None
         self.summary: dict[str, float] = {}  # of validation.metric: the last and the best
@@ -175,6 +187,9 @@ class Trainer:
         line = format_progress(
             epoch, self.epochs, values, tuple(self.config.loss.weights), speed, self.last_step - global_step
         )
+        if self.config.dry_run:
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            self._print_line(f"step {global_step + 1}: {shown}")
         self.bar.set_postfix_str(line, refresh=False)
         if self.is_main and not self.on_terminal and in_full:
             print(line, flush=True)
@@ -186,7 +201,7 @@ class Trainer:
 
     def end_epoch(self, epoch: int, global_step: int) -> None:
         """Warn about the epoch that has ended, and move the state to the next."""
-        self._print_line(self.hinge.end_epoch(self.config.loss.margin))
+        self._print_line(self.hinge.end_epoch(self.config.loss.margin, epoch))
         if self.config.data.on_damage == "skip":
             dropped, warning = self.damage.end_epoch()
             self.state = replace(self.state, dropped_total=self.state.dropped_total + dropped)
@@ -242,6 +257,7 @@ class Trainer:
         self.tracker.summarize(summary)
         shown = (f"{name} {value:.4f}" for name, value in scores.items() if name.endswith(("/mAP", "/rank1")))
         self._print_line(f"epoch {self.state.epoch}: {', '.join(shown)}")
+        self._print_line(self.validation.warn_of_cameras(at_end))
 
     def finish(self) -> bool:
         """Write the last files and messages. Return whether training was stopped before its end."""
@@ -258,22 +274,26 @@ class Trainer:
             print(self._describe_end(reason), flush=True)
         if self.config.track.artifacts and not stopped:
             self._log_artifacts()
-        # W&B's agent ends runs with SIGTERM.
-        self.tracker.finish(resumes=stopped and self.stop.reason != signal.SIGTERM.name)
+        # W&B's agent ends runs with SIGTERM, which ends the launcher of a single process at once.
+        self.tracker.finish(resumes=stopped and self.stop.reason not in (signal.SIGTERM.name, NO_LAUNCHER))
         return stopped
 
     def _describe_end(self, reason: str | None) -> str:
         processes = f"{self.accelerator.num_processes} process(es)"
         if self.config.dry_run:
-            return f"dry run: {DRY_STEPS} steps with {processes}, nothing written"
+            return f"dry run: {self.steps_to_make} steps with {processes}, nothing written"
         if reason is not None:
             return f"stopped ({reason}) with checkpoint {self.state.name}; resume with --resume=auto"
-        text = f"trained {self.epochs} epochs with {processes}; the run is in {self.folder.path}"
+        where = f"the run is in {self.folder.path}"
+        if self.is_trained:
+            text = f"nothing to train: the run is at epoch {self.state.epoch}, optim.epochs is {self.epochs}; {where}"
+        else:
+            text = f"trained to epoch {self.epochs} of {self.epochs} with {processes}; {where}"
+        best = self.summary.get("best", self.state.best.get(self.validation.metric))
+        if best is not None:
+            text += f"\n{self.validation.metric}: best {best:.4f} ({self.state.best_name or 'not kept'})"
         if self.summary:
-            text += (
-                f"\n{self.validation.metric}: best {self.summary['best']:.4f} ({self.state.best_name or 'not kept'}), "
-                f"last {self.summary['last']:.4f}"
-            )
+            text += f", last {self.summary['last']:.4f}"
         return text
 
     def _log_artifacts(self) -> None:

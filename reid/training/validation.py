@@ -10,10 +10,11 @@ from torch import nn
 
 from reid.config import DataConfig
 from reid.data.images import Pixels
-from reid.data.manifest import Manifest, Split
+from reid.data.manifest import JUNK_PID, Manifest, Split
 from reid.distributed import copy_buffers_from_rank_0
 from reid.evaluation.evaluator import evaluate_over_ranks, extract
 from reid.metrics import Features, Result
+from reid.metrics.features import UNKNOWN
 
 HOLD_OUT_SEED = 0  # the same identities are held out in every run on the same data, whatever the run's seed
 
@@ -50,6 +51,25 @@ class Validation:
         if (last or not scores) and has_test_set(self.manifest):
             scores |= self.evaluate_test(model)
         return scores
+
+    def warn_of_cameras(self, last: bool) -> str | None:
+        """Return a warning if evaluated identities have images without a camera, to which no camera rule applies."""
+        missing = []
+        parts = [("held-out", "train", self.held_out)] if self.held_out.any() else []
+        if (last or not parts) and has_test_set(self.manifest):
+            parts += [(name, name, self._have_matches(name)) for name in ("query", "gallery")]
+        for name, split, rows in parts:
+            cameras = [self.manifest.split(split).cameras[row] for row in np.flatnonzero(rows)]
+            if unknown := sum(UNKNOWN in seen for seen in cameras):
+                missing.append(f"{unknown} of {len(cameras)} {name} identities")
+        if not missing:
+            return None
+        return f"warning: {' and '.join(missing)} have images without a camera; no same-camera rule was applied to them"
+
+    def _have_matches(self, split: str) -> np.ndarray:
+        """Return (N,) bool: identities that are neither junk nor distractors."""
+        others = [pid for pid in (JUNK_PID, self.manifest.distractor_pid) if pid is not None]
+        return ~np.isin(self.manifest.split(split).pids, others)
 
     def evaluate_test(self, model: nn.Module) -> dict[str, float]:
         """Evaluate the image and centroid protocols on query and gallery."""

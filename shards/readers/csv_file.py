@@ -1,14 +1,16 @@
 """A CSV table with the columns path, identity, camera and split: any dataset, without its own reader."""
 
-import csv
 from pathlib import Path
 from typing import NamedTuple
 
-from shards.records import SPLITS, UNKNOWN_CAMERA, RawDataset, Record, number_from_one
+from reid.table import read_table, relative_path
+from shards.labels import describe_lookalikes
+from shards.records import SPLITS, UNKNOWN_CAMERA, RawDataset, Record, WrongLayoutError, list_few, number_from_one
 
 NAME = "csv"
 NOTICE = "Images listed by a table of yours: their terms of use hold for these shards, too."
 REQUIRED = ("path", "identity", "split")
+OPTIONAL = ("camera",)
 HEADER = "path,identity,camera,split"
 
 
@@ -25,13 +27,15 @@ class Row(NamedTuple):
 def read(root: Path, table: Path | None = None) -> RawDataset:
     """Read the images that a CSV lists.
 
-    The first line is the header; camera may be absent or empty (camid -1). Identities and cameras are any text and are
-    numbered from 1 in sorted order over all splits. A path that does not exist counts as a broken image in the build.
-    Paths start from `root`; without `table`, `root` is the CSV itself or a folder with exactly one CSV.
+    The first line is the header; camera may be absent or empty (camid -1), other columns are refused. Identities and
+    cameras are any text and are numbered from 1 in sorted order over all splits. A path that does not exist counts as
+    a broken image in the build. Paths start from `root`; without `table`, `root` is the CSV itself or a folder with
+    exactly one CSV.
+
     Raises ValueError with the table, the line and the fix.
     """
     table, root = _locate(root, table)
-    rows = _read_rows(table, root)
+    rows = [_parse_row(fields, line, table, root) for line, fields in read_table(table, REQUIRED, OPTIONAL)]
     if not rows:
         raise ValueError(f"{table}: no row below the header; write one line per image: {HEADER}")
     lines: dict[tuple[str, Path], int] = {}
@@ -45,7 +49,8 @@ def read(root: Path, table: Path | None = None) -> RawDataset:
         Record(row.path, pids[row.identity], camids.get(row.camera, UNKNOWN_CAMERA), row.split, row.identity)
         for row in rows
     ]
-    return RawDataset(NAME, root, records, None, NOTICE)
+    warnings = describe_lookalikes("identities", pids) + describe_lookalikes("cameras", camids)
+    return RawDataset(NAME, root, records, None, NOTICE, warnings=warnings)
 
 
 def _locate(root: Path, table: Path | None) -> tuple[Path, Path]:
@@ -53,57 +58,26 @@ def _locate(root: Path, table: Path | None) -> tuple[Path, Path]:
     if not root.exists():
         raise ValueError(f"{root}: no such file or folder; give --root the CSV or the folder of its images")
     if table is not None:
-        if not table.is_file():
+        if not table.exists():
             raise ValueError(f"{table}: no such file; give --csv a table with the header {HEADER}")
         if not root.is_dir():
             raise ValueError(f"{root}: not a folder; with --csv, --root is the folder that the paths start from")
         return table, root
     if root.suffix.lower() == ".zip" and root.is_file():
         raise ValueError(f"{root}: zip files are not read; unzip it and give --root the folder")
-    if root.is_file():
+    if not root.is_dir():
         return root, root.parent
     tables = sorted(path for path in root.iterdir() if path.suffix.lower() == ".csv" and not path.name.startswith("."))
     if len(tables) != 1:
-        found = ", ".join(path.name for path in tables) or "none"
-        raise ValueError(f"{root}: exactly one .csv was expected, found: {found}; name it with --csv")
+        found = list_few([path.name for path in tables]) or "none"
+        raise WrongLayoutError(f"{root}: exactly one .csv was expected, found: {found}; name it with --csv")
     return tables[0], root
 
 
-def _read_rows(table: Path, root: Path) -> list[Row]:
-    try:
-        with open(table, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            header = reader.fieldnames or []
-            missing = ", ".join(column for column in REQUIRED if column not in header)
-            if missing:
-                found = f"{table}: no column {missing}; the first line reads {','.join(header)!r}"
-                raise ValueError(f"{found}, expected {HEADER} (commas, camera optional)")
-            if len(set(header)) != len(header):
-                raise ValueError(f"{table}: a column is named twice in {','.join(header)!r}; keep one")
-            return [
-                _parse_row(fields, f"{table}, line {reader.line_num}", reader.line_num, root)
-                for fields in reader
-                if any(fields.values())
-            ]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{table}: not UTF-8 ({error}); save the table as UTF-8 text") from error
-    except csv.Error as error:
-        raise ValueError(f"{table}: not a CSV table ({error}); expected the header {HEADER}") from error
-
-
-def _parse_row(fields: dict[str, str], where: str, line: int, root: Path) -> Row:
-    if None in fields or None in fields.values():
-        raise ValueError(f"{where}: more or fewer fields than the header; quote fields that hold commas")
-    for column in REQUIRED:
-        if not fields[column].strip():
-            raise ValueError(f"{where}: {column} is empty; fill it or remove the line")
-    split = fields["split"].strip()
-    if split not in SPLITS:
-        raise ValueError(f"{where}: split {split!r} is unknown; use {', '.join(SPLITS)}")
-    path = Path(fields["path"].strip())
+def _parse_row(fields: dict[str, str], line: int, table: Path, root: Path) -> Row:
+    where = f"{table}, line {line}"
+    if fields["split"] not in SPLITS:
+        raise ValueError(f"{where}: split {fields['split']!r} is unknown; use {', '.join(SPLITS)}")
     # Shards store the path as `source`, so it must be relative: valid on other machines, without this one's folders.
-    if path.is_absolute() and path.is_relative_to(root.absolute()):
-        path = path.relative_to(root.absolute())
-    if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"{where}: {path} lies outside {root}; give --root the folder above all images")
-    return Row(line, root / path, fields["identity"].strip(), fields.get("camera", "").strip(), split)
+    path = root / relative_path(fields["path"], root, where)
+    return Row(line, path, fields["identity"], fields["camera"], fields["split"])

@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+from shards.labels import describe_lookalikes
 from shards.records import (
     SPLITS,
     UNKNOWN_CAMERA,
     RawDataset,
     Record,
+    WrongLayoutError,
     check_folder,
     describe_folder,
     is_image,
+    list_few,
     list_folder,
     number_from_one,
 )
@@ -20,8 +23,9 @@ LAYOUT = "<split>/<identity>/*.jpg with the splits train, query, gallery"
 
 
 def read(root: Path) -> RawDataset:
-    """Read `root/<split>/<identity>/*.{jpg,jpeg,png}`; splits may be absent, an identity has one pid in all splits.
+    """Read `root/<split>/<identity>/*.jpg`, or another suffix of images.
 
+    Splits may be absent. An identity has one pid in all splits.
     Raises ValueError if no image fits the layout.
     """
     check_folder(root, f"give --root a folder laid out as {LAYOUT}")
@@ -43,9 +47,10 @@ def read(root: Path) -> RawDataset:
     if not files:
         splits = [f"{split}/: {describe_folder(root / split)}" for split in SPLITS if (root / split).is_dir()]
         found = "; in ".join([describe_folder(root), *splits])
-        raise ValueError(f"{root}: no image found; expected {LAYOUT}; found {found}")
+        raise WrongLayoutError(f"{root}: no image found; expected {LAYOUT}; found {found}")
     pids = number_from_one(identity for _, identity, _ in files)
     records = [Record(path, pids[identity], UNKNOWN_CAMERA, split, identity) for split, identity, path in files]
     unread = [path.name for path in ignored if path.parent == root and path.is_dir()]
-    warnings = [f"folders whose names are not splits were not read: {', '.join(unread)}"] if unread else []
+    warnings = [f"folders whose names are not splits were not read: {list_few(unread)}"] if unread else []
+    warnings += describe_lookalikes("identities", pids)
     return RawDataset(NAME, root, records, None, NOTICE, ignored, warnings)

@@ -4,12 +4,16 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from reid.data.image_file import SUFFIXES
 from reid.data.manifest import JUNK_PID
-from shards.records import Counts, RawDataset, Record, check_folder, describe_folder, list_folder
+from shards.records import Counts, RawDataset, Record, WrongLayoutError, check_folder, describe_folder, list_folder
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 # 0002_c1s1_000451_03.jpg, 0005_c2_f0046985.jpg, 0001_c001_00016450_0.jpg: cameras have one to several digits.
-PATTERN = re.compile(r"(?P<pid>-1|\d{1,9})_c(?P<camid>\d{1,9})(s\d+)?_.+\.(jpe?g|png)", re.IGNORECASE)
+PATTERN = re.compile(
+    rf"(?P<pid>-1|\d{{1,9}})_c(?P<camid>\d{{1,9}})(s\d+)?_.+({'|'.join(map(re.escape, sorted(SUFFIXES)))})",
+    re.IGNORECASE,
+)
 
 
 def read_layout(
@@ -42,7 +46,7 @@ def read_layout(
                 ignored.append(file)
         if len(records) == before:
             found = describe_folder(root / folder)
-            raise ValueError(f"{root / folder}: no image is named like {example}; found {found}; check --root")
+            raise WrongLayoutError(f"{root / folder}: no image is named like {example}; found {found}; check --root")
     gallery_only = [JUNK_PID] if distractor_pid is None else [JUNK_PID, distractor_pid]
     kept = [record for record in records if record.split == "gallery" or record.pid not in gallery_only]
     warnings = []

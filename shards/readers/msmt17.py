@@ -3,7 +3,18 @@
 from collections import Counter
 from pathlib import Path
 
-from shards.records import UNKNOWN_CAMERA, Counts, RawDataset, Record, check_folder, describe_folder, is_image
+from reid.files import read_text
+from reid.table import relative_path
+from shards.records import (
+    UNKNOWN_CAMERA,
+    Counts,
+    RawDataset,
+    Record,
+    WrongLayoutError,
+    check_folder,
+    describe_folder,
+    is_image,
+)
 
 NAME = "msmt17"
 # version -> folder of the train and val lists, folder of the query and gallery lists
@@ -51,18 +62,15 @@ def _find_version(root: Path) -> str:
     if len(there) == 2:
         raise ValueError(f"{root}: holds the folders of V1 and of V2; keep one version below --root")
     if not there:
-        raise ValueError(f"{root}: not MSMT17; it holds {describe_folder(root)}; {wanted}")
+        raise WrongLayoutError(f"{root}: not MSMT17; it holds {describe_folder(root)}; {wanted}")
     return there[0]
 
 
 def _read_list(path: Path, folder: Path, split: str) -> list[Record]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
+    if not path.exists():
         found = describe_folder(path.parent)
-        raise ValueError(f"{path}: no such file; {path.parent} holds {found}; check --root") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not text ({error}); copy the list again") from error
+        raise WrongLayoutError(f"{path}: no such file; {path.parent} holds {found}; check --root")
+    lines = read_text(path).splitlines()
     records = [_parse(line, f"{path}, line {i}", folder, split) for i, line in enumerate(lines, 1) if line.strip()]
     if not records:
         raise ValueError(f"{path}: is empty; copy the list again")
@@ -71,11 +79,10 @@ def _read_list(path: Path, folder: Path, split: str) -> list[Record]:
 
 def _parse(line: str, where: str, folder: Path, split: str) -> Record:
     name, _, number = line.strip().rpartition(" ")
-    path = Path(name.strip())
-    if not name or not (number.isascii() and number.isdecimal()) or not is_image(path):
-        raise ValueError(f"{where}: {line!r} does not read like {LINE!r}; copy the list again")
-    if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"{where}: {name} lies outside {folder}; copy the list again")
+    if not (name and number.isascii() and number.isdecimal() and is_image(Path(name))):
+        tab = " (the space is a tab)" if "\t" in line else ""
+        raise ValueError(f"{where}: {line!r} does not read like {LINE!r}{tab}; copy the list again")
+    path = relative_path(name.strip(), folder, where)
     pid = int(number)
     if pid >= TEST_PID_OFFSET:
         raise ValueError(f"{where}: identity {pid}; MSMT17 counts below {TEST_PID_OFFSET}; copy the list again")

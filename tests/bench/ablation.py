@@ -44,16 +44,7 @@ def train(config: Path, out: Path, number: int, variant: str, seed: int, knobs: 
     log = out / name / "metrics.jsonl"
     if not finished(log):
         fixed = [f"--name={name}", f"--runs={out}", f"--seed={seed}", "--track.wandb=off", "--resume=auto"]
-        command = [
-            sys.executable,
-            "train.py",
-            f"--config={config}",
-            "--loss.normalize=false",
-            "--loss.relative=false",
-            *VARIANTS[variant],
-            *knobs,
-            *fixed,
-        ]
+        command = [sys.executable, "train.py", f"--config={config}", *NEUTRAL, *VARIANTS[variant], *knobs, *fixed]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
     print(f"{variant}, seed {seed}: {finished(log)}", file=sys.stderr, flush=True)

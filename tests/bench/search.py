@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from reid.search.index import Entry, Index, Meta, Source
+from reid.search.index import Entry, Index
+from reid.search.index_files import Meta, Source
 from reid.search.writer import append, create
 
 DIM, IMAGES_EACH, BLOCK = 2048, 20, 4096

@@ -331,6 +331,29 @@ def test_folder_of_a_run():
     assert replace(Config(), runs="elsewhere", name="mine").folder == Path("elsewhere/mine")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "...", "/", "/a", "a/", "../a", "a/../b", "a\\b", " ", " a", "a\n", "\0", "\x1b[1m", "é" * 101],
+)
+def test_a_name_that_is_no_plain_folder(name):
+    with pytest.raises(ValueError, match=r"^name = .* plain name of a folder"):
+        Config(name=name)
+
+
+def test_names_of_runs_as_people_give_them():
+    for name in ("run", "m1-seed.2", "Лауф 2", "a b", "..a", "quickstart-ab12", "x" * 200):
+        assert Config(name=name).folder.parent == Path("runs")
+
+
+def test_a_huge_number_is_refused_at_once():
+    for knobs, ranks in (({"batch__identities": 10**15 + 1}, 1), ({f"batch__{k}": 10**15 for k in KNOBS}, 3)):
+        with pytest.raises(ValueError, match=r"batch\.streams = .* 1, .*\.\.\."):
+            check(changed(**knobs), ranks)
+
+
+KNOBS = ("identities", "streams")
+
+
 def test_every_knob_has_its_line_of_documentation():
     source = ast.parse(inspect.getsource(schema))
     classes = [node for node in source.body if isinstance(node, ast.ClassDef) and node.decorator_list]

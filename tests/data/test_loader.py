@@ -318,6 +318,37 @@ def test_wrong_json(damaged, lie, message, on_damage):
     assert rows[0] in lost and lost <= set(rows.tolist())
 
 
+def test_a_changed_bit_of_a_description_is_found_or_changes_nothing(damaged):
+    """Also one of a camera id that leaves the identity's set of cameras as it was."""
+    shard, split = damaged / "train-0003.tar", load_manifest(damaged).split("train")
+    member, before = members_of(shard)[0], shard.read_bytes()
+    wanted = next(read_identities(damaged, split, [3]))
+    refused = []
+    for bit in range(0, 8 * member.size, 5):
+        at, mask = member.offset_data + bit // 8, 1 << bit % 8
+        overwrite(shard, at, bytes([before[at] ^ mask]))
+        try:
+            assert next(read_identities(damaged, split, [3])) == wanted
+        except ValueError as error:
+            refused.append(str(error))
+        overwrite(shard, at, before[at : at + 1])
+    assert all(str(shard) in reason for reason in refused)
+    assert len(refused) > 0.9 * (8 * member.size // 5)
+
+
+def test_descriptions_of_earlier_versions_have_no_checksum(damaged):
+    shard, split = damaged / "train-0003.tar", load_manifest(damaged).split("train")
+    wanted = [(each.pid, each.camids, each.checksums) for each in read_identities(damaged, split, [3])]
+    for member in members_of(shard):
+        if member.name.endswith(".json"):
+            with tarfile.open(shard) as tar:
+                text = tar.extractfile(member.name).read()
+            assert text.count(b',"checksum":') == 1
+            replace_member(shard, member.name, text.partition(b',"checksum":')[0] + b"}")
+    split = load_manifest(damaged).split("train")
+    assert [(each.pid, each.camids, each.checksums) for each in read_identities(damaged, split, [3])] == wanted
+
+
 def test_a_header_that_claims_gigabytes_takes_no_memory(damaged):
     shard = damaged / "train-0003.tar"
     header = members_of(shard)[0]
@@ -526,6 +557,12 @@ def test_a_killed_worker_is_an_error_and_no_hang(drawn, tmp_path, batches):
     assert status == 0, said
     assert "a decoding process was killed" in said and "lower data.workers or data.pool_images" in said
     assert explain_killed_worker(RuntimeError("out of memory")) is None
+    caught = (
+        "Caught {} in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  ...\n{}: no {}\n"
+    )
+    assert explain_killed_worker(RuntimeError(caught.format("KeyError", "KeyError", 5))) is None
+    explained = explain_killed_worker(RuntimeError(caught.format("MemoryError", "MemoryError", 5)))
+    assert "(MemoryError: no 5); if the machine ran out of memory" in explained
 
 
 def test_an_error_ends_the_program_and_its_workers(drawn, tmp_path):
@@ -543,6 +580,24 @@ def test_memory_of_a_worker_that_is_gone_is_explained(monkeypatch):
     with pytest.raises(RuntimeError) as raised:
         receive(parts())
     assert "a decoding process was killed" in explain_killed_worker(raised.value)
+
+
+def test_full_shared_memory_is_named(drawn, monkeypatch):
+    """Every tensor is moved where an error reaches the program: in the queue's own thread a batch would be lost."""
+
+    def full(tensor):
+        raise RuntimeError(
+            "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)"
+        )
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that ...")
+    with pytest.raises(RuntimeError) as raised:
+        list(EvalLoader(drawn.root, drawn.manifest.split("query"), [0], PIXELS, batch_size=1).batches(1))
+    for error in (killed, raised.value):
+        explained = explain_killed_worker(error)
+        for text in ("/dev/shm", "MiB", "data.workers=0", "--shm-size"):
+            assert text in explained
 
 
 def test_the_global_random_numbers_are_kept(drawn):

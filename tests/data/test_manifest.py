@@ -62,12 +62,32 @@ def test_round_trip(tmp_path: Path) -> None:
     assert gallery.num_images == 40
 
 
-def test_fingerprint_is_the_files_sha256_and_follows_the_content(tmp_path: Path) -> None:
+def test_fingerprint_is_the_sha256_of_the_file_without_it(tmp_path: Path) -> None:
     manifest = make_manifest()
     path = save_manifest(manifest, tmp_path)
-    assert manifest.fingerprint == hashlib.sha256(path.read_bytes()).hexdigest()
+    rest = path.read_bytes().replace(f'"fingerprint":"{manifest.fingerprint}",'.encode(), b"")
+    assert manifest.fingerprint == hashlib.sha256(rest).hexdigest()
     assert load_manifest(tmp_path).fingerprint == manifest.fingerprint
     assert make_manifest(notice="other").fingerprint != manifest.fingerprint
+    path.write_bytes(rest)  # as earlier versions wrote it
+    assert load_manifest(tmp_path).fingerprint == manifest.fingerprint
+
+
+def test_a_changed_bit_is_found_or_changes_nothing(tmp_path: Path) -> None:
+    manifest = make_manifest()
+    path = save_manifest(manifest, tmp_path)
+    text = path.read_bytes()
+    refused = []
+    for bit in range(0, 8 * len(text), 41):
+        changed = bytearray(text)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        try:
+            assert load_manifest(tmp_path).fingerprint == manifest.fingerprint
+        except ValueError as error:
+            refused.append(str(error))
+    assert all("manifest.json" in reason for reason in refused)
+    assert len(refused) > 0.95 * (8 * len(text) // 41)
 
 
 def test_encoding_is_in_the_file_only_where_images_were_reencoded(tmp_path: Path) -> None:

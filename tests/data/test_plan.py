@@ -1,5 +1,6 @@
 """reid/data/plan.py: every promise about an epoch, counted one by one."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 from itertools import chain
@@ -264,12 +265,35 @@ def test_errors_say_what_to_change():
     counts = [[4, 4], [4, 4], [4, 4], [4, 4]]
     with pytest.raises(ValueError, match=r"batch\.identities = 6 does not divide among batch\.streams = 4"):
         Plan(np.full(8, 4), np.repeat(np.arange(4), 2), num_shards=4, identities=6, images=4, streams=4)
-    with pytest.raises(ValueError, match=r"4 training shards are too few.*--shards 8 or more.*streams to at most 4"):
+    with pytest.raises(ValueError, match=r"4 training shards are too few.*--shards 8 or more.*batch.streams to 4"):
         make_plan(counts, streams=8, per_stream=1, images=4)
-    with pytest.raises(ValueError, match=r"only 2 identities.* = 3 distinct.*lower batch\.identities"):
+    with pytest.raises(ValueError, match=r"only 8 identities .*identities to at most 8 with batch.streams = 4"):
         make_plan(counts, streams=4, per_stream=3, images=4)
     with pytest.raises(ValueError, match=r"batch\.streams = 4 does not divide among 3 ranks"):
         make_plan(counts, streams=4, per_stream=1, images=4).streams_of_rank(0, 3)
+
+
+@pytest.mark.parametrize(
+    ("identities", "streams", "ranks"), [(16, 8, 1), (16, 8, 4), (40, 8, 1), (40, 4, 2), (36, 4, 2)]
+)
+def test_what_an_error_proposes_fits(identities, streams, ranks):
+    """37 identities in 4 shards of 10, 10, 9 and 8."""
+    shard_of = np.repeat(np.arange(4), [10, 10, 9, 8])
+    knobs = {"image_counts": np.full(37, 4), "shard_of": shard_of, "num_shards": 4, "images": 4, "ranks": ranks}
+    with pytest.raises(ValueError, match="batch") as raised:
+        Plan(**knobs, identities=identities, streams=streams)
+    text = str(raised.value)
+    if fits := re.search(r"batch\.streams to (\d+), the most that fits", text):
+        proposed = [(identities, int(fits[1]))]
+    else:
+        proposed = [(int(p), int(s)) for p, s in re.findall(r"(\d+) with batch\.streams = (\d+)", text)]
+    assert proposed
+    for most, s in proposed:
+        assert s % ranks == 0
+        Plan(**knobs, identities=most, streams=s).stream_steps(0, 0)
+        if most < identities:
+            with pytest.raises(ValueError, match="batch"):
+                Plan(**knobs, identities=most + s, streams=s)
 
 
 def test_a_pool_too_small_for_a_step_is_refused():
@@ -288,9 +312,17 @@ def test_a_bounded_pool_mixes_within_its_window():
     np.testing.assert_array_equal(whole.images, replace(plan, pool_images=800).stream_steps(0, 0).images)
 
 
+@pytest.mark.parametrize("repeat_short", [False, True])
+def test_images_of_a_step(repeat_short):
+    plan = make_plan([[1, 2, 9, 3] * 3], streams=1, per_stream=6, images=4, repeat_short=repeat_short)
+    epoch = (plan.stream_steps(0, 0).images >= 0).sum(axis=(1, 2))
+    assert plan.images_per_step == pytest.approx(24 if repeat_short else 6 * (1 + 2 + 8 + 3) / 5)
+    assert sum(epoch) == pytest.approx(plan.images_per_step * len(epoch), abs=6 * 4)
+
+
 def test_the_poorest_deal_counts():
     """Five shards on two streams: one stream may get the two smallest, which hold 1 + 2 identities."""
     counts = [[4] * 9, [4], [4] * 9, [4] * 2, [4] * 9]
     make_plan(counts, streams=2, per_stream=3, images=4).stream_steps(0, 0)
-    with pytest.raises(ValueError, match="only 3 identities"):
+    with pytest.raises(ValueError, match=r"only 3 identities .* = 4 distinct .*batch\.streams to 1, the most"):
         make_plan(counts, streams=2, per_stream=4, images=4)

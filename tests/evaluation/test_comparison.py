@@ -112,15 +112,31 @@ def test_folders_without_reports_and_damage(tmp_path):
         compare([str(tmp_path / "a"), str(tmp_path / "empty")])
     with pytest.raises(ValueError, match="share no protocol"):
         compare([str(tmp_path / "a"), str(tmp_path / "b")])
+    with np.load(tmp_path / "a" / PER_QUERY) as file:
+        arrays = dict(file)
+    for name, value in {
+        "image/valid": np.ones(30),
+        "image/ap": arrays["image/ap"][1:],
+        "image/inp": arrays["image/inp"] + 1,
+        "image/first_ranks": 0 * arrays["image/first_ranks"],
+        "image/own": np.zeros(2),
+        "image/gallery_size": np.array("x"),
+        "image/cmc": np.array(0.5),
+    }.items():
+        np.savez(tmp_path / "b" / PER_QUERY, **{**arrays, name: value})
+        with pytest.raises(ValueError, match=f"b/{PER_QUERY} does not hold results: {name.partition('/')[2]}"):
+            compare([str(tmp_path / "a"), str(tmp_path / "b")])
     (tmp_path / "b" / PER_QUERY).write_bytes(b"noise")
     with pytest.raises(ValueError, match=PER_QUERY):
         compare([str(tmp_path / "a"), str(tmp_path / "b")])
     (tmp_path / "b" / PER_QUERY).unlink()
     with pytest.raises(ValueError, match=PER_QUERY):
         compare([str(tmp_path / "a"), str(tmp_path / "b")])
-    (tmp_path / "b" / "about.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"about\.json is damaged"):
-        compare([str(tmp_path / "a"), str(tmp_path / "b")])
+    wrong = {"dataset": ["d"], "num_queries": "30"}
+    for text in ("{}", "[" * 9999, *(json.dumps(about(tmp_path / "a") | {key: wrong[key]}) for key in wrong)):
+        (tmp_path / "b" / "about.json").write_text(text)
+        with pytest.raises(ValueError, match=r"about\.json is damaged"):
+            compare([str(tmp_path / "a"), str(tmp_path / "b")])
 
 
 def test_labels_are_told_apart_by_every_column():

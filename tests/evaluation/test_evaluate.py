@@ -164,6 +164,7 @@ def test_features_without_cameras_with_paths(drawn: Drawn, tmp_path: Path) -> No
         files = [str(path.relative_to(drawn.raw)) for paths in drawn.sources(split) for path in paths]
         pids = np.array([int(Path(file).name.split("_")[0]) for file in files])
         files[0] = "lost.jpg"
+        files[1::2] = [str(drawn.raw / file) for file in files[1::2]]
         np.savez(tmp_path / f"{split}.npz", embeddings=rng.normal(size=(len(pids), 4)), pids=pids, paths=files)
     out = tmp_path / "report"
     call("--features", str(tmp_path / "query.npz"), str(tmp_path / "gallery.npz"), "--out", str(out),
@@ -175,8 +176,9 @@ def test_features_without_cameras_with_paths(drawn: Drawn, tmp_path: Path) -> No
     assert (out / "rank_lists.png").is_file() and page.count("data:image/jpeg") > 10
     (out / "report.html").unlink()
     call("--features", str(tmp_path / "query.npz"), str(tmp_path / "gallery.npz"), "--out", str(out))
-    page = (out / "report.html").read_text()  # paths now count from where no images are
+    page = (out / "report.html").read_text()  # paths now count from where no images are, or lie elsewhere
     assert "pictures of the rank lists are absent or cannot be read" in page
+    assert page.count(f"pictures outside of {tmp_path} are not shown; give --images a folder that holds them") == 1
     assert not (out / "rank_lists.png").exists()
 
 
@@ -207,9 +209,11 @@ def test_reranking_without_a_match_is_a_warning(tmp_path: Path, capsys: pytest.C
     """All by one camera: among images no query can match, among centroids of complete identities every query can."""
     call(*save_features(tmp_path / "a", cameras=1), "--out", str(tmp_path / "out"), "--rerank")
     assert list(read(tmp_path / "out" / "metrics.json")) == ["centroid_all", RERANKED["centroid_all"]]
+    assert not (tmp_path / "out" / "baselines.json").exists()
     page, said = (tmp_path / "out" / "report.html").read_text(), capsys.readouterr().out
     for warning in ("image is left out: none of the 20 queries", f"{RERANKED['image']} is left out: none of the 20"):
         assert warning in page and f"warning: {warning}" in said
+    assert "leave the camera column empty" in said
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -389,6 +393,7 @@ def edited(drawn: Drawn, folder: Path, edit: Callable[[dict], object]) -> str:
     shutil.copytree(drawn.root, folder)
     manifest = read(folder / "manifest.json")
     edit(manifest["splits"])
+    del manifest["fingerprint"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     load_manifest(folder)
     return str(folder)

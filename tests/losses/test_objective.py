@@ -49,6 +49,11 @@ def test_the_objective_sums_its_weighted_terms_and_says_what_it_saw() -> None:
     assert terms["d_ap"] == pytest.approx(anchors.d_ap.mean().item(), rel=1e-5)
     assert terms["d_an"] == pytest.approx(anchors.d_an.mean().item(), rel=1e-5)
     assert terms["hinge_active"] == pytest.approx((anchors.d_an < 1.0).float().mean().item())
+    distances = torch.cdist(features.double(), features.double())
+    same = labels[:, None] == labels
+    farthest, nearest = distances.where(same, -1).amax(1), distances.where(~same, 1e9).amin(1)
+    assert terms["triplet_d_ap"] == pytest.approx(farthest.mean().item(), rel=1e-5)
+    assert terms["triplet_d_an"] == pytest.approx(nearest.mean().item(), rel=1e-5)
     assert terms["feature_norm"] == pytest.approx(features.norm(dim=1).mean().item(), rel=1e-5)
 
 

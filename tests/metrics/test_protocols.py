@@ -257,7 +257,7 @@ def test_features_take_lists_and_halves():
         ((torch.zeros(3, 2), [1, 2], [1, 2, 3]), r"pids have shape \(2,\); 3 embeddings need \(3,\)"),
         ((torch.zeros(3, 2), [1, 2, 3], [1]), r"camids have shape \(1,\)"),
         ((torch.zeros(3, 2), [1, 2, 3], [1, 2, 3], [True]), r"distractors have shape \(1,\)"),
-        ((torch.zeros(2, 2), [1.0, 2.5], [1, 2]), r"pids are torch.float32; give integers"),
+        ((torch.zeros(2, 2), [1.0, 2.5], [1, 2]), "pids are float64; give integers"),
     ],
 )
 def test_wrong_shapes_are_named(arguments, message):

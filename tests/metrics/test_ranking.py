@@ -14,7 +14,8 @@ from reid.metrics import scores as counting
 from reid.metrics import scores as similarity
 from reid.metrics.features import JUNK, Features
 from reid.metrics.protocols import PROTOCOLS
-from reid.metrics.retrieval import evaluate, merge
+from reid.metrics.rerank import Reranked
+from reid.metrics.retrieval import evaluate, evaluate_search, merge
 from reid.metrics.scores import NEVER
 from tests.support.blocks import block_sizes
 from tests.support.gaps import are_apart
@@ -267,3 +268,82 @@ def test_a_zero_feature_scores_zero():
     indices, scores = top_k(query, gallery, 2)
     assert indices.tolist() == [[1, 0], [1, 0]]
     np.testing.assert_allclose(scores, [[0.6, 0], [0.8, 0]], atol=1e-7)
+
+
+# --- scale
+
+
+def scaled(split, factor):
+    return Features(split.embeddings * factor, split.pids, split.camids)
+
+
+@pytest.mark.parametrize("metric", similarity.METRICS)
+def test_a_power_of_two_on_all_features_changes_nothing(metric):
+    query, gallery = exact_split(30, 8, 9, seed=21), exact_split(120, 8, 9, seed=22)
+    centroids = [row for row in PROTOCOLS if row != "image"] if metric == "cosine" else []
+
+    def rank(factor):
+        splits = scaled(query, factor), scaled(gallery, factor)
+        indices, values = top_k(*splits, 9, metric=metric)
+        aps = [evaluate(*splits, protocol, metric).ap for protocol in ("image", *centroids)]
+        reranked = evaluate_search(Reranked(*splits, metric=metric)).ap
+        return indices, values if metric == "cosine" else values / factor, *aps, reranked
+
+    expected = rank(1.0)
+    for exponent in (-20, -33, -70, -120, 40):
+        for found, same in zip(rank(2.0**exponent), expected, strict=True):
+            np.testing.assert_array_equal(found, same, err_msg=f"2**{exponent}")
+
+
+def test_under_cosine_each_row_may_have_its_own_scale():
+    query, gallery = exact_split(30, 8, 9, seed=23), exact_split(120, 8, 9, seed=24)
+    rng = np.random.default_rng(25)
+    rows = [torch.from_numpy(2.0 ** rng.integers(-120, 40, (len(split), 1))).float() for split in (query, gallery)]
+    other = scaled(query, rows[0]), scaled(gallery, rows[1])
+    for found, expected in zip(top_k(*other, 9), top_k(query, gallery, 9), strict=True):
+        assert torch.equal(found, expected)
+    assert np.array_equal(evaluate(*other).ap, evaluate(query, gallery).ap)
+
+
+def test_euclidean_ranks_clusters_of_very_different_scales():
+    query, gallery = exact_split(40, 8, 10, seed=26), exact_split(200, 8, 10, seed=27)
+    scale = 2.0 ** torch.linspace(-110, 10, 10)[:, None]  # of an identity
+    query, gallery = (scaled(split, scale[split.pids]) for split in (query, gallery))
+    indices, _ = top_k(query, gallery, 1, metric="euclidean")
+    for row, found in enumerate(indices[:, 0].tolist()):
+        kept = (gallery.pids != query.pids[row]) | (gallery.camids != query.camids[row])
+        distances = (query.embeddings[row].double() - gallery.embeddings.double()).square().sum(1)
+        assert found == int(distances.where(kept, torch.inf).argmin())
+    query.embeddings[0] = 2.0**30
+    with pytest.raises(ValueError, match=r"norms of features reach from .* compare by cosine"):
+        evaluate(query, gallery, metric="euclidean")
+
+
+def test_with_one_dimension_all_features_of_one_sign_are_ties():
+    rng = np.random.default_rng(28)
+    values = rng.normal(size=(60, 1)) * 10.0 ** rng.integers(-30, 10, (60, 1))
+    indices, found = top_k(Features(rng.normal(size=(5, 1)) + 9, [99] * 5, [0] * 5), random_pids(values), 60)
+    expected = np.argsort(-np.sign(values[:, 0]), kind="stable")
+    np.testing.assert_array_equal(indices, np.tile(expected, (5, 1)))
+    np.testing.assert_array_equal(found, np.tile(np.sign(values[expected, 0]), (5, 1)))
+
+
+def random_pids(values):
+    return Features(values, range(len(values)), [1] * len(values))
+
+
+@pytest.mark.parametrize("metric", similarity.METRICS)
+def test_features_that_float32_cannot_hold_are_refused(metric):
+    split = exact_split(9, 4, 3, seed=29)
+    for factor in (1e-44, 1e20):
+        bad = scaled(split, 1)
+        bad.embeddings[5] = factor
+        with pytest.raises(ValueError, match=r"gallery: the embedding in row 5 is too (small|large) for float32"):
+            evaluate(split, bad, metric=metric)
+    tiny = np.where(np.arange(9)[:, None] == 5, 1e-60, split.embeddings.double())
+    with pytest.raises(ValueError, match="embeddings: row 5 is too small for float32"):
+        Features(tiny, split.pids, split.camids)
+    with pytest.raises(ValueError, match="query embeddings have no dimension"):
+        evaluate(Features(np.ones((9, 0)), split.pids, split.camids), split, metric=metric)
+    split.pids[5] = JUNK
+    Features(tiny, split.pids, split.camids)

@@ -7,14 +7,17 @@ import json
 import multiprocessing
 import os
 import signal
+import zlib
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from reid.search import GALLERIES, writer
+from reid.search import GALLERIES, index_files, writer
 from reid.search import index as index_module
-from reid.search.index import Entry, Hit, Index, Meta, Source
+from reid.search.index import Entry, Hit, Index
+from reid.search.index_files import Meta, Source
 from reid.search.writer import append, create, remove
 from tests.support.gaps import are_apart
 
@@ -74,6 +77,13 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
     assert [(*index.meta.cameras, "")[camid] for camid in index.camids] == [entry.camera for entry in entries]
 
 
+def test_scores_do_not_depend_on_the_scale_of_a_feature(tmp_path: Path) -> None:
+    features, entries = draw(20)
+    scale = (2.0 ** np.random.default_rng(3).integers(-110, 40, (20, 1))).astype(np.float32)
+    index, other = make(tmp_path / "i", (features, entries)), make(tmp_path / "j", (features * scale, entries))
+    assert other.search(features[:5] * np.float32(2.0**-110), 20) == index.search(features[:5], 20)
+
+
 def test_columns_are_ordinary_npy_files_and_mapped(tmp_path: Path) -> None:
     features, entries = draw(20)
     index = make(tmp_path / "i", (features[:1], entries[:1]), (features[1:], entries[1:]))
@@ -111,11 +121,15 @@ def test_centroids_equal_loops_also_after_an_append(tmp_path: Path, without: str
         assert np.array_equal(found.vectors.rows, wanted.astype(np.float32))
 
 
+def as_version_1(path: Path, **changes: object) -> None:
+    edit(path, **{"format": 1, "sums": None, "checksum": None, **changes})
+
+
 def test_an_index_of_an_older_program(tmp_path: Path) -> None:
-    """Older programs wrote a generation into index.json, and two generations of centroid sums."""
+    """Older programs wrote a generation into index.json, no checksums, and two generations of centroid sums."""
     path, parts = tmp_path / "i", [draw(20), draw(9, seed=1)]
     make(path, parts[0])
-    edit(path, generation=2)
+    as_version_1(path, generation=2)
     sums = [path / f"{name}-{generation:06d}.npy" for name in ("sums", "counts") for generation in (1, 2)]
     for file in sums:
         np.save(file, np.zeros((1, DIM)))
@@ -127,7 +141,7 @@ def test_an_index_of_an_older_program(tmp_path: Path) -> None:
         appender.add(*parts[1])
     assert content(path) == content(make(tmp_path / "grown", *parts).folder)
     assert {file.name for file in path.iterdir()} == {file.name for file in new.folder.iterdir()}
-    edit(path, generation=3)
+    as_version_1(path, generation=3)
     np.save(sums[0], np.zeros((1, DIM)))
     assert remove(path, lambda entry: entry.path.startswith("0/")) == 20
     assert content(path) == content(make(tmp_path / "rest", parts[1]).folder)
@@ -326,11 +340,91 @@ def edit(path: Path, **changes: object) -> None:
     (path / "index.json").write_text(json.dumps({k: v for k, v in document.items() if v is not None}))
 
 
+def change(path: Path, column: str, value: int) -> None:
+    """Set the first number of a column, as an index without checksums may have it."""
+    as_version_1(path)
+    np.load(path / column, mmap_mode="r+")[0] = value
+
+
+def forge(path: Path, read: object) -> None:
+    """Write another line for the first entry."""
+    as_version_1(path)
+    lines = (path / "entries.jsonl").read_bytes().splitlines(keepends=True)
+    text = json.dumps(read) if not isinstance(read, bytes) else read.decode()
+    lines[0] = text.encode().ljust(len(lines[0]) - 1)[: len(lines[0]) - 1] + b"\n"
+    (path / "entries.jsonl").write_bytes(b"".join(lines))
+
+
+WRONG = (
+    {"count": -1}, {"count": True}, {"count": "20"}, {"dim": 0}, {"size": [32]}, {"size": 7}, {"text_bytes": 1.5},
+    {"identities": [7]}, {"fingerprint": None}, {"sources": [{"root": 7}]}, {"sums": {"x": [1]}}, {"unknown": 1},
+)  # fmt: skip
+ENTRY = {"path": "a.jpg", "time": "", "source": 0, "place": 1}
+FORGED = (
+    b"[" * 99,
+    7,
+    [],
+    {},
+    ENTRY | {"source": -1},
+    ENTRY | {"source": 1},
+    ENTRY | {"path": 7},
+    ENTRY | {"place": ""},
+)
+
+
+def test_any_flipped_bit_is_found_or_changes_nothing(tmp_path: Path) -> None:
+    index = make(tmp_path / "i", draw(13), draw(9, seed=1))
+    files, queries = snapshot(index.folder), draw(3, seed=2)[0]
+    wanted = content(index.folder), index.search(queries, 30), index.search(queries, 30, "centroids", "cam 1")
+    rng, found = np.random.default_rng(0), 0
+    for name, sound in files.items():
+        for at in rng.integers(0, len(sound), 25):
+            changed = bytearray(sound)
+            changed[at] ^= 1 << int(rng.integers(8))
+            (index.folder / name).write_bytes(changed)
+            try:
+                other = Index(index.folder)
+                other.check_features()
+            except ValueError as error:
+                found += 1
+                text = str(error)
+            else:
+                text = name
+                answers = other.search(queries, 30), other.search(queries, 30, "centroids", "cam 1")
+                assert (content(index.folder), *answers) == wanted
+            assert name in text and "\n" not in text
+        (index.folder / name).write_bytes(sound)
+    assert found > 80  # the rest are headers, which an index does not read
+
+
+def test_checksums_continue_across_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = np.random.default_rng(0).integers(0, 256, 100).astype(np.uint8)
+    monkeypatch.setattr(index_files, "SUM_BYTES", 16)
+    wanted = [zlib.crc32(data[i : i + 16]) for i in range(0, 100, 16)]
+    assert index_files.checksums(data) == wanted
+    for cuts in ([0, 7, 16, 20, 100], [0, 40, 40, 41, 100], [0, 32, 100]):
+        sums: list[int] = []
+        for begin, end in pairwise(cuts):
+            sums = index_files.checksums(data[begin:end], sums, begin)
+        assert sums == wanted
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda p: edit(p, format=2), "index version 2, this program reads version 1; index again"),
+        (lambda p: edit(p, format=3), "index version 3, this program reads version 2; index again"),
         (lambda p: edit(p, format=None), "is damaged"),
+        (lambda p: edit(p, checksum=None), "is damaged"),
+        (lambda p: edit(p, cameras=["cam 1", "cam 0", "cam 2"]), "is damaged.*checksum"),
+        *[(lambda p, wrong=wrong: as_version_1(p, **wrong), r"index\.json is damaged") for wrong in WRONG],
+        *[
+            (lambda p, column=column: as_version_1(p, **column), "missing or cut short")
+            for column in ({"count": 10**11}, {"text_bytes": 10**11}, {"dim": 10**11})
+        ],
+        (lambda p: (p / "index.json").write_text("[" * 9999), r"index\.json is damaged"),
+        (lambda p: change(p, "pids.npy", -2), r"pids\.npy holds numbers outside -1 to 4"),
+        (lambda p: change(p, "camids.npy", 3), r"camids\.npy holds numbers outside -1 to 2"),
+        (lambda p: change(p, "ends.npy", 10**9), r"ends\.npy does not fit entries\.jsonl"),
         (lambda p: edit(p, dim=None), "is damaged"),
         (lambda p: edit(p, sources=7), "is damaged"),
         (lambda p: (p / "index.json").write_text("{"), r"index\.json is damaged"),
@@ -338,7 +432,8 @@ def edit(path: Path, **changes: object) -> None:
         (lambda p: (p / "pids.npy").unlink(), r"pids\.npy is missing or cut short"),
         (lambda p: os.truncate(p / "features.npy", 300), r"features\.npy is missing or cut short"),
         (lambda p: os.truncate(p / "entries.jsonl", 300), r"entries\.jsonl is missing or cut short"),
-        (lambda p: (p / "entries.jsonl").write_bytes(b"x" * 2000), "entry 0 is damaged"),
+        (lambda p: (p / "entries.jsonl").write_bytes(b"x" * 2000), r"entries\.jsonl: its checksum is wrong"),
+        *[(lambda p, read=read: forge(p, read), "entry 0 is damaged") for read in FORGED],
     ],
 )
 def test_damage_and_other_versions_are_named(tmp_path: Path, damage, message: str) -> None:

@@ -6,13 +6,14 @@ import csv
 import html
 import io
 import json
+import os
 import re
 import runpy
 import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,10 @@ from reid.data.images import Pixels
 from reid.export import TOLERANCE
 from reid.metrics.features import JUNK
 from reid.search import __main__ as search
-from reid.search.index import Index
-from reid.search.sources import list_folder, read_pictures
+from reid.search.index import Entry, Index
+from reid.search.index_files import Source, describe_meta, read_meta
+from reid.search.sources import list_folder, name_root, read_pictures
+from reid.search.writer import append
 from tests.support.drawn import HEIGHT, WIDTH, Drawn
 from tests.support.gaps import are_apart
 from tests.support.runs import load_once, make_run
@@ -102,14 +105,14 @@ def test_the_index_holds_the_features_of_the_embedder(album: Album) -> None:
     assert known == [path.partition("/")[0] if "/" in path else "" for path in sorted(paths)]
     wanted = Embedder.load(album.run, device="cpu").embed([album.photos / path for path in sorted(paths)])
     assert np.array_equal(index.features, wanted)
-    assert "8 images added in" in album.said and "now 8 images of 3 identities" in album.said
+    assert "8 images added (" in album.said and "now 8 images of 3 identities" in album.said
 
 
 def test_a_query_finds_its_person(album: Album, tmp_path: Path, capsys) -> None:
     asked = [photo(tmp_path / "anna.jpg", 0, 9), photo(tmp_path / "ben.png", 1, 9, size=(80, 50))]
     outputs = {name: tmp_path / f"result.{name}" for name in ("html", "csv", "json")}
     assert call("query", album.index, *asked, "--top", 4, "--out", outputs["html"], "--csv", outputs["csv"],
-                "--json", outputs["json"]) == 0  # fmt: skip
+                "--json", outputs["json"], "--images", album.photos) == 0  # fmt: skip
     document = json.loads(outputs["json"].read_text())
     assert [part["query"] for part in document] == [str(path) for path in asked]
     assert {result["identity"] for result in document[0]["results"][:3]} == {"anna"}
@@ -144,24 +147,42 @@ def test_centroids_are_means_and_strangers_stand_alone(album: Album, tmp_path: P
     assert sum(result["identity"] == "" for result in results) == 2
 
 
-def test_the_page_needs_nothing_and_escapes_everything(album: Album, tmp_path: Path) -> None:
+def test_the_page_needs_nothing_and_every_output_escapes(album: Album, tmp_path: Path, capfd) -> None:
     nasty = '<img src=x onerror=alert(1)> & "q"'
     photo(tmp_path / "photos" / nasty / "<b>.png", 3)
+    photo(tmp_path / "photos" / "=1+1" / "\x1b[31m \udcff.png", 3)  # a formula, a control sequence, no UTF-8
     assert call("index", "--checkpoint", album.run, "--images", tmp_path / "photos", "--out", tmp_path / "i") == 0
     asked = photo(tmp_path / "<script>.png", 3)
-    assert call("query", tmp_path / "i", asked, "--out", tmp_path / "r.html") == 0
+    assert call("query", tmp_path / "i", asked, "--out", tmp_path / "r.html", "--csv", tmp_path / "r.csv") == 0
+    said, table = capfd.readouterr().out, (tmp_path / "r.csv").read_text()
+    assert "\x1b" not in said and r"=1+1/\x1b[31m \udcff.png" in said
+    assert ",'=1+1," in table and ",=1+1" not in table and r",'=1+1/" in table
     page = (tmp_path / "r.html").read_text()
     assert "<script" not in page and "<img src=x" not in page and "<b>.png" not in page
     assert nasty in html.unescape(page)
     assert not re.search(r'(src|href)="(?!data:)', page)
 
 
-def test_pictures_that_are_gone_are_blanks(album: Album, tmp_path: Path) -> None:
+def test_pictures_that_are_gone_or_elsewhere_are_blanks(album: Album, tmp_path: Path, capsys) -> None:
     photos = Path(shutil.copytree(album.photos, tmp_path / "photos"))
     assert call("index", "--checkpoint", album.run, "--images", photos, "--out", tmp_path / "i") == 0
     (photos / "anna" / "1.png").unlink()
-    assert call("query", tmp_path / "i", photos / "anna" / "0.png", "--top", 3, "--out", tmp_path / "r.html") == 0
+    asked = ("query", tmp_path / "i", photos / "anna" / "0.png", "--top", 3, "--out", tmp_path / "r.html")
+    assert call(*asked, "--images", photos) == 0
     assert (tmp_path / "r.html").read_text().count("no image") == 1
+    assert "1 pictures are absent" in capsys.readouterr().out
+    assert call(*asked) == 0  # an index may come from anywhere: what it names is not read without the user's word
+    assert (tmp_path / "r.html").read_text().count("no image") == 3
+    assert f"show them with --images {photos}" in capsys.readouterr().out
+    (tmp_path / "secret.png").symlink_to(album.photos / "anna" / "0.png")
+    source, row = Source(str(photos)), Index(tmp_path / "i").features[:1]
+    for path in ("../secret.png", str(tmp_path / "secret.png"), "link.png", "a\0.png"):
+        with append(tmp_path / "i") as appender:
+            appender.add(row, [Entry(path, source=source)])
+    (photos / "link.png").symlink_to(album.photos / "ben" / "0.png")
+    pixels = Pixels(HEIGHT, WIDTH)
+    shown = read_pictures(list(Index(tmp_path / "i").entries()), pixels, {str(photos)})
+    assert [picture is not None for picture in shown] == [True, False, *[True] * 6, *[False] * 4]
 
 
 def test_a_table_gives_identity_camera_and_time(album: Album, tmp_path: Path, capsys) -> None:
@@ -176,7 +197,7 @@ def test_a_table_gives_identity_camera_and_time(album: Album, tmp_path: Path, ca
     assert call("index", "--checkpoint", album.run, "--images", album.photos, "--csv", tmp_path / "t.csv",
                 "--out", tmp_path / "i") == 0  # fmt: skip
     said = capsys.readouterr()
-    assert "3 images added, 1 unreadable and skipped" in said.out and "gone.png: No such file" in said.err
+    assert "3 images added, 1 unreadable and skipped (" in said.out and "gone.png: No such file" in said.err
     found = [(entry.identity, entry.camera, entry.time) for entry in Index(tmp_path / "i").entries()]
     assert found == [("Anna", "door", "2024-05-01T10:00"), ("Anna", "hall", ""), ("", "door", "12.5")]
     query = ("query", tmp_path / "i", album.photos / "anna" / "0.png", "--json", tmp_path / "r.json")
@@ -185,19 +206,22 @@ def test_a_table_gives_identity_camera_and_time(album: Album, tmp_path: Path, ca
     assert (result["path"], result["camera"]) == ("anna/1.png", "hall")
     assert call(*query) == 0
     assert json.loads((tmp_path / "r.json").read_text())[0]["results"][0]["time"] == "2024-05-01T10:00"
+    assert call("remove", tmp_path / "i", "--path", "anna/1.png") == 0
+    assert call(*query, "--camera", "door") == 0
+    assert "nothing found: all images are by camera door" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("path,name\na.png,x\n", "the first line is 'path,name'; it must name path"),
-        ("identity,camera\nx,1\n", "must name path"),
+        ("path,name\na.png,x\n", "columns that are not read: 'name'"),
+        ("identity,camera\nx,1\n", "no column path"),
         ("path,path\na,b\n", "each once"),
         ("path\n", "no line below the header"),
         ("path,identity\na.png\n", "line 2: more or fewer fields"),
-        ("path\n../a.png\n", r"line 2: path '../a.png'; give one inside"),
+        ("path\n../a.png\n", r"line 2: path '../a.png' lies outside"),
         ("path\n/etc/a.png\n", "line 2: path '/etc/a.png'"),
-        ("path\na.png\n./a.png\n", "lines 2 and 3: ./a.png twice"),
+        ("path\na.png\n./a.png\n", "lines 2 and 3: a.png twice"),
     ],
 )
 def test_tables_that_make_no_sense(album: Album, tmp_path: Path, table: str, message: str) -> None:
@@ -226,7 +250,11 @@ def test_shards_with_their_identities_and_cameras(album: Album, drawn: Drawn, tm
                 row += 1
     assert row == len(index)
     rows = [0, 30, len(index) - 1]
-    shown = read_pictures([entries[i] for i in rows], Pixels(HEIGHT, WIDTH))
+    some = [entries[i] for i in rows]
+    assert read_pictures(some, Pixels(HEIGHT, WIDTH), set()) == [None] * 3
+    beyond = [replace(some[0], place=place) for place in (-1, 10**9)]
+    assert read_pictures(beyond, Pixels(HEIGHT, WIDTH), {name_root(str(drawn.root))}) == [None] * 2
+    shown = read_pictures(some, Pixels(HEIGHT, WIDTH), {name_root(str(drawn.root))})
     files = [f for s in ("gallery", "query", "train") for p, fs in
              zip(drawn.manifest.split(s).pids, drawn.sources(s), strict=True) if p != JUNK for f in fs]  # fmt: skip
     for i, image in zip(rows, shown, strict=True):
@@ -255,9 +283,12 @@ def test_adding_appends_what_is_new(album: Album, copy: Path, tmp_path: Path, ca
     (more / "dora" / "1.png").write_bytes(b"")
     assert call("add", copy, "--images", more) == 0
     said = capsys.readouterr()
-    assert "1 images added, 9 were there, 1 unreadable and skipped" in said.out and "an empty file" in said.err
+    assert (
+        "1 images added, 9 are in the index already, 1 unreadable and skipped" in said.out
+        and "an empty file" in said.err
+    )
     assert call("add", copy, "--images", more, "--prefix", "x/") == 0
-    assert "0 images added, 10 were there" in capsys.readouterr().out
+    assert "0 images added, 10 are in the index already, 1 unreadable" in capsys.readouterr().out
     photo(more / "dora" / "2.png", 4)
     assert call("add", copy, "--images", more, "--prefix", "x/") == 0
     assert Index(copy).meta.identities == ("anna", "ben", "çelik", "dora", "x/dora")
@@ -282,15 +313,16 @@ def test_unreadable_images_are_skipped_counted_and_named_or_stop_it(album: Album
     photo(tmp_path / "photos" / "a.png", 0)
     (tmp_path / "photos" / "empty.jpg").touch()
     (tmp_path / "photos" / "text.jpg").write_text("no image")
+    fifo(tmp_path / "photos" / "fifo.jpg")
     make = ("index", "--checkpoint", album.run, "--images", tmp_path / "photos", "--out", tmp_path / "i")
     assert call(*make, "--on-dam", "stop") == 2
     assert "empty.jpg: an empty file" in capsys.readouterr().err
     assert not (tmp_path / "i").exists() and not list(tmp_path.glob(".*"))
     assert call(*make) == 0
     said = capsys.readouterr()
-    assert "1 images added, 2 unreadable and skipped" in said.out
+    assert "1 images added, 3 unreadable and skipped" in said.out
     assert [line.split(": ")[:2] for line in said.err.splitlines()] == [
-        ["skipped", str(tmp_path / "photos" / name)] for name in ("empty.jpg", "text.jpg")
+        ["skipped", str(tmp_path / "photos" / name)] for name in ("empty.jpg", "fifo.jpg", "text.jpg")
     ]
 
 
@@ -306,9 +338,20 @@ def all_broken(folder: Path) -> Path:
     return folder
 
 
+def fifo(path: Path) -> Path:
+    os.mkfifo(path)
+    return path
+
+
 def edited(index: Path, **changes: object) -> Path:
+    document = describe_meta(replace(read_meta(index), **changes))
+    (index / "index.json").write_text(json.dumps(document))
+    return index
+
+
+def of_version(index: Path, version: int) -> Path:
     document = json.loads((index / "index.json").read_text())
-    (index / "index.json").write_text(json.dumps({**document, **changes}))
+    (index / "index.json").write_text(json.dumps(document | {"format": version}))
     return index
 
 
@@ -352,14 +395,23 @@ BAD: dict[str, tuple[Callable[[Album, Path, Path], list], str]] = {
         "the checkpoint of its model, /gone, does not exist; give --checkpoint",
     ),
     "another version": (
-        lambda a, c, t: ["query", edited(c, format=99), a.photos / "anna" / "0.png"],
-        "index version 99, this program reads version 1",
+        lambda a, c, t: ["query", of_version(c, 99), a.photos / "anna" / "0.png"],
+        "index version 99, this program reads version 2",
     ),
     "no index": (lambda a, c, t: ["query", t, a.photos / "anna" / "0.png"], "is not an index"),
     "no photo": (lambda a, c, t: ["query", c, t / "none.jpg"], "none.jpg: No such file"),
     "unreadable photo": (lambda a, c, t: ["query", c, a.photos / "notes.txt"], "notes.txt: image cannot be decoded"),
     "no top": (lambda a, c, t: ["query", c, a.photos / "anna" / "0.png", "--top", "0"], "k is 0"),
     "no camera": (lambda a, c, t: ["query", c, a.photos / "anna" / "0.png", "--camera", "x"], "has no camera 'x'"),
+    "no source": (
+        lambda a, c, t: ["query", c, a.photos / "anna" / "0.png", "--out", t / "r.html", "--images", t],
+        "the index has no images of it, but of",
+    ),
+    "no page": (
+        lambda a, c, t: ["query", c, a.photos / "anna" / "0.png", "--images", a.photos],
+        "--images works only with --out",
+    ),
+    "a fifo": (lambda a, c, t: ["query", c, fifo(t / "f.jpg")], "f.jpg: is a FIFO"),
     "no place": (
         lambda a, c, t: ["query", c, a.photos / "anna" / "0.png", "--out", t / "x" / "y.html"],
         "No such file",

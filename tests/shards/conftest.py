@@ -22,12 +22,13 @@ def image_bytes(seed: int, kind: str = "JPEG", size: tuple[int, int] = (16, 32))
 
 def make_draw() -> Draw:
     drawn = 0
+    Image.init()
 
     def write(path: Path) -> Path:
         nonlocal drawn
         drawn += 1
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(image_bytes(drawn, "PNG" if path.suffix.lower() == ".png" else "JPEG"))
+        path.write_bytes(image_bytes(drawn, Image.registered_extensions()[path.suffix.lower()]))
         return path
 
     return write
@@ -35,7 +36,7 @@ def make_draw() -> Draw:
 
 @pytest.fixture
 def draw() -> Draw:
-    """Writes a picture of its own to each path, JPEG or PNG by the suffix."""
+    """Writes a picture of its own to each path, in the format of its suffix."""
     return make_draw()
 
 

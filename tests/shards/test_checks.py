@@ -106,4 +106,54 @@ def test_twice_in_one_identity() -> None:
 def test_examples_are_few() -> None:
     train = [image(1, 1, f"{number}") for number in range(30)]
     check = found("copies in train and test", train=train, gallery=[image(2, 1, f"{number}") for number in range(30)])
-    assert check.count == 30 and len(check.examples) == 5
+    assert check.count == 30 and len(check.examples) == 5 and check.more == 25
+
+
+def test_one_camera_everywhere_has_its_own_advice() -> None:
+    test = {"query": [image(1, 1), image(2, 1)], "gallery": [image(1, 1), image(2, 1)]}
+    assert "leave the camera column of the CSV empty" in found("queries without match", **test).text
+    test["gallery"].append(image(3, 2))
+    assert "leave" not in found("queries without match", **test).text
+
+
+def mixed(*places: tuple[str, int], split: str = "train", pid: int = 7) -> list[Check]:
+    """The check of one identity with an image in each (folder, camera), beside another identity in each folder."""
+    images = [Sighting(pid, camid, f"{folder}/{next(NUMBER)}.jpg", b"own") for folder, camid in places]
+    images += [Sighting(100 + i, camid, f"{folder}/x{i}.jpg", b"") for i, (folder, camid) in enumerate(places)]
+    return [check for check in run_checks({split: images}, 0) if check.name == "mixed datasets"]
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        (("all/mall/a", 1), ("all/mall/a", 2), ("all/shop/a", 1)),  # both count cameras from 1
+        (("mall", 1), ("mall", 2), ("shop", 3), ("shop", 4)),
+        (("site1", 1), ("site1", 2), ("site2", 3), ("site2", 4)),
+        (("mall", -1), ("shop", -1)),
+    ],
+)
+def test_two_datasets_that_both_count_from_one(places: tuple[tuple[str, int], ...]) -> None:
+    (check,) = mixed(*places)
+    assert (check.level, check.count) == ("warning", 1) and "pid 7 in " in check.text
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        (("entrance", 1), ("hall", 2), ("yard", 3)),  # a folder for each camera
+        (("cam1", -1), ("cam2", -1)),
+        (("monday", 1), ("monday", 2)),
+        (("2024-05-01", 1), ("2024-05-01", 2), ("2024-05-02", 1)),
+        tuple((f"{number:02x}", camid) for number in range(30) for camid in (1, 2)),  # by hash
+    ],
+)
+def test_folders_of_one_dataset(places: tuple[tuple[str, int], ...]) -> None:
+    assert mixed(*places) == []
+
+
+def test_splits_junk_and_distractors_are_not_mixed() -> None:
+    assert mixed(("mall", 1), ("mall", 2), ("shop", 1), pid=0) == mixed(("mall", 1), ("shop", 1), pid=-1) == []
+    train, gallery = ([Sighting(7, camid, f"{folder}/{camid}.jpg", b"") for camid in (1, 2)] for folder in ("a", "b"))
+    assert not [
+        check for check in run_checks({"train": train, "gallery": gallery}, None) if check.name == "mixed datasets"
+    ]

@@ -1,5 +1,6 @@
 """shards/readers/csv_file.py: the table, its paths, its labels, and what is wrong with it by line."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,8 @@ def test_labels_from_one_cameras_in_numeric_order(tmp_path: Path) -> None:
     assert csv_file.read(elsewhere, table).records[0].path == elsewhere / "a/1.jpg"
 
 
-def test_byte_order_mark_column_order_extra_columns_quotes(tmp_path: Path) -> None:
-    text = 'split,note,identity,path\r\ntrain,x,"Smith, J.","a ""1"".jpg"\r\n\r\ntrain,,Åse,b.jpg\r\n'
+def test_byte_order_mark_column_order_empty_rows_quotes(tmp_path: Path) -> None:
+    text = 'split,identity,path\r\ntrain,"Smith, J.","a ""1"".jpg"\r\n\r\n,,\r\ntrain, Åse ,b.jpg\r\n'
     write(tmp_path, text, encoding="utf-8-sig")
     assert summary(tmp_path) == [("train", 1, -1, "Smith, J.", 'a "1".jpg'), ("train", 2, -1, "Åse", "b.jpg")]
 
@@ -66,17 +67,21 @@ def test_absolute_paths_below_the_root(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("", "no column path, identity, split"),
-        ("a/1.jpg,zoe,10,train\n", "no column path, identity, split; the first line reads 'a/1.jpg,zoe,10,train'"),
-        ("path;identity;split\n1.jpg;a;train\n", "the first line reads 'path;identity;split', expected path,identity"),
-        ("path,identity,split,split\n1,a,train,train\n", "a column is named twice"),
+        ("a/1.jpg,zoe,10,train\n", "no column path, identity, split; the first line names 'a/1.jpg', 'zoe', '10'"),
+        ("path;identity;split\n1.jpg;a;train\n", "separated by semicolons"),
+        ("path\tidentity\tsplit\n1.jpg\ta\ttrain\n", "separated by tabs"),
+        ("path,identity,split,split\n1,a,train,train\n", "the column split is named twice"),
         ("path,identity,camera,split\n", "no row below the header"),
         ("path,identity,split\n1.jpg,a,test\n", "line 2: split 'test' is unknown; use train, query, gallery"),
         ("path,identity,split\n1.jpg,,train\n", "line 2: identity is empty"),
         ("path,identity,split\n1.jpg,a\n", "line 2: more or fewer fields"),
         ("path,identity,split\n1.jpg,a,train,x\n", "line 2: more or fewer fields"),
-        ("path,identity,split\n../1.jpg,a,train\n", "line 2: ../1.jpg lies outside"),
-        ("path,identity,split\n/etc/passwd,a,train\n", "line 2: /etc/passwd lies outside"),
+        ("path,identity,split\n../1.jpg,a,train\n", "line 2: path '../1.jpg' lies outside"),
+        ("path,identity,split\n/etc/passwd,a,train\n", "line 2: path '/etc/passwd' lies outside"),
         ("path,identity,split\n1.jpg,a,train\n2.jpg,a,train\n1.jpg,b,train\n", "lines 2 and 4: the same train image"),
+        ("path,identity,split\na\\1.jpg,a,train\n", "line 2: .* has backslashes"),
+        ("path,identity,split\nC:\\a\\1.jpg,a,train\n", "line 2: .* has backslashes"),
+        ("path,identity,split\n1.jpg,a,train\n2\0.jpg,a,train\n", "line 3: a NUL character"),
         ('path,identity,split\n"1.jpg,a,train\n', "not a CSV table"),
     ],
 )
@@ -87,6 +92,26 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None
     assert "labels.csv" in str(caught.value)
 
 
+@pytest.mark.parametrize("column", ["Camera", "cam", "camera_id", "camera ", "camid", "CAM", "cameras", "kamera"])
+def test_columns_that_are_not_read_are_refused_with_the_nearest(tmp_path: Path, column: str) -> None:
+    """Without cameras no same-camera rule applies, and every metric is inflated."""
+    write(tmp_path, f"path,identity,{column},split\n1.jpg,a,3,train\n")
+    with pytest.raises(ValueError, match=rf"labels\.csv: columns .*'{column}' \(did you mean camera\?\)"):
+        summary(tmp_path)
+
+
+def test_all_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
+    write(tmp_path, "path,identity,split,x,y,w,h,\n1.jpg,a,train,0,0,8,8,\n")
+    with pytest.raises(ValueError, match=r"not read: 'x', 'y', 'w', 'h', ''; .*, camera"):
+        summary(tmp_path)
+
+
+def test_a_backslash_may_be_a_part_of_a_name(tmp_path: Path) -> None:
+    write(tmp_path, "path,identity,split\na\\1.jpg,a,train\n")
+    (tmp_path / "a\\1.jpg").touch()
+    assert summary(tmp_path) == [("train", 1, -1, "a", "a\\1.jpg")]
+
+
 def test_one_image_may_be_query_and_gallery(tmp_path: Path) -> None:
     write(tmp_path, "path,identity,split\n1.jpg,a,query\n1.jpg,a,gallery\n")
     assert len(summary(tmp_path)) == 2
@@ -94,7 +119,7 @@ def test_one_image_may_be_query_and_gallery(tmp_path: Path) -> None:
 
 def test_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_bytes("path,identity,split\n1.jpg,Åse,train\n".encode("latin-1"))
-    with pytest.raises(ValueError, match="not UTF-8"):
+    with pytest.raises(ValueError, match=r"labels\.csv, line 2: not UTF-8"):
         csv_file.read(tmp_path)
 
 
@@ -113,3 +138,23 @@ def test_which_table(tmp_path: Path) -> None:
         csv_file.read(write(tmp_path, "", "data.zip"))
     with pytest.raises(ValueError, match="no such file or folder"):
         csv_file.read(tmp_path / "nowhere")
+
+
+def test_labels_written_in_several_ways_are_a_warning(tmp_path: Path) -> None:
+    write(tmp_path, "path,identity,camera,split\n1.jpg,7,Gate,train\n2.jpg,007,gate,train\n3.jpg,7.0,2,train\n")
+    raw = csv_file.read(tmp_path)
+    assert [warning.split(" are ")[0] for warning in raw.warnings] == ["1 identities", "1 cameras"]
+    assert len({record.pid for record in raw.records}) == 3  # as they are written: some datasets mean it
+
+
+def test_labels_may_be_numbers_of_any_length(tmp_path: Path) -> None:
+    write(tmp_path, f"path,identity,split\n1.jpg,{'9' * 5000},train\n2.jpg,1,train\n")
+    assert [pid for _, pid, _, _, _ in summary(tmp_path)] == [1, 2]
+
+
+@pytest.mark.timeout(20)
+def test_a_table_that_would_block_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.csv")
+    for arguments in ((tmp_path / "fifo.csv",), (tmp_path, tmp_path / "fifo.csv"), (tmp_path,)):
+        with pytest.raises(ValueError, match=r"fifo\.csv: is a FIFO"):
+            csv_file.read(*arguments)

@@ -1,10 +1,18 @@
 """shards/readers/folder.py: split/identity/*.jpg."""
 
+import os
+import tarfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from reid.data.image_file import FORMATS
+from reid.data.images import Pixels
+from reid.data.shard_reader import read_identities
+from shards.build import build
 from shards.readers import folder
+from shards.verify import verify
 
 
 def test_identities_are_numbered_from_one_over_all_splits(folder_tree: Path) -> None:
@@ -50,6 +58,9 @@ def test_strays_and_unknown_folders(folder_tree: Path, draw) -> None:
     assert len(raw.records) == 7
     assert {path.name for path in raw.ignored} == {"Thumbs.db", ".DS_Store", "._1.jpg", "notes.txt", "deeper", "val"}
     assert raw.warnings == ["folders whose names are not splits were not read: val"]
+    for number in range(20):
+        (folder_tree / f"{number:02d}").mkdir()
+    assert folder.read(folder_tree).warnings[0].endswith(": 00, 01, 02, 03, 04, 05, 06, 07 and 13 more")
 
 
 def test_train_alone_is_enough(tmp_path: Path, draw) -> None:
@@ -67,3 +78,48 @@ def test_nothing_fits_the_layout(tmp_path: Path, draw) -> None:
         folder.read(tmp_path / "flat")
     with pytest.raises(ValueError, match="found flat/"):
         folder.read(tmp_path)
+
+
+def test_a_name_that_is_not_utf8_is_refused_by_name(folder_tree: Path) -> None:
+    (folder_tree / "train" / "Ann" / os.fsdecode(b"\xe9.jpg")).touch()
+    with pytest.raises(ValueError, match=r"train/Ann/\\udce9\.jpg' is not UTF-8"):
+        folder.read(folder_tree)
+
+
+def test_all_formats_that_training_decodes_are_read_and_others_counted(folder_tree: Path, tmp_path: Path, draw) -> None:
+    for form in FORMATS:
+        name = f"{form.lower()}.{'tif' if form == 'TIFF' else form}"
+        draw(folder_tree / "train" / "Ann" / name)
+    draw(folder_tree / "train" / "Ann" / "0.png").rename(folder_tree / "train" / "Ann" / "really_png.jpg")
+    for name in ("1.heic", "2.HEIC", "3.tga", "4.txt", "._5.heic"):
+        (folder_tree / "train" / "Ann" / name).touch()
+    (folder_tree / "train" / "stray.jpg").touch()
+    (folder_tree / "train" / "Bob" / "deeper").mkdir()
+    done = build(folder.read(folder_tree), tmp_path / "out")
+    train = done.manifest.split("train")
+    assert train.images.tolist() == [2 + len(FORMATS) + 1, 2]
+    with tarfile.open(tmp_path / "out" / "train-0000.tar") as tar:
+        suffixes = Counter(name.rpartition(".")[2] for name in tar.getnames() if "000001" in name)
+    assert suffixes == {"json": 1, "jpg": 3, "png": 2, "bmp": 1, "webp": 1, "tif": 1, "gif": 1}
+    assert done.ignored == 7
+    for counted in ("1 images lie", "(2 .heic, 1 .tga)", "1 folders inside"):
+        assert sum(counted in warning for warning in done.warnings) == 1
+    assert verify(tmp_path / "out", decode=True).damage == []
+    (identity,) = (found for found in read_identities(tmp_path / "out", train, [0]) if found.pid == 1)
+    pixels = [Pixels(8, 8).decode(identity.image(i), "x") for i in range(len(identity.files))]
+    assert len(pixels) == 2 + len(FORMATS) + 1
+
+
+def test_links_out_of_the_folder_are_counted(folder_tree: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    (folder_tree / "train" / "Ann").rename(outside)
+    (folder_tree / "train" / "Ann").symlink_to(outside)
+    (folder_tree / "train" / "Bob" / "link.jpg").symlink_to(outside / "1.JPG")
+    (folder_tree / "train" / "Bob" / "inside.jpg").symlink_to("2.jpg")
+    warnings = build(folder.read(folder_tree), tmp_path / "out").warnings
+    assert sum(warning.startswith("3 images lie outside") for warning in warnings) == 1
+    linked = tmp_path / "linked"
+    linked.symlink_to(folder_tree)
+    (folder_tree / "train" / "Ann").unlink()
+    (folder_tree / "train" / "Bob" / "link.jpg").unlink()
+    assert not any("outside" in warning for warning in build(folder.read(linked), tmp_path / "out").warnings)

@@ -1,6 +1,7 @@
 """The command line: what it prints, its exit status, and that it runs as a module."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import pytest
 from reid.data.manifest import load_manifest
 from shards.__main__ import main
 from shards.pedestrians import dataset as pedestrians
+from shards.readers import dukemtmc
+from shards.records import Counts
 
 ROOT = Path(__file__).parents[2]
 
@@ -97,6 +100,46 @@ def test_build_folder_and_csv(folder_tree: Path, tmp_path: Path, capsys: pytest.
     printed = capsys.readouterr().out
     assert "broken and left out: 1 images" in printed and "none.jpg: No such file" in printed
     assert "warning: 2 train identities have one image" in printed
+
+
+def test_the_reader_that_fits_is_named(
+    market: Path, folder_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "out")]
+    assert main(["build", "folder", "--root", str(market), *out]) == 2
+    assert f"`build market1501` or `build dukemtmc` reads {market}" in capsys.readouterr().err
+    assert main(["build", "veri776", "--root", str(folder_tree), *out]) == 2
+    assert f"`build folder` reads {folder_tree}" in capsys.readouterr().err
+    assert main(["build", "msmt17", "--root", str(tmp_path), *out]) == 2
+    assert " reads " not in capsys.readouterr().err
+    (folder_tree / "labels.csv").write_text("path,identity,Camera,split\ntrain/Ann/1.JPG,Ann,1,train\n")
+    assert main(["build", "csv", "--root", str(folder_tree), *out]) == 2
+    assert "build folder" not in capsys.readouterr().err  # the layout is right, a name in it is wrong
+    (folder_tree / "labels.csv").write_text("path,identity,camera,split\ntrain/Ann/1.JPG,Ann,1,train\n")
+    assert main(["build", "folder", "--root", str(folder_tree), *out]) == 0
+    printed = capsys.readouterr().out
+    assert f"warning: `build csv` reads {folder_tree}, too" in printed
+    assert "note: 2 identities in 1 train shards" in printed and "--batch.identities=2 --batch.streams=1" in printed
+
+
+def test_the_reader_whose_published_counts_these_are_is_named(
+    market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Market-1501 and DukeMTMC-reID have the same folders and file names."""
+    monkeypatch.setitem(dukemtmc.PUBLISHED, "train", Counts(60, 9))
+    assert main(["build", "market1501", "--root", str(market), "--out", str(tmp_path / "out")]) == 0
+    assert "warning: the counts of images are those of `build dukemtmc`" in capsys.readouterr().out
+    assert main(["build", "dukemtmc", "--root", str(market), "--out", str(tmp_path / "d")]) == 0
+    assert "are those of" not in capsys.readouterr().out
+
+
+def test_folders_whose_names_are_not_utf8(folder_tree: Path, tmp_path: Path) -> None:
+    """Only a real program has an output with an encoding."""
+    root, out = (tmp_path / os.fsdecode(name) for name in (b"people\xff", b"out\xff"))
+    folder_tree.rename(root)
+    command = [sys.executable, "-m", "shards", "build", "folder", "--root", str(root), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and done.stdout.endswith("out\\udcff\n"), done.stderr
 
 
 def test_errors_are_one_line_without_a_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,6 +44,8 @@ def test_order_is_by_split_pid_and_path(market: Path) -> None:
         ("0001_c001_00016450_0.jpg", 1, 1),
         ("0005_c2_f0046985.JPG", 5, 2),
         ("12345_c1s1_000451_03.png", 12345, 1),
+        ("0002_c1s1_000451_03.WebP", 2, 1),
+        ("0002_c1s1_000451_03.tiff", 2, 1),
     ],
 )
 def test_names_that_match(name: str, pid: int, camid: int) -> None:

@@ -1,6 +1,7 @@
 """shards/readers/market_layout.py and the datasets in that layout: DukeMTMC-reID, CUHK03-NP, VeRi-776."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from reid.data.manifest import load_manifest
 from shards.__main__ import main
 from shards.build import build
 from shards.readers import cuhk03, dukemtmc, market1501, msmt17, veri776
-from shards.records import SPLITS, Counts, RawDataset
+from shards.records import SPLITS, Counts, RawDataset, name_dataset
 from shards.summary import compare_counts
 
 
@@ -137,20 +138,22 @@ def test_published_counts_are_those_of_the_datasets(tmp_path: Path) -> None:
 def test_cuhk_from_the_command_line(
     cuhk: Path, boxes: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["build", "cuhk03", "--root", str(cuhk), "--out", str(tmp_path / "out")]
+    name = f"cuhk03-{boxes or 'detected'}"
+    command = ["build", "cuhk03", "--root", str(cuhk), "--out", str(tmp_path / "out"), "--dataset", name]
     assert main(command + (["--boxes", boxes] if boxes else [])) == 0
     printed = capsys.readouterr()
     assert "privacy must be kept" in printed.err
     images = 3 if boxes else 2
     assert f"warning: train: {images} images of 1 identities; as published it has 736" in printed.out
     manifest = load_manifest(tmp_path / "out")
-    assert manifest.dataset == f"cuhk03-{boxes or 'detected'}" and manifest.distractor_pid is None
+    assert manifest.dataset == name and manifest.distractor_pid is None
     assert [split.num_images for split in manifest.splits.values()] == [images, 1, 2]
     assert main(["verify", str(tmp_path / "out"), "--decode"]) == 0
 
 
 def test_veri_from_the_command_line(veri: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["build", "veri776", "--root", str(veri), "--out", str(tmp_path / "out")]) == 0
+    command = ["build", "veri776", "--root", str(veri), "--out", str(tmp_path / "out"), "--dataset", "veri776"]
+    assert main(command) == 0
     printed = capsys.readouterr()
     assert "academic research only" in printed.err
     assert "warning: train: 3 images of 2 identities; as published it has 37778 of 576" in printed.out
@@ -161,12 +164,30 @@ def test_veri_from_the_command_line(veri: Path, tmp_path: Path, capsys: pytest.C
 
 
 def test_other_counts_than_published_are_a_warning_with_both(market: Path, duke: Path, tmp_path: Path) -> None:
-    warnings = build(market1501.read(market), tmp_path / "m").warnings
+    """Where the user says that it is this dataset."""
+    warnings = build(market1501.read(market), tmp_path / "m", dataset="market1501").warnings
     assert len(warnings) == 3
     assert warnings[2].startswith("gallery: 47 images of 3 identities; as published it has 19732 of 750")
-    done = build(dukemtmc.read(duke), tmp_path / "d")
+    done = build(dukemtmc.read(duke), tmp_path / "d", dataset="dukemtmc")
     assert done.warnings[0].startswith("train: 4 images of 2 identities; as published it has 16522 of 702")
     found = {"train": Counts(4, 2), "query": Counts(1, 1), "gallery": Counts(3, 2)}
     assert compare_counts(done.manifest, found) == []
     assert len(compare_counts(done.manifest, {**found, "gallery": Counts(3, 3)})) == 1
     assert compare_counts(done.manifest, {"val": Counts(1, 1)})[0].startswith("val: 0 images of 0 identities")
+
+
+def test_own_images_in_a_published_layout_are_not_that_dataset(market: Path, tmp_path: Path) -> None:
+    raw = market1501.read(market)
+    done = build(raw, tmp_path / "mine", dataset="mine")
+    assert done.warnings == () and done.manifest.dataset == "mine"
+    assert "Zheng" not in done.manifest.notice and "of yours" in done.manifest.notice
+    warnings = build(raw, tmp_path / "unnamed").warnings
+    assert len(warnings) == 1 and "--dataset" in warnings[0] and "incomplete" not in warnings[0]
+
+
+@pytest.mark.parametrize("name", [None, "market"])
+def test_counts_near_the_published_ones_are_compared(market: Path, name: str | None) -> None:
+    """One split is enough: the copy of another may be incomplete."""
+    published = {"train": Counts(60, 9), "query": Counts(3368, 750), "gallery": Counts(19_732, 750)}
+    raw = name_dataset(replace(market1501.read(market), published=published), name)
+    assert raw.published == published and "Zheng" in raw.notice and raw.name == (name or "market1501")

@@ -64,7 +64,7 @@ def test_published_counts(root: Path) -> None:
 
 def test_build_from_the_command_line(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["build", "msmt17", "--root", str(root), "--out", str(tmp_path / "out"), "--without-val"]
-    assert main(command) == 0
+    assert main([*command, "--dataset", msmt17.read(root).name]) == 0
     printed = capsys.readouterr()
     assert "release agreement" in printed.err
     assert "warning: train: 2 images of 2 identities; as published it has 30248 of 1041" in printed.out
@@ -103,12 +103,24 @@ def test_a_listed_image_that_is_absent_counts_as_broken(root: Path, tmp_path: Pa
         ("../0000/a_b_01_c.jpg 0", "lies outside"),
         ("/etc/a_b_01_c.jpg 0", "lies outside"),
         ("0000/a_b_01_c.jpg 10000", "identity 10000"),
+        (r"0000\a_b_01_c.jpg 0", "has backslashes"),
+        ("0000/a_b_01_c.jpg\t0", "is a tab"),
+        ("0000/a\0b_01_c.jpg 0", "a NUL character"),
     ],
 )
 def test_lines_that_cannot_be_read(root: Path, line: str, message: str) -> None:
     (root / "list_query.txt").write_text(f"\n{line}\n")
     with pytest.raises(ValueError, match=rf"list_query\.txt, line 2: .*{message}"):
         msmt17.read(root)
+
+
+def test_lists_with_a_byte_order_mark_lose_no_image(root: Path) -> None:
+    """As Windows' editors write it, before the first image's path."""
+    before = facts(root)
+    for path in root.glob("list_*.txt"):
+        path.write_text(path.read_text().replace("\n", "\r\n"), encoding="utf-8-sig")
+    assert facts(root) == before
+    assert all(record.path.is_file() for record in msmt17.read(root).records)
 
 
 def test_lists_that_contradict_themselves(root: Path) -> None:
@@ -123,7 +135,7 @@ def test_lists_that_contradict_themselves(root: Path) -> None:
     with pytest.raises(ValueError, match=r"list_val\.txt: is empty"):
         msmt17.read(root)
     (root / "list_val.txt").write_bytes(b"\xff\xfe\xfa")
-    with pytest.raises(ValueError, match=r"list_val\.txt: not text"):
+    with pytest.raises(ValueError, match=r"list_val\.txt: not UTF-8 but UTF-16"):
         msmt17.read(root)
 
 

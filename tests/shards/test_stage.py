@@ -144,7 +144,7 @@ def test_a_damaged_source_is_not_passed_on(source: Path, target: Path) -> None:
         stage(source, target)
     assert not (target / "manifest.json").exists() and not (target / path.name).exists()
     path.unlink()
-    with pytest.raises(ValueError, match=r"gallery-0000\.tar: is missing; repair the source"):
+    with pytest.raises(ValueError, match=r"gallery-0000\.tar: is missing or no regular file; repair the source"):
         stage(source, target)
     (source / "manifest.json").unlink()
     with pytest.raises(ValueError, match="unfinished build"):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import tarfile
@@ -11,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from reid.data.manifest import load_manifest
+from reid.data.shard_reader import read_identities
 from shards.__main__ import main
 from shards.build import build
 from shards.readers import market1501
+from shards.stage import stage
 from shards.verify import verify
 
 
@@ -28,6 +31,19 @@ def built(market: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def out(built: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
     return shutil.copytree(built, tmp_path / "out")
+
+
+@pytest.mark.timeout(60)
+def test_a_fifo_in_place_of_a_shard_is_damage(out: Path) -> None:
+    """It would block a reader for ever."""
+    path = out / "train-0000.tar"
+    path.unlink()
+    os.mkfifo(path)
+    assert report(out) == ["train-0000.tar: cannot be read: is a FIFO, not a regular file"]
+    with pytest.raises(ValueError, match=r"train-0000\.tar: is missing or no regular file"):
+        stage(out, out.with_name("staged"))
+    with pytest.raises(ValueError, match=r"train-0000\.tar: .*is a FIFO"):
+        list(read_identities(out, load_manifest(out).split("train"), [0]))
 
 
 def report(out: Path, decode: bool = False) -> list[str]:
@@ -224,6 +240,7 @@ def test_the_same_key_twice(market: Path, tmp_path: Path) -> None:
         name: [0, 1] if name == "shard" else [values[0]] * 2 for name, values in query["identities"].items()
     }
     document = {**document, "splits": {"query": query}, "distractor_pid": query["identities"]["pid"][0]}
+    del document["fingerprint"]
     (out / "manifest.json").write_text(json.dumps(document))
     assert [line for line in report(out) if "is not in manifest.json" not in line] == [
         "query-0001.tar: market1501-query-000001: the same key is in query-0000.tar"

@@ -27,7 +27,7 @@ def split_batch(name: str, world_size: int, dtype: torch.dtype = torch.float64) 
 def losses_of(features: Tensor, total: Tensor) -> Losses:
     """What the objective would return of these features and this loss, without terms."""
     layout = build_layout([np.arange(len(features))])
-    return Losses(total, {}, features.clone(), layout, sums=None, anchors=None)
+    return Losses(total, {}, features.clone(), layout, sums=None, anchors={})
 
 
 def _even(world_size: int) -> list[list[int]]:

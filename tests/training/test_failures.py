@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
 import shutil
 import signal
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +23,7 @@ from reid.runs.checkpoint import find
 from reid.runs.models import find_run
 from reid.training import setup as startup
 from shards.__main__ import main as shards_main
-from tests.support.programs import Program, launch
+from tests.support.programs import TIMEOUT_S, Program, launch
 from tests.support.waiting import WAITS, wait_in_step_6
 
 SMALL = [
@@ -136,6 +138,36 @@ def test_a_signal_to_the_launcher_stops_all_and_the_rest_is_the_same_to_the_last
     assert_resumed_as_undisturbed(start, tmp_path, straight, said)
 
 
+def test_no_rank_trains_on_without_its_launcher(data: Path, tmp_path: Path) -> None:
+    """A launcher that does not know a signal, or is killed, ends at once and tells its processes nothing."""
+    run = launched(data, tmp_path, "train.py", FOREVER)
+    run.wait_for(lambda: steps(tmp_path) >= 1)
+    ranks = ranks_of(run)
+    try:
+        run.signal(signal.SIGUSR1)
+        status, said = run.end()
+        assert (status, len(ranks)) == (-signal.SIGUSR1, 2), said
+        end = time.monotonic() + TIMEOUT_S
+        while any(is_running(pid) for pid in ranks.values()):
+            assert time.monotonic() < end, run.said()
+            time.sleep(0.1)
+    finally:
+        for pid in ranks.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    stopped = json.loads((tmp_path / "run" / "stopped.json").read_text())
+    assert stopped["checkpoint"] == find(tmp_path / "run" / "checkpoints")[0].name
+    assert stopped["reason"] == "the launcher has ended" and "Traceback" not in run.said()
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process has not ended; one that nobody waits for stays a zombie."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
 def read_log(runs: Path) -> list[dict]:
     return [json.loads(line) for line in (runs / "run" / "metrics.jsonl").read_text().splitlines()]
 
@@ -206,6 +238,7 @@ def test_a_killed_rank_ends_the_others(data: Path, tmp_path: Path) -> None:
     status, said = run.end()
     assert status != 0
     assert "SIGKILL" in said or "Signal 9" in said
+    assert "error: another process of this program has ended" in said and "[rank0]: Traceback" not in said, said
 
 
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(start: Start, tmp_path: Path) -> None:

@@ -72,15 +72,16 @@ def test_a_restarted_meter_forgets_the_time_before(clock: Clock) -> None:
     assert (values["images_per_s"], values["steps_per_s"], values["data_wait_share"]) == (20, 2, 0)
 
 
-def test_an_idle_hinge_is_said_once() -> None:
-    watch = HingeWatch()
-    for active, said in [(0.25, False), (0.0, True), (0.0, False)]:
-        for value in (active, 0.0):
-            watch.record({"hinge_active": value})
-        text = watch.end_epoch(0.5)
-        assert (text is not None) == said
-        if text is not None:
+def test_an_idle_hinge_is_said_after_the_warm_up_and_again() -> None:
+    watch = HingeWatch(first_epoch=2)
+    warned = []
+    for epoch, active in enumerate([0.0, 0.0, 0.25, 0.0, 0.0, 0.0, 0.0, 0.25, 0.0]):
+        for share in (active, 0.0):
+            watch.record({"hinge_active": share})
+        if text := watch.end_epoch(0.5, epoch):
             assert "loss.margin = 0.5" in text and "loss.relative" in text
+            warned.append(epoch)
+    assert warned == [3, 4, 6, 8]  # idle for 1, 2 and 4 epochs; active; idle for 1
     watch.record({})
     assert HingeWatch().end_epoch(0.5) is None
 

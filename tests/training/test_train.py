@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from torch import nn
 from reid.config import Config, LossConfig
 from reid.data.images import Pixels
 from reid.data.manifest import load_manifest
+from reid.data.plan import Plan
 from reid.distributed import start_accelerator
 from reid.evaluation.evaluator import extract
 from reid.files import check_writable
@@ -32,7 +34,7 @@ from reid.runs.folder import RunFolder
 from reid.runs.store import RunStore
 from reid.training import preemption as stopping
 from reid.training import validation
-from reid.training.setup import check_image_size, check_matches
+from reid.training.setup import check_image_size, check_matches, describe_batch
 from reid.training.train import train
 from reid.training.trainer import format_progress
 from reid.training.validation import Validation
@@ -257,10 +259,15 @@ def test_a_resume_with_other_batches_is_refused_and_with_other_rates_goes_on(
         again(config)
 
 
-def test_a_dry_run_says_what_it_cannot_write_and_leaves_nothing(config: Config, tmp_path: Path) -> None:
+def test_a_dry_run_says_what_it_saw_and_what_it_cannot_write_and_leaves_nothing(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config.dry_run, config.runs = True, str(tmp_path / "a" / "b")
     assert not train(config)
     assert not (tmp_path / "a").exists()
+    said = capsys.readouterr().out
+    for name in ("loss", "hinge_active", "d_ap", "d_an", "triplet_d_ap", "feature_norm"):
+        assert f" {name} " in said
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"file/run cannot be written: Not a directory; give another --runs"):
         check_writable(tmp_path / "file" / "run")
@@ -333,6 +340,51 @@ def test_a_disk_without_room_for_the_checkpoints(config: Config, monkeypatch: py
             continue
         with pytest.raises(ValueError, match=r"11 MiB are free, 4 checkpoints take 12 MiB; make room, lower track"):
             store.check_space()
+    for epoch in (1, 2):  # which are there take no more room
+        (config.folder / "checkpoints" / f"epoch-{epoch:04d}-step-000000").mkdir(parents=True)
+    for mebibytes, enough in ((7, True), (5, False)):
+        monkeypatch.setattr("shutil.disk_usage", lambda _, free=mebibytes * 2**20: SimpleNamespace(free=free))
+        with contextlib.nullcontext() if enough else pytest.raises(ValueError, match="2 checkpoints take 6 MiB"):
+            store.check_space()
+
+
+def test_a_finished_run_is_left_as_it_is(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.optim.epochs = 1
+    assert not train(config)
+    files = {path: path.read_bytes() for path in config.folder.rglob("*") if path.is_file()}
+    best = json.loads((checkpoint.find(config.folder / "checkpoints")[0] / "state.json").read_text())["best"]
+    assert "trained to epoch 1 of 1" in capsys.readouterr().out
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    assert not again(config, stop_file="another")
+    said = capsys.readouterr().out
+    assert "nothing to train: the run is at epoch 1, optim.epochs is 1" in said and "from epoch 2" not in said
+    assert f"image/mAP: best {best['image/mAP']:.4f} (epoch-0001-step-000000)" in said
+    assert {path: path.read_bytes() for path in config.folder.rglob("*") if path.is_file()} == files
+
+
+def test_metrics_without_a_camera_rule_say_so(config: Config, root: Path) -> None:
+    manifest = load_manifest(root)
+    splits = {name: replace(split, cameras=((-1,),) * len(split.pids)) for name, split in manifest.splits.items()}
+    held_out = np.arange(8) < 3
+    cases = [(~held_out & held_out, False), (held_out, False), (held_out, True)]
+    for whole, where in (
+        (manifest, [""] * 3),
+        (replace(manifest, splits=splits), ["2 of 2 query", "3 of 3 held", "gal"]),
+    ):
+        for (held, last), words in zip(cases, where, strict=True):
+            evaluates = Validation(config.data, whole, held, 8, torch.device("cpu"), enabled=True)
+            text = evaluates.warn_of_cameras(last) or ""
+            assert bool(text) == bool(words) and words in text
+            assert ("query" in text) == (bool(words) and (last or not held.any()))
+
+
+def test_a_batch_of_short_groups_is_described() -> None:
+    plan = Plan(np.array([2, 2, 8]), np.zeros(3, dtype=int), 1, identities=3, images=4, streams=1)
+    text = describe_batch(plan)
+    assert "3 identities x up to 4 images, 9 images a step" in text and "2 of 3 identities have fewer" in text
+    assert describe_batch(replace(plan, images=2)) == "3 identities x 2 images"
 
 
 def test_fewer_processes_than_the_launcher_promised(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,39 @@
+"""reid/table.py: tables that people write. The readers' tests in tests/shards and tests/search say more."""
+
+from pathlib import Path
+
+import pytest
+
+from reid.table import read_table, relative_path
+
+
+def test_rows_have_all_columns_and_their_line(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('\ufeffb,a\n 1 ,"x\ny"\n\n,,\n2,z\n'.replace(",,", ","), encoding="utf-8")
+    rows = list(read_table(tmp_path / "t.csv", ["a"], ["b", "c"]))
+    assert rows == [(3, {"a": "x\ny", "b": "1", "c": ""}), (6, {"a": "z", "b": "2", "c": ""})]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,A\n", r"'A' \(did you mean a\?\)"),
+        ("a,wholly_other\n", "not read: 'wholly_other'; rename or remove"),
+        ("a,a\n", "the column a is named twice"),
+        ("a,\n1,\n", "not read: ''"),
+        ("b\n1\n", "no column a; the first line names nothing"),
+        ("a,b\n,1\n", "line 2: a is empty"),
+        ("a\n1,2\n", "line 2: more or fewer fields"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(ValueError, match=rf"t\.csv.*{message}"):
+        list(read_table(tmp_path / "t.csv", ["a"], ["b"]))
+
+
+def test_paths_stay_inside(tmp_path: Path) -> None:
+    for listed in ("x/1.jpg", "./x//1.jpg", f"{tmp_path}/x/1.jpg"):
+        assert relative_path(listed, tmp_path, "t.csv, line 2") == Path("x/1.jpg")
+    for listed in ("../1.jpg", "/etc/1.jpg", "x/../../1.jpg", f"{tmp_path}/../1.jpg", ".", r"x\1.jpg", r"C:\x\1.jpg"):
+        with pytest.raises(ValueError, match=r"^t\.csv, line 2: .*(lies outside|has backslashes)"):
+            relative_path(listed, tmp_path, "t.csv, line 2")
