@@ -28,6 +28,7 @@ from reid import config
 from reid.config.schema import DTYPES
 from reid.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalize
 from reid.data.images import Pixels
+from reid.model.saved import is_checkpoint
 from reid.precision import find_wrong_convolution, forward_pass
 from reid.runs.models import TRAINED, build_models, find_run
 
@@ -70,7 +71,7 @@ class Embedder:
     def load(
         cls, path: str | os.PathLike[str], device: str = "auto", dtype: str = "float32", batch_size: int = 64
     ) -> Embedder:
-        """Load the model of a run's folder (its newest checkpoint), or of one checkpoint's folder inside a run.
+        """Load the model of a run's folder (its newest undamaged checkpoint), or of a checkpoint's folder inside a run.
 
         Raises ValueError if there is no such model or device, or if this machine computes wrong features in `dtype`.
 
@@ -81,8 +82,7 @@ class Embedder:
             batch_size: images per forward pass.
         """
         name = os.fspath(path)
-        is_checkpoint = (Path(name) / "state.json").is_file()
-        folder, found = find_run("", name) if is_checkpoint else find_run(name, "newest")
+        folder, found = find_run("", name) if is_checkpoint(Path(name)) else find_run(name, "newest")
         run = config.load(folder.config)
         return cls(build_models(found, run)[TRAINED], run, found, device, dtype, batch_size)
 

@@ -1,5 +1,6 @@
 """reid/runs/checkpoint.py: what is saved comes back bit by bit, whole or not at all, and only where it belongs."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,77 @@ def test_another_format(tmp_path, run):
     (path / "state.json").write_text(json.dumps({**state, "format": 99}))
     with pytest.raises(ValueError, match=rf"{path} has checkpoint format 99; this version reads format 2"):
         run.load(path)
+
+
+# state.json
+
+DAMAGE = [
+    {"epoch": 3}, {"epoch": None}, {"epoch": -1}, {"epoch": True}, {"step": 1}, {"step": "0"}, {"best": None},
+    {"best": {"image/mAP": "high"}}, {"best_name": "../x"}, {"due": None}, {"dropped": None}, {"dropped": [None]},
+    {"scaler": 3}, {"describes": None}, {"describes": {"classes": None}}, {"describes": {"classes": 3, "model": 1}},
+    {"files": {}}, {"files": None}, {"files": {"model.safetensors": "0"}}, {"format": None}, {"sha256": "0"},
+]  # fmt: skip
+
+
+def rewrite(path: Path, changes: dict[str, Any], format: int = 3) -> None:
+    """Change entries of state.json; of format 2 as earlier versions wrote it, without its own hash."""
+    state = json.loads((path / "state.json").read_text())
+    if format == 2:
+        state = {name: value for name, value in state.items() if name != "sha256"} | {"format": 2}
+    (path / "state.json").write_text(json.dumps(state | changes))
+
+
+@pytest.mark.parametrize("format", [2, 3])
+@pytest.mark.parametrize("changes", DAMAGE, ids=str)
+def test_a_changed_state_is_damage(tmp_path, run, changes, format):
+    older, newest = run.save(tmp_path, 1), run.save(tmp_path, 2)
+    rewrite(newest, changes, format)
+    found, (said,) = checkpoint.find_undamaged(tmp_path)
+    assert found == older and said.startswith(f"{newest}: damaged checkpoint: state.json ") and "\n" not in said
+
+
+@pytest.mark.parametrize("content", [b"", b"null", b"[]", b"3", b'{"format": 2}', b"\xff", b"[" * 100_000])
+def test_a_state_that_is_something_else(tmp_path, run, content):
+    path = run.save(tmp_path, 1)
+    (path / "state.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{path}: damaged checkpoint: "):
+        checkpoint.read_state(path)
+
+
+def test_every_changed_bit_of_a_state_is_found_or_harmless(tmp_path, run):
+    path = run.save(tmp_path, 1)
+    file, wanted, harmless = path / "state.json", checkpoint.read_state(path), 0
+    written = file.read_bytes()
+    for place in range(0, 8 * len(written), 7):
+        changed = bytearray(written)
+        changed[place // 8] ^= 1 << place % 8
+        file.write_bytes(changed)
+        with contextlib.suppress(ValueError):
+            assert checkpoint.read_state(path) == wanted
+            harmless += 1
+    assert harmless < 0.05 * len(written)  # white space
+
+
+def test_a_checkpoint_of_the_format_before_is_read(tmp_path, run):
+    path = run.save(tmp_path, 1)
+    rewrite(path, {}, format=2)
+    (state := json.loads((path / "state.json").read_text())).pop("due")
+    (path / "state.json").write_text(json.dumps(state))
+    checkpoint.check(path)
+    other = Run(9)
+    assert other.load(path) == TrainState(1, 0, {"image/mAP": 0.25})
+    assert_equal(run, other)
+    checkpoint.amend(tmp_path, TrainState(1, 0), keep=1)
+    assert "sha256" in checkpoint.read_state(path)
+
+
+def test_a_checkpoint_may_be_copied_under_a_name_that_is_no_position(tmp_path, run):
+    path = run.save(tmp_path, 1)
+    path.rename(tmp_path / "market-best")
+    checkpoint.check(tmp_path / "market-best")
+    (tmp_path / "market-best").rename(tmp_path / "epoch-0002-step-000000")
+    with pytest.raises(ValueError, match=r"damaged checkpoint: state\.json is of epoch 1, step 0"):
+        checkpoint.check(tmp_path / "epoch-0002-step-000000")
 
 
 @pytest.mark.parametrize("file", ["state.json", "model.safetensors"])
