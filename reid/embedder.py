@@ -35,7 +35,7 @@ from reid.runs.models import TRAINED, build_models, find_run
 Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 """A file, an encoded image, a PIL image, or (height, width, 3) uint8 RGB."""
 # Knobs of `model` that change how a model learns, not what its features are.
-LEARNING = {"weights", "head", "head_temperature", "norm", "sync_batchnorm", "frozen_epochs"}
+LEARNING = {"weights", "weights_grid", "head", "head_temperature", "norm", "sync_batchnorm", "frozen_epochs"}
 ORIENTATION = 0x0112  # the EXIF tag
 THREADS = 8  # at most, to decode images while the model works
 

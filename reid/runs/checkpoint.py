@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reid.files import write_atomically
+from reid.model.positions import grid_of
 from reid.model.saved import (
     HASHED,
     MODEL,
@@ -29,7 +31,11 @@ from reid.model.saved import (
     hash_file,
     naming_damage,
     read_state,
-)  # fmt: skip
+)
+from reid.model.weights_file import read_header
+
+# Knobs that set what a checkpoint describes, where its own name is none.
+KNOBS = {"data": "data.root", "classes": "data.root, data.val_identities"}
 
 
 class NotRemoved(OSError):
@@ -144,7 +150,9 @@ def _write(building: Path, parts: Parts, state: TrainState) -> None:
     assert parts.objective is not None and parts.optimizer is not None
     torch.save({**parts.optimizer.state_dict(), "names": _names(parts.optimizer, parts.model)}, optimizer_state)
     # Written as bytes: the libraries' own writers turn a full disk into errors of their own.
-    (building / MODEL).write_bytes(save_tensors(_tensors(parts.model)))
+    grid = grid_of(parts.model)
+    header = None if grid is None else {"grid": json.dumps(grid)}
+    (building / MODEL).write_bytes(save_tensors(_tensors(parts.model), header))
     (building / OBJECTIVE).write_bytes(save_tensors(_tensors(parts.objective)))
     (building / OPTIMIZER).write_bytes(optimizer_state.getbuffer())
     document = {
@@ -193,10 +201,7 @@ def load(path: Path, parts: Parts) -> TrainState:
     for key, value in parts.describes.items():
         saved = state["describes"].get(key, value)  # what earlier versions did not note
         if saved != value:
-            raise ValueError(
-                f"{path} belongs to another run: its {_difference(key, saved, value)}; give the knobs it was trained "
-                "with, or another --name"
-            )
+            raise ValueError(f"{path} belongs to another run: its {_difference(key, saved, value)}, or another --name")
     load_weights(path, parts.model)
     if parts.objective is not None:
         _load_tensors(path / OBJECTIVE, parts.objective)
@@ -211,11 +216,15 @@ def load(path: Path, parts: Parts) -> TrainState:
 
 
 def _difference(key: str, saved: Any, here: Any) -> str:
-    """Describe the first entry that differs."""
-    if isinstance(saved, Mapping) and isinstance(here, Mapping):
-        name = next(name for name in {**saved, **here} if saved.get(name) != here.get(name))
-        return f"{key} has {name} = {saved.get(name)!r}, here it is {here.get(name)!r}"
-    return f"{key} is {saved!r}, here it is {here!r}"
+    """Describe the first entry that differs, and name the knobs that set it."""
+    if not (isinstance(saved, Mapping) and isinstance(here, Mapping)):
+        return f"{key} is {saved!r}, here it is {here!r}; give the knobs it was trained with ({KNOBS.get(key, key)})"
+    name = next(name for name in {**saved, **here} if saved.get(name) != here.get(name))
+    knob = f"model.{name}" if key == "model" else name
+    return (
+        f"{key} has {name} = {saved.get(name)!r}, here it is {here.get(name)!r}; give the knobs it was trained with "
+        f"({knob})"
+    )
 
 
 def _names(optimizer: Optimizer, model: nn.Module) -> list[str]:
@@ -246,6 +255,13 @@ def load_weights(path: Path, model: nn.Module) -> None:
     """Load only the model's weights. Errors name the first tensor that does not match."""
     if not (path / MODEL).is_file():
         raise ValueError(f"{path} is not a checkpoint: it has no {MODEL}")
+    with naming_damage(path):
+        stated = json.loads(read_header(path / MODEL).get("grid", "null"))
+    if (grid := grid_of(model)) and stated not in (None, list(grid)):  # their numbers may be equal: 16 x 8 and 8 x 16
+        raise ValueError(
+            f"{path} holds another model: its position embeddings are for {stated[0]} x {stated[1]} patches, here they "
+            f"are {grid[0]} x {grid[1]}; give the data.height and data.width that it was trained with"
+        )
     _load_tensors(path / MODEL, model)
 
 

@@ -63,7 +63,7 @@ def build_models(found: Path, run: Config, baselines: Sequence[str] = ()) -> dic
                 f"{knobs[name]!r}; give the run that it belongs to"
             )
     # Neither the initial weights nor what was frozen in training changes the features of a trained model.
-    bare = replace(run.model, weights="none", norm="batch", frozen_epochs=0)
+    bare = replace(run.model, weights="none", weights_grid=None, norm="batch", frozen_epochs=0)
     trained = ReIDModel(state["classes"], bare, size)
     checkpoint.load_weights(found, trained)
     models: dict[str, nn.Module] = {TRAINED: trained}

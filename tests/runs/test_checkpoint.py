@@ -18,7 +18,9 @@ from tests.support.drawn import Bomb
 from tests.support.models import make_model
 from tests.support.narrow import use_narrow_resnet10
 
-DESCRIBES = {"model": {"encoder": "tiny", "last_stride": 1}, "classes": 3, "data": "abc"}
+DESCRIBES = {
+    "model": {"encoder": "tiny", "last_stride": 1}, "classes": 3, "data": "abc", "plan": {"seed": 0, "batch.images": 4},
+}  # fmt: skip
 
 
 class Tiny(nn.Sequential):
@@ -154,21 +156,23 @@ def test_the_same_step_is_replaced(tmp_path, run):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "words"),
+    ("key", "value", "words", "knobs"),
     [
-        ("classes", 4, "is 3, here it is 4"),
-        ("data", "xyz", "is 'abc', here it is 'xyz'"),
-        ("model", {"encoder": "tiny"}, "has last_stride = 1, here it is None"),
-        ("model", {"encoder": "tiny", "last_stride": 2}, "has last_stride = 1, here it is 2"),
+        ("classes", 4, "is 3, here it is 4", "data.root, data.val_identities"),
+        ("data", "xyz", "is 'abc', here it is 'xyz'", "data.root"),
+        ("model", {"encoder": "tiny"}, "has last_stride = 1, here it is None", "model.last_stride"),
+        ("model", {"encoder": "tiny", "last_stride": 2}, "has last_stride = 1, here it is 2", "model.last_stride"),
+        ("plan", {"seed": 1, "batch.images": 4}, "has seed = 0, here it is 1", "seed"),
+        ("plan", {"seed": 0, "batch.images": 3}, "has batch.images = 4, here it is 3", "batch.images"),
     ],
 )
-def test_a_checkpoint_of_another_run(tmp_path, run, key, value, words):
+def test_a_checkpoint_of_another_run(tmp_path, run, key, value, words, knobs):
     path = run.save(tmp_path, 1)
     other = Run(9)
     before = {name: tensor.clone() for name, tensor in other.tensors().items()}
     with pytest.raises(ValueError, match=rf"{path} belongs to another run: its {key} .*; give the knobs") as error:
         checkpoint.load(path, other.parts({**DESCRIBES, key: value}))
-    assert words in str(error.value)
+    assert words in str(error.value) and f"({knobs})" in str(error.value)
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.tensors().items())
 
 
@@ -219,14 +223,14 @@ def test_every_changed_bit_of_a_state_is_found_or_harmless(tmp_path, run):
     path = run.save(tmp_path, 1)
     file, wanted, harmless = path / "state.json", checkpoint.read_state(path), 0
     written = file.read_bytes()
-    for place in range(0, 8 * len(written), 7):
+    for place in range(0, 8 * len(written), 31):
         changed = bytearray(written)
         changed[place // 8] ^= 1 << place % 8
         file.write_bytes(changed)
         with contextlib.suppress(ValueError):
             assert checkpoint.read_state(path) == wanted
             harmless += 1
-    assert harmless < 0.05 * len(written)  # white space
+    assert harmless < 0.02 * len(written)  # white space
 
 
 def test_a_checkpoint_of_the_format_before_is_read(tmp_path, run):
@@ -265,6 +269,16 @@ def test_weights_of_another_model(tmp_path, run):
         checkpoint.load_weights(path, Tiny(5))
     with pytest.raises(ValueError, match=r"another model: 3\.weight is absent, expected \(2, 2\)"):
         checkpoint.load_weights(path, nn.Sequential(nn.Identity(), nn.Identity(), nn.Identity(), nn.Linear(2, 2)))
+
+
+def test_position_embeddings_of_another_grid_are_refused_though_their_number_is_equal(tmp_path, run):
+    run.model.grid = (16, 8)
+    path, other = run.save(tmp_path, 1), Run(9)
+    other.model.grid = (16, 8)
+    other.load(path)
+    other.model.grid = (8, 16)
+    with pytest.raises(ValueError, match=r"for 16 x 8 patches, here they are 8 x 16; give the data\.height"):
+        checkpoint.load_weights(path, other.model)
 
 
 def test_nothing_in_a_checkpoint_can_run_code(tmp_path, run):
