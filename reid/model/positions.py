@@ -65,26 +65,31 @@ def infer_grid(count: int, grid: Grid, num_prefix: int, num_tokens: int = 0) -> 
     Raises:
         ValueError: there is no such grid, or others are as likely. The fix is model.weights_grid.
     """
-    likely = []
-    for prefix in {num_prefix, num_prefix or num_tokens}:
-        patches = count - prefix
-        for columns in range(1, patches + 1):
-            rows, rest = divmod(patches, columns)
-            upright = (
-                rows >= columns or grid[0] < grid[1]
-            )  # other grids are likely only if the encoder's is not upright
-            if not rest and upright and max(rows, columns) < STRETCH * min(rows, columns):
-                likely.append((prefix, rows, columns))
-    if len(likely) == 1:
-        prefix, rows, columns = likely[0]
-        if prefix == num_prefix and (rows == columns or rows * grid[1] == columns * grid[0]):
-            return rows, columns
-    shown = ", ".join(f"{rows} x {columns}" for _, rows, columns in sorted(likely, reverse=True))
+    likely = _list_likely(count - num_prefix, grid)
+    fitting = [rows_columns for rows_columns in likely if _is_usual(rows_columns, grid)]
+    others = [] if num_prefix else [found for found in _list_likely(count - num_tokens, grid) if _is_usual(found, grid)]
+    if len(likely) == len(fitting) == 1 and (not num_tokens or not others):
+        return fitting[0]
+    shown = ", ".join(f"{rows} x {columns}" for rows, columns in likely)
     raise ValueError(
         f"the grid of its {count} position embeddings is unknown (likely: {shown or 'none'}; the encoder's is "
         f"{grid[0]} x {grid[1]} patches{f' and {num_prefix} more' if num_prefix else ''}); give the one that it was "
         "trained with as model.weights_grid=[rows,columns]"
     )
+
+
+def _list_likely(patches: int, grid: Grid) -> list[Grid]:
+    """Return the grids of a number of patches that are not too long, and are upright unless `grid` is not."""
+    found = [(patches // columns, columns) for columns in range(1, patches + 1) if patches % columns == 0]
+    return [
+        (rows, columns)
+        for rows, columns in found
+        if max(rows, columns) < STRETCH * min(rows, columns) and (rows >= columns or grid[0] < grid[1])
+    ]
+
+
+def _is_usual(found: Grid, grid: Grid) -> bool:
+    return found[0] == found[1] or found[0] * grid[1] == found[1] * grid[0]
 
 
 def resize_positions(

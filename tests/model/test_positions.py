@@ -64,12 +64,18 @@ def test_only_one_likely_grid_is_taken(patches: int, grid: Grid, wanted: Grid | 
 
 @pytest.mark.parametrize(
     ("count", "prefix", "tokens"),
-    [(1 + 288, 0, 1), (1 + 196, 0, 1), (196, 1, 1), (210, 1, 1), (144, 1, 1), (256, 1, 1), (128, 1, 1)],
+    [(1 + 288, 0, 1), (1 + 196, 0, 1), (144, 0, 1), (196, 1, 1), (210, 1, 1), (144, 1, 1), (256, 1, 1), (128, 1, 1)],
 )
 def test_positions_with_and_without_those_of_tokens_are_not_confused(count: int, prefix: int, tokens: int) -> None:
     """289 may be 17 x 17, or 24 x 12 and a class token; 144 less a token 13 x 11."""
     with pytest.raises(ValueError, match="position embeddings is unknown"):
         infer_grid(count, (16, 8), prefix, tokens)
+
+
+@pytest.mark.parametrize(("count", "tokens"), [(196, 1), (256, 4), (128, 1)])
+def test_positions_without_those_of_tokens(count: int, tokens: int) -> None:
+    """As in CaiT and in ViTs with registers."""
+    assert infer_grid(count, (16, 8), 0, tokens) == {196: (14, 14), 256: (16, 16), 128: (16, 8)}[count]
 
 
 def vit(grid: Grid) -> ImageTransformer:
