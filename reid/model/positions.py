@@ -49,7 +49,7 @@ def find_stated_grid(path: Path, header: Mapping[str, str], state: Mapping[str, 
         height, width = config.load(run).data.image_size
     else:
         return None
-    patches = [state[name].shape[-2:] for name in PATCHES if name in state]
+    patches = [state[name].shape[2:] for name in PATCHES if name in state and state[name].ndim == 4]
     return (height // patches[0][0], width // patches[0][1]) if patches else None
 
 

@@ -138,7 +138,7 @@ def _fit_positions(
         raise ValueError(
             f"model.weights_grid = {list(given)}, but the file says {list(stated)}; leave model.weights_grid at null"
         )
-    num_tokens = sum(state[token].shape[1] for token in TOKENS if token in state)
+    num_tokens = sum(state[token].shape[1] for token in TOKENS if token in state and state[token].ndim == 3)
     known = stated or given or infer_grid(stored.shape[1], grid, num_prefix, num_tokens)
     state[name] = resize_positions(stored, grid, num_prefix, known)
     how = "" if stated or given else " (assumed: the file does not say)"

@@ -168,6 +168,15 @@ def test_a_header_that_is_no_grid(tmp_path: Path) -> None:
         load_weights(vit((4, 4)), path)
 
 
+@pytest.mark.parametrize("name", ["class_token", "conv_proj.weight", "encoder.pos_embedding"])
+@pytest.mark.parametrize("shape", [(), (0,), (3,)])
+def test_a_file_with_odd_shapes_is_refused_by_name(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+    size = {"height": "32", "width": "32"}
+    save_file({**tensors(vit((4, 4))), name: torch.zeros(shape)}, tmp_path / "vit.safetensors", size)
+    with pytest.raises(ValueError, match=rf"vit\.safetensors: .* {name} \(of another shape\)"):
+        load_weights(vit((4, 4)), tmp_path / "vit.safetensors")
+
+
 def test_an_encoder_without_positions_refuses_the_knob(tmp_path: Path) -> None:
     torch.save({}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match=r"model\.weights_grid = \[4, 4\]: the encoder has no grid"):
