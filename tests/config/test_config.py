@@ -229,6 +229,11 @@ def changed(**knobs) -> Config:
             1,
             r"frozen_epochs = 3 trains only the classifier .*loss\.cross_entropy = 0",
         ),
+        (
+            {"model__weights_grid": (16, 8)},
+            1,
+            r"weights_grid = \[16, 8\] is that of a file, and model\.weights = imagenet",
+        ),
         ({"model__norm": "frozen", "model__weights": "none"}, 1, r"norm = frozen .*give weights, or leave it at batch"),
         (
             {f"loss__{name}": 0.0 for name in ("cross_entropy", "triplet", "mctl", "ctl", "center")},
