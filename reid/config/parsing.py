@@ -8,7 +8,8 @@ import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
@@ -116,6 +117,37 @@ def _parse(parser: _Parser, kind: type[AnyConfig], args: Sequence[str]) -> AnyCo
         if not files or not is_knob or any(flag.startswith((f"--{section}.", f"--{section}=")) for flag in flags):
             raise  # not about a knob, or a flag may be the cause
         raise ValueError(f"{files[-1]}: {error}") from error
+
+
+def change(config: Config, flags: Sequence[str]) -> Config:
+    """Return a configuration with other values of some knobs, as `parse` does with more flags, without its delay.
+
+    Raises:
+        ValueError: names the knob, if it is unknown or its value has a wrong type or is out of its range.
+    """
+    sections: dict[str, dict[str, Any]] = {}
+    for flag in expand_flags(flags, Config):
+        name = flag.removeprefix("--").partition("=")[0]
+        try:
+            value = _knob_parser(name).parse_args([flag])[name]
+        except ArgumentError as error:
+            raise ValueError(str(error)) from error
+        section, _, knob = name.rpartition(".")
+        sections.setdefault(section, {})[knob] = value
+    top = sections.pop("", {})
+    return replace(config, **top, **{name: replace(getattr(config, name), **knobs) for name, knobs in sections.items()})
+
+
+@cache
+def _knob_parser(name: str) -> _Parser:
+    """Return a parser of one knob's flag only."""
+    types = knob_types(Config)
+    parser = _Parser(exit_on_error=False)
+    parser.types = types
+    if name not in types:
+        raise ValueError(f"unknown knob {name!r}. {suggest_knob(name, types)}")
+    parser.add_argument(f"--{name}", type=types[name])
+    return parser
 
 
 def expand_config(parser: _Parser, kind: type, word: str) -> list[str]:
