@@ -1,12 +1,11 @@
 """Every knob of training and evaluation: what it means, what it may be, and how it is read."""
 
 from reid.config.checks import check, check_evaluation
+from reid.config.flags import knob_types, normalize_flags
 from reid.config.parsing import (
     change,
-    knob_types,
     load,
     make_parser,
-    normalize_flags,
     parse,
     save,
     suggest_knob,

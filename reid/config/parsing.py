@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import asdict, fields, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from reid.config.flags import expand_flags, knob_types
 from reid.config.schema import Config, EvaluateConfig
 from reid.config.yaml_file import read_yaml, to_text
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 AnyConfig = TypeVar("AnyConfig", Config, EvaluateConfig)
-BOOLEANS = ("true", "false", "yes", "no", "on", "off", "0", "1")
 NEAR = 0.6  # a name is suggested for an unknown one if at least this share of their letters is equal
 LONGEST = 60  # letters of a value in an error
 
@@ -41,13 +42,15 @@ class _Parser(ArgumentParser):
         if flag := re.search(r"nrecognized arguments: --([\w.-]+)", message):
             return f"{message}\n{suggest_knob(flag[1], self.types)}"
         wrong = re.match(r"""Parser key ["']([\w.]+)["']:\s*(.*)""", message, re.DOTALL)
-        if not wrong or wrong[1] not in self.types:
-            section = f"; name a knob of this section, as --{wrong[1]}.<knob>=<value>" if wrong else ""
-            return " ".join(message.split()) + (section if wrong and wrong[1] != "config" else "")
+        name = wrong[1] if wrong else ""
+        if inside := [knob for knob in self.types if name and knob.startswith(f"{name}.")]:
+            return f"{name} is a section; give one of its knobs, as --{inside[0]}"
+        if not wrong or name not in self.types:
+            return " ".join(message.split())
         given = re.search(r"(?:Got|Given) value: (.*)", wrong[2], re.DOTALL)
         value = " ".join(given[1].split()) if given else ""
         value = value if len(value) <= LONGEST else f"{value[:LONGEST]}…"
-        return f"{wrong[1]} = {value}: give {_describe_type(self.types[wrong[1]])}"
+        return f"{name} = {value}: give {_describe_type(self.types[name])}"
 
 
 def suggest_knob(unknown: str, known: Iterable[str]) -> str:
@@ -106,7 +109,10 @@ def parse(kind: type[AnyConfig], args: Sequence[str] | None = None) -> AnyConfig
 def _parse(parser: _Parser, kind: type[AnyConfig], args: Sequence[str]) -> AnyConfig:
     flags = expand_flags(args, kind)
     words = [part for flag in flags for part in expand_config(parser, kind, flag)]
-    namespace = parser.parse_args(words)
+    try:
+        namespace = parser.parse_args(words)
+    except (LookupError, AttributeError, RecursionError, OSError) as error:  # of PyYAML and of long names of files
+        raise ValueError(f"a flag has a value that cannot be read: {str(error)[:LONGEST] or error!r}") from error
     try:
         namespace = parser.instantiate(namespace)
         return kind(**{f.name: namespace[f.name] for f in fields(kind)})
@@ -153,7 +159,7 @@ def _knob_parser(name: str) -> _Parser:
 def expand_config(parser: _Parser, kind: type, word: str) -> list[str]:
     """Replace `--config=FILE` by the contents of the file, after those of the file that its `base` names."""
     flag, _, name = word.partition("=")
-    if flag != "--config" or not Path(name).is_file():
+    if flag != "--config" or not os.path.isfile(name):  # False also for a name that no file can have
         return [word]
     words = []
     try:
@@ -207,57 +213,6 @@ def _list_knobs(kind: type, file: Path, document: Any) -> dict[str, Any]:
                 raise ValueError(f"{file}: {knob} is there twice; keep one")
         knobs |= inside
     return knobs
-
-
-def normalize_flags(words: Sequence[str]) -> list[str]:
-    """Write flags with underscores: `--batch-size=4` becomes `--batch_size=4`. Values and words after `--` stay."""
-    end = words.index("--") if "--" in words else len(words)
-    flags = [re.sub("^--[^=]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), word) for word in words[:end]]
-    return [*flags, *words[end:]]
-
-
-def expand_flags(words: Sequence[str], kind: type[AnyConfig]) -> list[str]:
-    """Write flags in the one form that the parser reads, `--knob=value`; lists as `--knob=["a", "b"]`."""
-    types = knob_types(kind)
-    rest: list[str] = normalize_flags(words)
-    expanded: list[str] = []
-    while rest:
-        word = rest.pop(0)
-        flag, equals, value = word.partition("=")
-        hint = types.get(flag.removeprefix("--"))
-        values = [value] if equals else []
-        if not word.startswith("-"):
-            has_run = any(known.startswith("--run=") for known in (*expanded, *rest)) or "--run" in rest
-            expanded.append(f"--run={word}" if kind is EvaluateConfig and not has_run else word)
-        elif get_origin(hint) in (list, tuple):
-            while rest and not rest[0].startswith("--"):
-                values.append(rest.pop(0))
-            bracketed = len(values) == 1 and values[0].startswith("[")
-            if hint != list[str] and not bracketed:  # a path may have a comma
-                values = [part for value in values for part in value.split(",") if part]
-            expanded.append(f"{flag}={values[0] if bracketed else json.dumps(values)}")
-        elif hint is bool and not equals:
-            expanded.append(f"{flag}={rest.pop(0) if rest and rest[0].lower() in BOOLEANS else 'true'}")
-        elif (hint or flag == "--config") and not equals and rest and not rest[0].startswith("--"):
-            expanded.append(f"{flag}={rest.pop(0)}")
-        else:
-            expanded.append(word)
-    return [_spell_null(word, types) for word in expanded]
-
-
-def _spell_null(word: str, types: Mapping[str, Any]) -> str:
-    """Write null as YAML does, also where a W&B agent wrote it as Python does."""
-    flag, _, value = word.partition("=")
-    takes_null = type(None) in get_args(types.get(flag.removeprefix("--")))
-    return f"{flag}=null" if takes_null and value == "None" else word
-
-
-def knob_types(kind: type, prefix: str = "") -> dict[str, Any]:
-    """Return the type of each knob by its name, `loss.w1` for one of a section."""
-    types: dict[str, Any] = {}
-    for name, hint in get_type_hints(kind).items():
-        types |= knob_types(hint, f"{prefix}{name}.") if is_dataclass(hint) else {prefix + name: hint}  # type: ignore[arg-type]
-    return types
 
 
 def load(path: Path) -> Config:

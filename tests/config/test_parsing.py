@@ -179,8 +179,15 @@ def test_a_type_error_says_what_the_knob_may_be(capsys: pytest.CaptureFixture[st
         "--batch.short=drop": "batch.short = drop: give one of keep, repeat",
         "--optim.milestones=[a]": "optim.milestones = a: give a list, each a whole number",
         "--frobnicate=1": "--frobnicate=1",
+        "--loss=null": "loss is a section",
     }.items():
         with pytest.raises(SystemExit):
             parse(Config, [flag])
         said = capsys.readouterr().err
         assert reason in said and "class" not in said and "nearest" not in said
+
+
+@pytest.mark.parametrize("word", ["--loss.w1=!!float ''", "--loss={w1: !!float ''}", "--config=\0"])
+def test_a_value_that_cannot_be_read_is_no_stack_trace(word: str) -> None:
+    with pytest.raises(ValueError):
+        parse(Config, [word])
