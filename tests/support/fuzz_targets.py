@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
 import reid.config
@@ -35,6 +36,7 @@ from reid.runs.checkpoint import Parts, TrainState
 from reid.runs.folder import RunFolder
 from reid.runs.store import find_resume_point
 from reid.search.index import Entry, Index, Meta, Source
+from reid.search.sources import list_folder
 from reid.search.writer import create
 from reid.sweeps.__main__ import check_sweep
 from reid.sweeps.spec import read_history, read_sweep
@@ -44,7 +46,7 @@ from tests.support.drawn import HEIGHT, WIDTH, Drawn, draw_dataset
 from tests.support.features import random_split
 from tests.support.fuzz import Target
 from tests.support.loading import PIXELS, make_loader, tensors_of
-from tests.support.models import make_model
+from tests.support.models import make_encoder, make_model
 from tests.support.narrow import use_narrow_resnet10
 from tests.support.programs import ROOT
 from tests.support.runs import make_run
@@ -93,6 +95,9 @@ def make_targets(folder: Path) -> dict[str, Target]:
         Target("log", _make_log(folder / "log"), ["metrics.jsonl"], lambda path: read_history(path, "train/loss"),
                "jsonl", has_checksum=False),
         Target("pictures", pictures, _names(pictures), decode_all, has_checksum=False),
+        Target("weights", _make_weights(folder / "weights"), ["a.pth", "b.safetensors"], load_weights,
+               has_checksum=False),
+        Target("album", _make_album(folder / "album"), ["about.csv"], list_album, has_checksum=False),
         Target("table", _make_table(folder / "table"), ["table.csv"], build_shards, has_checksum=False),
         Target("table's pictures", folder / "table", ["0.jpg", "1.jpg"], build_shards, has_checksum=False),
     ]  # fmt: skip
@@ -271,6 +276,34 @@ def _make_pictures(folder: Path) -> Path:
 def decode_all(folder: Path) -> str:
     pixels = Pixels(HEIGHT, WIDTH)
     return digest(*(pixels.decode(path.read_bytes(), str(path)) for path in sorted(folder.iterdir())))
+
+
+def _make_weights(folder: Path) -> Path:
+    folder.mkdir()
+    torch.manual_seed(0)
+    state = make_encoder("resnet10")[0].state_dict()
+    torch.save({"state_dict": state, "epoch": 3}, folder / "a.pth")
+    save_file(state, folder / "b.safetensors")
+    return folder
+
+
+def load_weights(folder: Path) -> str:
+    encoders = [make_encoder("resnet10", str(folder / name))[0] for name in ("a.pth", "b.safetensors")]
+    return digest(*(value for encoder in encoders for value in encoder.state_dict().values()))
+
+
+def _make_album(folder: Path) -> Path:
+    folder.mkdir()
+    for number in range(3):
+        Image.fromarray(PHOTO).save(folder / f"{number}.jpg")
+    lines = ["path,identity,camera,time", "0.jpg,anna,door,2024-01-01", '1.jpg,"ben, junior",,', "2.jpg,,hall,"]
+    (folder / "about.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def list_album(folder: Path) -> list[tuple[str, ...]]:
+    entries = [image.entry for image in list_folder(str(folder), str(folder / "about.csv"))]
+    return [(entry.path, entry.identity, entry.camera, entry.time) for entry in entries]
 
 
 def _make_table(folder: Path) -> Path:
