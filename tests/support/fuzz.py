@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -17,6 +18,9 @@ from typing import Any
 
 import numpy as np
 import yaml
+from torch import Tensor
+
+from tests.support.drawn import HEIGHT, WIDTH
 
 SECONDS = 20  # a reader that takes longer hangs
 MEMORY = 4 << 30  # bytes that a reader may take beside those of this process
@@ -25,6 +29,7 @@ CLEAN, SAME, OTHER = "clean error", "identical", "other, no checksum"
 NAMELESS, TRACE, HANG, SILENT = "error without the file", "stack trace", "hang", "silently wrong"
 VERDICTS = (CLEAN, SAME, OTHER, NAMELESS, TRACE, HANG, SILENT)
 FAULTS = (NAMELESS, TRACE, HANG, SILENT)
+PHOTO = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3)).astype(np.uint8)
 Bytes = Callable[[np.random.Generator, bytes], bytes]
 
 
@@ -101,11 +106,25 @@ def judge(target: Target, folder: Path, file: str) -> tuple[str, object, str]:
         verdict = CLEAN if ended.code == 2 else TRACE
     except ValueError as error:
         text, verdict = str(error), CLEAN
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:  # whatever a reader lets through
         return TRACE, None, f"{type(error).__name__}: {error}"
     if verdict == CLEAN and str(folder) not in text and Path(file).name not in text:
         verdict = NAMELESS
     return verdict, None, " ".join(text.split())
+
+
+def digest(*parts: object) -> str:
+    """A hash of tensors and arrays with their shapes, and of the text of anything else."""
+    total = hashlib.sha256()
+    for part in parts:
+        array = part.detach().numpy() if isinstance(part, Tensor) else part
+        if isinstance(array, np.ndarray):
+            total.update(f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+        else:
+            total.update(repr(part).encode())
+    return total.hexdigest()
 
 
 @contextlib.contextmanager

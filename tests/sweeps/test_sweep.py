@@ -335,6 +335,8 @@ def test_the_heat_map_is_bright_where_the_metric_is_high() -> None:
     corner = picture[int(0.22 * height), int(0.62 * width)]  # (1, 1): top right; viridis ends in yellow
     other = picture[int(0.8 * height), int(0.22 * width)]
     assert corner[:3].sum() > 1.7 and other[:3].sum() < 1.2
+    with_null = [*runs, make_run(4, {"a": None, "b": 2, "c": [1], "seed": 0}, 0.5)]
+    assert choose_axes(group_seeds(with_null, maximizes=True)) is None
     search = [make_run(i, {"a": i + 1.0, "b": 2.0**i}, 0.1 * i) for i in range(9)]
     assert draw_heat_map(group_seeds(search, maximizes=True), ("a", "b"), "m").startswith(b"\x89PNG")
 
