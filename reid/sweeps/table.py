@@ -68,7 +68,7 @@ def format_settings(settings: Sequence[Setting], metric: str) -> str:
 
 def choose_axes(settings: Sequence[Setting]) -> tuple[str, str] | None:
     """Return the two knobs with most values, all numbers, in alphabetical order; None if fewer than two vary."""
-    values: dict[str, set[float]] = {}
+    values: dict[str, set[Any]] = {}
     for name in settings[0].knobs if settings else ():
         of_all = [setting.knobs.get(name) for setting in settings]
         if all(isinstance(value, int | float) and not isinstance(value, bool) for value in of_all):  # not null

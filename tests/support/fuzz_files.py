@@ -22,9 +22,9 @@ from reid.evaluation.comparison import compare
 from reid.evaluation.dataset_report import ABOUT, PER_QUERY, describe, write_json
 from reid.evaluation.external_features import read_features, write_features
 from reid.metrics import retrieval
-from reid.search.index import Entry, Index, Meta, Source
+from reid.search.__main__ import main as run_search
+from reid.search.index import Index
 from reid.search.sources import list_folder
-from reid.search.writer import create
 from reid.sweeps.__main__ import check_sweep
 from reid.sweeps.folder import SweepFolder, claim_folder
 from reid.sweeps.spec import Run, read_sweep
@@ -75,19 +75,17 @@ def compare_reports(folder: Path) -> list[list[object]]:
     return [[row.mAP, row.mAP_interval, row.mINP, row.rank1, row.against] for row in rows]
 
 
-def make_index(folder: Path) -> Path:
-    rng = np.random.default_rng(0)
-    source = Source("/photos")
-    entries = [Entry(f"{i}.jpg", f"p{i % 5}" if i % 4 else "", f"c{i % 3}", source=source) for i in range(24)]
-    with create(folder, Meta("f" * 64, 8, (HEIGHT, WIDTH), "runs/x")) as appender:
-        appender.add(rng.standard_normal((24, 8), dtype=np.float32), entries)
+def make_index(folder: Path, run: Path, shards: Path) -> Path:
+    with contextlib.redirect_stdout(io.StringIO()):
+        words = ["index", "--checkpoint", run, "--images", shards, "--out", folder, "--device=cpu"]
+        run_search([str(word) for word in words])
     return folder
 
 
 def search(folder: Path) -> object:
     index = Index(folder)
-    asked = np.random.default_rng(1).standard_normal((2, 8), dtype=np.float32)
-    return [index.search(asked, 5, gallery, without="c1") for gallery in ("images", "centroids")], [*index.entries()]
+    asked = np.random.default_rng(1).standard_normal((2, 64), dtype=np.float32)
+    return [index.search(asked, 5, gallery, without="1") for gallery in ("images", "centroids")], [*index.entries()]
 
 
 def make_configuration(folder: Path) -> Path:

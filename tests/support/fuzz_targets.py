@@ -66,7 +66,7 @@ def make_targets(folder: Path) -> dict[str, Target]:
     train, test = ([shard.name for split in splits for shard in drawn.manifest.split(split).shards]
                    for splits in (["train"], ["query", "gallery"]))  # fmt: skip
     npz, npy = make_features(folder)
-    index = make_index(folder / "index")
+    index = make_index(folder / "index", run, drawn.root)
     reports = make_reports(folder / "reports")
     pictures = make_pictures(folder / "pictures")
     found = [
