@@ -48,9 +48,7 @@ class _Parser(ArgumentParser):
         if not wrong or name not in self.types:
             return " ".join(message.split())
         given = re.search(r"(?:Got|Given) value: (.*)", wrong[2], re.DOTALL)
-        value = " ".join(given[1].split()) if given else ""
-        value = value if len(value) <= LONGEST else f"{value[:LONGEST]}…"
-        return f"{name} = {value}: give {_describe_type(self.types[name])}"
+        return f"{name} = {_shorten(given[1] if given else '')}: give {_describe_type(self.types[name])}"
 
 
 def suggest_knob(unknown: str, known: Iterable[str]) -> str:
@@ -64,6 +62,11 @@ def suggest_knob(unknown: str, known: Iterable[str]) -> str:
     nearest = max(known, key=likeness)
     near = likeness(nearest)[0] >= NEAR
     return f"The nearest known knob is --{nearest}; --help lists all." if near else "--help lists all knobs."
+
+
+def _shorten(value: object) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def _describe_type(hint: Any) -> str:
@@ -168,10 +171,11 @@ def expand_config(parser: _Parser, kind: type, word: str) -> list[str]:
             if knobs:
                 parser.parse_string(text)
                 words.append(f"--config={text}")
-        parser.file = ""
     except ValueError as error:
-        parser.file = ""
+        parser.file = ""  # which the error names
         parser.error(str(error))
+    finally:
+        parser.file = ""
     return words
 
 
@@ -203,7 +207,7 @@ def _list_knobs(kind: type, file: Path, document: Any) -> dict[str, Any]:
     for name, value in document.items():
         if name in sections and not isinstance(value, dict):
             raise ValueError(
-                f"{file}: {name} = {value}: give knobs of this section, indented below it, or leave it out"
+                f"{file}: {name} = {_shorten(value)}: give knobs of this section, indented below it, or leave it out"
             )
         inside = {f"{name}.{knob}": entry for knob, entry in value.items()} if name in sections else {name: value}
         for knob in inside:

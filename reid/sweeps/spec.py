@@ -70,8 +70,9 @@ def read_sweep(path: Path) -> Sweep:
         raise ValueError(f"{path}: a grid of {size:,} runs; at most {LARGEST_GRID:,}: list fewer values, or use random")
     metric = str(document.get("metric", {}).get("name", ""))
     if metric not in METRICS:
-        nearest = difflib.get_close_matches(metric, METRICS, n=1, cutoff=0.0)[0]
-        raise ValueError(f"{path}: metric.name = {metric!r} is never logged; the nearest that is: {nearest}")
+        near = difflib.get_close_matches(metric, METRICS, n=1)
+        hint = f"the nearest that is: {near[0]}" if near else "use eval/best_mAP, or another of docs/training.md"
+        raise ValueError(f"{path}: metric.name = {metric!r} is never logged; {hint}")
     words = [str(word) for word in document.get("command", [])]
     command = [word for word in (_fill_in(path, word, document.get("program", "")) for word in words) if word]
     if PROGRAM not in command or ARGS not in words:
