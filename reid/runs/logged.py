@@ -10,7 +10,8 @@ from reid.config import Config, LossConfig
 from reid.config.ranges import weights_of
 
 LOSSES = weights_of(LossConfig)
-DIAGNOSTICS = ("feature_norm", "hinge_active", "d_ap", "d_an", "negative_entropy", "centroid_spread")
+OF_TRIPLETS = ("triplet_d_ap", "triplet_d_an")
+OF_CENTROIDS = ("hinge_active", "d_ap", "d_an", "negative_entropy", "centroid_spread")
 SPEED = ("lr", "images_per_s", "steps_per_s", "data_wait_share", "memory_gib")
 EVALUATED = [f"{protocol}/{name}" for protocol in ("image", "centroid", "val") for name in ("mAP", "mINP", "rank1")]
 METRICS = (
@@ -18,7 +19,7 @@ METRICS = (
     "eval/last_mAP",
     *(f"eval/{name}" for name in EVALUATED),
     "train/loss",
-    *(f"train/{name}" for name in (*LOSSES, *DIAGNOSTICS, *SPEED)),
+    *(f"train/{name}" for name in (*LOSSES, "feature_norm", *OF_TRIPLETS, *OF_CENTROIDS, *SPEED)),
     "data/dropped_identities",
 )
 
@@ -30,6 +31,10 @@ def why_not_logged(metric: str, config: Config) -> str | None:
         return "--data.val_identities above 0"
     if name in LOSSES and not config.loss.weights[name]:
         return f"--loss.{name} above 0"
+    if name in OF_TRIPLETS and not config.loss.triplet:
+        return "--loss.triplet above 0"
+    if name in OF_CENTROIDS and not (config.loss.mctl or config.loss.ctl):
+        return "--loss.mctl or --loss.ctl above 0"
     if name == "centroid_spread" and not config.loss.relative:
         return "--loss.relative"
     if metric == "data/dropped_identities" and config.data.on_damage != "skip":

@@ -136,6 +136,8 @@ def test_hyperband_ends_a_run_that_should_stop() -> None:
         ({"parameters": {name: {"values": [0.1] * 99} for name in ("loss.w1", "loss.w2", "loss.margin")}}, "970,299"),
         ({"metric": "eval/best_mAP"}, "metric = eval/best_mAP"),
         ({"metric": {"name": "train/ctl", "goal": "minimize"}}, "train/ctl is logged only with --loss.ctl above 0"),
+        ({"metric": {"name": "train/d_ap", "goal": "minimize"}, "parameters": {"loss.mctl": {"values": [1.0, 0.0]}}},
+         "train/d_ap is logged only with --loss.mctl or --loss.ctl above 0"),
         ({"command": "train.py ${args}"}, "command = train.py ${args}"),
         ({"command": [["train.py"], "${args}"]}, "['train.py']"),
         ({"program": 3}, "program = 3"),
@@ -415,7 +417,7 @@ def test_a_sweep_is_made_interrupted_and_finished(tmp_path: Path, shards: Path, 
         assert float(row["eval/best_mAP"]) == lines[-1]["eval/best_mAP"]
         logged = {name for line in lines for name in line}
         assert logged <= {"step", "epoch", *METRICS}
-        left = ("eval/val/", "train/ctl", "train/quadruplet", "train/centroid_spread", "data/")
+        left = ("eval/val/", "train/ctl", "train/quadruplet", "train/centroid_spread", "train/triplet_d_", "data/")
         assert {metric for metric in METRICS if not metric.startswith(left)} <= logged
         config = yaml.safe_load((out / f"run-{int(row['run']):04d}" / "config.yaml").read_text())
         assert (str(config["loss"]["w1"]), str(config["seed"])) == (row["loss.w1"], row["seed"])
