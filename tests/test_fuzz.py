@@ -8,7 +8,7 @@ import pytest
 from tests.support.fuzz import FAULTS, Target, run_cases
 from tests.support.fuzz_targets import make_targets, quick_readers
 
-CASES = 16  # of each target
+CASES = 12  # of each target
 
 
 @pytest.fixture(scope="module")
