@@ -29,13 +29,14 @@ from reid.config.schema import DTYPES
 from reid.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalize
 from reid.data.image_file import read_image_file
 from reid.data.images import Pixels
+from reid.model.saved import is_checkpoint
 from reid.precision import find_wrong_convolution, forward_pass
 from reid.runs.models import TRAINED, build_models, find_run
 
 Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 """A file, an encoded image, a PIL image, or (height, width, 3) uint8 RGB."""
 # Knobs of `model` that change how a model learns, not what its features are.
-LEARNING = {"weights", "head", "head_temperature", "norm", "sync_batchnorm", "frozen_epochs"}
+LEARNING = {"weights", "weights_grid", "head", "head_temperature", "norm", "sync_batchnorm", "frozen_epochs"}
 ORIENTATION = 0x0112  # the EXIF tag
 THREADS = 8  # at most, to decode images while the model works
 
@@ -71,7 +72,7 @@ class Embedder:
     def load(
         cls, path: str | os.PathLike[str], device: str = "auto", dtype: str = "float32", batch_size: int = 64
     ) -> Embedder:
-        """Load the model of a run's folder (its newest checkpoint), or of one checkpoint's folder inside a run.
+        """Load the model of a run's folder (its newest undamaged checkpoint), or of a checkpoint's folder inside a run.
 
         Raises ValueError if there is no such model or device, or if this machine computes wrong features in `dtype`.
 
@@ -82,8 +83,7 @@ class Embedder:
             batch_size: images per forward pass.
         """
         name = os.fspath(path)
-        is_checkpoint = (Path(name) / "state.json").is_file()
-        folder, found = find_run("", name) if is_checkpoint else find_run(name, "newest")
+        folder, found = find_run("", name) if is_checkpoint(Path(name)) else find_run(name, "newest")
         run = config.load(folder.config)
         return cls(build_models(found, run)[TRAINED], run, found, device, dtype, batch_size)
 

@@ -32,6 +32,7 @@ from reid.data.manifest import load_manifest
 from reid.embedder import Embedder
 from reid.files import write_atomically
 from reid.model.network import ReIDModel
+from reid.model.positions import grid_of
 from reid.program import call
 from reid.runs.environment import PRODUCT, version_of
 from reid.search.sources import is_shards, list_folder, list_shards
@@ -90,6 +91,8 @@ def export(checkpoint: str, name: str, out: Path, images: str = "", tolerance: f
             "output": "features float32 (batch, dim)",
             **embedder.describe(),
         }
+        if grid := grid_of(embedder.model):
+            metadata["grid"] = grid
         write(embedder, metadata, part)
         difference, largest = compare(embedder, load(part), inputs)
         result = f"on {which}: largest absolute difference {difference:.2e}, largest feature {largest:.2e}"

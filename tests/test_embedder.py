@@ -255,8 +255,8 @@ def test_what_is_no_run_is_refused(tmp_path: Path, run: Path) -> None:
         Embedder.load(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="holds no checkpoint"):
         Embedder.load(tmp_path)
-    alone = tmp_path / "alone"
-    shutil.copytree(checkpoint.find(run / "checkpoints")[0], alone / "checkpoints" / "epoch-0001-step-000000")
+    alone, newest = tmp_path / "alone", checkpoint.find(run / "checkpoints")[0]
+    shutil.copytree(newest, alone / "checkpoints" / newest.name)
     with pytest.raises(ValueError, match=r"config\.yaml does not exist"):
         Embedder.load(alone)
 

@@ -152,6 +152,14 @@ def test_metadata_is_inside_and_beside(exported, embedder: Embedder, name: str) 
         } == found
 
 
+def test_the_grid_of_position_embeddings_is_in_the_metadata(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "grid_of", lambda model: (16, 8))  # as of a transformer
+    assert call(run, tmp_path / "a.safetensors") == 0
+    assert json.loads(metadata_of("safetensors", tmp_path / "a.safetensors")["grid"]) == [16, 8]
+
+
 def test_nothing_else_is_left_behind(exported) -> None:
     for name in ("torch_export", "safetensors"):
         exported(name)

@@ -1,7 +1,17 @@
 """Every knob of training and evaluation: what it means, what it may be, and how it is read."""
 
 from reid.config.checks import check, check_evaluation
-from reid.config.parsing import load, make_parser, normalize_flags, parse, save, to_dict, to_yaml
+from reid.config.flags import knob_types, normalize_flags
+from reid.config.parsing import (
+    change,
+    load,
+    make_parser,
+    parse,
+    save,
+    suggest_knob,
+    to_dict,
+    to_yaml,
+)
 from reid.config.schema import (
     AugmentConfig,
     BatchConfig,
@@ -15,6 +25,7 @@ from reid.config.schema import (
     SpeedConfig,
     TrackConfig,
 )
+from reid.config.yaml_file import read_yaml, to_text
 
 __all__ = [
     "AugmentConfig",
@@ -28,13 +39,18 @@ __all__ = [
     "OptimConfig",
     "SpeedConfig",
     "TrackConfig",
+    "change",
     "check",
     "check_evaluation",
+    "knob_types",
     "load",
     "make_parser",
     "normalize_flags",
     "parse",
+    "read_yaml",
     "save",
+    "suggest_knob",
     "to_dict",
+    "to_text",
     "to_yaml",
 ]

@@ -4,52 +4,89 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 import sys
 from argparse import ArgumentError
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_origin, get_type_hints
+from types import MappingProxyType
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
-import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from reid.config.flags import expand_flags, knob_types
 from reid.config.schema import Config, EvaluateConfig
+from reid.config.yaml_file import read_yaml, to_text
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 AnyConfig = TypeVar("AnyConfig", Config, EvaluateConfig)
-BASE = re.compile(r"""^base:[ \t]*(?:["'](.*?)["']|(\S+)).*$""", re.MULTILINE)  # a file that this one extends
-
-
-BOOLEANS = ("true", "false", "yes", "no", "on", "off", "0", "1")
+NEAR = 0.6  # a name is suggested for an unknown one if at least this share of their letters is equal
+LONGEST = 60  # letters of a value in an error
 
 
 class _Parser(ArgumentParser):
-    """jsonargparse; its errors name the configuration file, and the nearest known knob for an unknown one."""
+    """jsonargparse, with errors that name the configuration file, the knob and what it may be."""
 
     file = ""  # that is being read
+    types: Mapping[str, Any] = MappingProxyType({})  # of each knob by its name
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        super().error((f"{self.file}: " if self.file else "") + message + self._suggestion(message), ex)
+        super().error((f"{self.file}: " if self.file else "") + self._explain(message), ex)
         raise AssertionError("unreachable: the parser exits")
 
-    def _suggestion(self, message: str) -> str:
-        flag = re.search(r"nrecognized arguments: --([\w.]+)", message)
-        key = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
-        top = re.search(r"[Oo]ption '([\w.]+)' is not accepted", message)
-        if not (flag or key or top):
-            return ""
-        unknown = flag[1] if flag else f"{key[1]}.{key[2]}" if key else top[1] if top else ""
-        known = [action.dest for action in self._actions if action.dest not in ("help", "print_config")]
-        near = difflib.get_close_matches(unknown, known, n=1, cutoff=0.0)
-        return f"\nThe nearest known knob is --{near[0]}; --help lists all." if near else ""
+    def _explain(self, message: str) -> str:
+        if flag := re.search(r"nrecognized arguments: --([\w.-]+)", message):
+            return f"{message}\n{suggest_knob(flag[1], self.types)}"
+        wrong = re.match(r"""Parser key ["']([\w.]+)["']:\s*(.*)""", message, re.DOTALL)
+        name = wrong[1] if wrong else ""
+        if inside := [knob for knob in self.types if name and knob.startswith(f"{name}.")]:
+            return f"{name} is a section; give one of its knobs, as --{inside[0]}"
+        if not wrong or name not in self.types:
+            return " ".join(message.split())
+        given = re.search(r"(?:Got|Given) value: (.*)", wrong[2], re.DOTALL)
+        return f"{name} = {_shorten(given[1] if given else '')}: give {_describe_type(self.types[name])}"
+
+
+def suggest_knob(unknown: str, known: Iterable[str]) -> str:
+    """Return a sentence that names the nearest of the known knobs, if one is near, by its full or its last name."""
+
+    def likeness(name: str) -> tuple[float, float]:
+        pairs = (unknown, name), (unknown.rpartition(".")[2], name.rpartition(".")[2])
+        full, last = (difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+        return max(full, last), full
+
+    nearest = max(known, key=likeness)
+    near = likeness(nearest)[0] >= NEAR
+    return f"The nearest known knob is --{nearest}; --help lists all." if near else "--help lists all knobs."
+
+
+def _shorten(value: object) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+def _describe_type(hint: Any) -> str:
+    """Say in an error what a knob may be."""
+    parts = get_args(hint)
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, parts))
+    if get_origin(hint) is list:
+        return f"a list, each {_describe_type(parts[0])}"
+    if get_origin(hint) is tuple:
+        return f"a list of {len(parts)}, each {_describe_type(parts[0])}"
+    if type(None) in parts:
+        return f"{_describe_type(parts[0])}, or null"
+    return {int: "a whole number", float: "a number", bool: "true or false"}.get(hint, "text")
 
 
 def make_parser(kind: type[AnyConfig]) -> _Parser:
     """Return a program's parser: --config FILE, --print_config, and a dotted flag for each knob."""
     parser = _Parser(description=kind.__doc__, usage="%(prog)s [--config FILE] [--<knob>=<value> ...]")
+    parser.types = knob_types(kind)
     parser.add_argument("--config", action="config", help="YAML file; flags after it override its values")
     parser.add_class_arguments(kind)
     return parser
@@ -74,13 +111,14 @@ def parse(kind: type[AnyConfig], args: Sequence[str] | None = None) -> AnyConfig
 
 def _parse(parser: _Parser, kind: type[AnyConfig], args: Sequence[str]) -> AnyConfig:
     flags = expand_flags(args, kind)
-    words = [part for flag in flags for part in expand_config(parser, flag)]
-    namespace = parser.parse_args(words)
+    words = [part for flag in flags for part in expand_config(parser, kind, flag)]
+    try:
+        namespace = parser.parse_args(words)
+    except (LookupError, AttributeError, RecursionError, OSError) as error:  # of PyYAML and of long names of files
+        raise ValueError(f"a flag has a value that cannot be read: {str(error)[:LONGEST] or error!r}") from error
     try:
         namespace = parser.instantiate(namespace)
         return kind(**{f.name: namespace[f.name] for f in fields(kind)})
-    except TypeError as error:
-        raise ValueError("a section of the configuration has a value in place of its knobs, like `loss: 3`") from error
     except ValueError as error:
         files = [flag.removeprefix("--config=") for flag in flags if flag.startswith("--config=")]
         knob, is_knob, _ = str(error).removeprefix("--").partition(" = ")
@@ -90,75 +128,95 @@ def _parse(parser: _Parser, kind: type[AnyConfig], args: Sequence[str]) -> AnyCo
         raise ValueError(f"{files[-1]}: {error}") from error
 
 
-def expand_config(parser: _Parser, word: str) -> list[str]:
+def change(config: Config, flags: Sequence[str]) -> Config:
+    """Return a configuration with other values of some knobs, as `parse` does with more flags, without its delay.
+
+    Raises:
+        ValueError: names the knob, if it is unknown or its value has a wrong type or is out of its range.
+    """
+    sections: dict[str, dict[str, Any]] = {}
+    for flag in expand_flags(flags, Config):
+        name = flag.removeprefix("--").partition("=")[0]
+        try:
+            value = _knob_parser(name).parse_args([flag])[name]
+        except ArgumentError as error:
+            raise ValueError(str(error)) from error
+        section, _, knob = name.rpartition(".")
+        sections.setdefault(section, {})[knob] = value
+    top = sections.pop("", {})
+    return replace(config, **top, **{name: replace(getattr(config, name), **knobs) for name, knobs in sections.items()})
+
+
+@cache
+def _knob_parser(name: str) -> _Parser:
+    """Return a parser of one knob's flag only."""
+    types = knob_types(Config)
+    parser = _Parser(exit_on_error=False)
+    parser.types = types
+    if name not in types:
+        raise ValueError(f"unknown knob {name!r}. {suggest_knob(name, types)}")
+    parser.add_argument(f"--{name}", type=types[name])
+    return parser
+
+
+def expand_config(parser: _Parser, kind: type, word: str) -> list[str]:
     """Replace `--config=FILE` by the contents of the file, after those of the file that its `base` names."""
     flag, _, name = word.partition("=")
-    if flag != "--config" or not Path(name).is_file():
+    if flag != "--config" or not os.path.isfile(name):  # False also for a name that no file can have
         return [word]
-    words, files, extended = [], [Path(name)], Path(name)
-    while base := re.search(BASE, extended.read_text()):
-        extended = extended.parent / (base[1] or base[2])
-        if not extended.is_file() or extended in files:
-            reason = "it extends itself" if extended in files else "no such file"
-            parser.error(f"{files[0]}: base: {base[1] or base[2]}: {reason}")
-        files.insert(0, extended)
-    for file in files:
-        text = re.sub(BASE, "", file.read_text())
-        parser.file = str(file)
-        try:
-            is_empty = yaml.safe_load(text) is None
-        except yaml.YAMLError as error:
-            parser.error(f"not YAML: {' '.join(str(error).split())}")
-        if not is_empty:
-            parser.parse_string(text)
-            words.append(f"--config={text}")
-    parser.file = ""
+    words = []
+    try:
+        for file, knobs in _read_files(kind, Path(name)):
+            parser.file, text = str(file), to_text(knobs)
+            if knobs:
+                parser.parse_string(text)
+                words.append(f"--config={text}")
+    except ValueError as error:
+        parser.file = ""  # which the error names
+        parser.error(str(error))
+    finally:
+        parser.file = ""
     return words
 
 
-def normalize_flags(words: Sequence[str]) -> list[str]:
-    """Write flags with underscores: `--batch-size=4` becomes `--batch_size=4`. Values and words after `--` stay."""
-    end = words.index("--") if "--" in words else len(words)
-    flags = [re.sub("^--[^=]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), word) for word in words[:end]]
-    return [*flags, *words[end:]]
+def _read_files(kind: type, file: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Return a file and its knobs, {"loss.w1": 0.1}, after those that it extends. Raises ValueError, with the file."""
+    found: list[tuple[Path, dict[str, Any]]] = []
+    extended: Path | None = file
+    while extended:
+        knobs = _list_knobs(kind, extended, read_yaml(extended))
+        base = knobs.pop("base", None)
+        found.insert(0, (extended, knobs))
+        if base is None:
+            return found
+        extended = extended.parent / str(base)
+        if not extended.is_file() or extended.resolve() in (path.resolve() for path, _ in found):
+            reason = "it extends itself" if extended.is_file() else "no such file"
+            raise ValueError(f"{file}: base: {base}: {reason}")
+    return found
 
 
-def expand_flags(words: Sequence[str], kind: type[AnyConfig]) -> list[str]:
-    """Write flags in the one form that the parser reads, `--knob=value`; lists as `--knob=["a", "b"]`."""
-    types = dict(_types(kind))
-    rest: list[str] = normalize_flags(words)
-    expanded: list[str] = []
-    while rest:
-        word = rest.pop(0)
-        flag, equals, value = word.partition("=")
-        hint = types.get(flag)
-        values = [value] if equals else []
-        if not word.startswith("-"):
-            has_run = any(known.startswith("--run=") for known in (*expanded, *rest)) or "--run" in rest
-            expanded.append(f"--run={word}" if kind is EvaluateConfig and not has_run else word)
-        elif get_origin(hint) in (list, tuple):
-            while rest and not rest[0].startswith("--"):
-                values.append(rest.pop(0))
-            bracketed = len(values) == 1 and values[0].startswith("[")
-            if hint != list[str] and not bracketed:  # a path may have a comma
-                values = [part for value in values for part in value.split(",") if part]
-            expanded.append(f"{flag}={values[0] if bracketed else json.dumps(values)}")
-        elif hint is bool and not equals:
-            expanded.append(f"{flag}={rest.pop(0) if rest and rest[0].lower() in BOOLEANS else 'true'}")
-        elif (hint or flag == "--config") and not equals and rest and not rest[0].startswith("--"):
-            expanded.append(f"{flag}={rest.pop(0)}")
-        else:
-            expanded.append(word)
-    return expanded
-
-
-def _types(kind: type, prefix: str = "--") -> Iterator[tuple[str, Any]]:
-    """Yield each knob's flag and type, those of sections included."""
-    for name, hint in get_type_hints(kind).items():
-        if is_dataclass(hint):
-            yield from _types(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
-        else:
-            yield prefix + name, hint
+def _list_knobs(kind: type, file: Path, document: Any) -> dict[str, Any]:
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise ValueError(f"{file}: it does not hold knobs and sections, as `seed: 0`")
+    knobs: dict[str, Any] = {}
+    known = {"base", *knob_types(kind)}
+    sections = {name.partition(".")[0] for name in known if "." in name}
+    for name, value in document.items():
+        if name in sections and not isinstance(value, dict):
+            raise ValueError(
+                f"{file}: {name} = {_shorten(value)}: give knobs of this section, indented below it, or leave it out"
+            )
+        inside = {f"{name}.{knob}": entry for knob, entry in value.items()} if name in sections else {name: value}
+        for knob in inside:
+            if knob not in known:
+                raise ValueError(f"{file}: unknown knob {knob!r}. {suggest_knob(knob, knob_types(kind))}")
+            if knob in knobs:
+                raise ValueError(f"{file}: {knob} is there twice; keep one")
+        knobs |= inside
+    return knobs
 
 
 def load(path: Path) -> Config:
@@ -181,8 +239,7 @@ def save(config: Config, path: Path) -> None:
 
 def to_yaml(config: Config) -> str:
     """Return YAML that `load` reads."""
-    text: str = yaml.safe_dump(to_dict(config), sort_keys=False)
-    return text
+    return to_text(to_dict(config))
 
 
 def to_dict(config: Config | EvaluateConfig) -> dict[str, Any]:

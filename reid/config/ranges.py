@@ -35,6 +35,9 @@ class Section:
 
     def validate(self) -> None:
         """Check every knob against its range, then the rules between the knobs of this section."""
+        for name, hint in _types(type(self)).items():  # type: ignore[arg-type]
+            if getattr(self, name) is None and type(None) not in get_args(hint):
+                raise ValueError(f"{self.knob(name)} = null: give it a value, or leave it out")
         for name, allowed in _ranges(type(self)).items():  # type: ignore[arg-type]
             for value in _numbers(getattr(self, name)):
                 if not allowed.contains(value):
@@ -48,6 +51,9 @@ class Section:
         """Return the name of a knob in errors: `loss.margin`, `name` at the top level, `--ranks` of an evaluation."""
         section = type(self).__name__.removesuffix("Config").lower()
         return {"": name, "evaluate": f"--{name}"}.get(section, f"{section}.{name}")
+
+
+_types = cache(get_type_hints)
 
 
 @cache

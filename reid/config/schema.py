@@ -95,6 +95,8 @@ class ModelConfig(Section):
     """Backbone; `python -m reid.model list` shows all; resnet10 is for CPUs; timm/<name> is any model of timm."""
     weights: str = "imagenet"
     """Initial encoder weights: imagenet (torchvision's V1, downloaded once), none, or a .safetensors or .pth file."""
+    weights_grid: tuple[Size, Size] | None = None
+    """Rows and columns of patches that a file's position embeddings are for; null = as the file says."""
     last_stride: Literal[1, 2] = 1
     """Stride of a ResNet's last stage; 1 keeps twice the resolution (BoT: +1.4 mAP). No effect on other encoders."""
     stem_stride: Literal[1, 2, 4] = 4
@@ -113,6 +115,11 @@ class ModelConfig(Section):
     """Divisor of the logits; about 0.06 for the cosine head, 1 or more for the euclidean head."""
 
     def check(self) -> None:
+        if self.weights_grid and self.weights in ("none", "imagenet"):
+            raise ValueError(
+                f"model.weights_grid = {list(self.weights_grid)} is that of a file, and model.weights = {self.weights} "
+                "is none; leave it at null"
+            )
         if self.weights != "none":
             return
         for name, value, default in (("norm", self.norm, "batch"), ("frozen_epochs", self.frozen_epochs, 0)):

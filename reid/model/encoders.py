@@ -79,7 +79,7 @@ def build_encoder(config: ModelConfig, image_size: tuple[int, int]) -> tuple[nn.
         image_size: (height, width) of the images. Only transformers depend on it.
 
     Returns:
-        The encoder, and the length D of its vectors.
+        The encoder, and the length D of its vectors. `encoder.loaded` says which weights it has.
 
     Raises:
         ValueError: names the knob that does not fit the encoder.
@@ -96,10 +96,12 @@ def build_encoder(config: ModelConfig, image_size: tuple[int, int]) -> tuple[nn.
         what = "timm's models pool by themselves" if is_timm else "a ViT gives its class token and pools nothing"
         raise ValueError(f"model.pool = gem: {what}; use model.pool = gap with {name}")
     encoder, dim = (_build_timm if is_timm else _build_torchvision)(config, image_size)
+    loaded = weights
     if weights == "imagenet" and not is_timm:
-        pretrained.load_weights(encoder, pretrained.fetch(name))
+        loaded = pretrained.load_weights(encoder, pretrained.fetch(name))
     elif weights not in ("imagenet", "none"):
-        pretrained.load_weights(encoder, Path(weights))
+        loaded = pretrained.load_weights(encoder, Path(weights), config.weights_grid)
+    encoder.loaded = loaded  # type: ignore[assignment]
     return encoder, dim
 
 
@@ -159,7 +161,7 @@ def _build_timm(config: ModelConfig, image_size: tuple[int, int]) -> tuple[nn.Mo
             f"model.encoder = timm/{name}: {reason}; for its weights run `python -m reid.model fetch timm/{name}` on a "
             "machine with internet and copy the Hugging Face cache (HF_HOME) here, or give model.weights a local file"
         ) from error
-    if hasattr(encoder, "pos_embed") and hasattr(encoder, "patch_embed"):
-        encoder.grid = encoder.get_submodule("patch_embed").grid_size
+    if getattr(encoder, "pos_embed", None) is not None:
+        encoder.grid = getattr(getattr(encoder, "patch_embed", None), "grid_size", None)
     dim: Any = getattr(encoder, "head_hidden_size", encoder.num_features)
     return encoder, int(dim)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from reid.files import hold
+from reid.model.parts import find_place, list_rest, list_top_names, may_lack
+from reid.model.positions import POSITIONS, TOKENS, Grid, find_stated_grid, grid_of, infer_grid, resize_positions
+from reid.model.weights_file import read_file
 
-# Position embeddings of a transformer, as torchvision and timm name them.
-POSITIONS = ("encoder.pos_embedding", "pos_embed")
 # ImageNet classifiers, which no encoder here has. ConvNeXt's normalization under classifier.0 is loaded nevertheless.
 HEADS = ("fc.", "classifier.", "head.", "heads.")
 FIX = "give a file of this encoder, or change model.encoder to the file's"
@@ -68,85 +68,90 @@ def fetch(name: str) -> Path:
     return path
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a .safetensors or .pth file (also nested in "state_dict", "model"). No code in it runs."""
-    if not path.is_file():
-        raise ValueError(f"model.weights = {path}: no such file; give imagenet, none or a local file")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        for key in ("state_dict", "model"):
-            state = state[key] if isinstance(state.get(key), Mapping) else state
-        return {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    except Exception as error:  # torch and safetensors raise many types
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"model.weights = {path}: not a file of tensors: {reason}") from error
-
-
-def load_weights(encoder: nn.Module, path: Path) -> None:
+def load_weights(encoder: nn.Module, path: Path, grid: Grid | None = None) -> str:
     """Load a file into an encoder: of ImageNet, of a re-ID model, or with any other prefix before the names.
 
-    A classifier in it is ignored, position embeddings are resized. Raises ValueError if a tensor of the encoder is
-    missing or has another shape, or if the file has more layers than the encoder.
+    Tensors that are no part of the encoder, such as a classifier, are left out. Position embeddings are resized.
+
+    Args:
+        encoder: receives the tensors.
+        path: a .safetensors file or one of torch.save, also with the tensors in "state_dict" or "model".
+        grid: rows and columns of patches that the file's position embeddings are for, if the file does not say.
+
+    Returns:
+        What was loaded and what was left out, for the log.
+
+    Raises:
+        ValueError: a tensor of the encoder is missing or has another shape, the file holds the encoder more than once
+            or is of an encoder with more layers, or the grid of its position embeddings is unknown.
     """
     own = encoder.state_dict()
-    state = _without_prefix(read_weights(path), own)
-    for name in POSITIONS:
-        if name in own and name in state:
-            grid: tuple[int, int] = encoder.grid  # type: ignore[assignment]
-            state[name] = resize_positions(state[name], grid, own[name].shape[1] - math.prod(grid))
+    content, header = read_file(path)
+    place = find_place(content, own, path)
+    state = {
+        key.removeprefix(place.prefix): value for key, value in place.tensors.items() if key.startswith(place.prefix)
+    }
+    try:
+        resized = _fit_positions(encoder, own, state, find_stated_grid(path, header, state), grid)
+    except ValueError as error:
+        raise ValueError(f"model.weights = {path}: {error}") from error
     other_shape = {name for name, value in own.items() if name in state and state[name].shape != value.shape}
     try:  # torchvision's modules translate the names of old files as they load
         found = encoder.load_state_dict({n: v for n, v in state.items() if n not in other_shape}, strict=False)
     except RuntimeError as error:  # only torch knows that a tensor with an old name has another shape
         raise ValueError(f"model.weights = {path}: {str(error).splitlines()[-1].strip()}; {FIX}") from error
-    wrong = [name for name in own if (name in found.missing_keys or name in other_shape) and not _may_lack(name)]
+    needed = [name for name in own if not may_lack(name)]
+    wrong = [name for name in needed if name in found.missing_keys or name in other_shape]
     if wrong:
         how = "of another shape" if wrong[0] in other_shape else "missing"
         raise ValueError(
-            f"model.weights = {path}: {len(own) - len(wrong)} of the encoder's {len(own)} tensors fit; the first that "
-            f"does not is {wrong[0]} ({how}); {FIX}"
+            f"model.weights = {path}: {len(needed) - len(wrong)} of the encoder's {len(needed)} tensors fit; the first "
+            f"that does not is {wrong[0]} ({how}); the file holds {list_top_names(content)}; {place.hint or FIX}"
         )
-    more = [name for name in found.unexpected_keys if not name.startswith(HEADS) and not _may_lack(name)]
+    more = [name for name in found.unexpected_keys if _changes_features(name, own)]
     if more:
         raise ValueError(
-            f"model.weights = {path}: all {len(own)} tensors of the encoder fit, but the file has {len(more)} more, "
-            f"the first {more[0]}; it is of a larger encoder; {FIX}"
+            f"model.weights = {path}: all {len(needed)} tensors of the encoder fit, but the file has {len(more)} more, "
+            f"the first {more[0]}; it is of a larger or another encoder; {FIX}"
         )
+    unused = {place.prefix + name for name in found.unexpected_keys}
+    where = f" under {place.name}" if place.name else ""
+    initial = "; not in it: avgpool.p" if "avgpool.p" in found.missing_keys else ""
+    return f"{path}: {len(needed)} tensors{where}{resized}; left out: {list_rest(content, place, unused)}{initial}"
 
 
-def _may_lack(name: str) -> bool:
-    """Return whether old files lack this tensor: BatchNorm's step counters, and the exponent of our GeM pooling."""
-    return name.endswith("num_batches_tracked") or name == "avgpool.p"
-
-
-def _without_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors under the prefix ("", "encoder.", "module.", ...) with which most names fit the encoder."""
-    probe = next(iter(own))
-    prefixes = {key[: -len(probe)] for key in state if key == probe or key.endswith(f".{probe}")} | {""}
-    best = max(sorted(prefixes), key=lambda prefix: sum(prefix + name in state for name in own))
-    return {key.removeprefix(best): value for key, value in state.items() if key.startswith(best)}
-
-
-def resize_positions(stored: Tensor, grid: tuple[int, int], num_prefix: int = 1) -> Tensor:
-    """Resize position embeddings (1, num_prefix + h*w, D) to another grid of patches (rows, columns), bicubic.
-
-    The first num_prefix (of the class token) are kept. The stored grid is assumed to be a square, or else to have the
-    proportions of `grid`. The embeddings are returned unchanged if the number of patches is equal.
-    """
-    prefix, patches = stored[:, :num_prefix], stored[:, num_prefix:]
-    if patches.shape[1] == math.prod(grid):
-        return stored
-    rows = columns = math.isqrt(patches.shape[1])
-    if rows * columns != patches.shape[1]:
-        rows = round(math.sqrt(patches.shape[1] * grid[0] / grid[1]))
-        columns = rows * grid[1] // grid[0]
-    if rows * columns != patches.shape[1]:
+def _fit_positions(
+    encoder: nn.Module, own: Mapping[str, Tensor], state: dict[str, Tensor], stated: Grid | None, given: Grid | None
+) -> str:
+    """Resize the position embeddings in `state` to the encoder's grid, and return what was done, for the log."""
+    grid, name = grid_of(encoder), next((name for name in POSITIONS if name in own), "")
+    if grid is None or not name:
+        if given:
+            raise ValueError(
+                f"model.weights_grid = {list(given)}: the encoder has no grid of patches; leave it at null"
+            )
+        return ""
+    stored, num_prefix = state.get(name), own[name].shape[1] - math.prod(grid)
+    if stored is None or stored.ndim != 3 or own[name].ndim != 3 or stored.shape[2] != own[name].shape[2]:
+        return ""  # refused later
+    if stated and given and stated != given:
         raise ValueError(
-            f"model.weights: {patches.shape[1]} position embeddings form neither a square nor a grid of the "
-            f"proportions of {grid[0]} x {grid[1]}; train at the data.height and data.width of that file"
+            f"model.weights_grid = {list(given)}, but the file says {list(stated)}; leave model.weights_grid at null"
         )
-    as_map = patches.float().unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
-    resized = F.interpolate(as_map, size=grid, mode="bicubic", antialias=True, align_corners=False)
-    return torch.cat([prefix, resized.flatten(2).transpose(1, 2).to(stored.dtype)], dim=1)
+    num_tokens = sum(state[token].shape[1] for token in TOKENS if token in state and state[token].ndim == 3)
+    known = stated or given or infer_grid(stored.shape[1], grid, num_prefix, num_tokens)
+    state[name] = resize_positions(stored, grid, num_prefix, known)
+    how = "" if stated or given else " (assumed: the file does not say)"
+    to = "" if known == grid else f", resized to {grid[0]} x {grid[1]}"
+    return f", position embeddings of {known[0]} x {known[1]} patches{how}{to}"
+
+
+def _changes_features(name: str, own: Iterable[str]) -> bool:
+    """Return whether a tensor that the encoder lacks would change its features: it belongs to a layer or a token.
+
+    A classifier, a projection, or a token for another purpose (mask_token, sie_embed) would not.
+    """
+    if name.startswith(HEADS) or may_lack(name):
+        return False
+    layers = {re.sub(r"\d+", "", key.split(".")[0]) for key in own} | {*TOKENS, "norm_pre"}
+    return re.sub(r"\d+", "", name.split(".")[0]) in layers

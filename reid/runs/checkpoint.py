@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
-import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,10 +18,24 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reid.files import write_atomically
+from reid.model.positions import grid_of
+from reid.model.saved import (
+    HASHED,
+    MODEL,
+    NAME,
+    OBJECTIVE,
+    OPTIMIZER,
+    STATE,
+    check,
+    format_state,
+    hash_file,
+    naming_damage,
+    read_state,
+)
+from reid.model.weights_file import read_header
 
-FORMAT = 2  # 2: hashes of the files, the best checkpoint by name, identities dropped in this epoch, fp16 scaler
-REQUIRED = {"epoch", "step", "best", "best_name", "dropped", "scaler", "describes", "files"}
-NAME = re.compile(r"epoch-(\d+)-step-(\d+)")
+# Knobs that set what a checkpoint describes, where its own name is none.
+KNOBS = {"data": "data.root", "classes": "data.root, data.val_identities"}
 
 
 class NotRemoved(OSError):
@@ -107,7 +118,7 @@ def save(folder: Path, parts: Parts, state: TrainState, keep: int) -> Path:
 def amend(folder: Path, state: TrainState, keep: int) -> Path:
     """Replace the TrainState (of the same step) in a checkpoint, after its evaluation."""
     final = folder / state.name
-    write_atomically(final / "state.json", json.dumps(read_state(final) | asdict(state), indent=2))
+    write_atomically(final / STATE, format_state(read_state(final) | asdict(state)))
     _sync(final)
     _prune(folder, state, keep)
     return final
@@ -139,25 +150,21 @@ def _write(building: Path, parts: Parts, state: TrainState) -> None:
     assert parts.objective is not None and parts.optimizer is not None
     torch.save({**parts.optimizer.state_dict(), "names": _names(parts.optimizer, parts.model)}, optimizer_state)
     # Written as bytes: the libraries' own writers turn a full disk into errors of their own.
-    (building / "model.safetensors").write_bytes(save_tensors(_tensors(parts.model)))
-    (building / "objective.safetensors").write_bytes(save_tensors(_tensors(parts.objective)))
-    (building / "optimizer.pt").write_bytes(optimizer_state.getbuffer())
+    grid = grid_of(parts.model)
+    header = None if grid is None else {"grid": json.dumps(grid)}
+    (building / MODEL).write_bytes(save_tensors(_tensors(parts.model), header))
+    (building / OBJECTIVE).write_bytes(save_tensors(_tensors(parts.objective)))
+    (building / OPTIMIZER).write_bytes(optimizer_state.getbuffer())
     document = {
-        "format": FORMAT,
         **asdict(state),
         "scaler": parts.scaler.state_dict() if parts.scaler is not None else None,
         "describes": parts.describes,
-        "files": {path.name: _hash(path) for path in sorted(building.iterdir())},
+        "files": {name: hash_file(building / name) for name in HASHED},
     }
-    (building / "state.json").write_text(json.dumps(document, indent=2))
+    (building / STATE).write_text(format_state(document))
     for path in building.iterdir():
         _sync(path)
     _sync(building)
-
-
-def _hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def find(folder: Path) -> list[Path]:
@@ -175,21 +182,13 @@ def find_undamaged(folder: Path) -> tuple[Path | None, list[str]]:
         try:
             check(path)
         except ValueError as error:
-            damaged.append(str(error))
+            if path.exists():  # otherwise a run that trains has removed it in the meantime
+                damaged.append(str(error))
         else:
             return path, damaged
     if damaged:
         raise ValueError(f"{folder} holds no undamaged checkpoint: {'; '.join(damaged)}")
     return None, []
-
-
-def check(path: Path) -> None:
-    """Raise ValueError if a file of the checkpoint is missing or its bytes changed."""
-    for name, digest in read_state(path)["files"].items():
-        with _naming(path):
-            found = _hash(path / name)
-        if found != digest:
-            raise ValueError(f"{path}: damaged checkpoint: {name} has other bytes than were written")
 
 
 def load(path: Path, parts: Parts) -> TrainState:
@@ -202,28 +201,30 @@ def load(path: Path, parts: Parts) -> TrainState:
     for key, value in parts.describes.items():
         saved = state["describes"].get(key, value)  # what earlier versions did not note
         if saved != value:
-            raise ValueError(
-                f"{path} belongs to another run: its {_difference(key, saved, value)}; give the knobs it was trained "
-                "with, or another --name"
-            )
+            raise ValueError(f"{path} belongs to another run: its {_difference(key, saved, value)}, or another --name")
     load_weights(path, parts.model)
     if parts.objective is not None:
-        _load_tensors(path / "objective.safetensors", parts.objective)
+        _load_tensors(path / OBJECTIVE, parts.objective)
     if parts.optimizer is not None:
-        with _naming(path):
-            _load_optimizer(path / "optimizer.pt", parts.optimizer, parts.model)
+        with naming_damage(path):
+            _load_optimizer(path / OPTIMIZER, parts.optimizer, parts.model)
     if parts.scaler is not None and state["scaler"]:
-        parts.scaler.load_state_dict(state["scaler"])
+        with naming_damage(path):
+            parts.scaler.load_state_dict(state["scaler"])
     saved_state = {field.name: state[field.name] for field in fields(TrainState) if field.name in state}
     return TrainState(**{**saved_state, "dropped": tuple(state["dropped"])})
 
 
 def _difference(key: str, saved: Any, here: Any) -> str:
-    """Describe the first entry that differs."""
-    if isinstance(saved, Mapping) and isinstance(here, Mapping):
-        name = next(name for name in {**saved, **here} if saved.get(name) != here.get(name))
-        return f"{key} has {name} = {saved.get(name)!r}, here it is {here.get(name)!r}"
-    return f"{key} is {saved!r}, here it is {here!r}"
+    """Describe the first entry that differs, and name the knobs that set it."""
+    if not (isinstance(saved, Mapping) and isinstance(here, Mapping)):
+        return f"{key} is {saved!r}, here it is {here!r}; give the knobs it was trained with ({KNOBS.get(key, key)})"
+    name = next(name for name in {**saved, **here} if saved.get(name) != here.get(name))
+    knob = f"model.{name}" if key == "model" else name
+    return (
+        f"{key} has {name} = {saved.get(name)!r}, here it is {here.get(name)!r}; give the knobs it was trained with "
+        f"({knob})"
+    )
 
 
 def _names(optimizer: Optimizer, model: nn.Module) -> list[str]:
@@ -250,26 +251,22 @@ def _load_optimizer(file: Path, optimizer: Optimizer, model: nn.Module) -> None:
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """Return state.json: the TrainState and, under `describes`, what the checkpoint belongs to."""
-    if not (path / "state.json").is_file():
-        raise ValueError(f"{path} is not a checkpoint: it has no state.json")
-    with _naming(path):
-        state: dict[str, Any] = json.loads((path / "state.json").read_text())
-        if state["format"] == FORMAT and set(state) >= REQUIRED:
-            return state
-    raise ValueError(f"{path} has checkpoint format {state.get('format')}; this version reads format {FORMAT}")
-
-
 def load_weights(path: Path, model: nn.Module) -> None:
     """Load only the model's weights. Errors name the first tensor that does not match."""
-    if not (path / "model.safetensors").is_file():
-        raise ValueError(f"{path} is not a checkpoint: it has no model.safetensors")
-    _load_tensors(path / "model.safetensors", model)
+    if not (path / MODEL).is_file():
+        raise ValueError(f"{path} is not a checkpoint: it has no {MODEL}")
+    with naming_damage(path):
+        stated = json.loads(read_header(path / MODEL).get("grid", "null"))
+    if (grid := grid_of(model)) and stated not in (None, list(grid)):  # their numbers may be equal: 16 x 8 and 8 x 16
+        raise ValueError(
+            f"{path} holds another model: its position embeddings are for {stated[0]} x {stated[1]} patches, here they "
+            f"are {grid[0]} x {grid[1]}; give the data.height and data.width that it was trained with"
+        )
+    _load_tensors(path / MODEL, model)
 
 
 def _load_tensors(file: Path, module: nn.Module) -> None:
-    with _naming(file.parent):
+    with naming_damage(file.parent):
         state = load_file(file)
     for name, value in module.state_dict().items():
         if name not in state or state[name].shape != value.shape:
@@ -279,16 +276,6 @@ def _load_tensors(file: Path, module: nn.Module) -> None:
     if more:
         raise ValueError(f"{file} holds another model: it has {more[0]}, which this model does not have")
     module.load_state_dict(state)
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Turn any error from reading a damaged file into a ValueError that names the checkpoint and the fix."""
-    try:
-        yield
-    except Exception as error:  # json, safetensors and torch have many ways to say that a file is damaged
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: damaged checkpoint: {reason}; delete it to resume from the one before") from error
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from reid.config import Config
 from reid.data.augmentation import denormalize
 from reid.model.network import ReIDModel
+from reid.model.saved import MODEL, is_checkpoint
 from reid.runs import checkpoint
 from reid.runs.folder import RunFolder
 
@@ -60,7 +63,7 @@ def build_models(found: Path, run: Config, baselines: Sequence[str] = ()) -> dic
                 f"{knobs[name]!r}; give the run that it belongs to"
             )
     # Neither the initial weights nor what was frozen in training changes the features of a trained model.
-    bare = replace(run.model, weights="none", norm="batch", frozen_epochs=0)
+    bare = replace(run.model, weights="none", weights_grid=None, norm="batch", frozen_epochs=0)
     trained = ReIDModel(state["classes"], bare, size)
     checkpoint.load_weights(found, trained)
     models: dict[str, nn.Module] = {TRAINED: trained}
@@ -73,28 +76,38 @@ def build_models(found: Path, run: Config, baselines: Sequence[str] = ()) -> dic
 
 
 def find_run(run: str, name: str) -> tuple[RunFolder, Path]:
-    """Return a run's folder and one of its checkpoints.
+    """Return a run's folder and one of its checkpoints, of which the model is undamaged.
 
     Args:
         run: the run's folder; may be empty if `name` is a path.
-        name: newest, best, the name of one of the run's checkpoints, or a checkpoint's path.
+        name: newest, best, the name of one of the run's checkpoints, or a checkpoint's path. The newest is the newest
+            that a training run would resume from; damaged ones are named in a warning on stderr.
 
     Raises:
-        ValueError: there is no such run or checkpoint.
+        ValueError: there is no such run or checkpoint, or it is damaged.
     """
-    if (Path(name) / "state.json").is_file():
+    if is_checkpoint(Path(name)):
         found = Path(name)
+        checkpoint.check(found, [MODEL])
         return RunFolder(Path(run) if run else found.resolve().parent.parent), found
     if not run:
         raise ValueError(f"--checkpoint={name} is not a checkpoint's folder; give --run with its name, or its path")
     folder = RunFolder(Path(run))
     if not folder.path.is_dir():
         raise ValueError(f"--run={run}: no such folder; give that of a training run, e.g. runs/quickstart")
-    saved = checkpoint.find(folder.checkpoints)
+    if name in ("newest", "best"):
+        newest, damaged = checkpoint.find_undamaged(folder.checkpoints)
+        for text in damaged if newest and os.environ.get("RANK", "0") == "0" else []:
+            print(f"warning: {text}; {newest} is used instead", file=sys.stderr, flush=True)
+        if name == "newest" and newest:
+            return folder, newest
+        wanted = checkpoint.read_state(newest)["best_name"] if newest else ""
+    else:
+        wanted = name
+    saved = [path.name for path in checkpoint.find(folder.checkpoints)]
     if not saved:
         raise ValueError(f"{folder.checkpoints} holds no checkpoint yet; train the run first")
-    wanted = checkpoint.read_state(saved[0])["best_name"] if name == "best" else name
-    named = [path for path in saved if wanted in (path.name, "newest")]
-    if not named:
-        raise ValueError(f"--checkpoint={name}: {folder.checkpoints} holds {', '.join(path.name for path in saved)}")
-    return folder, named[0]
+    if wanted not in saved:
+        raise ValueError(f"--checkpoint={name}: {folder.checkpoints} holds {', '.join(saved)}")
+    checkpoint.check(folder.checkpoints / wanted, [MODEL])
+    return folder, folder.checkpoints / wanted

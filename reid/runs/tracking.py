@@ -14,6 +14,7 @@ from typing import Any
 from reid.files import write_atomically
 from reid.runs.environment import describe_environment
 from reid.runs.folder import RunFolder
+from reid.runs.logged import METRICS, read_metrics
 
 START_TIMEOUT_S = 60.0  # for the server's answer; the other ranks wait for it at the first step
 FINISH_TIMEOUT_S = 300.0  # for the last uploads; the rest stays in the run's folder for `wandb sync`
@@ -98,6 +99,7 @@ class Tracker:
         if not self.active:
             return
         if self.lines is not None:
+            assert values.keys() <= {"epoch", *METRICS}, f"not in METRICS: {values.keys() - {'epoch', *METRICS}}"
             try:
                 append_line(self.lines, json.dumps({"step": step, **values}))
             except OSError as error:
@@ -184,16 +186,13 @@ def append_line(path: Path, line: str) -> None:
 
 
 def keep_steps_before(path: Path, step: int) -> None:
-    """Remove lines of metrics.jsonl from `step` on, which a resumed run writes again, and an incomplete last line."""
+    """Remove the lines from `step` on, which a resumed run writes again, and damaged ones, with a warning."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] < step:
-                kept.append(line)
-        except ValueError:
-            break
+    entries, damaged = read_metrics(path)
+    if damaged:
+        _warn(f"{path}: {len(damaged)} damaged lines are removed, the first of them line {damaged[0]}")
+    kept = [json.dumps(entry) for entry in entries if entry["step"] < step]
     try:
         write_atomically(path, "".join(line + "\n" for line in kept))
     except OSError as error:

@@ -23,7 +23,8 @@ from jsonargparse.typing import PositiveInt
 from reid.files import Held, hold, make_folder
 from reid.program import SIGNALS, STOPPED, call
 from reid.runs.folder import RunFolder
-from reid.sweeps.folder import DONE, SweepFolder, check_run, claim_folder, to_flags
+from reid.runs.logged import why_not_logged
+from reid.sweeps.folder import DONE, SweepFolder, check_knobs, check_run, claim_folder, to_flags
 from reid.sweeps.spec import PROGRAM, Sweep, corners, propose, read_sweep, should_stop
 from reid.sweeps.table import describe_states
 
@@ -82,12 +83,15 @@ def run_sweep(options: argparse.Namespace, extra: list[str]) -> int:
 
 def check_sweep(sweep: Sweep, extra: Sequence[str]) -> None:
     """Check every knob and every value that the file lists, before any run starts. Raises ValueError."""
-    for knobs in corners(sweep):
-        config = check_run(sweep, [*sweep.flags, *extra, *to_flags(knobs)])
+    found = corners(sweep)
+    checked = check_run(sweep, [*sweep.flags, *extra, *to_flags(found[0])])
+    for config in (check_knobs(sweep, checked, knobs) for knobs in found):
         if "early_terminate" in sweep.document and not config.eval.every_epochs:
             raise ValueError(f"{sweep.path}: early_terminate needs evaluations during a run: add --eval.every_epochs=1")
-        if sweep.metric.startswith("eval/val/") and not config.data.val_identities:
-            raise ValueError(f"{sweep.path}: {sweep.metric} is logged with held-out identities: --data.val_identities")
+        if lacks := why_not_logged(sweep.metric, config):
+            raise ValueError(
+                f"{sweep.path}: {sweep.metric} is logged only with {lacks}; add it, or take another metric"
+            )
 
 
 def run_here(folder: SweepFolder, total: int | None) -> int:

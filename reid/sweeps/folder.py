@@ -9,18 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from reid.config import Config, check, parse
+from reid.config import Config, change, check, parse, to_text
 from reid.files import write_atomically
-from reid.sweeps.spec import Knobs, Run, Sweep, read_history, read_sweep
+from reid.sweeps.spec import STATES, Knobs, Run, Sweep, read_history, read_sweep
 from reid.sweeps.table import choose_axes, describe_states, draw_heat_map, format_csv, format_settings, group_seeds
 
 DONE = ("finished", "stopped")
 
 
 def to_flags(knobs: Knobs) -> list[str]:
-    return [f"--{name}={value}" for name, value in knobs.items()]
+    return [f"--{name}={'null' if value is None else value}" for name, value in knobs.items()]
 
 
 def check_run(sweep: Sweep, flags: Sequence[str]) -> Config:
@@ -38,6 +36,18 @@ def check_run(sweep: Sweep, flags: Sequence[str]) -> Config:
     raise ValueError(f"{sweep.path}: {reason}")
 
 
+def check_knobs(sweep: Sweep, config: Config, knobs: Knobs) -> Config:
+    """Return the configuration of a run from that of another with the same flags. Raises ValueError as check_run."""
+    if broken := [flag for flag in to_flags(knobs) if "\n" in flag]:  # a folder keeps one flag on each line
+        raise ValueError(f"{sweep.path}: {broken[0]!r} has more than one line; give a value of one line")
+    try:
+        changed = change(config, to_flags(knobs))
+        check(changed, 1)
+    except ValueError as error:
+        raise ValueError(f"{sweep.path}: {error}") from error
+    return changed
+
+
 class SweepFolder:
     """What is on disk of one sweep, which is all that a later call needs.
 
@@ -48,7 +58,8 @@ class SweepFolder:
         if not (path / "sweep.yaml").is_file():
             raise ValueError(f"{path}: no sweep.yaml; not the --out of a sweep")
         self.path, self.sweep = path, read_sweep(path / "sweep.yaml")
-        self.plan: dict[str, Any] = json.loads((path / "plan.json").read_text())
+        self.plan = _read_plan(path / "plan.json")
+        self._checked: Config | None = None  # of a planned run
 
     def add(self, knobs: Knobs) -> None:
         """Plan one more run, whose W&B files stay in its folder. Raises ValueError if the trainer would refuse it."""
@@ -56,13 +67,15 @@ class SweepFolder:
         # The last of equal flags wins, so knobs come after all that may hold a --config.
         flags = [*self.sweep.flags, "--track.wandb=offline", *self.plan["flags"], *to_flags(knobs),
                  f"--runs={self.path}", f"--name=run-{number:04d}", "--resume=auto"]  # fmt: skip
-        check_run(self.sweep, flags)
+        if self._checked is None:
+            self._checked = check_run(self.sweep, flags)
+        check_knobs(self.sweep, self._checked, knobs)
         write_atomically(self.path / "flags" / str(number), "".join(f"{flag}\n" for flag in flags))
         self.plan["runs"].append(knobs)
         write_atomically(self.path / "plan.json", json.dumps(self.plan, indent=1) + "\n")
 
     def flags(self, number: int) -> list[str]:
-        return (self.path / "flags" / str(number)).read_text().splitlines()
+        return _read_text(self.path / "flags" / str(number)).splitlines()
 
     def run_folder(self, number: int) -> Path:
         return self.path / f"run-{number:04d}"
@@ -72,7 +85,9 @@ class SweepFolder:
 
     def run(self, number: int) -> Run:
         path = self.path / "state" / str(number)
-        state = (path.read_text().strip() if path.exists() else "") or "planned"
+        state = (_read_text(path).strip() if path.exists() else "") or "planned"
+        if state not in STATES:
+            raise ValueError(f"{path} holds {state[:20]!r}; write one of {', '.join(STATES)} into it")
         history = read_history(self.run_folder(number), self.sweep.metric)
         return Run(number, self.plan["runs"][number], state, history)
 
@@ -94,13 +109,32 @@ class SweepFolder:
         return text + f"runs: {self.path / 'runs.csv'}"
 
 
+def _read_plan(path: Path) -> dict[str, Any]:
+    try:
+        plan = json.loads(_read_text(path))
+        flags, runs = plan["flags"], plan["runs"]
+        if all(isinstance(flag, str) for flag in flags) and all(isinstance(knobs, dict) for knobs in runs):
+            return {"flags": list(flags), "runs": list(runs)}
+        reason = "it must list flags and the knobs of each run"
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        reason = repr(error)
+    raise ValueError(f"{path} is damaged ({reason}); give another --out")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}; give another --out") from error
+
+
 def claim_folder(path: Path, sweep: Sweep, extra: Sequence[str]) -> SweepFolder:
     """Open the folder of a sweep with `extra` flags; make it if it is new. Raises ValueError for another sweep's."""
     for name in ("flags", "state"):
         (path / name).mkdir(parents=True, exist_ok=True)
     if not (path / "sweep.yaml").exists():
         write_atomically(path / "plan.json", json.dumps({"flags": extra, "runs": []}, indent=1) + "\n")
-        write_atomically(path / "sweep.yaml", yaml.safe_dump(sweep.document, sort_keys=False))
+        write_atomically(path / "sweep.yaml", to_text(sweep.document))
     folder = SweepFolder(path)
     if folder.sweep.document != sweep.document or folder.plan["flags"] != extra:
         raise ValueError(f"{path} holds another sweep, or one with other flags; give another --out")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import importlib
-import json
+import math
 import os
 import re
 import sys
@@ -16,16 +15,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import yaml
-
+from reid.config import Config, knob_types, read_yaml, suggest_knob
 from reid.runs.folder import RunFolder
+from reid.runs.logged import METRICS, read_metrics
 
 PROGRAM, ARGS, STOP_FILE = "train.py", "${args}", "${envvar:STOP_FILE}"
-METRICS = (
-    "eval/best_mAP",
-    *(f"eval/{protocol}/{name}" for protocol in ("image", "centroid", "val") for name in ("mAP", "mINP", "rank1")),
-    "train/loss",
-)
+SET_HERE = ("config", "name", "runs", "resume", "stop_file")  # flags that the command or the sweep program gives
+LARGEST_GRID = 100_000  # runs; the engine holds all of them in memory
+SHAPES = {dict: "names with values below them", list: "a list", str: "text"}
 STATES = ("planned", "running", "finished", "failed", "stopped")  # stopped: early, by hyperband
 Knobs = dict[str, Any]
 
@@ -58,26 +55,58 @@ class Sweep:
 
 def read_sweep(path: Path) -> Sweep:
     """Read a sweep file. Raises ValueError if W&B refuses it, or if its metric, parameters or command cannot work."""
+    document = read_yaml(path)
+    engine = _engine()
+    _check_shape(path, document)
     try:
-        document = yaml.safe_load(path.read_text())
-        violations = _engine().schema_violations_from_proposed_config(document)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: cannot be read as a sweep: {error}") from error
+        violations = engine.schema_violations_from_proposed_config(document)
+    except Exception as error:  # the engine's answer to shapes that its schema does not describe
+        raise ValueError(f"{path}: cannot be read as a sweep: {error!r}") from error
     if violations:
         raise ValueError(f"{path}: {'; '.join(violations)}")
+    ranges = document["parameters"].values() if document["method"] == "grid" else []
+    size = math.prod(len(p.get("values", [])) or p.get("max", 0) - p.get("min", 0) + 1 for p in ranges)
+    if size > LARGEST_GRID:
+        raise ValueError(f"{path}: a grid of {size:,} runs; at most {LARGEST_GRID:,}: list fewer values, or use random")
     metric = str(document.get("metric", {}).get("name", ""))
     if metric not in METRICS:
-        nearest = difflib.get_close_matches(metric, METRICS, n=1, cutoff=0.0)[0]
-        raise ValueError(f"{path}: metric.name = {metric!r} is never logged; the nearest that is: {nearest}")
-    for name, parameter in document["parameters"].items():
-        if "parameters" in parameter or name == "config":
-            raise ValueError(f"{path}: {name!r} cannot be swept; name each knob in full with a dot, as loss.w1")
+        near = difflib.get_close_matches(metric, METRICS, n=1)
+        hint = f"the nearest that is: {near[0]}" if near else "use eval/best_mAP, or another of docs/training.md"
+        raise ValueError(f"{path}: metric.name = {metric!r} is never logged; {hint}")
     words = [str(word) for word in document.get("command", [])]
     command = [word for word in (_fill_in(path, word, document.get("program", "")) for word in words) if word]
     if PROGRAM not in command or ARGS not in words:
         raise ValueError(f"{path}: `command` must name {PROGRAM} and {ARGS}; see configs/sweeps/w1_margin.yaml")
     at = command.index(PROGRAM)
     return Sweep(path, document, metric, tuple(command[:at]), tuple(command[at + 1 :]))
+
+
+def _check_shape(path: Path, document: Any) -> None:
+    """Check what the schema of W&B leaves open, and that parameters are knobs."""
+    if not isinstance(document, dict):
+        raise ValueError(f"{path}: cannot be read as a sweep: it needs method, metric, parameters and command")
+    shapes = {"parameters": dict, "metric": dict, "command": list, "program": str, "method": str}
+    for key, shape in shapes.items():
+        if not isinstance(document.get(key, shape()), shape):
+            raise ValueError(f"{path}: {key} = {document[key]}: give {SHAPES[shape]}, as configs/sweeps/w1_margin.yaml")
+    for word in document.get("command", []):
+        if not isinstance(word, str | int | float):
+            raise ValueError(f"{path}: the word {word!r} of `command` is not text; put it in quotes")
+    if not document.get("parameters"):
+        raise ValueError(f"{path}: `parameters` is empty; name at least one knob, as loss.w1")
+    known = knob_types(Config)
+    for name, parameter in document["parameters"].items():
+        if name in SET_HERE:
+            raise ValueError(f"{path}: {name!r} cannot be swept: `command` or the sweep program gives it")
+        if not isinstance(parameter, dict) or "parameters" in parameter:
+            raise ValueError(
+                f"{path}: parameter {name!r} = {parameter}: name each knob in full with a dot, as loss.w1, and give "
+                "values, value, or min and max below it"
+            )
+        if name not in known:
+            raise ValueError(f"{path}: unknown knob {name!r}. {suggest_knob(name, known)}")
+        if parameter.get("values", [0]) == []:
+            raise ValueError(f"{path}: parameter {name!r} has no values")
 
 
 def _fill_in(path: Path, word: str, program: str) -> str:
@@ -159,10 +188,15 @@ def _to_knobs(config: dict[str, dict[str, Any]]) -> Knobs:
 
 
 def read_history(run: Path, metric: str) -> tuple[float, ...]:
-    """Read the metric from a run's log, at each step that has it."""
+    """Read the metric from a run's log, at each step that has it. Raises ValueError for a damaged line."""
     path = RunFolder(run).metrics
-    entries = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):  # a line that is being written
-            entries.append(json.loads(line))
-    return tuple(float(entry[metric]) for entry in entries if metric in entry)
+    if not path.exists():
+        return ()
+    entries, damaged = read_metrics(path)
+    if damaged:
+        raise ValueError(f"{path}: line {damaged[0]} is damaged: not a JSON object with a step; remove it")
+    values = [entry[metric] for entry in entries if metric in entry]
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"{path}: {metric} = {value!r} is not a finite number; remove that line")
+    return tuple(map(float, values))

@@ -67,12 +67,12 @@ def format_settings(settings: Sequence[Setting], metric: str) -> str:
 
 
 def choose_axes(settings: Sequence[Setting]) -> tuple[str, str] | None:
-    """Return the two numeric knobs with most values, in alphabetical order; None if fewer than two vary."""
-    values: dict[str, set[float]] = {}
-    for setting in settings:
-        for name, value in setting.knobs.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                values.setdefault(name, set()).add(value)
+    """Return the two knobs with most values, all numbers, in alphabetical order; None if fewer than two vary."""
+    values: dict[str, set[Any]] = {}
+    for name in settings[0].knobs if settings else ():
+        of_all = [setting.knobs.get(name) for setting in settings]
+        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in of_all):  # not null
+            values[name] = set(of_all)
     varied = sorted((name for name in values if len(values[name]) > 1), key=lambda name: -len(values[name]))
     return (min(varied[:2]), max(varied[:2])) if len(varied) > 1 else None
 

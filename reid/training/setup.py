@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+# Knobs of `model` that do not change what is saved.
+NOT_SAVED = ("weights", "weights_grid", "norm", "sync_batchnorm", "frozen_epochs")
+
+
 def set_speed(speed: SpeedConfig) -> None:
     """Set process-wide switches of torch."""
     if speed.deterministic:
@@ -97,14 +101,13 @@ def memory_format(config: Config, device: torch.device) -> torch.memory_format:
 
 def checkpoint_facts(config: Config, manifest: Manifest, num_classes: int) -> dict[str, Any]:
     """Return what a checkpoint belongs to; a resume with another model, data, plan or optimizer is refused."""
-    model = asdict(config.model)
-    for knob in ("weights", "norm", "sync_batchnorm", "frozen_epochs"):  # none of them changes what is saved
-        del model[knob]
+    model = {knob: value for knob, value in asdict(config.model).items() if knob not in NOT_SAVED}
     batches = {f"batch.{knob}": value for knob, value in asdict(config.batch).items()}
     return {
         "model": model,
-        "classes": num_classes,
         "data": manifest.fingerprint,
+        "held_out": {"data.val_identities": config.data.val_identities},
+        "classes": num_classes,
         "plan": {"seed": config.seed, **batches, "data.pool_images": config.data.pool_images},
         "optimizer": {"optim.algorithm": config.optim.algorithm},
     }
@@ -135,7 +138,8 @@ def format_start_up(
         "memory": f"{per_rank} streams x {in_stream} encoded images, about "
         f"{per_rank * in_stream * image_bytes / 2**20:,.0f} MiB a process",
         "device": f"{accelerator.device}, precision {accelerator.mixed_precision}",
-        "encoder": f"{config.model.encoder}, {parameters / 1e6:.1f} million parameters, weights {config.model.weights}",
+        "encoder": f"{config.model.encoder}, {parameters / 1e6:.1f} million parameters",
+        "weights": str(model.encoder.loaded),  # type: ignore[union-attr]
         "steps": f"{plan.steps_per_epoch} an epoch, {config.optim.epochs} epochs, "
         + (f"from epoch {state.epoch + 1} step {state.step + 1}" if state.epoch < config.optim.epochs else "all made"),
         "evaluates": evaluates,

@@ -2,7 +2,6 @@
 
 import ast
 import inspect
-from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from itertools import pairwise
@@ -21,7 +20,6 @@ from reid.config import (
     load,
     make_parser,
     parse,
-    parsing,
     save,
     schema,
     to_dict,
@@ -29,14 +27,6 @@ from reid.config import (
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if "sweeps" not in path.parts)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_parser() -> Iterator[None]:
-    """Of each kind: it takes a quarter of a second, and parsing leaves it as it was."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parsing, "make_parser", cache(make_parser))
-        yield
 
 
 @cache
@@ -228,6 +218,11 @@ def changed(**knobs) -> Config:
             {"model__frozen_epochs": 3, "loss__cross_entropy": 0.0},
             1,
             r"frozen_epochs = 3 trains only the classifier .*loss\.cross_entropy = 0",
+        ),
+        (
+            {"model__weights_grid": (16, 8)},
+            1,
+            r"weights_grid = \[16, 8\] is that of a file, and model\.weights = imagenet",
         ),
         ({"model__norm": "frozen", "model__weights": "none"}, 1, r"norm = frozen .*give weights, or leave it at batch"),
         (

@@ -1,10 +1,12 @@
 """reid/config/parsing.py: how flags may be written."""
 
+import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from reid.config import Config, EvaluateConfig, load, normalize_flags, parse
+from reid.config import Config, EvaluateConfig, load, normalize_flags, parse, save
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,7 @@ def test_a_file_extends_another(tmp_path: Path, capsys: pytest.CaptureFixture[st
     for text, reason in (
         ("base: none.yaml", "base: none.yaml: no such file"),
         ("base: c.yaml", "base: c.yaml: it extends itself"),
-        ("base: base.yaml\nloss:\n  margn: 1", "c.yaml: Group 'loss' does not accept option 'margn'"),
+        ("base: base.yaml\nloss:\n  margn: 1", "c.yaml: unknown knob 'loss.margn'"),
     ):
         (tmp_path / "c.yaml").write_text(text)
         with pytest.raises(SystemExit):
@@ -98,3 +100,94 @@ def test_errors_name_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "c.yaml: not YAML" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"c\.yaml: not YAML"):
         load(tmp_path / "c.yaml")
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in pairwise("abcdefg")
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("data: null", "data"),
+        ("data:", "data"),
+        ("loss: []", "loss"),
+        ("loss: 3", "loss"),
+        ("loss: text", "loss"),
+        ("data: [{height: 3}]", "data"),
+        ("data: !!set {root}", "set"),
+        ("- seed", "knobs and sections"),
+        ("3", "knobs and sections"),
+        ("text", "knobs and sections"),
+        ("3: 4", "3"),
+        ("null: 4", "None"),
+        ("'': 4", "''"),
+        ("config: x.yaml", "config"),
+        ("loss:\n  margin:\n    x: 3", "loss.margin"),
+        ("seed: 1\nseed: 2", "seed"),
+        ("loss: {w1: 0.1}\nloss: {w1: 0.2}", "loss"),
+        ("loss.w1: 0.1\nloss: {w1: 0.2}", "loss.w1"),
+        ("data: &a\n  root: *a", "alias"),
+        ("&a [*a]", "alias"),
+        (BOMB, "alias"),
+        ("[" * 500, "not YAML"),
+        (f"name: {'[' * 300}{']' * 300}", "alias"),
+        ("loss:\n\tw1: 0.3", "tabs"),
+        ("name: caf\u00e9".encode("latin-1"), "UTF-8"),
+        ("seed: 3".encode("utf-16"), "UTF-8"),
+        ("seed: 1\n---\nseed: 2", "not YAML"),
+        ("seed: !!float ''", "not YAML"),
+        ("name: !!python/object/apply:os.system [ls]", "not YAML"),
+        ("name: null", "name = null"),
+        ("optim: {milestones: null}", "optim.milestones = null"),
+        (f"seed: 1{'0' * 5000}", "not YAML"),
+    ],
+)
+def test_a_file_of_another_shape_is_refused_by_name(tmp_path: Path, content: str | bytes, reason: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=rf"x\.yaml: .*{re.escape(reason)}"):
+        load(path)
+
+
+def test_what_files_of_people_may_hold(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_bytes(b"\xef\xbb\xbfseed: 3\r\nloss:\r\n  w1: 1e-1\r\n")
+    (tmp_path / "x.yaml").write_bytes(
+        b"\xef\xbb\xbf{base: base.yaml, name: '1e3', batch: {images: &k 2}, data: {height: *k}}"
+    )
+    config = load(tmp_path / "x.yaml")
+    assert (config.seed, config.loss.w1, config.name, config.data.height) == (3, 0.1, "1e3", 2)
+    save(config, tmp_path / "saved.yaml")
+    assert load(tmp_path / "saved.yaml") == config
+    for content in ("", "null", "# nothing"):
+        (tmp_path / "empty.yaml").write_text(content)
+        assert load(tmp_path / "empty.yaml") == Config()
+
+
+def test_null_is_spelled_as_yaml_and_as_python_do() -> None:
+    for word in ("null", "None"):
+        assert parse(Config, [f"--loss.triplet_margin={word}"]).loss.triplet_margin is None
+        assert parse(Config, ["--loss.triplet_margin", word]).loss.triplet_margin is None
+        with pytest.raises(SystemExit):
+            parse(Config, [f"--seed={word}"])
+
+
+def test_a_type_error_says_what_the_knob_may_be(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag, reason in {
+        "--loss.triplet_margin=x": "loss.triplet_margin = x: give a number, or null",
+        "--batch.short=drop": "batch.short = drop: give one of keep, repeat",
+        "--optim.milestones=[a]": "optim.milestones = a: give a list, each a whole number",
+        "--frobnicate=1": "--frobnicate=1",
+        "--loss=null": "loss is a section",
+    }.items():
+        with pytest.raises(SystemExit):
+            parse(Config, [flag])
+        said = capsys.readouterr().err
+        assert reason in said and "class" not in said and "nearest" not in said
+
+
+@pytest.mark.parametrize("word", ["--loss.w1=!!float ''", "--loss={w1: !!float ''}", "--config=\0"])
+def test_a_value_that_cannot_be_read_is_no_stack_trace(word: str) -> None:
+    with pytest.raises(ValueError):
+        parse(Config, [word])

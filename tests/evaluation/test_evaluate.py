@@ -440,8 +440,8 @@ def another_model(drawn: Drawn, tmp_path: Path) -> list[str]:
     ]
 
 
-def another_shape(drawn: Drawn, tmp_path: Path) -> list[str]:
-    """The checkpoint's description fits, its tensors do not."""
+def exchanged_file(drawn: Drawn, tmp_path: Path) -> list[str]:
+    """All checkpoints hold the tensors of another model."""
     run, wide = make_run(tmp_path / "a", drawn), make_run(tmp_path / "wide", drawn, encoder="resnet18")
     for path in checkpoint.find(run / "checkpoints"):
         shutil.copy(wide / "checkpoints" / path.name / "model.safetensors", path)
@@ -493,7 +493,7 @@ def no_match(drawn: Drawn, tmp_path: Path) -> list[str]:
         ),
         (no_checkpoint, "holds no checkpoint yet; train the run first"),
         (another_model, "holds another model: its encoder is 'resnet18', the run's config.yaml says 'resnet10'"),
-        (another_shape, "holds another model: it has"),
+        (exchanged_file, "damaged checkpoint: model.safetensors has other bytes than were written"),
         (unknown_checkpoint, "holds epoch-0002-step-000000, epoch-0001-step-000000"),
         (mismatched, "query embeddings have 4 dimensions, gallery embeddings 5"),
         (huge, "g.npz: the features of row 0 are too large for float32 (3 of 3 images)"),

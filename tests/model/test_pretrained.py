@@ -1,23 +1,22 @@
-"""reid/model/pretrained.py: files of tensors and what does not fit, the cache, downloads, position embeddings."""
+"""reid/model/pretrained.py and parts.py: parts of files, what does not fit, the cache, downloads."""
 
 import hashlib
 import threading
 import urllib.error
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torchvision
-from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
 from reid.files import hold
 from reid.model import pretrained as weights_module
 from reid.model.encoders import ImageTransformer, resnet10
-from reid.model.pretrained import cached_file, fetch, load_weights, resize_positions, url_of
-from tests.support.drawn import Bomb
+from reid.model.pretrained import cached_file, fetch, load_weights, url_of
+from reid.runs import checkpoint
+from reid.runs.checkpoint import Parts, TrainState
 from tests.support.models import make_encoder, make_model, small_vit
 from tests.support.narrow import NarrowResNet10, use_narrow_resnet10
 
@@ -104,7 +103,7 @@ def test_old_files_of_torchvision(tmp_path, state):
 
 def test_weights_of_a_smaller_encoder(tmp_path):
     path = write_weights(tmp_path / "resnet10.pth", resnet10().state_dict())
-    with pytest.raises(ValueError, match=r"pth: 80 of .* 120 tensors fit; .* is layer1\.1\.conv1\.weight \(missing\)"):
+    with pytest.raises(ValueError, match=r"pth: 60 of .* 100 tensors fit; .* is layer1\.1\.conv1\.weight \(missing\)"):
         make_encoder("resnet18", str(path))
 
 
@@ -113,13 +112,13 @@ def test_weights_of_a_larger_encoder(tmp_path):
     with torch.device("meta"):
         larger = torchvision.models.resnet34().state_dict()
     path = write_weights(tmp_path / "resnet34.pth", {n: torch.zeros(()).expand(v.shape) for n, v in larger.items()})
-    with pytest.raises(ValueError, match=r"all 120 .* has 80 more, the first layer1\.2\..*model\.encoder"):
+    with pytest.raises(ValueError, match=r"all 100 .* has \d+ more, the first layer1\.2\..*model\.encoder"):
         make_encoder("resnet18", str(path))
 
 
 def test_weights_with_a_tensor_of_another_shape(tmp_path, state):
     path = write_weights(tmp_path / "odd.safetensors", {**state, "conv1.weight": torch.zeros(64, 1, 7, 7)})
-    with pytest.raises(ValueError, match=r"odd\.safetensors: 71 of .*conv1\.weight \(of another shape\); give"):
+    with pytest.raises(ValueError, match=r"odd\.safetensors: 59 of .*conv1\.weight \(of another shape\); .*; give"):
         make_encoder("resnet10", str(path))
 
 
@@ -135,20 +134,115 @@ def test_weights_file_that_is_not_there(tmp_path):
         make_encoder("resnet10", str(tmp_path / "nowhere.pth"))
 
 
-@pytest.mark.parametrize("content", [b"", b"no weights", torch.zeros(3)])
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_files_that_hold_no_weights(tmp_path, content, suffix):
-    path = tmp_path / f"x{suffix}"
-    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
-    with pytest.raises(ValueError, match=rf"model\.weights = .*x{suffix}: not a file of tensors: [^\n]*$"):
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(ValueError, match=r"model\.weights = .*: a folder; give a file in it"):
+        make_encoder("resnet10", str(tmp_path))
+
+
+# Parts of a file
+
+
+def under(prefix: str, state: dict[str, torch.Tensor], add: float = 0.0) -> dict[str, torch.Tensor]:
+    return {prefix + name: value + add for name, value in state.items()}
+
+
+def test_the_encoder_of_the_queries_in_a_file_of_moco(tmp_path, state):
+    """encoder_k is its moving average; the alphabet has it first."""
+    file = {
+        **under("module.encoder_k.", state, 1), **under("module.encoder_q.", state), "module.queue": torch.zeros(8, 9),
+        "module.encoder_q.fc.0.weight": torch.zeros(3, 64), "module.encoder_k.fc.0.weight": torch.zeros(3, 64),
+    }  # fmt: skip
+    torch.save({"epoch": 200, "arch": "resnet10", "state_dict": file, "optimizer": {}}, tmp_path / "moco.pth.tar")
+    encoder, _ = make_encoder("resnet10", str(tmp_path / "moco.pth.tar"))
+    assert_encoder_holds(encoder, state)
+    for part in (
+        "under state_dict: module.encoder_q;",
+        "module.encoder_k (63)",
+        "module.queue (1)",
+        "epoch",
+        "module.encoder_q.fc (3)",
+    ):
+        assert part in encoder.loaded
+
+
+TWICE = {
+    "student, teacher": lambda state: under("student.backbone.", state) | under("teacher.backbone.", state, 1),
+    "state_dict": lambda state: {"state_dict": state, "state_dict_ema": under("", state, 1)},
+    "model": lambda state: {"model": state, "ema": {"model": under("", state, 1)}},
+    "base_encoder": lambda state: {
+        "state_dict": under("module.base_encoder.", state) | under("module.momentum_encoder.", state)
+    },
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_a_file_that_holds_the_encoder_twice(tmp_path, state, name):
+    torch.save(TWICE[name](state), tmp_path / "two.pth")
+    with pytest.raises(ValueError, match=r"two\.pth: the encoder is in this file 2 times: under ") as error:
+        make_encoder("resnet10", str(tmp_path / "two.pth"))
+    choices = {
+        "student, teacher": ("student.backbone", "teacher.backbone"),
+        "state_dict": ("state_dict", "state_dict_ema"),
+        "model": ("model", "ema: model"),
+        "base_encoder": ("state_dict: module.base_encoder", "state_dict: module.momentum_encoder"),
+    }
+    assert all(choice in str(error.value) for choice in choices[name])
+
+
+def test_an_incomplete_copy_is_no_choice(tmp_path, state):
+    some = dict(list(state.items())[:50])
+    path = write_weights(tmp_path / "x.pth", under("student.", state) | under("teacher.", some, 1))
+    encoder, _ = make_encoder("resnet10", str(path))
+    assert_encoder_holds(encoder, state)
+    assert "teacher" in encoder.loaded
+
+
+@pytest.mark.parametrize("container", ["teacher", "net", "params", "state_dict_ema", "backbone"])
+def test_tensors_in_containers_that_are_not_read(tmp_path, state, container):
+    torch.save({container: state, "optimizer": {"lr": 1}, "epoch": 3}, tmp_path / "nested.pth")
+    with pytest.raises(ValueError, match=r"nested\.pth: 0 of the encoder's 60 tensors fit") as error:
+        make_encoder("resnet10", str(tmp_path / "nested.pth"))
+    assert f"the file holds {container} (conv1, bn1, layer1, " in str(error.value)
+    assert f"the encoder is under {container}, which is not read" in str(error.value)
+
+
+def test_step_counters_are_no_fit(tmp_path, state):
+    counters = {name: value for name, value in state.items() if name.endswith("num_batches_tracked")}
+    path = write_weights(tmp_path / "x.pth", {"stem.weight": torch.zeros(3), **counters})
+    with pytest.raises(ValueError, match=r"x\.pth: 0 of .* 60 tensors fit; .*; the file holds stem, bn1, layer1, "):
         make_encoder("resnet10", str(path))
 
 
-def test_code_in_a_weights_file_does_not_run(tmp_path):
-    torch.save({"conv1.weight": Bomb(tmp_path / "ran")}, tmp_path / "evil.pth")
-    with pytest.raises(ValueError, match=r"[Ww]eights"):
-        make_encoder("resnet10", str(tmp_path / "evil.pth"))
-    assert not (tmp_path / "ran").exists()
+def test_what_is_left_out_is_named(tmp_path, state):
+    """Tokens for other purposes, heads and decoders are no layers of the encoder."""
+    more = {"mask_token": torch.zeros(1, 1, 9), "sie_embed": torch.zeros(6, 1, 9), "decoder.3.weight": torch.zeros(2)}
+    file = under("base.", {**state, **more}) | {"bottleneck.weight": torch.ones(64), "classifier.weight": torch.ones(7)}
+    encoder, _ = make_encoder("resnet10", str(write_weights(tmp_path / "reid.pth", file)), pool="gem")
+    assert encoder.loaded == (
+        f"{tmp_path / 'reid.pth'}: 60 tensors under base; left out: base.fc (2), base.mask_token (1), "
+        "base.sie_embed (1), base.decoder (1), bottleneck (1), classifier (1); not in it: avgpool.p"
+    )
+
+
+@pytest.mark.parametrize("name", ["layer1.0.se.fc1.weight", "layer5.0.conv1.weight", "reg_token", "norm_pre.weight"])
+def test_tensors_that_would_change_the_features_are_not_left_out(tmp_path, state, name):
+    path = write_weights(tmp_path / "x.pth", {**state, name: torch.zeros(1)})
+    with pytest.raises(ValueError, match=rf"x\.pth: all 60 .* has 1 more, the first {name}; .*model\.encoder"):
+        make_encoder("resnet10", str(path))
+
+
+def test_weights_of_a_run_are_checked_and_their_heads_are_left_out(tmp_path, state):
+    folder, model = tmp_path / "checkpoints" / "epoch-0001-step-000000", make_model(5)
+    parts = Parts(model, {"classes": 5}, nn.Linear(1, 1), torch.optim.SGD(model.parameters()))
+    checkpoint.save(folder.parent, parts, TrainState(1, 0), keep=1)
+    encoder, _ = make_encoder("resnet10", str(folder / "model.safetensors"))
+    assert_encoder_holds(encoder, model.encoder.state_dict())
+    assert encoder.loaded.endswith("60 tensors under encoder; left out: neck (4), classifier (1)")
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-100] ^= 0x80
+    (folder / "model.safetensors").write_bytes(data)
+    with pytest.raises(ValueError, match=rf"{folder}: damaged checkpoint: model\.safetensors has other bytes"):
+        make_encoder("resnet10", str(folder / "model.safetensors"))
 
 
 # ImageNet
@@ -236,28 +330,3 @@ def test_one_of_many_downloads(monkeypatch, cache, capfd):
     assert found == [cached_file("resnet18")] * 4
     assert [path.name for path in cache.iterdir()] == ["resnet18-f37072fd.pth"]
     assert capfd.readouterr().out == ""
-
-
-# Position embeddings
-
-
-@pytest.mark.parametrize(("stored", "grid"), [((14, 14), (16, 8)), ((14, 14), (24, 24)), ((16, 8), (24, 12))])
-def test_resized_positions_against_pillow(stored, grid):
-    positions = torch.randn(1, 2 + stored[0] * stored[1], 3, generator=torch.Generator().manual_seed(0))
-    found = resize_positions(positions, grid, num_prefix=2)
-    assert torch.equal(found[:, :2], positions[:, :2])
-    for channel in range(3):
-        image = Image.fromarray(positions[0, 2:, channel].reshape(stored).numpy())
-        wanted = np.asarray(image.resize((grid[1], grid[0]), Image.Resampling.BICUBIC))
-        np.testing.assert_allclose(found[0, 2:, channel].reshape(grid), wanted, atol=1e-5)
-
-
-def test_positions_of_the_same_number_stay():
-    positions = torch.randn(1, 129, 3)
-    assert resize_positions(positions, (16, 8)) is positions
-
-
-@pytest.mark.parametrize("count", [15, 120, 7])
-def test_positions_of_no_known_grid(count):
-    with pytest.raises(ValueError, match=rf"{count} position embeddings form neither a square nor .* 16 x 8; train at"):
-        resize_positions(torch.randn(1, 1 + count, 3), (16, 8))

@@ -1,5 +1,6 @@
 """reid/runs/checkpoint.py: what is saved comes back bit by bit, whole or not at all, and only where it belongs."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from tests.support.drawn import Bomb
 from tests.support.models import make_model
 from tests.support.narrow import use_narrow_resnet10
 
-DESCRIBES = {"model": {"encoder": "tiny", "last_stride": 1}, "classes": 3, "data": "abc"}
+DESCRIBES = {
+    "model": {"encoder": "tiny", "last_stride": 1}, "classes": 3, "data": "abc", "plan": {"seed": 0, "batch.images": 4},
+}  # fmt: skip
 
 
 class Tiny(nn.Sequential):
@@ -153,21 +156,23 @@ def test_the_same_step_is_replaced(tmp_path, run):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "words"),
+    ("key", "value", "words", "knobs"),
     [
-        ("classes", 4, "is 3, here it is 4"),
-        ("data", "xyz", "is 'abc', here it is 'xyz'"),
-        ("model", {"encoder": "tiny"}, "has last_stride = 1, here it is None"),
-        ("model", {"encoder": "tiny", "last_stride": 2}, "has last_stride = 1, here it is 2"),
+        ("classes", 4, "is 3, here it is 4", "data.root, data.val_identities"),
+        ("data", "xyz", "is 'abc', here it is 'xyz'", "data.root"),
+        ("model", {"encoder": "tiny"}, "has last_stride = 1, here it is None", "model.last_stride"),
+        ("model", {"encoder": "tiny", "last_stride": 2}, "has last_stride = 1, here it is 2", "model.last_stride"),
+        ("plan", {"seed": 1, "batch.images": 4}, "has seed = 0, here it is 1", "seed"),
+        ("plan", {"seed": 0, "batch.images": 3}, "has batch.images = 4, here it is 3", "batch.images"),
     ],
 )
-def test_a_checkpoint_of_another_run(tmp_path, run, key, value, words):
+def test_a_checkpoint_of_another_run(tmp_path, run, key, value, words, knobs):
     path = run.save(tmp_path, 1)
     other = Run(9)
     before = {name: tensor.clone() for name, tensor in other.tensors().items()}
     with pytest.raises(ValueError, match=rf"{path} belongs to another run: its {key} .*; give the knobs") as error:
         checkpoint.load(path, other.parts({**DESCRIBES, key: value}))
-    assert words in str(error.value)
+    assert words in str(error.value) and f"({knobs})" in str(error.value)
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.tensors().items())
 
 
@@ -177,6 +182,77 @@ def test_another_format(tmp_path, run):
     (path / "state.json").write_text(json.dumps({**state, "format": 99}))
     with pytest.raises(ValueError, match=rf"{path} has checkpoint format 99; this version reads format 2"):
         run.load(path)
+
+
+# state.json
+
+DAMAGE = [
+    {"epoch": 3}, {"epoch": None}, {"epoch": -1}, {"epoch": True}, {"step": 1}, {"step": "0"}, {"best": None},
+    {"best": {"image/mAP": "high"}}, {"best_name": "../x"}, {"due": None}, {"dropped": None}, {"dropped": [None]},
+    {"scaler": 3}, {"describes": None}, {"describes": {"classes": None}}, {"describes": {"classes": 3, "model": 1}},
+    {"files": {}}, {"files": None}, {"files": {"model.safetensors": "0"}}, {"format": None}, {"sha256": "0"},
+]  # fmt: skip
+
+
+def rewrite(path: Path, changes: dict[str, Any], format: int = 3) -> None:
+    """Change entries of state.json; of format 2 as earlier versions wrote it, without its own hash."""
+    state = json.loads((path / "state.json").read_text())
+    if format == 2:
+        state = {name: value for name, value in state.items() if name != "sha256"} | {"format": 2}
+    (path / "state.json").write_text(json.dumps(state | changes))
+
+
+@pytest.mark.parametrize("format", [2, 3])
+@pytest.mark.parametrize("changes", DAMAGE, ids=str)
+def test_a_changed_state_is_damage(tmp_path, run, changes, format):
+    older, newest = run.save(tmp_path, 1), run.save(tmp_path, 2)
+    rewrite(newest, changes, format)
+    found, (said,) = checkpoint.find_undamaged(tmp_path)
+    assert found == older and said.startswith(f"{newest}: damaged checkpoint: state.json ") and "\n" not in said
+
+
+@pytest.mark.parametrize("content", [b"", b"null", b"[]", b"3", b'{"format": 2}', b"\xff", b"[" * 100_000])
+def test_a_state_that_is_something_else(tmp_path, run, content):
+    path = run.save(tmp_path, 1)
+    (path / "state.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{path}: damaged checkpoint: "):
+        checkpoint.read_state(path)
+
+
+def test_every_changed_bit_of_a_state_is_found_or_harmless(tmp_path, run):
+    path = run.save(tmp_path, 1)
+    file, wanted, harmless = path / "state.json", checkpoint.read_state(path), 0
+    written = file.read_bytes()
+    for place in range(0, 8 * len(written), 31):
+        changed = bytearray(written)
+        changed[place // 8] ^= 1 << place % 8
+        file.write_bytes(changed)
+        with contextlib.suppress(ValueError):
+            assert checkpoint.read_state(path) == wanted
+            harmless += 1
+    assert harmless < 0.02 * len(written)  # white space
+
+
+def test_a_checkpoint_of_the_format_before_is_read(tmp_path, run):
+    path = run.save(tmp_path, 1)
+    rewrite(path, {}, format=2)
+    (state := json.loads((path / "state.json").read_text())).pop("due")
+    (path / "state.json").write_text(json.dumps(state))
+    checkpoint.check(path)
+    other = Run(9)
+    assert other.load(path) == TrainState(1, 0, {"image/mAP": 0.25})
+    assert_equal(run, other)
+    checkpoint.amend(tmp_path, TrainState(1, 0), keep=1)
+    assert "sha256" in checkpoint.read_state(path)
+
+
+def test_a_checkpoint_may_be_copied_under_a_name_that_is_no_position(tmp_path, run):
+    path = run.save(tmp_path, 1)
+    path.rename(tmp_path / "market-best")
+    checkpoint.check(tmp_path / "market-best")
+    (tmp_path / "market-best").rename(tmp_path / "epoch-0002-step-000000")
+    with pytest.raises(ValueError, match=r"damaged checkpoint: state\.json is of epoch 1, step 0"):
+        checkpoint.check(tmp_path / "epoch-0002-step-000000")
 
 
 @pytest.mark.parametrize("file", ["state.json", "model.safetensors"])
@@ -193,6 +269,16 @@ def test_weights_of_another_model(tmp_path, run):
         checkpoint.load_weights(path, Tiny(5))
     with pytest.raises(ValueError, match=r"another model: 3\.weight is absent, expected \(2, 2\)"):
         checkpoint.load_weights(path, nn.Sequential(nn.Identity(), nn.Identity(), nn.Identity(), nn.Linear(2, 2)))
+
+
+def test_position_embeddings_of_another_grid_are_refused_though_their_number_is_equal(tmp_path, run):
+    run.model.grid = (16, 8)
+    path, other = run.save(tmp_path, 1), Run(9)
+    other.model.grid = (16, 8)
+    other.load(path)
+    other.model.grid = (8, 16)
+    with pytest.raises(ValueError, match=r"for 16 x 8 patches, here they are 8 x 16; give the data\.height"):
+        checkpoint.load_weights(path, other.model)
 
 
 def test_nothing_in_a_checkpoint_can_run_code(tmp_path, run):

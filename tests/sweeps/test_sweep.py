@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,10 +20,13 @@ import numpy as np
 import pytest
 import yaml
 
+from reid.config import Config, parse
 from reid.files import hold
+from reid.runs.logged import METRICS
+from reid.runs.tracking import keep_steps_before
 from reid.sweeps import __main__ as program
-from reid.sweeps.folder import SweepFolder, claim_folder
-from reid.sweeps.spec import METRICS, Run, Sweep, corners, propose, read_history, read_sweep, should_stop
+from reid.sweeps.folder import SweepFolder, check_run, claim_folder
+from reid.sweeps.spec import Run, Sweep, corners, propose, read_history, read_sweep, should_stop
 from reid.sweeps.table import choose_axes, draw_heat_map, format_csv, format_settings, group_seeds
 from tests.support.drawn import draw_dataset
 from tests.support.programs import ROOT, TIMEOUT_S, Program
@@ -113,7 +117,7 @@ def test_hyperband_ends_a_run_that_should_stop() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"parameters": {"loss.marign": {"values": [1.0]}}}, "marign=1.0 The nearest known knob is --loss.margin"),
+        ({"parameters": {"loss.marign": {"values": [1.0]}}}, "marign'. The nearest known knob is --loss.margin"),
         ({"parameters": {"loss": {"parameters": {"w1": {"values": [0.1]}}}}}, "name each knob in full with a dot"),
         ({"parameters": {"loss.marign": {"distribution": "normal"}}}, "The nearest known knob is --loss.margin"),
         ({"parameters": {"config": {"values": ["configs/quickstart.yaml"]}}}, "'config' cannot be swept"),
@@ -121,6 +125,22 @@ def test_hyperband_ends_a_run_that_should_stop() -> None:
         ({"parameters": {"loss.margin": {"values": [1.0, 0.0]}}}, "loss.margin = 0.0 must be greater than 0"),
         ({"parameters": {"loss.w1": {"min": 0.0, "max": 1.5}}}, "loss.w1 = 1.5 lies outside [0, 1]"),
         ({"parameters": {"loss.w1": {"values": ["much"]}}}, "loss.w1"),
+        ({"parameters": []}, "parameters = []"),
+        ({"parameters": {}}, "`parameters` is empty"),
+        ({"parameters": {"": {"values": [1]}}}, "unknown knob ''"),
+        ({"parameters": {"loss w1": {"values": [1]}}}, "unknown knob 'loss w1'. The nearest known knob is --loss.w1"),
+        ({"parameters": {"loss.w1": [0.1]}}, "'loss.w1' = [0.1]"),
+        ({"parameters": {"loss.w1": {"values": []}}}, "'loss.w1' has no values"),
+        ({"parameters": {"seed": {"values": [0, None]}}}, "seed = None"),
+        ({"parameters": {"model.encoder": {"values": ["a\n--b"]}}}, "more than one line"),
+        ({"parameters": {name: {"values": [0.1] * 99} for name in ("loss.w1", "loss.w2", "loss.margin")}}, "970,299"),
+        ({"metric": "eval/best_mAP"}, "metric = eval/best_mAP"),
+        ({"metric": {"name": "train/ctl", "goal": "minimize"}}, "train/ctl is logged only with --loss.ctl above 0"),
+        ({"metric": {"name": "train/d_ap", "goal": "minimize"}, "parameters": {"loss.mctl": {"values": [1.0, 0.0]}}},
+         "train/d_ap is logged only with --loss.mctl or --loss.ctl above 0"),
+        ({"command": "train.py ${args}"}, "command = train.py ${args}"),
+        ({"command": [["train.py"], "${args}"]}, "['train.py']"),
+        ({"program": 3}, "program = 3"),
         ({"metric": {"name": "eval/mAP", "goal": "maximize"}}, "'eval/mAP' is never logged; the nearest that is:"),
         ({"metric": {"name": "eval/val/mAP", "goal": "maximize"}}, "--data.val_identities"),
         ({"metric": None}, "metric.name = '' is never logged"),
@@ -150,6 +170,64 @@ def test_other_errors_name_their_fix(tmp_path, capsys, monkeypatch) -> None:
     assert "sbatch is not installed here" in main_says(capsys, grid, "--out", out, "--slurm")[1]
     assert "holds another sweep" in main_says(capsys, grid, "--out", out, "--slurm", "--", "--loss.margin=2")[1]
     assert "no sweep.yaml" in main_says(capsys, "--collect", tmp_path / "nowhere")[1]
+
+
+def test_null_is_a_value_of_a_sweep(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(program, "run_here", lambda folder, total: 0)
+    for value in (None, "None"):  # as YAML reads null, and as an agent of W&B writes it
+        sweep, out = write_sweep(tmp_path, parameters={"loss.w2": {"values": [value, 0.5]}}), tmp_path / repr(value)
+        assert main_says(capsys, sweep, "--out", out)[0] == 0
+        assert [parse(Config, SweepFolder(out).flags(number)).loss.w2 for number in (0, 1)] == [None, 0.5]
+
+
+def test_a_value_is_checked_without_reading_the_configuration_again(tmp_path, monkeypatch) -> None:
+    full = []
+    monkeypatch.setattr(program, "check_run", lambda *given: full.append(given) or check_run(*given))
+    values = [number / 100 for number in range(100)]
+    sweep = read_sweep(write_sweep(tmp_path, parameters={"loss.w1": {"values": values}, "seed": {"values": [0, 1]}}))
+    program.check_sweep(sweep, [])
+    assert len(full) == 1
+    with pytest.raises(ValueError, match=r"loss\.w1 = 1\.5 lies outside"):
+        program.check_sweep(read_sweep(write_sweep(tmp_path, parameters={"loss.w1": {"values": [*values, 1.5]}})), [])
+
+
+def test_every_logged_metric_may_be_the_aim(tmp_path) -> None:
+    for name in METRICS:
+        assert read_sweep(write_sweep(tmp_path, metric={"name": name, "goal": "maximize"})).metric == name
+
+
+@pytest.mark.parametrize(
+    "line", ["3", "[1]", "null", '"text"', "{}", '{"step": null}', "nonsense", "\udce9", "[" * 9999]
+)
+def test_a_damaged_line_of_a_log_is_named(tmp_path, capsys, line) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1, "m": 0.5}}\n{line}\n{{"step": 3, "m": 0.2}}\n', errors="surrogateescape")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 2 is damaged"):
+        read_history(tmp_path, "m")
+    keep_steps_before(path, 9)
+    assert read_history(tmp_path, "m") == (0.5, 0.2)
+    assert "line 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [None, "0.5", True, [0.5], math.nan, math.inf])
+def test_a_metric_that_is_no_number_is_named(tmp_path, value) -> None:
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "m": value}) + "\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: m = "):
+        read_history(tmp_path, "m")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("plan.json", "[]"), ("plan.json", "{"), ("plan.json", '{"flags": [], "runs": [3]}'), ("state/0", "done"),
+     ("state/0", "\udce9"), ("sweep.yaml", "[]")],
+)  # fmt: skip
+def test_a_damaged_folder_of_a_sweep_names_its_file(tmp_path, name, content) -> None:
+    sweep = read_sweep(write_sweep(tmp_path))
+    folder = claim_folder(tmp_path / "out", sweep, [])
+    folder.add({"loss.w1": 0.1, "seed": 0})
+    (tmp_path / "out" / name).write_text(content, errors="surrogateescape")
+    with pytest.raises(ValueError, match=re.escape(name)):
+        SweepFolder(tmp_path / "out").collect()
 
 
 def test_corners_hold_every_value() -> None:
@@ -259,6 +337,8 @@ def test_the_heat_map_is_bright_where_the_metric_is_high() -> None:
     corner = picture[int(0.22 * height), int(0.62 * width)]  # (1, 1): top right; viridis ends in yellow
     other = picture[int(0.8 * height), int(0.22 * width)]
     assert corner[:3].sum() > 1.7 and other[:3].sum() < 1.2
+    with_null = [*runs, make_run(4, {"a": None, "b": 2, "c": [1], "seed": 0}, 0.5)]
+    assert choose_axes(group_seeds(with_null, maximizes=True)) is None
     search = [make_run(i, {"a": i + 1.0, "b": 2.0**i}, 0.1 * i) for i in range(9)]
     assert draw_heat_map(group_seeds(search, maximizes=True), ("a", "b"), "m").startswith(b"\x89PNG")
 
@@ -336,7 +416,9 @@ def test_a_sweep_is_made_interrupted_and_finished(tmp_path: Path, shards: Path, 
         lines = [json.loads(line) for line in (out / f"run-{int(row['run']):04d}" / "metrics.jsonl").open()]
         assert float(row["eval/best_mAP"]) == lines[-1]["eval/best_mAP"]
         logged = {name for line in lines for name in line}
-        assert {metric for metric in METRICS if not metric.startswith("eval/val/")} <= logged
+        assert logged <= {"step", "epoch", *METRICS}
+        left = ("eval/val/", "train/ctl", "train/quadruplet", "train/centroid_spread", "train/triplet_d_", "data/")
+        assert {metric for metric in METRICS if not metric.startswith(left)} <= logged
         config = yaml.safe_load((out / f"run-{int(row['run']):04d}" / "config.yaml").read_text())
         assert (str(config["loss"]["w1"]), str(config["seed"])) == (row["loss.w1"], row["seed"])
 

@@ -239,6 +239,10 @@ def test_a_stop_at_the_end_of_an_epoch_leaves_the_evaluation_to_the_resumed_run(
         ({"seed": 1}, "plan has seed = 0, here it is 1"),
         ({"batch__images": 3}, "plan has batch.images = 2, here it is 3"),
         ({"data__pool_images": 7}, "plan has data.pool_images = 16384, here it is 7"),
+        (
+            {"data__val_identities": 2},
+            r"held_out has data.val_identities = 0, here it is 2; .* \(data.val_identities\)",
+        ),
         ({"optim__algorithm": "sgd"}, "optimizer has optim.algorithm = 'adam', here it is 'sgd'"),
         ({"optim__bias_lr_factor": 2.0, "optim__weight_decay": 0.1}, ""),
     ],
@@ -257,6 +261,16 @@ def test_a_resume_with_other_batches_is_refused_and_with_other_rates_goes_on(
         return
     with pytest.raises(ValueError, match=f"belongs to another run: its {words}"):
         again(config)
+
+
+def test_the_start_table_says_what_of_a_run_is_loaded(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    config.optim.epochs = 1
+    assert not train(config)
+    config.model.weights = str(checkpoint.find(config.folder / "checkpoints")[0] / "model.safetensors")
+    config.name, config.dry_run = "next", True
+    assert not again(config)
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if config.model.weights in line)
+    assert row.split()[0] == "weights" and row.endswith("under encoder; left out: neck (4), classifier (1)")
 
 
 def test_a_dry_run_says_what_it_saw_and_what_it_cannot_write_and_leaves_nothing(

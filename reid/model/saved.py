@@ -1,0 +1,115 @@
+"""The files of a checkpoint, and how damage to them is found. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+FORMAT = 3  # 3: state.json has a hash of itself; 2: hashes of the other files
+READABLE = (2, 3)
+NAME = re.compile(r"epoch-(\d+)-step-(\d+)")
+STATE, MODEL, OBJECTIVE, OPTIMIZER = "state.json", "model.safetensors", "objective.safetensors", "optimizer.pt"
+HASHED = (MODEL, OBJECTIVE, OPTIMIZER)
+# Entries of state.json. The first checkpoints of format 2 lack `due` and `dropped_total`.
+TYPES = {
+    "epoch": (int,), "step": (int,), "best": (dict,), "best_name": (str,), "due": (bool,), "dropped": (list,),
+    "dropped_total": (int,), "scaler": (dict, type(None)), "describes": (dict,), "files": (dict,),
+}  # fmt: skip
+OPTIONAL = {"due", "dropped_total"}
+FIX = "restore it from a copy, or use another checkpoint"
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a folder is a checkpoint by its state.json or, if that was lost, by its name."""
+    return (path / STATE).is_file() or (path.is_dir() and NAME.fullmatch(path.name) is not None)
+
+
+def hash_file(path: Path) -> str:
+    """Return the hex sha256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def format_state(state: Mapping[str, Any]) -> str:
+    """Return the text of state.json: `state` and its hash, in one file so that both are replaced at once."""
+    state = json.loads(json.dumps({**state, "format": FORMAT}))
+    return json.dumps({**state, "sha256": _hash_state(state)}, indent=2)
+
+
+def _hash_state(state: Mapping[str, Any]) -> str:
+    bare = {name: value for name, value in state.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(bare, sort_keys=True).encode()).hexdigest()
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint's state.json. ValueError if it is damaged, or of another format."""
+    if not (path / STATE).is_file():
+        raise ValueError(f"{path} is not a checkpoint: it has no {STATE}")
+    with naming_damage(path):
+        state = json.loads((path / STATE).read_text())
+        fault = _find_fault(state, path.name)
+    if fault:
+        raise ValueError(f"{path}: damaged checkpoint: {STATE} {fault}; {FIX}")
+    if state["format"] not in READABLE:
+        readable = " and ".join(map(str, READABLE))
+        raise ValueError(f"{path} has checkpoint format {state['format']}; this version reads format {readable}")
+    found: dict[str, Any] = state
+    return found
+
+
+def _find_fault(state: Any, folder: str) -> str | None:
+    """Return what is wrong with the content of state.json, or None. Another format is judged by `read_state`."""
+    if not isinstance(state, dict) or type(state.get("format")) is not int:
+        return "has no format"
+    if state["format"] not in READABLE:
+        return None
+    if (state["format"] > 2 or "sha256" in state) and state.get("sha256") != _hash_state(state):
+        return "has other content than was written"
+    for name, types in TYPES.items():
+        if name not in state and not (state["format"] == 2 and name in OPTIONAL):
+            return f"has no {name}"
+        if name in state and type(state[name]) not in types:
+            return f"has {name} = {state[name]!r}"
+    describes = state["describes"]
+    sound = {
+        "epoch": state["epoch"] >= 0,
+        "step": state["step"] >= 0,
+        "best": all(type(value) in (int, float) for value in state["best"].values()),
+        "best_name": not state["best_name"] or NAME.fullmatch(state["best_name"]),
+        "dropped": all(type(row) is int and row >= 0 for row in state["dropped"]),
+        "describes": type(describes.get("classes")) is int and isinstance(describes.get("model", {}), dict),
+        "files": set(state["files"]) == set(HASHED),
+    }
+    for name in (name for name, is_sound in sound.items() if not is_sound):
+        return f"has {name} = {state[name]!r}"
+    named = NAME.fullmatch(folder)
+    if named and (int(named[1]), int(named[2])) != (state["epoch"], state["step"]):
+        return f"is of epoch {state['epoch']}, step {state['step']}"
+    return None
+
+
+def check(path: Path, names: Sequence[str] = HASHED) -> None:
+    """Raise ValueError if state.json is damaged, or one of the files `names` is missing or has other bytes."""
+    hashes = read_state(path)["files"]
+    for name in names:
+        if not (path / name).is_file():
+            raise ValueError(f"{path}: damaged checkpoint: {name} is missing; {FIX}")
+        with naming_damage(path):
+            found = hash_file(path / name)
+        if found != hashes[name]:
+            raise ValueError(f"{path}: damaged checkpoint: {name} has other bytes than were written; {FIX}")
+
+
+@contextmanager
+def naming_damage(path: Path) -> Iterator[None]:
+    """Turn any error from reading a damaged file into a ValueError that names the checkpoint and the fix."""
+    try:
+        yield
+    except Exception as error:  # json, safetensors and torch have many ways to say that a file is damaged
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: damaged checkpoint: {reason}; {FIX}") from error

@@ -1,0 +1,62 @@
+"""What a training run logs: the names that `Tracker.log` writes, and metrics.jsonl read back. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from reid.config import Config, LossConfig
+from reid.config.ranges import weights_of
+
+LOSSES = weights_of(LossConfig)
+OF_TRIPLETS = ("triplet_d_ap", "triplet_d_an")
+OF_CENTROIDS = ("hinge_active", "d_ap", "d_an", "negative_entropy", "centroid_spread")
+SPEED = ("lr", "images_per_s", "steps_per_s", "data_wait_share", "memory_gib")
+EVALUATED = [f"{protocol}/{name}" for protocol in ("image", "centroid", "val") for name in ("mAP", "mINP", "rank1")]
+METRICS = (
+    "eval/best_mAP",
+    "eval/last_mAP",
+    *(f"eval/{name}" for name in EVALUATED),
+    "train/loss",
+    *(f"train/{name}" for name in (*LOSSES, "feature_norm", *OF_TRIPLETS, *OF_CENTROIDS, *SPEED)),
+    "data/dropped_identities",
+)
+
+
+def why_not_logged(metric: str, config: Config) -> str | None:
+    """Return the knob without which a run of this configuration does not log one of METRICS; None if it does."""
+    name = metric.removeprefix("train/")
+    if metric.startswith("eval/val/") and not config.data.val_identities:
+        return "--data.val_identities above 0"
+    if name in LOSSES and not config.loss.weights[name]:
+        return f"--loss.{name} above 0"
+    if name in OF_TRIPLETS and not config.loss.triplet:
+        return "--loss.triplet above 0"
+    if name in OF_CENTROIDS and not (config.loss.mctl or config.loss.ctl):
+        return "--loss.mctl or --loss.ctl above 0"
+    if name == "centroid_spread" and not config.loss.relative:
+        return "--loss.relative"
+    if metric == "data/dropped_identities" and config.data.on_damage != "skip":
+        return "--data.on_damage=skip"
+    return None
+
+
+def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """Return the lines of a metrics.jsonl and the numbers, from 1, of damaged ones.
+
+    The beginning of a last line, which is being written or which a killed run left, is neither.
+    """
+    entries, damaged = [], []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+            if not isinstance(entry["step"], int):
+                raise TypeError
+        except (ValueError, TypeError, LookupError, RecursionError):
+            if number < len(lines):
+                damaged.append(number)
+        else:
+            entries.append(entry)
+    return entries, damaged
