@@ -15,12 +15,13 @@ FLAGS :=
 
 export WANDB_SILENT ?= true
 
-.PHONY: help quickstart reproduce market-folder test check bench docs format clean
+.PHONY: help quickstart reproduce market-folder test check bench bench-gpu docs format clean
 help:
 	@echo "make quickstart   draw pedestrians, build shards, train on two processes, evaluate, write a report"
 	@echo "make reproduce    DATA=<folder of Market-1501>: build shards, train on a GPU, evaluate; docs/reproduction.md"
 	@echo "make test         run ruff, mypy and all tests"
 	@echo "make check        run ruff and mypy"
+	@echo "make bench-gpu    run the tests and measurements that need a GPU; print tables, write bench-gpu.json"
 	@echo "make bench        measure exactness, losses, loader, ranking and trainer; print Markdown tables, draw a figure"
 	@echo "make docs         check the links and commands of the documentation"
 	@echo "make format       format the code with ruff"
@@ -67,10 +68,15 @@ check: .venv/installed
 bench: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.exactness
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.losses
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.step
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.loader
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.ranking
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.trainer
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.world_size
+
+# One GPU, under ten minutes: the tests that are skipped without one, and the GPU tables of docs/performance.md.
+bench-gpu: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.gpu --json bench-gpu.json
 
 docs: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_docs.py

@@ -1,7 +1,7 @@
 """The trainer beside a bare loop (the same model and objective on a batch in memory), and what it becomes on many GPUs.
 
 python -m tests.bench.trainer                   eight minutes on two cores: ResNet-18, 128 x 64, one and two processes
-python -m tests.bench.trainer --device cuda     one GPU: ResNet-50, 256 x 128, batches of 64 and 256 [--compile]
+python -m tests.bench.trainer --device cuda     one GPU: ResNet-50, 256 x 128, batches of 64, 256 and 512
 python -m tests.bench.trainer --compute_ms 21   the scaling model alone, of a step measured elsewhere
 """
 
@@ -19,7 +19,9 @@ import sys
 import tempfile
 import time
 import timeit
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -42,37 +44,41 @@ ROOT = Path(__file__).parents[2]
 LAUNCH = [str(Path(sys.executable).parent / "accelerate"), "launch", "--config_file", str(ROOT / "launch/cpu.yaml")]
 
 
-def make_shards(folder: Path) -> Path:
-    sizes = ["--identities-train", str(CLASSES), "--identities-test=2", "--images-per-identity=8", "--distractors=0"]
+def make_shards(folder: Path, identities: int = CLASSES, height: int = 128, width: int = 64) -> Path:
+    sizes = ["--identities-train", str(identities), "--identities-test=2", "--images-per-identity=8", "--distractors=0"]
     built = ["--root", str(folder / "drawn"), "--out", str(folder / "shards"), "--shards=8"]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        shards_main(["synth", "--out", str(folder / "drawn"), *sizes, "--height=128", "--width=64"])
+        shards_main(["synth", "--out", str(folder / "drawn"), *sizes, f"--height={height}", f"--width={width}"])
         shards_main(["build", "market1501", *built])
     return folder / "shards"
 
 
 def bare_loop(
     encoder: str, height: int, width: int, batch: int, steps: int = 12, warmup: int = 2, *, device: str = "cpu",
-    ours: bool = False, compiled: bool = False,
+    ours: bool = False, compiled: bool = False, classes: int = CLASSES,
 ) -> float:  # fmt: skip
     """Images a second. ours: bf16 and channels_last; otherwise float32 as torch runs it without being told more."""
     torch.manual_seed(0)
     layout = torch.channels_last if ours else torch.contiguous_format
-    model = make_model(CLASSES, encoder, image_size=(height, width)).to(device).to(memory_format=layout)
-    objective = Objective(LossConfig(margin=5.0, triplet_margin=0.3), CLASSES, model.dim).to(device)
+    model = make_model(classes, encoder, image_size=(height, width)).to(device).to(memory_format=layout)
+    objective = Objective(LossConfig(margin=5.0, triplet_margin=0.3), classes, model.dim).to(device)
     optimizer = build_optimizer(model, OptimConfig())
     if compiled:
         model.compile()
+        objective.compile(fullgraph=True, dynamic=True)
     images = normalize(torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, device=device))
     labels = torch.arange(batch // K, device=device).repeat_interleave(K)
     rows = find_layout(labels)
+    images = images.contiguous(memory_format=layout)
+    if compiled:
+        torch._dynamo.maybe_mark_dynamic(images, 0)  # as the trainer does, so that one graph serves all sizes
     torch.backends.cudnn.benchmark = True
     for step in range(warmup + steps):
         if step == warmup:
             float(labels.sum())  # waits for all that was queued before
             begun = time.perf_counter()
         with torch.autocast(device, dtype=torch.bfloat16, enabled=ours):
-            features, logits = model(images.contiguous(memory_format=layout))
+            features, logits = model(images)
         losses = objective(features, logits, labels, rows)
         losses.total.backward()
         optimizer.step()
@@ -84,18 +90,18 @@ def bare_loop(
 
 def trainer(
     shards: Path, runs: Path, name: str, batch: int, knobs: list[str], encoder: str, height: int, width: int,
-    processes: int = 1, steps: int = 12, warmup: int = 2,
+    processes: int = 1, steps: int = 12, warmup: int = 2, streams: int = 4,
 ) -> tuple[float, float]:  # fmt: skip
     """Images a second of all processes and the share of time spent waiting for data, without the first steps."""
     start = [sys.executable] if processes == 1 else [*LAUNCH, "--main_process_port", "0"]
     flags = [
-        f"--data.root={shards}", f"--data.height={height}", f"--data.width={width}", "--batch.streams=4",
+        f"--data.root={shards}", f"--data.height={height}", f"--data.width={width}", f"--batch.streams={streams}",
         f"--batch.identities={batch * processes // K}", f"--batch.steps_per_epoch={warmup + steps}",
         f"--model.encoder={encoder}", "--model.weights=none", "--loss.margin=5.0", "--optim.epochs=1",
         "--optim.milestones=[]", "--track.wandb=off", "--track.every_steps=2", f"--runs={runs}", f"--name={name}",
     ]  # fmt: skip
     subprocess.run([*start, "train.py", *flags, *knobs], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-                   capture_output=True, check=True, timeout=600)  # fmt: skip
+                   capture_output=True, check=True, timeout=600, text=True)  # fmt: skip
     lines = map(json.loads, (runs / name / "metrics.jsonl").read_text().splitlines())
     after = [line for line in lines if "train/images_per_s" in line and line["step"] >= warmup]
     return tuple(statistics.mean(line[f"train/{key}"] for line in after) for key in ("images_per_s", "data_wait_share"))
@@ -122,26 +128,52 @@ def on_cpu() -> float:
     return 64 / bare_loop(**LARGE, batch=8, steps=2, warmup=1)
 
 
-def on_cuda(compiled: bool) -> float:
-    """Seconds of a step of 64 images, bare."""
+MODES = {  # of a GPU: knobs of the trainer, options of the bare loop
+    "fp32, eager": (["--precision=no", "--speed.channels_last=false"], {}),
+    "bf16": (["--precision=bf16"], {"ours": True}),
+    "bf16, compiled": (["--precision=bf16", "--speed.compile=true"], {"ours": True, "compiled": True}),
+}
+
+
+def on_cuda(
+    batches: Sequence[int] = (64, 256, 512), steps: int = 30, warmup: int = 10, limit_s: int = 390
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each batch and mode, printed as a line of a table. A failure is a row with its reason.
+
+    Rows that would begin after `limit_s` seconds are left out.
+    """
+    begun, identities = time.perf_counter(), max(batches) // K + 32
     card, flops = torch.cuda.get_device_name(), flops_per_image()
     peak = next((value for name, value in PEAKS.items() if name in card), math.nan)
-    print(f"## Trainer on {card}\n\nResNet-50, 256 x 128, last stride 1, {flops / 1e9:.1f} GFLOP an image forward and "
-          f"backward. (a) float32, eager; (b) bf16, channels_last{', compiled' if compiled else ''}.\n")  # fmt: skip
-    print("| batch | (a), images/s | (b) bare loop | trainer | of (a) | share of bare | waiting for data | MFU |\n"
-          "|---|---|---|---|---|---|---|---|")  # fmt: skip
-    knobs = ["--device=cuda", "--precision=bf16", f"--speed.compile={compiled}", "--data.workers=8"]
-    counts = {"steps": 60, "warmup": 20}
+    print(f"ResNet-50, 256 x 128, last stride 1, {flops / 1e9:.1f} GFLOP an image forward and backward.\n")
+    print("| batch | mode | bare loop, images/s | trainer, images/s | share of bare | waiting for data | MFU |")
+    print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        shards = make_shards(Path(folder))
-        for batch in (256, 64):
-            shape = {**LARGE, **counts, "batch": batch}
-            plain = bare_loop(**shape, device="cuda")
-            bare = bare_loop(**shape, device="cuda", ours=True, compiled=compiled)
-            found, waiting = trainer(shards, Path(folder), f"b{batch}", knobs=knobs, **shape)
-            print(f"| {batch} | {plain:.0f} | {bare:.0f} | {found:.0f} | {found / plain:.1f}x | {found / bare:.0%} "
-                  f"| {waiting:.1%} | {found * flops / peak:.0%} |", flush=True)  # fmt: skip
-    return 64 / bare
+        shards = make_shards(Path(folder), identities=identities, height=256, width=128)
+        for mode, (knobs, options) in MODES.items():
+            for batch in batches:
+                if time.perf_counter() - begun > limit_s:
+                    print(f"| {batch} | {mode} | left out: {limit_s} s are over | | | | |", flush=True)
+                    continue
+                shape = {**LARGE, "batch": batch, "steps": steps, "warmup": warmup}
+                row: dict[str, Any] = {"batch": batch, "mode": mode}
+                try:
+                    bare = bare_loop(**shape, device="cuda", classes=identities, **options)
+                    torch.cuda.empty_cache()
+                    name = f"{batch}-{mode}".replace(", ", "-")
+                    workers = f"--data.workers={min(8, max(1, (os.cpu_count() or 2) - 2))}"
+                    found, waiting = trainer(
+                        shards, Path(folder), name, knobs=["--device=cuda", workers, *knobs], streams=8, **shape
+                    )
+                except Exception as error:  # out of memory, no compiler: the other rows count
+                    reason = getattr(error, "stderr", None) or str(error)
+                    row["error"] = str(reason).strip().splitlines()[-1][:200]
+                    print(f"| {batch} | {mode} | failed: {row['error']} | | | | |", flush=True)
+                else:
+                    row |= {"bare": bare, "trainer": found, "waiting": waiting, "mfu": found * flops / peak}
+                    print(f"| {batch} | {mode} | {bare:.0f} | {found:.0f} | {found / bare:.0%} | {waiting:.1%} "
+                          f"| {row['mfu']:.0%} |", flush=True)  # fmt: skip
+                yield row
 
 
 def flops_per_image() -> float:
@@ -188,13 +220,13 @@ def print_scaling(compute_s: float, source: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--compute_ms", type=float)
     options = parser.parse_args()
     if options.compute_ms is not None:
         print_scaling(options.compute_ms / 1000, "given")
     elif options.device == "cuda":
-        print_scaling(on_cuda(options.compile), "the bare loop above")
+        rows = list(on_cuda())
+        print_scaling(64 / next(row["bare"] for row in rows if row["mode"] == "bf16"), "the bare loop in bf16 above")
     else:
         print_scaling(on_cpu(), "measured on one core of this CPU, so efficiencies say nothing of GPUs: --compute_ms")
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from reid.data.layout import Layout, build_layout
 from reid.data.transfer import move
+from tests.support.cuda import needs_cuda
 from tests.support.loading import make_loader
 
 
@@ -96,7 +97,7 @@ def test_tensors_of_any_kind_arrive_in_one_copy() -> None:
     assert moved[0].untyped_storage()._cdata == layout.counts.untyped_storage()._cdata
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_cuda
 @pytest.mark.parametrize("pin", [False, True])
 def test_a_copy_to_cuda_keeps_every_value(pin: bool) -> None:
     layout = build_layout([np.array([4, 4, 5]), np.array([4, 6])])

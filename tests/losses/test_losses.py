@@ -14,6 +14,7 @@ from torch import Tensor
 from reid.losses import centroid, identity, triplet
 from reid.losses.distances import euclidean
 from reid.losses.gather import find_global_batch
+from tests.support.cuda import needs_cuda
 from tests.support.oracles import ORACLES, real_rows
 
 MARGINS = [0.3, 0.5, 1.0, 5.0, 20.0]
@@ -330,7 +331,7 @@ def test_features_that_overflowed_leave_their_center_where_it_is() -> None:
     assert loss.centers.isfinite().all() and not torch.isclose(loss.centers[[0, 2]], before[[0, 2]]).all(dim=1).any()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA alone has kernels that add in no fixed order")
+@needs_cuda
 def test_rounds_use_deterministic_kernels_alone() -> None:
     features = torch.randn(12, 4, device="cuda", requires_grad=True)
     torch.use_deterministic_algorithms(True)

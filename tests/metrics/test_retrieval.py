@@ -17,6 +17,7 @@ from reid.metrics.protocols import PROTOCOLS, build_gallery
 from reid.metrics.retrieval import evaluate, merge
 from reid.metrics.scores import METRICS
 from tests.support.blocks import block_sizes
+from tests.support.cuda import needs_cuda
 from tests.support.features import exact_split, features, random_split
 from tests.support.gaps import are_apart
 from tests.support.oracles import DATA
@@ -586,7 +587,7 @@ def test_products_are_exact_whatever_training_switched_on():
     assert torch.equal(scores, expected)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_cuda
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_cuda_agrees_with_a_loop(protocol, metric):

@@ -11,6 +11,7 @@ from torch import nn
 from reid.config import OptimConfig
 from reid.model.network import ReIDModel
 from reid.training.optim import Schedule, build_optimizer, take_step
+from tests.support.cuda import needs_cuda
 from tests.support.models import make_model
 
 
@@ -185,7 +186,7 @@ def test_other_algorithms_step_by_step(algorithm):
     np.testing.assert_allclose(model.weight.detach().numpy(), weight, rtol=1e-10)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_cuda
 @pytest.mark.parametrize("algorithm", ["adam", "adamw", "sgd"])
 def test_one_fused_kernel_on_cuda(algorithm):
     optimizer = build_optimizer(nn.Linear(2, 2).cuda(), OptimConfig(algorithm=algorithm))

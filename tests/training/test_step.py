@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from reid.config import AugmentConfig, Config, LossConfig
+from tests.support.cuda import needs_cuda
 from tests.support.fake_device import Record, make_step, record_step
 
 OBJECTIVE = ("objective, forward", "objective, backward", "centers")
@@ -63,7 +64,7 @@ def test_augmentation_launches_few_operations_with_rotation() -> None:
     assert count_launches(record_step(config_of(augment=augment), "cpu"), "augmentation") <= 20
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_cuda
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_the_host_never_waits_for_a_real_device(precision: str) -> None:
     step, batch = make_step(config_of(), "cuda", precision=precision)
