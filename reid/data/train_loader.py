@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import repeat
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from reid.config import DataConfig
 from reid.data.augmentation import Augmentation, Changes, Parameters, concatenate
@@ -23,7 +21,7 @@ from reid.data.pool import Pool
 from reid.data.shard_reader import DamagedData, Dropped, Identity
 from reid.data.storage import file_version
 from reid.data.transfer import copy_to, move
-from reid.data.workers import receive, start_workers
+from reid.data.workers import AHEAD, describe_full_memory, receive, start_workers
 
 STEPS_PER_DRAW = 64  # steps whose augmentation is drawn at once
 
@@ -87,10 +85,15 @@ class TrainLoader:
         """
         workers = min(self.data.workers, len(self.streams))
         version = file_version(self.data.root, MANIFEST_NAME)
-        parts = start_workers(partial(self._read, start, epochs, dropped, version), workers)
+        shared = SharedImages(workers, -(-len(self.streams) // workers) * self.slots, self.pixels) if workers else None
+        parts = start_workers(partial(self._read, start, epochs, dropped, version, shared), workers)
+        number = itertools.count()
         for epoch in range(start[0], epochs):
             for step in range(start[1] if epoch == start[0] else 0, self.plan.steps_per_epoch):
-                batch = join([receive(parts) for _ in range(max(1, workers))])
+                received: list[Batch] = [receive(parts) for _ in range(max(1, workers))]
+                if shared is not None:
+                    received = shared.fill(received, next(number))
+                batch = join(received)
                 if not len(batch.ids):
                     raise DamagedData(
                         f"{self.data.root}: epoch {epoch}, step {step}: every identity of rank {self.rank} is damaged; "
@@ -99,10 +102,16 @@ class TrainLoader:
                 yield epoch, step, batch
 
     def _read(
-        self, start: tuple[int, int], epochs: int, dropped: Collection[int], version: object, worker: int, workers: int
-    ) -> Iterator[Batch]:
-        """Yield the part of one worker, a block of consecutive streams, while the manifest has this version."""
+        self, start: tuple[int, int], epochs: int, dropped: Collection[int], version: object,
+        shared: SharedImages | None, worker: int, workers: int,
+    ) -> Iterator[Batch]:  # fmt: skip
+        """Yield the part of one worker, a block of consecutive streams, while the manifest has this version.
+
+        shared: takes the images, which are then left out of what is yielded.
+        """
         streams = np.array_split(self.streams, workers)[worker].tolist()
+        number = itertools.count()
+        memory = None if shared is None else lambda: shared.place(worker, next(number))
         for epoch in range(start[0], epochs):
             if file_version(self.data.root, MANIFEST_NAME) != version:
                 raise ValueError(
@@ -111,9 +120,10 @@ class TrainLoader:
                 )
             first, lost = (start[1], dropped) if epoch == start[0] else (0, ())
             knows_layout = worker == 0 and self.data.on_damage == "stop"
-            layouts = self.layouts(epoch, first) if knows_layout else repeat(None)
-            for batch, layout in zip(self.read_streams(epoch, streams, first, lost), layouts, strict=False):
-                yield replace(batch, layout=layout)
+            layouts = self.layouts(epoch, first) if knows_layout else itertools.repeat(None)
+            batches = self.read_streams(epoch, streams, first, lost, memory)
+            for batch, layout in zip(batches, layouts, strict=False):
+                yield replace(batch, images=batch.images if shared is None else torch.empty(0), layout=layout)
 
     def layouts(self, epoch: int, start: int = 0) -> Iterator[Layout]:
         """Yield the layout of each step's global batch in an epoch from step `start`, from the plan of all ranks."""
@@ -126,15 +136,21 @@ class TrainLoader:
             yield build_layout(rows, self.rank, slots=self.plan.identities // self.world_size)
 
     def read_streams(
-        self, epoch: int, streams: Sequence[int], start: int = 0, dropped: Collection[int] = ()
-    ) -> Iterator[Batch]:
-        """Yield the part of these streams in each step of an epoch from `start`, without decoding earlier steps."""
+        self, epoch: int, streams: Sequence[int], start: int = 0, dropped: Collection[int] = (),
+        memory: Callable[[], Tensor] | None = None,
+    ) -> Iterator[Batch]:  # fmt: skip
+        """Yield the part of these streams in each step of an epoch from `start`, without decoding earlier steps.
+
+        memory: returns where the images of the next step are to be written; default: new memory.
+        """
+        size = len(streams) * self.slots
         plans = [self.plan.stream_steps(epoch, stream) for stream in streams]
         pools = [Pool(self.data, self.split, steps, start, dropped) for steps in plans]
         for step in range(start, self.plan.steps_per_epoch):
             if step == start or step % STEPS_PER_DRAW == 0:
                 drawn = concatenate([self._draw_parameters(epoch, stream, step) for stream in streams])
-            yield self._read_step(plans, pools, step, drawn)
+            images = allocate_images((size,), self.pixels) if memory is None else memory()
+            yield self._read_step(plans, pools, step, drawn, images)
             for pool in pools:
                 pool.release(step)
 
@@ -143,8 +159,9 @@ class TrainLoader:
         rng = self.plan.rng(epoch, stream, step // STEPS_PER_DRAW, 1)
         return self.augmentation.draw(rng, STEPS_PER_DRAW * self.slots, self.pixels.height, self.pixels.width)
 
-    def _read_step(self, plans: Sequence[StreamSteps], pools: Sequence[Pool], step: int, drawn: Parameters) -> Batch:
-        images = _allocate(len(plans) * self.slots, self.pixels)
+    def _read_step(
+        self, plans: Sequence[StreamSteps], pools: Sequence[Pool], step: int, drawn: Parameters, images: Tensor
+    ) -> Batch:
         places = images.unbind()  # takes half the time of indexing one by one
         ids: list[tuple[int, int]] = []
         slots: list[int] = []
@@ -182,13 +199,39 @@ class TrainLoader:
         return True
 
 
-def _allocate(count: int, pixels: Pixels) -> Tensor:
-    """Return (count, 3, H, W) uint8, channels last, as decoders write; in shared memory if this is a worker."""
-    shape = count, pixels.height, pixels.width, 3
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8).permute(0, 3, 1, 2)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape).permute(0, 3, 1, 2)  # type: ignore[call-overload]
+def allocate_images(leading: tuple[int, ...], pixels: Pixels) -> Tensor:
+    """Return (*leading, 3, H, W) uint8, channels last, as decoders write."""
+    return torch.empty((*leading, pixels.height, pixels.width, 3), dtype=torch.uint8).movedim(-1, -3)
+
+
+class SharedImages:
+    """Shared memory through which decoding processes hand over the images of their batches.
+
+    A process writes its batches to its own few places in turn. Sent through the queue, each batch would cost a new
+    file in shared memory, and 1.5 ms of the training process to open it.
+
+    Args:
+        workers: decoding processes.
+        rows: images of a process's part of a batch, at most.
+        pixels: size of an image.
+    """
+
+    def __init__(self, workers: int, rows: int, pixels: Pixels) -> None:
+        try:
+            self.memory = allocate_images((workers, AHEAD + 2, rows), pixels).share_memory_()
+        except RuntimeError as error:
+            raise ValueError(describe_full_memory()) from error
+
+    def place(self, worker: int, number: int) -> Tensor:
+        """Return the memory (rows, 3, H, W) for the images of a worker's batch by its number, from 0."""
+        return self.memory[worker, number % self.memory.shape[1]]
+
+    def fill(self, parts: Sequence[Batch], number: int) -> list[Batch]:
+        """Return the parts of all workers with their images. The workers soon overwrite these: `join` copies several."""
+        images = [self.place(worker, number)[: len(part.ids)] for worker, part in enumerate(parts)]
+        if len(images) == 1:
+            images = [images[0].clone()]
+        return [replace(part, images=own) for part, own in zip(parts, images, strict=True)]
 
 
 def join(parts: Sequence[Batch]) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -28,7 +29,7 @@ def move(batch: T, device: torch.device, pin: bool = False) -> T:
     if device.type == "cpu":
         return batch
     tensors: list[Tensor] = []
-    map_tensors(batch, tensors.append)
+    map_leaves(batch, Tensor, tensors.append)
     starts, end = [], 0
     for tensor in tensors:
         starts.append(end)
@@ -43,16 +44,16 @@ def move(batch: T, device: torch.device, pin: bool = False) -> T:
         start = next(places)
         return moved[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
 
-    return map_tensors(batch, take)
+    return map_leaves(batch, Tensor, take)
 
 
-def map_tensors(value: Any, change: Any) -> Any:
-    """Return a copy of a tree of dataclasses and tuples with what `change` makes of each tensor, in order."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: map_tensors(getattr(value, f.name), change) for f in fields(value)})
-    if isinstance(value, tuple):
-        changed = [map_tensors(part, change) for part in value]
-        return type(value)(*changed) if hasattr(value, "_fields") else type(value)(changed)
-    return value
+def map_leaves(tree: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """Return a copy of a tree of dataclasses and tuples with what `change` makes of each leaf of a kind, in order."""
+    if isinstance(tree, kind):
+        return change(tree)
+    if is_dataclass(tree) and not isinstance(tree, type):
+        return replace(tree, **{f.name: map_leaves(getattr(tree, f.name), kind, change) for f in fields(tree)})
+    if isinstance(tree, tuple):
+        changed = [map_leaves(part, kind, change) for part in tree]
+        return type(tree)(*changed) if hasattr(tree, "_fields") else type(tree)(changed)
+    return tree

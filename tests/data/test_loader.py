@@ -591,6 +591,9 @@ def test_full_shared_memory_is_named(drawn, monkeypatch):
         )
 
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    monkeypatch.setattr(workers, "SMALL_BYTES", 0)
+    with pytest.raises(ValueError, match=r"/dev/shm.*data.workers=0"):
+        next(make_loader(drawn.root, drawn.manifest, workers=1).batches(1))
     killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that ...")
     with pytest.raises(RuntimeError) as raised:
         list(EvalLoader(drawn.root, drawn.manifest.split("query"), [0], PIXELS, batch_size=1).batches(1))

@@ -21,7 +21,7 @@ from reid.config import Config
 from reid.data.augmentation import _channel_statistics
 from reid.data.layout import build_layout
 from reid.data.train_loader import Batch
-from reid.data.transfer import map_tensors
+from reid.data.transfer import map_leaves
 from reid.losses.objective import Objective
 from reid.training.optim import build_optimizer
 from reid.training.step import TrainingStep
@@ -169,7 +169,7 @@ def record_step(config: Config, device: str, ranks: int = 1, **options: str) -> 
     _channel_statistics.cache_clear()
     with fake_ranks(ranks), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         step, batch = make_step(config, device, ranks, **options)
-        batch = map_tensors(batch, lambda t: t if isinstance(t, FakeTensor) else mode.from_tensor(t))
+        batch = map_leaves(batch, Tensor, lambda t: t if isinstance(t, FakeTensor) else mode.from_tensor(t))
         for number in range(2):  # the first step makes what is kept, such as Adam's moments
             with Recorder(device) as recorder:
                 parts = {"batch to device": recorder.record}
