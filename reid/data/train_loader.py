@@ -227,7 +227,7 @@ class SharedImages:
         return self.memory[worker, number % self.memory.shape[1]]
 
     def fill(self, parts: Sequence[Batch], number: int) -> list[Batch]:
-        """Return the parts of all workers with their images. The workers soon overwrite these: `join` copies several."""
+        """Return the parts of all workers with their images. Workers soon overwrite these: `join` copies several."""
         images = [self.place(worker, number)[: len(part.ids)] for worker, part in enumerate(parts)]
         if len(images) == 1:
             images = [images[0].clone()]
