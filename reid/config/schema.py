@@ -10,6 +10,8 @@ from reid.config.ranges import Count, Fraction, NonNegative, Positive, Section, 
 
 MAX_NAME = 200  # bytes of a run's name; file systems allow 255
 MAX_DIVISOR = 1024
+# Knobs of `model` that do not change what a checkpoint is.
+NOT_SAVED = ("weights", "weights_grid", "norm", "sync_batchnorm", "frozen_epochs")
 DTYPES = ("float32", "bfloat16", "float16")  # of an Embedder; here, so that parsers need no torch
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from reid.config import Config, change, check, parse, to_text
+from reid.config import Config, change, check, read_flags, to_text
 from reid.files import read_text, write_atomically
 from reid.sweeps.spec import STATES, Knobs, Run, Sweep, read_history, read_sweep
 from reid.sweeps.table import choose_axes, describe_states, draw_heat_map, format_csv, format_settings, group_seeds
@@ -23,29 +21,23 @@ def to_flags(knobs: Knobs) -> list[str]:
 
 def check_run(sweep: Sweep, flags: Sequence[str]) -> Config:
     """Return the configuration that the flags give. Raises ValueError if the trainer would refuse it."""
-    stderr = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(stderr):
-            config = parse(Config, flags)
-        check(config, 1)
-        return config
-    except SystemExit:
-        reason = " ".join(stderr.getvalue().split("error: ", 1)[-1].split())
-    except ValueError as error:
-        reason = str(error)
-    raise ValueError(f"{sweep.path}: {reason}")
+    return _check(sweep, lambda: read_flags(flags))
 
 
 def check_knobs(sweep: Sweep, config: Config, knobs: Knobs) -> Config:
     """Return the configuration of a run from that of another with the same flags. Raises ValueError as check_run."""
     if broken := [flag for flag in to_flags(knobs) if "\n" in flag]:  # a folder keeps one flag on each line
         raise ValueError(f"{sweep.path}: {broken[0]!r} has more than one line; give a value of one line")
+    return _check(sweep, lambda: change(config, to_flags(knobs)))
+
+
+def _check(sweep: Sweep, read: Callable[[], Config]) -> Config:
     try:
-        changed = change(config, to_flags(knobs))
-        check(changed, 1)
+        config = read()
+        check(config, 1)
     except ValueError as error:
         raise ValueError(f"{sweep.path}: {error}") from error
-    return changed
+    return config
 
 
 class SweepFolder:
