@@ -105,7 +105,7 @@ def _check_shape(path: Path, document: Any) -> None:
         if name not in known:
             raise ValueError(f"{path}: unknown knob {name!r}. {suggest_knob(name, known)}")
         if parameter.get("values", [0]) == []:
-            raise ValueError(f"{path}: parameter {name!r} has no values")
+            raise ValueError(f"{path}: parameter {name!r} has no values; list at least one")
 
 
 def _fill_in(path: Path, word: str, program: str) -> str:
