@@ -17,11 +17,11 @@ from reid.data.images import Pixels
 from reid.data.manifest import JUNK_PID, MANIFEST_NAME, Split, load_manifest
 from reid.data.shard_reader import Dropped, Identity, read_sound_identities
 from reid.data.storage import full_path, is_remote
+from reid.data.table import read_table, relative_path
 from reid.embedder import Embedder
 from reid.files import is_inside
 from reid.search.index import Entry
 from reid.search.index_files import Source
-from reid.table import read_table, relative_path
 
 COLUMNS = ("path", "identity", "camera", "time")
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from reid.table import read_table, relative_path
+from reid.data.table import read_table, relative_path
 from shards.labels import describe_lookalikes
 from shards.records import SPLITS, UNKNOWN_CAMERA, RawDataset, Record, WrongLayoutError, list_few, number_from_one
 

@@ -1,10 +1,10 @@
-"""reid/table.py: tables that people write. The readers' tests in tests/shards and tests/search say more."""
+"""reid/data/table.py: tables that people write. The readers' tests in tests/shards and tests/search say more."""
 
 from pathlib import Path
 
 import pytest
 
-from reid.table import read_table, relative_path
+from reid.data.table import read_table, relative_path
 
 
 def test_rows_have_all_columns_and_their_line(tmp_path: Path) -> None:
