@@ -8,27 +8,28 @@ from reid.data.table import read_table, relative_path
 
 
 def test_rows_have_all_columns_and_their_line(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text('\ufeffb,a\n 1 ,"x\ny"\n\n,,\n2,z\n'.replace(",,", ","), encoding="utf-8")
-    rows = list(read_table(tmp_path / "t.csv", ["a"], ["b", "c"]))
-    assert rows == [(3, {"a": "x\ny", "b": "1", "c": ""}), (6, {"a": "z", "b": "2", "c": ""})]
+    (tmp_path / "t.csv").write_text('\ufeffb,path\n 1 ,"x\ny"\n\n,\n2,./z\n', encoding="utf-8")
+    rows = list(read_table(tmp_path / "t.csv", tmp_path, ["path"], ["b", "c"]))
+    assert rows == [(3, {"path": "x\ny", "b": "1", "c": ""}), (6, {"path": "z", "b": "2", "c": ""})]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,A\n", r"'A' \(did you mean a\?\)"),
-        ("a,wholly_other\n", "not read: 'wholly_other'; rename or remove"),
-        ("a,a\n", "the column a is named twice"),
-        ("a,\n1,\n", "not read: ''"),
-        ("b\n1\n", "no column a; the first line names nothing"),
-        ("a,b\n,1\n", "line 2: a is empty"),
-        ("a\n1,2\n", "line 2: more or fewer fields"),
+        ("path,B\n", r"'B' \(did you mean b\?\)"),
+        ("path,wholly_other\n", "not read: 'wholly_other'; rename or remove"),
+        ("path,path\n", "the column path is named twice"),
+        ("path,\n1,\n", "not read: ''"),
+        ("b\n1\n", "no column path; the first line names nothing"),
+        ("path,b\n,1\n", "line 2: path is empty"),
+        ("path\n1,2\n", "line 2: more or fewer fields"),
+        ("path,b\nx/1,1\n./x//1,2\n", "lines 2 and 3: x/1 twice"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(ValueError, match=rf"t\.csv.*{message}"):
-        list(read_table(tmp_path / "t.csv", ["a"], ["b"]))
+        list(read_table(tmp_path / "t.csv", tmp_path, ["path"], ["b"]))
 
 
 def test_paths_stay_inside(tmp_path: Path) -> None:

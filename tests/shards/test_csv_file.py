@@ -78,7 +78,7 @@ def test_absolute_paths_below_the_root(tmp_path: Path) -> None:
         ("path,identity,split\n1.jpg,a,train,x\n", "line 2: more or fewer fields"),
         ("path,identity,split\n../1.jpg,a,train\n", "line 2: path '../1.jpg' lies outside"),
         ("path,identity,split\n/etc/passwd,a,train\n", "line 2: path '/etc/passwd' lies outside"),
-        ("path,identity,split\n1.jpg,a,train\n2.jpg,a,train\n1.jpg,b,train\n", "lines 2 and 4: the same train image"),
+        ("path,identity,split\n1.jpg,a,train\n2.jpg,a,train\n1.jpg,b,train\n", "lines 2 and 4: 1.jpg twice"),
         ("path,identity,split\na\\1.jpg,a,train\n", "line 2: .* has backslashes"),
         ("path,identity,split\nC:\\a\\1.jpg,a,train\n", "line 2: .* has backslashes"),
         ("path,identity,split\n1.jpg,a,train\n2\0.jpg,a,train\n", "line 3: a NUL character"),
