@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -55,9 +56,8 @@ def squared_norms(embeddings: Tensor, unit: float = 1.0) -> Tensor:
 
 SMALL = 2.0**-64  # squared norms below may have lost digits: float32 has all of them from 2**-126
 SAFE_LENGTH = 2.0**60  # of cosine's queries: products with vectors of norms from LEAST to 2**64 stay in range
-LEAST = (
-    2.0**-142
-)  # float32 has 24 bits of a number from 2**-126 on, 8 of this one (as bfloat16), fewer of a smaller one
+# float32 has 24 bits of a number from 2**-126 on, 8 of this one (as bfloat16), and fewer of a smaller one.
+LEAST = 2.0**-142
 
 
 def norms(embeddings: Tensor, squares: Tensor) -> Tensor:
@@ -69,13 +69,29 @@ def norms(embeddings: Tensor, squares: Tensor) -> Tensor:
     return lengths
 
 
-def are_too_small(embeddings: Tensor, squares: Tensor) -> Tensor:
-    """Return (N,) bool, True for rows that float32 has too few bits of: not 0, and no number of LEAST or more."""
-    found = torch.zeros_like(squares, dtype=torch.bool)
+def check_rows(
+    embeddings: Tensor, squares: Tensor, name_of: Callable[[int], str], checked: Tensor | bool = True
+) -> None:
+    """Raise ValueError if a row cannot be compared: not finite, or too large or small for float32.
+
+    Args:
+        embeddings: (N, D).
+        squares: (N,) their squared norms.
+        name_of: returns the name of row i for the error.
+        checked: (N,) bool, False for rows that may hold anything.
+    """
+    bad = ~squares.isfinite()
     for rows in (squares < SMALL).nonzero().squeeze(1).split(NORM_ROWS):
         largest = torch.linalg.vector_norm(embeddings[rows], torch.inf, dim=1)
-        found[rows] = (largest > 0) & (largest < LEAST)
-    return found
+        bad[rows] = (largest > 0) & (largest < LEAST)
+    found = (bad & checked).nonzero().squeeze(1).tolist()
+    if found:
+        row = embeddings[found[0]]
+        fault = "too small for float32" if float(row.abs().max()) < 1 else "too large for float32"
+        raise ValueError(
+            f"{name_of(found[0])} is {fault if row.isfinite().all() else 'not finite'} ({len(found)} of {len(bad)} "
+            "rows are); look at that image, or for a diverged model"
+        )
 
 
 def normalize(embeddings: Tensor) -> Tensor:
