@@ -75,7 +75,7 @@ def verify(root: str | Path, *, decode: bool = False) -> Verification:
     manifest = load_manifest(folder)
     result = Verification(folder, manifest, decode)
     owners: dict[str, str] = {}  # key -> shard: keys must be unique over all shards
-    sizes = {shard.name: shard.bytes for split in manifest.splits.values() for shard in split.shards}
+    sizes = {shard.name: shard.bytes for shard in manifest.shards}
     with tqdm(total=sum(sizes.values()), desc="verifying", unit="B", unit_scale=True, disable=None) as bar:
         for name, split in manifest.splits.items():
             sightings = result.sightings.setdefault(name, [])

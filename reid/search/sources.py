@@ -61,7 +61,7 @@ def list_folder(root: str, table: str = "") -> list[SourceImage]:
     source = Source(name_root(root))
     if table:
         rows = read_table(Path(table), Path(source.root), COLUMNS[:1], COLUMNS[1:])
-        entries = [Entry(**fields, source=source) for _, fields in rows]
+        entries = [Entry(row["path"], row["identity"], row["camera"], row["time"], source=source) for _, row in rows]
     else:
         entries = list(_walk(folder, source))
     if not entries:
