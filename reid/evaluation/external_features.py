@@ -21,7 +21,7 @@ import numpy as np
 from reid.data.image_file import open_rgb
 from reid.metrics.array_files import load_arrays, map_arrays, save_arrays
 from reid.metrics.features import JUNK, UNKNOWN, Features
-from reid.metrics.scores import check_rows, squared_norms
+from reid.metrics.norms import check_rows, squared_norms
 
 KEYS = ("features", "embeddings", "pids", "camids", "distractors", "paths")
 SHOWN_PX = 256  # longest side of an image in a rank list

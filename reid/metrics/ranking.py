@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reid.metrics.features import JUNK, Features
+from reid.metrics.norms import check_rows, common_unit, normalize, norms, squared_norms
 from reid.metrics.protocols import build_gallery
 from reid.metrics.scores import (
     METRICS,
@@ -24,17 +25,12 @@ from reid.metrics.scores import (
     SAFE_LENGTH,
     Vectors,
     best_of_scores,
-    check_rows,
-    common_unit,
     cosine_vectors,
     count_before,
     cut,
     euclidean_vectors,
     expand_ranges,
     join_best,
-    normalize,
-    norms,
-    squared_norms,
 )
 from reid.precision import exact_products
 

@@ -19,7 +19,7 @@ import torch
 
 from reid.files import Held, hold, write_atomically
 from reid.metrics.features import UNKNOWN
-from reid.metrics.scores import check_rows, squared_norms
+from reid.metrics.norms import check_rows, squared_norms
 from reid.search.index import Entry, Index
 from reid.search.index_files import COLUMNS, ENTRIES, META, Meta, checksums, describe_meta, lay_out, read_meta
 

@@ -194,7 +194,7 @@ def test_json_with_a_pid_that_is_none(out: Path, pid: str, capsys: pytest.Captur
         ("crc32", "1" + "0" * 40, "is no identity's JSON"),
     ],
 )
-def test_json_that_lies_about_an_image(out: Path, name: str, value: str, what: str) -> None:
+def test_json_with_wrong_values_of_an_image(out: Path, name: str, value: str, what: str) -> None:
     member = "market1501-train-000002.json"
     path = holder(out, member)
 
