@@ -98,7 +98,7 @@ def _find_warnings(raw: RawDataset, manifest: Manifest, packed: dict[str, list[P
     sightings = {split: [image for _, images in found for image in images] for split, found in samples.items()}
     checks = [check.text for check in run_checks(sightings, raw.distractor_pid) if check.level == "warning"]
     outside = count_outside(raw)
-    reason = "symbolic links lead there; check that they are meant"
+    reason = "symbolic links lead there; check that this is intended"
     links = [f"{outside} images lie outside {raw.root}: {reason}"] if outside else []
     return [*raw.warnings, *describe_ignored(raw), *links, *compare_counts(manifest, raw.published), *checks]
 

@@ -22,12 +22,20 @@ def test_rows_have_all_columns_and_their_line(tmp_path: Path) -> None:
         ("path,\n1,\n", "not read: ''"),
         ("b\n1\n", "no column path; the first line names nothing"),
         ("path,b\n,1\n", "line 2: path is empty"),
+        ("path,v,x,y,z,\n1,,,,,\n", "not read: 'v', 'x', 'y', 'z', ''"),
         ("path\n1,2\n", "line 2: more or fewer fields"),
+        ("path,b\n1\n", "line 2: more or fewer fields"),
+        ("path;b\n1;2\n", "separated by semicolons"),
+        ("path\tb\n1\t2\n", "separated by tabs"),
+        ("path\n1\n2\0\n", "line 3: a NUL character"),
+        ("path\n1\n\xe5\n", "line 3: not UTF-8"),
+        ('path\n"1\n', "not a CSV table"),
+        ("path\n/etc/1\n", "line 2: path '/etc/1' lies outside"),
         ("path,b\nx/1,1\n./x//1,2\n", "lines 2 and 3: x/1 twice"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "t.csv").write_text(text)
+    (tmp_path / "t.csv").write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=rf"t\.csv.*{message}"):
         list(read_table(tmp_path / "t.csv", tmp_path, ["path"], ["b"]))
 
