@@ -97,14 +97,15 @@ def list_skipped(manifest: Manifest) -> list[str]:
 
 
 def format_build(manifest: Manifest, ignored: int, warnings: Sequence[str]) -> str:
-    """Return the table of counts, the number of ignored files, the broken images, and the warnings."""
+    """Return the table of counts, the number of ignored files, the broken images, the warnings, and notes."""
     lines = [format_table(manifest)]
     if ignored:
         lines.append(f"ignored: {ignored} files or folders that are no images of the dataset")
     if manifest.skipped:
         lines.append(f"broken and left out: {len(manifest.skipped)} images (all are listed in the manifest)")
     lines += list_skipped(manifest)
-    return "\n".join([*lines, *(f"warning: {warning}" for warning in warnings)])
+    lines += [f"warning: {warning}" for warning in warnings]
+    return "\n".join([*lines, *(f"note: {note}" for note in describe_streams(manifest))])
 
 
 def format_verification(result: Verification, checks: Sequence[Check]) -> str:
