@@ -111,10 +111,8 @@ class _ShardCheck:
                 while source.read(1 << 20):
                     pass
         except OSError as error:
-            missing = isinstance(error, FileNotFoundError)
-            self.report(
-                "", "is missing; copy it again, or build again" if missing else f"cannot be read: {error.strerror}"
-            )
+            missing = "is missing; copy it again, or build again"
+            self.report("", missing if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}")
             return []
         self._compare(samples, split_name, split, index)
         if source.length != self.shard.bytes:

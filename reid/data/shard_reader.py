@@ -196,7 +196,7 @@ def seal(description: bytes) -> bytes:
     return b'%s,"checksum":%d}' % (description[:-1], zlib.crc32(description))
 
 
-def is_intact(text: bytes) -> bool:
+def _is_intact(text: bytes) -> bool:
     """Return whether the JSON is as `seal` returned it. Shards of earlier versions have no checksum: True for them."""
     description, found, checksum = text.rpartition(b',"checksum":')
     return not found or checksum == b"%d}" % zlib.crc32(description + b"}")
@@ -214,7 +214,7 @@ def parse_description(text: bytes) -> dict[str, Any]:
         "camids": _integers(images, "camid", least=-1),
         "checksums": _integers(images, "crc32", least=0),
         "sizes": _integers(images, "bytes", least=0),
-        "intact": is_intact(text),
+        "intact": _is_intact(text),
     }
 
 
