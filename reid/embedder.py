@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from reid import config
-from reid.config.schema import DTYPES
+from reid.config.schema import DTYPES, NOT_SAVED
 from reid.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalize
 from reid.data.image_file import read_image_file
 from reid.data.images import Pixels
@@ -36,7 +36,7 @@ from reid.runs.models import TRAINED, build_models, find_run
 Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 """A file, an encoded image, a PIL image, or (height, width, 3) uint8 RGB."""
 # Knobs of `model` that change how a model learns, not what its features are.
-LEARNING = {"weights", "weights_grid", "head", "head_temperature", "norm", "sync_batchnorm", "frozen_epochs"}
+LEARNING = {*NOT_SAVED, "head", "head_temperature"}
 ORIENTATION = 0x0112  # the EXIF tag
 THREADS = 8  # at most, to decode images while the model works
 

@@ -18,7 +18,7 @@ from shards.pedestrians import dataset as pedestrians
 from shards.readers import csv_file, cuhk03, dukemtmc, folder, market1501, msmt17, veri776
 from shards.records import RawDataset, WrongLayoutError, looks_published, name_dataset
 from shards.stage import stage
-from shards.summary import describe_streams, format_build, format_verification, to_json
+from shards.summary import format_build, format_verification, to_json
 from shards.verify import verify
 
 READERS = {reader.NAME: reader.read for reader in (market1501, dukemtmc, msmt17, cuhk03, veri776, folder, csv_file)}
@@ -145,7 +145,6 @@ def _build(options: argparse.Namespace) -> int:
         progress=True,
     )
     print(format_build(done.manifest, done.ignored, done.warnings))
-    print(*(f"note: {note}\n" for note in describe_streams(done.manifest)), sep="", end="")
     print(f"shards of {done.manifest.dataset}: {options.out}")
     return 0
 

@@ -16,7 +16,7 @@ from shards.dealing import lay_out
 from shards.images import Encoding
 from shards.pack import Packed
 from shards.records import RawDataset, count_outside, name_dataset
-from shards.summary import compare_counts, describe_ignored
+from shards.summary import compare_counts, describe_ignored, list_skipped
 from shards.write import check_free_space, explain_full_disk, write_shards
 
 MAX_BROKEN = 0.01
@@ -98,7 +98,7 @@ def _find_warnings(raw: RawDataset, manifest: Manifest, packed: dict[str, list[P
     sightings = {split: [image for _, images in found for image in images] for split, found in samples.items()}
     checks = [check.text for check in run_checks(sightings, raw.distractor_pid) if check.level == "warning"]
     outside = count_outside(raw)
-    reason = "symbolic links lead there; check that they are meant"
+    reason = "symbolic links lead there; check that this is intended"
     links = [f"{outside} images lie outside {raw.root}: {reason}"] if outside else []
     return [*raw.warnings, *describe_ignored(raw), *links, *compare_counts(manifest, raw.published), *checks]
 
@@ -143,7 +143,7 @@ def _check_out(out: Path, name: str) -> None:
         raise ValueError(f"{out}: holds shards that cannot be read; {fix} ({error})") from error
     if earlier.dataset != name:
         raise ValueError(f"{out}: holds shards of {earlier.dataset!r}, not {name!r}; {fix}")
-    known = {MANIFEST_NAME} | {shard.name for split in earlier.splits.values() for shard in split.shards}
+    known = {MANIFEST_NAME} | {shard.name for shard in earlier.shards}
     others = sorted(path.name for path in out.iterdir() if path.name not in known)
     if others:
         raise ValueError(f"{out}: besides the shards there is {others[0]!r}, which a build would delete; {fix}")
@@ -170,12 +170,11 @@ def _describe(packed: dict[str, list[Packed]], raw: RawDataset, name: str, encod
 def _check_broken(manifest: Manifest, num_records: int, max_broken: float) -> None:
     broken = len(manifest.skipped)
     if broken > max_broken * num_records:
-        listed = "".join(f"\n  {entry['source']}: {entry['reason']}" for entry in manifest.skipped[:20])
-        more = f"\n  and {broken - 20} more" if broken > 20 else ""
         enough = math.ceil(1e4 * broken / num_records) / 1e4
         raise ValueError(
             f"{broken} of {num_records} images are broken, more than --max-broken {max_broken:g} allows; nothing was "
-            f"built. Repair or remove them, or leave them out with --max-broken {enough:g}:{listed}{more}"
+            f"built. Repair or remove them, or leave them out with --max-broken {enough:g}:\n"
+            + "\n".join(list_skipped(manifest))
         )
     for split, content in manifest.splits.items():
         if content.num_images == 0:

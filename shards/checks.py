@@ -104,9 +104,9 @@ def check_few_images(sightings: Sightings, distractor_pid: int | None) -> Check:
 
 
 def check_mixed(sightings: Sightings, distractor_pid: int | None) -> list[Check]:
-    """Count identities of one split whose images lie in folders of different datasets, as it seems; nothing if none do.
+    """Count the identities of a split with images in folders that seem to be different datasets; no check if none.
 
-    Two datasets in one table that both count from 0001 make one person of two.
+    Two people numbered 0001 by two datasets in one table become one identity.
     """
     found = []
     for split, images in sightings.items():

@@ -5,6 +5,8 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 
+from shards.records import list_few
+
 SHOWN = 5
 
 
@@ -21,10 +23,9 @@ def describe_lookalikes(kind: str, labels: Iterable[str]) -> list[str]:
     groups = find_lookalikes(labels)
     if not groups:
         return []
-    listed = "; ".join(" and ".join(map(_quote, group[:4])) for group in groups[:SHOWN])
-    more = f"; and {len(groups) - SHOWN} more" if len(groups) > SHOWN else ""
+    listed = list_few([" and ".join(map(_quote, group[:4])) for group in groups], SHOWN)
     reason = "by case, spaces, leading zeros, '.0' or Unicode form"
-    return [f"{len(groups)} {kind} are written in several ways and count as different ({reason}): {listed}{more}"]
+    return [f"{len(groups)} {kind} are written in several ways and count as different ({reason}): {listed}"]
 
 
 def _plain(label: str) -> str:

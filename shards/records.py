@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from reid.data.image_file import SUFFIXES
 from reid.data.manifest import JUNK_PID
+from reid.files import is_inside
 
 SPLITS = ("train", "query", "gallery")
 UNKNOWN_CAMERA = -1
@@ -76,9 +77,9 @@ class RawDataset:
 def name_dataset(raw: RawDataset, name: str | None) -> RawDataset:
     """Return the dataset under the name that the user gives; None is the reader's.
 
-    Many lay out their own images like a published dataset. If the counts are far from the published ones, the images
-    are taken for the user's own, without the authors' counts and terms, unless `name` is the reader's; without a name
-    that is a warning.
+    Many people lay out their own images like a published dataset. If the counts are far from the published ones and
+    `name` is another than the reader's, the images are the user's own: the authors' counts and terms do not apply.
+    Without a name there is a warning.
     """
     far = bool(raw.published) and not looks_published(raw)
     if name is None and far:
@@ -115,13 +116,9 @@ def looks_published(raw: RawDataset) -> bool:
 
 def count_outside(raw: RawDataset) -> int:
     """Return how many images lie outside the dataset's folder, because a symbolic link leads there."""
-    root = os.path.join(os.path.realpath(raw.root), "")
-    real_folder = cache(os.path.realpath)  # of 100,000 images, only the folders and the links are resolved
-    outside = 0
-    for path in (str(record.path) for record in raw.records):
-        real = os.path.realpath(path) if os.path.islink(path) else os.path.join(real_folder(os.path.dirname(path)), "")
-        outside += not real.startswith(root)
-    return outside
+    inside = cache(lambda path: is_inside(path, raw.root))  # of 100,000 images, only folders and links are resolved
+    paths = [record.path for record in raw.records]
+    return sum(not inside(path if os.path.islink(path) else path.parent) for path in paths)
 
 
 def number_from_one(names: Iterable[str]) -> dict[str, int]:

@@ -52,13 +52,12 @@ def stage(source: str | Path, target: str | Path) -> Staged:
     out.parent.mkdir(parents=True, exist_ok=True)
     lock = out.with_name(f".{out.name}.lock")
     with hold(lock, lambda holder: print(f"waiting for {holder}, which fills {out}", file=sys.stderr, flush=True)):
-        shards = _list_shards(manifest)
         if _is_staged(manifest, out):
-            return Staged(0, len(shards), 0)
+            return Staged(0, len(manifest.shards), 0)
         _prepare(out, manifest)
         with explain_full_disk(out, _FIX), ThreadPoolExecutor(COPIES) as pool:
-            complete = pool.map(lambda shard: _is_complete(out / shard.name, shard), shards)
-            missing = [shard for shard, there in zip(shards, complete, strict=True) if not there]
+            complete = pool.map(lambda shard: _is_complete(out / shard.name, shard), manifest.shards)
+            missing = [shard for shard, there in zip(manifest.shards, complete, strict=True) if not there]
             needed = sum(shard.bytes for shard in missing)
             check_free_space(out, needed, _FIX)
             copied = pool.map(lambda shard: _copy(folder / shard.name, out / shard.name, shard), missing)
@@ -66,17 +65,13 @@ def stage(source: str | Path, target: str | Path) -> Staged:
                 for shard, _ in zip(missing, copied, strict=True):
                     bar.update(shard.bytes)
             save_manifest(manifest, out)
-        return Staged(len(missing), len(shards) - len(missing), needed)
-
-
-def _list_shards(manifest: Manifest) -> list[Shard]:
-    return [shard for split in manifest.splits.values() for shard in split.shards]
+        return Staged(len(missing), len(manifest.shards) - len(missing), needed)
 
 
 def _is_staged(manifest: Manifest, out: Path) -> bool:
     with contextlib.suppress(ValueError):
         same = load_manifest(out).fingerprint == manifest.fingerprint
-        return same and all(_size(out / shard.name) == shard.bytes for shard in _list_shards(manifest))
+        return same and all(_size(out / shard.name) == shard.bytes for shard in manifest.shards)
     return False
 
 
@@ -91,13 +86,13 @@ def _prepare(out: Path, manifest: Manifest) -> None:
         raise ValueError(f"{out}: is a file, not a folder; {fix}")
     out.mkdir(exist_ok=True)
     names = {path.name for path in out.iterdir()}
-    wanted = {shard.name for shard in _list_shards(manifest)}
+    wanted = {shard.name for shard in manifest.shards}
     earlier = set()
     if MANIFEST_NAME in names:  # another build of the same dataset
         found = load_manifest(out)
         if found.dataset != manifest.dataset:
             raise ValueError(f"{out}: holds shards of {found.dataset!r}, not {manifest.dataset!r}; give another folder")
-        earlier = {shard.name for shard in _list_shards(found)} | {MANIFEST_NAME}
+        earlier = {shard.name for shard in found.shards} | {MANIFEST_NAME}
     others = {name for name in names if name.removesuffix(_PART) not in wanted | earlier}
     others = {name for name in others if not _PARTIAL_MANIFEST.fullmatch(name)}
     if others:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from reid.data.manifest import JUNK_PID, Manifest, Split
-from shards.checks import Check
+from reid.data.plan import Plan
+from shards.checks import FEW_IMAGES, Check
 from shards.dealing import DEFAULT_IDENTITIES, DEFAULT_STREAMS
 from shards.records import UNKNOWN_CAMERA, Counts, RawDataset, is_image
 from shards.verify import Verification
@@ -28,22 +29,16 @@ def count_split(split: Split, distractor_pid: int | None) -> Counts:
 
 
 def describe_streams(manifest: Manifest) -> list[str]:
-    """Return what the identities of a batch and `batch.streams` can be, if their defaults do not fit train."""
+    """Return what `batch.identities` and `batch.streams` can be, if their defaults do not fit train."""
     train = manifest.splits.get("train")
     if train is None:
         return []
-    rows = has_identity(train, manifest.distractor_pid)
-    sizes = np.sort(np.bincount(train.shard[rows], minlength=len(train.shards)))
-    for streams in (DEFAULT_STREAMS, 4, 2, 1):
-        fewest = int(sizes[: len(sizes) // streams].sum())  # in a stream that gets the smallest shards
-        if fewest * streams >= DEFAULT_IDENTITIES:
-            break
-    if streams == DEFAULT_STREAMS:
-        return []
-    fits = min(DEFAULT_IDENTITIES, fewest * streams)
-    defaults = f"batch.identities={DEFAULT_IDENTITIES} and batch.streams={DEFAULT_STREAMS}"
-    text = f"{rows.sum()} identities in {len(sizes)} train shards do not fit the defaults {defaults}"
-    return [f"{text}: train with --batch.identities={fits} --batch.streams={streams}"]
+    counts = np.where(has_identity(train, manifest.distractor_pid), train.images, 0)
+    try:
+        Plan(counts, train.shard, len(train.shards), DEFAULT_IDENTITIES, FEW_IMAGES, DEFAULT_STREAMS)
+    except ValueError as error:
+        return [f"the defaults of training do not fit: {error}"]
+    return []
 
 
 def compare_counts(manifest: Manifest, published: Mapping[str, Counts]) -> list[str]:
@@ -95,24 +90,29 @@ def describe_ignored(raw: RawDataset) -> list[str]:
     return [f"{len(found)} {text}, e.g. {found[0].relative_to(raw.root)}" for found, text in kinds if found]
 
 
+def list_skipped(manifest: Manifest) -> list[str]:
+    """Return a line for each of the first broken images, and one for the number of the others."""
+    lines = [f"  {entry['source']}: {entry['reason']}" for entry in manifest.skipped[:SHOWN]]
+    return lines + ([f"  and {len(manifest.skipped) - SHOWN} more"] if len(manifest.skipped) > SHOWN else [])
+
+
 def format_build(manifest: Manifest, ignored: int, warnings: Sequence[str]) -> str:
-    """Return the table of counts, the number of ignored files, the broken images, and the warnings."""
+    """Return the table of counts, the number of ignored files, the broken images, the warnings, and notes."""
     lines = [format_table(manifest)]
     if ignored:
         lines.append(f"ignored: {ignored} files or folders that are no images of the dataset")
     if manifest.skipped:
         lines.append(f"broken and left out: {len(manifest.skipped)} images (all are listed in the manifest)")
-    lines += [f"  {entry['source']}: {entry['reason']}" for entry in manifest.skipped[:SHOWN]]
-    lines += [f"  and {len(manifest.skipped) - SHOWN} more"] if len(manifest.skipped) > SHOWN else []
-    return "\n".join([*lines, *(f"warning: {warning}" for warning in warnings)])
+    lines += list_skipped(manifest)
+    lines += [f"warning: {warning}" for warning in warnings]
+    return "\n".join([*lines, *(f"note: {note}" for note in describe_streams(manifest))])
 
 
 def format_verification(result: Verification, checks: Sequence[Check]) -> str:
     """Return the counts of the splits, a line per check, damage and warnings with examples, and the verdict."""
-    shards = sum(len(split.shards) for split in result.manifest.splits.values())
     damaged = len({damage.shard for damage in result.damage})
     decoded = ", every image decodes" if result.decoded else ""
-    intact = f"{shards} shards: size, sha256, members and keys{decoded}"
+    intact = f"{len(result.manifest.shards)} shards: size, sha256, members and keys{decoded}"
     found = f"{len(result.damage)} findings in {damaged} shards"
     rows = [["check", "result", "found"], ["files", "damage", found] if damaged else ["files", "ok", intact]]
     rows += [] if result.decoded else [["decoding", "not done", "--decode reads every image"]]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from reid.data.manifest import MANIFEST_NAME, Manifest, Shard, Split, load_manifest
-from reid.data.shard_reader import is_intact
+from reid.data.shard_reader import PARSE_ERRORS, parse_description
 from reid.files import open_regular_file
 from shards.images import check_image
 from shards.pack import HashingFile
@@ -50,8 +50,8 @@ class _Image(NamedTuple):
     file: str
     camid: int
     source: str
-    crc32: int | None
-    bytes: int | None
+    crc32: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def verify(root: str | Path, *, decode: bool = False) -> Verification:
     manifest = load_manifest(folder)
     result = Verification(folder, manifest, decode)
     owners: dict[str, str] = {}  # key -> shard: keys must be unique over all shards
-    sizes = {shard.name: shard.bytes for split in manifest.splits.values() for shard in split.shards}
+    sizes = {shard.name: shard.bytes for shard in manifest.shards}
     with tqdm(total=sum(sizes.values()), desc="verifying", unit="B", unit_scale=True, disable=None) as bar:
         for name, split in manifest.splits.items():
             sightings = result.sightings.setdefault(name, [])
@@ -111,10 +111,8 @@ class _ShardCheck:
                 while source.read(1 << 20):
                     pass
         except OSError as error:
-            missing = isinstance(error, FileNotFoundError)
-            self.report(
-                "", "is missing; copy it again, or build again" if missing else f"cannot be read: {error.strerror}"
-            )
+            missing = "is missing; copy it again, or build again"
+            self.report("", missing if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}")
             return []
         self._compare(samples, split_name, split, index)
         if source.length != self.shard.bytes:
@@ -136,8 +134,6 @@ class _ShardCheck:
                     data = file.read() if file else b""
                     if member.name.endswith(".json"):
                         self._check_complete(sample)
-                        if not is_intact(data):
-                            self.report(member.name, "its bytes changed (checksum)")
                         sample = self._parse_json(member.name, data)
                         samples += [sample] if sample else []
                     elif sample and sample.unread and member.name == f"{sample.key}.{sample.unread[0].file}":
@@ -162,23 +158,22 @@ class _ShardCheck:
 
     def _parse_json(self, member: str, data: bytes) -> _Sample | None:
         try:
-            values = json.loads(data)
-            for number in (values["pid"], *(image["camid"] for image in values["images"])):
-                if type(number) is not int or not -1 <= number < 1 << 63:
-                    raise ValueError(f"{number!r:.40} is no pid or camera")
-            images = [
-                _Image(str(i["file"]), i["camid"], str(i.get("source", "")), i.get("crc32"), i.get("bytes"))
-                for i in values["images"]
-            ]
-            return _Sample(member.removesuffix(".json"), values["pid"], values["name"], values["split"], images)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            fields, values = parse_description(data), json.loads(data)
+            sources = [str(image.get("source", "")) for image in values["images"]]
+            columns = fields["files"], fields["camids"], sources, fields["checksums"], fields["sizes"]
+            images = [_Image(*image) for image in zip(*columns, strict=True)]
+            sample = _Sample(member.removesuffix(".json"), fields["pid"], values["name"], values["split"], images)
+        except PARSE_ERRORS as error:
             self.report(member, f"is no identity's JSON: {type(error).__name__}: {error}")
             return None
+        if not fields["intact"]:
+            self.report(member, "its bytes changed (checksum)")
+        return sample
 
     def _check_image(self, member: str, data: bytes, image: _Image) -> None:
-        if image.bytes is not None and len(data) != image.bytes:
+        if len(data) != image.bytes:
             self.report(member, f"has {len(data)} bytes, the identity's JSON says {image.bytes}")
-        if image.crc32 is not None and zlib.crc32(data) != image.crc32:
+        if zlib.crc32(data) != image.crc32:
             self.report(member, "its bytes changed (crc32)")
         if self.result.decoded:
             try:

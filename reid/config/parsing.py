@@ -83,9 +83,10 @@ def _describe_type(hint: Any) -> str:
     return {int: "a whole number", float: "a number", bool: "true or false"}.get(hint, "text")
 
 
-def make_parser(kind: type[AnyConfig]) -> _Parser:
+def make_parser(kind: type[AnyConfig], exit_on_error: bool = True) -> _Parser:
     """Return a program's parser: --config FILE, --print_config, and a dotted flag for each knob."""
-    parser = _Parser(description=kind.__doc__, usage="%(prog)s [--config FILE] [--<knob>=<value> ...]")
+    usage = "%(prog)s [--config FILE] [--<knob>=<value> ...]"
+    parser = _Parser(description=kind.__doc__, usage=usage, exit_on_error=exit_on_error)
     parser.types = knob_types(kind)
     parser.add_argument("--config", action="config", help="YAML file; flags after it override its values")
     parser.add_class_arguments(kind)
@@ -107,6 +108,14 @@ def parse(kind: type[AnyConfig], args: Sequence[str] | None = None) -> AnyConfig
         ValueError: if a value is out of its range.
     """
     return _parse(make_parser(kind), kind, sys.argv[1:] if args is None else args)
+
+
+def read_flags(flags: Sequence[str]) -> Config:
+    """Return the configuration that flags describe, as `parse` does. Raises ValueError for every error."""
+    try:
+        return _parse(make_parser(Config, exit_on_error=False), Config, flags)
+    except ArgumentError as error:
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def _parse(parser: _Parser, kind: type[AnyConfig], args: Sequence[str]) -> AnyConfig:
@@ -223,14 +232,7 @@ def load(path: Path) -> Config:
     """Return the configuration in a run's config.yaml. Raises ValueError, which names the file, if it is not valid."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist; is {path.parent} the folder of a training run?")
-    parser = make_parser(Config)
-    parser.exit_on_error = False
-    try:
-        return _parse(parser, Config, [f"--config={path}"])
-    except ArgumentError as error:
-        raise ValueError(str(error)) from error
-    finally:
-        parser.exit_on_error = True
+    return read_flags([f"--config={path}"])
 
 
 def save(config: Config, path: Path) -> None:

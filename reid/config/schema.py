@@ -10,6 +10,8 @@ from reid.config.ranges import Count, Fraction, NonNegative, Positive, Section, 
 
 MAX_NAME = 200  # bytes of a run's name; file systems allow 255
 MAX_DIVISOR = 1024
+# Knobs of `model` that do not change what a checkpoint is.
+NOT_SAVED = ("weights", "weights_grid", "norm", "sync_batchnorm", "frozen_epochs")
 DTYPES = ("float32", "bfloat16", "float16")  # of an Embedder; here, so that parsers need no torch
 
 
@@ -306,9 +308,11 @@ class Config(Section):
         return Path(self.runs) / self.name
 
     def check(self) -> None:
-        if not is_folder_name(self.name):
+        name = self.name  # of a folder that can only lie directly in `runs`
+        is_plain = name.isprintable() and name == name.strip() and name.strip(".") and not {"/", "\\"} & set(name)
+        if not is_plain or len(name.encode()) > MAX_NAME:
             raise ValueError(
-                f"name = {self.name!r} must be the plain name of a folder: printable, at most {MAX_NAME} bytes, not "
+                f"name = {name!r} must be the plain name of a folder: printable, at most {MAX_NAME} bytes, not "
                 "only dots, without slashes and without spaces around it"
             )
 
@@ -371,12 +375,6 @@ class EvaluateConfig(Section):
             raise ValueError("--protocols is empty; give at least one of image, centroid, centroid_all, ctl_published")
         if not self.ranks or min(self.ranks) < 1:
             raise ValueError(f"--ranks {self.ranks}: the first rank is 1; give at least one rank")
-
-
-def is_folder_name(name: str) -> bool:
-    """Return whether a folder of this name can only lie directly in its parent folder."""
-    is_plain = name.isprintable() and name == name.strip() and not {"/", "\\"} & set(name)
-    return is_plain and bool(name.strip(".")) and len(name.encode()) <= MAX_NAME
 
 
 def list_divisors(number: int) -> str:

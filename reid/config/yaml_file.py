@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from reid.files import read_text
+
 LARGEST = 10_000  # values in a file, those of an alias counted each time it is used
 DEEPEST = 20  # lists and sections inside one another
 _FLOAT = re.compile(
@@ -49,15 +51,12 @@ def read_yaml(path: Path) -> Any:
     """Return the content of a YAML file: dictionaries, lists, text, numbers, booleans and None.
 
     Raises:
-        ValueError: names the file; it cannot be read, is not UTF-8 (with or without a byte order mark) or not YAML, has
-            a key twice, more than LARGEST values (as with an alias that holds itself), or other kinds of values.
+        ValueError: names the file; `read_text` refuses it, or it is not YAML, has a key twice, more than LARGEST values
+            (as with an alias that holds itself), or other kinds of values.
     """
+    text = read_text(path)
     try:
-        document = _Loader(path.read_bytes().decode("utf-8-sig")).get_single_data()
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not text in UTF-8 (byte {error.start}); save it as UTF-8") from error
+        document = _Loader(text).get_single_data()
     except Exception as error:  # PyYAML has many ways to say that a value is not what its tag says
         reason = " ".join(str(error).replace('"<unicode string>", ', "").split()) or type(error).__name__
         hint = "; indent with spaces, not with tabs" if r"'\t'" in reason else ""

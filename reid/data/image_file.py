@@ -24,8 +24,8 @@ Source = str | os.PathLike[str] | bytes | memoryview  # a path, or the bytes of 
 def read_image_file(path: str | os.PathLike[str]) -> bytes:
     """Return the bytes of a picture's file, undecoded.
 
-    Raises ValueError, which names the file, if it cannot be read, is no regular file (a FIFO would block for ever), is
-    empty, or has more than MAX_FILE_BYTES.
+    Raises ValueError, which names the file, if it cannot be read, is not a regular file (a FIFO would block), is empty,
+    or has more than MAX_FILE_BYTES.
     """
     try:
         data = read_regular_file(Path(path), MAX_FILE_BYTES)
@@ -68,7 +68,7 @@ def open_image(source: Source, max_pixels: int = MAX_PIXELS) -> Image.Image:
 def open_rgb(source: Source, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Return a picture as `open_image`, upright as its EXIF orientation says, in RGB; grey of 16 bits is scaled to 8.
 
-    Raises ValueError as `open_image`.
+    Raises ValueError as `open_image` does.
     """
     return _open(source, max_pixels, _to_rgb)
 

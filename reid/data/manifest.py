@@ -73,6 +73,11 @@ class Manifest:
     encoding: str = ""
     """How images were re-encoded; empty, and not in the file, if their original bytes are stored."""
 
+    @property
+    def shards(self) -> list[Shard]:
+        """The shards of all splits."""
+        return [shard for split in self.splits.values() for shard in split.shards]
+
     def split(self, name: str) -> Split:
         if name not in self.splits:
             there = ", ".join(self.splits) or "none"
@@ -172,7 +177,7 @@ def _parse(document: Any, path: str) -> Manifest:
         raise ValueError(f"{path}: {error.args[0]!r} is missing; {_DAMAGED}") from error
     except (TypeError, AttributeError, OverflowError, ValueError) as error:
         raise ValueError(f"{path}: {error}; {_DAMAGED}") from error
-    names = [shard.name for split in manifest.splits.values() for shard in split.shards]
+    names = [shard.name for shard in manifest.shards]
     if len(names) != len(set(names)):
         raise ValueError(f"{path}: a shard is listed twice; {_DAMAGED}")
     if document.get("fingerprint", manifest.fingerprint) != manifest.fingerprint:  # absent in earlier versions

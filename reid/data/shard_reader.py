@@ -24,6 +24,7 @@ from reid.data.manifest import JUNK_PID, Shard, Split
 from reid.data.storage import full_path, is_remote, open_file
 
 BLOCK = 512
+PARSE_ERRORS = (ValueError, KeyError, TypeError, RecursionError)  # of `parse_description`
 END = bytes(BLOCK)  # a block of zeros follows the last member of a tar
 _HEADER = struct.Struct("100s 24x 12s 12x 8s c 188x 155s")  # name, size, checksum, type, prefix of the name
 
@@ -177,8 +178,8 @@ def _read_samples(tar: _Tar, path: str) -> Iterator[Identity | Dropped]:
         text = tar.read(padded(size), f"inside {name}")[:size]
         last = name
         try:
-            fields = _parse(text)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            fields = parse_description(text)
+        except PARSE_ERRORS as error:
             yield Dropped((), f"{last} (byte {begin}): its JSON is missing or damaged ({error})")
             lost = True
             continue
@@ -195,14 +196,14 @@ def seal(description: bytes) -> bytes:
     return b'%s,"checksum":%d}' % (description[:-1], zlib.crc32(description))
 
 
-def is_intact(text: bytes) -> bool:
+def _is_intact(text: bytes) -> bool:
     """Return whether the JSON is as `seal` returned it. Shards of earlier versions have no checksum: True for them."""
     description, found, checksum = text.rpartition(b',"checksum":')
     return not found or checksum == b"%d}" % zlib.crc32(description + b"}")
 
 
-def _parse(text: bytes) -> dict[str, Any]:
-    """Return the fields of Identity that a sample's JSON gives."""
+def parse_description(text: bytes) -> dict[str, Any]:
+    """Return the fields of Identity that a sample's JSON gives. Raises one of PARSE_ERRORS if it is none."""
     description = json.loads(text)
     images = description["images"]
     if not images:
@@ -213,7 +214,7 @@ def _parse(text: bytes) -> dict[str, Any]:
         "camids": _integers(images, "camid", least=-1),
         "checksums": _integers(images, "crc32", least=0),
         "sizes": _integers(images, "bytes", least=0),
-        "intact": is_intact(text),
+        "intact": _is_intact(text),
     }
 
 

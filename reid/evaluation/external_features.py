@@ -20,9 +20,8 @@ import numpy as np
 
 from reid.data.image_file import open_rgb
 from reid.metrics.array_files import load_arrays, map_arrays, save_arrays
-from reid.metrics.features import UNKNOWN, Features
-from reid.metrics.ranking import find_unusable, name_fault
-from reid.metrics.scores import squared_norms
+from reid.metrics.features import JUNK, UNKNOWN, Features
+from reid.metrics.norms import check_rows, squared_norms
 
 KEYS = ("features", "embeddings", "pids", "camids", "distractors", "paths")
 SHOWN_PX = 256  # longest side of an image in a rank list
@@ -57,12 +56,10 @@ def read_features(source: str | Path) -> ExternalFeatures:
             f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}; it needs pids and either features or embeddings"
         )
     embeddings = arrays[names[0]]
-    if embeddings.ndim != 2 or embeddings.dtype.kind not in "fiu":
-        raise ValueError(f"{path}: {names[0]} are {embeddings.dtype} {embeddings.shape}; give numbers (images, dims)")
-    if not len(embeddings) or not embeddings.shape[1]:
-        raise ValueError(f"{path}: {names[0]} have shape {embeddings.shape}; give at least one image and dimension")
-    camids = arrays.get("camids", np.full(len(embeddings), UNKNOWN))
+    camids = arrays.get("camids", np.full(embeddings.shape[:1], UNKNOWN))
     try:
+        if not embeddings.size:
+            raise ValueError(f"embeddings have shape {embeddings.shape}; give at least one image and dimension")
         features = Features(embeddings, arrays["pids"], camids, arrays.get("distractors"))  # type: ignore[arg-type]
         paths = _read_paths(arrays["paths"], len(embeddings)) if "paths" in arrays else []
     except ValueError as error:
@@ -90,12 +87,10 @@ def _read_paths(array: np.ndarray, number: int) -> list[str]:
 
 def check_finite(features: Features, where: str, name_of: Callable[[int], str]) -> None:
     """Raise ValueError, with the image's name from name_of(row), if features are not finite or float32 loses digits."""
-    bad = find_unusable(features, squared_norms(features.embeddings))
-    if len(bad):
-        raise ValueError(
-            f"{where}: the features of {name_of(int(bad[0]))} are {name_fault(features.embeddings[bad[0]])} "
-            f"({len(bad)} of {len(features)} images); look at that image, or for a diverged model"
-        )
+    squares = squared_norms(features.embeddings)
+    check_rows(
+        features.embeddings, squares, lambda row: f"{where}: the feature of {name_of(row)}", features.pids != JUNK
+    )
 
 
 def write_features(path: Path, features: Features) -> None:

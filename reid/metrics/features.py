@@ -41,10 +41,10 @@ class Features:
         self.pids = self._labels("pids", self.pids)
         self.camids = self._labels("camids", self.camids)
         if self.distractors is not None:
-            given_flags = self._labels("distractors", self.distractors, "biu", "booleans")
-            self.distractors = given_flags.bool()
-            if not torch.equal(self.distractors.long(), given_flags):
+            flags = self._labels("distractors", self.distractors, "biu", "booleans")
+            if (flags != flags.bool()).any():
                 raise ValueError("distractors hold other numbers than 0 and 1; give booleans")
+            self.distractors = flags.bool()
         if given.dtype == torch.float64:
             lost = (self.embeddings == 0).all(1) & (given != 0).any(1) & (self.pids != JUNK)
             if lost.any():  # what is not 0 in float32 is checked by the ranking
@@ -82,12 +82,13 @@ class Features:
 
 
 def _to_tensor(name: str, values: Tensor, kinds: str, wanted: str) -> Tensor:
-    """Return numbers, whatever holds them, as a tensor without gradient that shares their memory if it can.
+    """Return numbers of a tensor, an array or a list as a tensor without gradient; memory is shared if possible.
 
-    kinds: NumPy's letters of the types allowed. Raises ValueError, with the name, on another type.
+    kinds: NumPy's letters of the types allowed. Raises ValueError, which names `name`, on another type.
     """
     if isinstance(values, Tensor):
-        dtype, kind = values.dtype, _kind(values.dtype)
+        dtype = values.dtype
+        kind = "b" if dtype == torch.bool else "c" if dtype.is_complex else "f" if dtype.is_floating_point else "i"
     else:
         try:
             values = np.asarray(values)
@@ -100,10 +101,3 @@ def _to_tensor(name: str, values: Tensor, kinds: str, wanted: str) -> Tensor:
     if isinstance(values, np.ndarray):  # torch reads neither another byte order nor negative strides
         values = values.astype(dtype.newbyteorder("="), copy=any(stride < 0 for stride in values.strides))
     return torch.as_tensor(values).detach()
-
-
-def _kind(dtype: torch.dtype) -> str:
-    """Return NumPy's letter of a type of torch."""
-    if dtype == torch.bool:
-        return "b"
-    return "c" if dtype.is_complex else "f" if dtype.is_floating_point else "i"

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reid.metrics.features import JUNK, Features
+from reid.metrics.norms import check_rows, common_unit, normalize, norms, squared_norms
 from reid.metrics.protocols import build_gallery
 from reid.metrics.scores import (
     METRICS,
@@ -23,18 +24,13 @@ from reid.metrics.scores import (
     PRODUCT_ROWS,
     SAFE_LENGTH,
     Vectors,
-    are_too_small,
     best_of_scores,
-    common_unit,
     cosine_vectors,
     count_before,
     cut,
     euclidean_vectors,
     expand_ranges,
     join_best,
-    normalize,
-    norms,
-    squared_norms,
 )
 from reid.precision import exact_products
 
@@ -250,20 +246,11 @@ def _check(query: Features, gallery: Features, metric: str, partial: bool) -> tu
             raise ValueError(f"the {name} is empty; give at least one image")
         if not features.embeddings.shape[1]:
             raise ValueError(f"{name} embeddings have no dimension: their shape is {tuple(features.embeddings.shape)}")
-        squares = squared_norms(features.embeddings)
-        complete = features if features.taken_from is None else features.taken_from
-        bad = find_unusable(features, squares)
-        if complete is not features and (features is query or len(bad)):
-            bad = find_unusable(complete, squared_norms(complete.embeddings))
-        if len(bad):
-            raise ValueError(
-                f"{name}: the embedding in row {int(bad[0])} is {name_fault(complete.embeddings[bad[0]])} ({len(bad)} "
-                f"of {len(complete)} rows are); look at that image, or for a diverged checkpoint"
-            )
+        complete = query.taken_from if features is query and query.taken_from is not None else features
+        squares, kept = squared_norms(complete.embeddings), complete.pids != JUNK
+        check_rows(complete.embeddings, squares, f"{name}: the embedding in row {{}}".format, kept)
         if metric == "euclidean":
-            ranked = complete if features is query else features
-            all_squares = squares if ranked is features else squared_norms(ranked.embeddings)
-            lengths.append(norms(ranked.embeddings, all_squares)[ranked.pids != JUNK])
+            lengths.append(norms(complete.embeddings, squares)[kept])
     if query.embeddings.shape[1] != gallery.embeddings.shape[1]:
         raise ValueError(
             f"query embeddings have {query.embeddings.shape[1]} dimensions, gallery embeddings "
@@ -275,17 +262,3 @@ def _check(query: Features, gallery: Features, metric: str, partial: bool) -> tu
             "move them to one device"
         )
     return squares, common_unit(*lengths) if lengths else 1.0
-
-
-def find_unusable(features: Features, squares: Tensor) -> Tensor:
-    """Return the rows that cannot be compared, with squared norms (N,), except junk, which may hold anything: not
-    finite, or too large or small for float32."""
-    bad = ~squares.isfinite() | are_too_small(features.embeddings, squares)
-    return (bad & (features.pids != JUNK)).nonzero().squeeze(1)
-
-
-def name_fault(row: Tensor) -> str:
-    """Say what is wrong with a row (D,) that `find_unusable` returns."""
-    if not row.isfinite().all():
-        return "not finite"
-    return "too small for float32" if float(row.abs().max()) < 1 else "too large for float32"

@@ -19,18 +19,10 @@ import torch
 from torch import Tensor
 
 from reid.metrics.features import Features
+from reid.metrics.norms import normalize, squared_norms
 from reid.metrics.protocols import PROTOCOLS, find
 from reid.metrics.ranking import Search
-from reid.metrics.scores import (
-    PRODUCT_ROWS,
-    Vectors,
-    best_of_scores,
-    cut,
-    expand_ranges,
-    join_best,
-    normalize,
-    squared_norms,
-)
+from reid.metrics.scores import PRODUCT_ROWS, Vectors, best_of_scores, cut, expand_ranges, join_best
 from reid.precision import exact_products
 
 ITEMS = 1 << 22  # items of expanded lists at a time, about 100 MiB

@@ -1,16 +1,16 @@
 """Scores of queries against gallery features under a metric, without a second copy of the features."""
 
 import itertools
-import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-NORM_ROWS = 8192  # features squared at a time: 64 MiB at 2,048 dimensions
+from reid.metrics.norms import norms, squared_norms
+
+SAFE_LENGTH = 2.0**60  # of cosine's queries: products with vectors of norms from 2**-142 to 2**64 stay in range
 
 
 @dataclass(frozen=True)
@@ -42,72 +42,6 @@ class Vectors:
             return torch.addmm(self.bias[entries], queries, self.rows[entries].T)
         scores = queries @ self.rows[entries].T
         return scores if self.scale is None else scores.mul_(self.scale[entries])
-
-
-def squared_norms(embeddings: Tensor, unit: float = 1.0) -> Tensor:
-    """Return (N,) squared lengths of (N, D), in units of 1 / `unit`, without another array of that size."""
-    squares = embeddings.new_empty(len(embeddings))
-    for i in range(0, len(embeddings), NORM_ROWS):
-        rows = embeddings[i : i + NORM_ROWS]
-        squares[i : i + NORM_ROWS] = (rows if unit == 1 else rows * unit).square().sum(1)
-    return squares
-
-
-SMALL = 2.0**-64  # squared norms below may have lost digits: float32 has all of them from 2**-126
-SAFE_LENGTH = 2.0**60  # of cosine's queries: products with vectors of norms from LEAST to 2**64 stay in range
-LEAST = (
-    2.0**-142
-)  # float32 has 24 bits of a number from 2**-126 on, 8 of this one (as bfloat16), fewer of a smaller one
-
-
-def norms(embeddings: Tensor, squares: Tensor) -> Tensor:
-    """Return (N,) lengths of (N, D) from their squared norms (N,), exact also where a square leaves float32's range."""
-    lengths = squares.sqrt()
-    for rows in (squares < SMALL).nonzero().squeeze(1).split(NORM_ROWS):
-        scale = _inverse_scale(embeddings[rows])
-        lengths[rows] = squared_norms(embeddings[rows] * scale[:, None]).sqrt() / scale
-    return lengths
-
-
-def are_too_small(embeddings: Tensor, squares: Tensor) -> Tensor:
-    """Return (N,) bool, True for rows that float32 has too few bits of: not 0, and no number of LEAST or more."""
-    found = torch.zeros_like(squares, dtype=torch.bool)
-    for rows in (squares < SMALL).nonzero().squeeze(1).split(NORM_ROWS):
-        largest = torch.linalg.vector_norm(embeddings[rows], torch.inf, dim=1)
-        found[rows] = (largest > 0) & (largest < LEAST)
-    return found
-
-
-def normalize(embeddings: Tensor) -> Tensor:
-    """Return (N, D) rows of length 1 at any scale of a row; a row of zeros stays."""
-    scale = _inverse_scale(embeddings)
-    return F.normalize(embeddings if bool((scale == 1).all()) else embeddings * scale[:, None])
-
-
-def _inverse_scale(embeddings: Tensor) -> Tensor:
-    """Return (N,) the power of two that brings the largest number of a small row to [0.5, 1); 1 for other rows."""
-    largest = torch.linalg.vector_norm(embeddings, torch.inf, dim=1)
-    inverse = (torch.frexp(largest).mantissa / largest).clamp(max=2.0**126)  # more would not be a float32
-    return torch.where((largest > 0) & (largest.square() < SMALL), inverse, 1.0)
-
-
-def common_unit(*lengths: Tensor) -> float:
-    """Return the power of two in whose units the squares of all norms (N,), finite, stay in float32's range.
-
-    It is 1 unless a norm is small. Raises ValueError if the norms differ too much: by a factor of about 2**125.
-    """
-    known = torch.cat([some[some > 0] for some in lengths])
-    if not len(known) or float(known.min().square()) >= SMALL:
-        return 1.0
-    exponent = math.frexp(float(known.max()))[1]
-    # The largest norm becomes at most 2**62, and, with the unit twice as `Search` has it, at most 2**126.
-    unit = 2.0 ** min(62 - exponent, (126 - exponent) // 2, 126)
-    if float(known.min()) * unit < 2.0**-63:
-        raise ValueError(
-            f"norms of features reach from {float(known.min()):.1e} to {float(known.max()):.1e}: float32 cannot hold "
-            "the squares of both, so they have no Euclidean distances; look at these images, or compare by cosine"
-        )
-    return unit
 
 
 def cosine_vectors(embeddings: Tensor, squares: Tensor) -> Vectors:

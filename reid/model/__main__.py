@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +11,7 @@ import torch
 from reid.config import DataConfig, ModelConfig
 from reid.model.encoders import ENCODERS, TIMM, build_encoder
 from reid.model.pretrained import cached_file, fetch
+from reid.model.saved import hash_file
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,8 +56,7 @@ def _fetch(name: str) -> None:
     if name not in ENCODERS:
         raise ValueError(f"{name} is not an encoder; choose from {', '.join(ENCODERS)}, or timm/<a model of timm>")
     path = fetch(name)
-    with open(path, "rb") as file:
-        print(f"{path} sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}")
+    print(f"{path} sha256 {hash_file(path)}")
 
 
 if __name__ == "__main__":

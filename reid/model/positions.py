@@ -66,10 +66,9 @@ def infer_grid(count: int, grid: Grid, num_prefix: int, num_tokens: int = 0) -> 
         ValueError: there is no such grid, or others are as likely. The fix is model.weights_grid.
     """
     likely = _list_likely(count - num_prefix, grid)
-    fitting = [rows_columns for rows_columns in likely if _is_usual(rows_columns, grid)]
-    others = [] if num_prefix else [found for found in _list_likely(count - num_tokens, grid) if _is_usual(found, grid)]
-    if len(likely) == len(fitting) == 1 and (not num_tokens or not others):
-        return fitting[0]
+    with_tokens = _list_likely(count - num_tokens, grid) if num_tokens and not num_prefix else []
+    if len(likely) == 1 and _is_usual(likely[0], grid) and not any(_is_usual(found, grid) for found in with_tokens):
+        return likely[0]
     shown = ", ".join(f"{rows} x {columns}" for rows, columns in likely)
     raise ValueError(
         f"the grid of its {count} position embeddings is unknown (likely: {shown or 'none'}; the encoder's is "
@@ -92,18 +91,14 @@ def _is_usual(found: Grid, grid: Grid) -> bool:
     return found[0] == found[1] or found[0] * grid[1] == found[1] * grid[0]
 
 
-def resize_positions(
-    stored: Tensor, grid: Grid, num_prefix: int = 1, stored_grid: Grid | None = None, num_tokens: int = 0
-) -> Tensor:
+def resize_positions(stored: Tensor, grid: Grid, stored_grid: Grid, num_prefix: int = 1) -> Tensor:
     """Resize position embeddings (1, num_prefix + rows * columns, D) to another grid of patches, bicubic.
 
-    The first num_prefix (of the class token) are kept. Those of an equal grid are returned unchanged. Without
-    `stored_grid`, their grid is that of `infer_grid`.
+    The first num_prefix (of the class token) are kept. Those of an equal grid are returned unchanged.
 
     Raises:
-        ValueError: their grid is unknown, or their number is not that of `stored_grid`.
+        ValueError: their number is not that of `stored_grid`.
     """
-    stored_grid = stored_grid or infer_grid(stored.shape[1], grid, num_prefix, num_tokens)
     if stored.shape[1] != num_prefix + math.prod(stored_grid):
         raise ValueError(
             f"its {stored.shape[1]} position embeddings are not those of {stored_grid[0]} x {stored_grid[1]} patches"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from reid.files import hold
-from reid.model.parts import find_place, list_rest, list_top_names, may_lack
+from reid.model.parts import find_prefix, flatten, list_rest, list_top_names, may_lack, name_prefix
 from reid.model.positions import POSITIONS, TOKENS, Grid, find_stated_grid, grid_of, infer_grid, resize_positions
 from reid.model.weights_file import read_file
 
@@ -87,10 +87,10 @@ def load_weights(encoder: nn.Module, path: Path, grid: Grid | None = None) -> st
     """
     own = encoder.state_dict()
     content, header = read_file(path)
-    place = find_place(content, own, path)
-    state = {
-        key.removeprefix(place.prefix): value for key, value in place.tensors.items() if key.startswith(place.prefix)
-    }
+    flat = flatten(content)
+    prefix, hint = find_prefix(flat, own, path)
+    under = {key.removeprefix(prefix): value for key, value in flat.items() if key.startswith(prefix)}
+    state = {name: value for name, value in under.items() if isinstance(value, Tensor) and ": " not in name}
     try:
         resized = _fit_positions(encoder, own, state, find_stated_grid(path, header, state), grid)
     except ValueError as error:
@@ -106,7 +106,7 @@ def load_weights(encoder: nn.Module, path: Path, grid: Grid | None = None) -> st
         how = "of another shape" if wrong[0] in other_shape else "missing"
         raise ValueError(
             f"model.weights = {path}: {len(needed) - len(wrong)} of the encoder's {len(needed)} tensors fit; the first "
-            f"that does not is {wrong[0]} ({how}); the file holds {list_top_names(content)}; {place.hint or FIX}"
+            f"that does not is {wrong[0]} ({how}); the file holds {list_top_names(content)}; {hint or FIX}"
         )
     more = [name for name in found.unexpected_keys if _changes_features(name, own)]
     if more:
@@ -114,10 +114,10 @@ def load_weights(encoder: nn.Module, path: Path, grid: Grid | None = None) -> st
             f"model.weights = {path}: all {len(needed)} tensors of the encoder fit, but the file has {len(more)} more, "
             f"the first {more[0]}; it is of a larger or another encoder; {FIX}"
         )
-    unused = {place.prefix + name for name in found.unexpected_keys}
-    where = f" under {place.name}" if place.name else ""
+    used = {prefix + name for name in state.keys() - set(found.unexpected_keys)}
+    where = f" under {name_prefix(prefix)}" if prefix else ""
     initial = "; not in it: avgpool.p" if "avgpool.p" in found.missing_keys else ""
-    return f"{path}: {len(needed)} tensors{where}{resized}; left out: {list_rest(content, place, unused)}{initial}"
+    return f"{path}: {len(needed)} tensors{where}{resized}; left out: {list_rest(flat, prefix, used)}{initial}"
 
 
 def _fit_positions(
@@ -140,7 +140,7 @@ def _fit_positions(
         )
     num_tokens = sum(state[token].shape[1] for token in TOKENS if token in state and state[token].ndim == 3)
     known = stated or given or infer_grid(stored.shape[1], grid, num_prefix, num_tokens)
-    state[name] = resize_positions(stored, grid, num_prefix, known)
+    state[name] = resize_positions(stored, grid, known, num_prefix)
     how = "" if stated or given else " (assumed: the file does not say)"
     to = "" if known == grid else f", resized to {grid[0]} x {grid[1]}"
     return f", position embeddings of {known[0]} x {known[1]} patches{how}{to}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,7 @@ READABLE = (2, 3)
 NAME = re.compile(r"epoch-(\d+)-step-(\d+)")
 STATE, MODEL, OBJECTIVE, OPTIMIZER = "state.json", "model.safetensors", "objective.safetensors", "optimizer.pt"
 HASHED = (MODEL, OBJECTIVE, OPTIMIZER)
-# Entries of state.json. The first checkpoints of format 2 lack `due` and `dropped_total`.
-TYPES = {
-    "epoch": (int,), "step": (int,), "best": (dict,), "best_name": (str,), "due": (bool,), "dropped": (list,),
-    "dropped_total": (int,), "scaler": (dict, type(None)), "describes": (dict,), "files": (dict,),
-}  # fmt: skip
-OPTIONAL = {"due", "dropped_total"}
+OPTIONAL = {"due", "dropped_total"}  # in the first state.json of format 2
 FIX = "restore it from a copy, or use another checkpoint"
 
 
@@ -62,6 +57,27 @@ def read_state(path: Path) -> dict[str, Any]:
     return found
 
 
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+# What the entries of state.json may be.
+_RULES: dict[str, Callable[[Any], bool]] = {
+    "epoch": _is_count,
+    "step": _is_count,
+    "best": lambda best: isinstance(best, dict) and all(type(value) in (int, float) for value in best.values()),
+    "best_name": lambda name: isinstance(name, str) and (not name or NAME.fullmatch(name) is not None),
+    "due": lambda due: isinstance(due, bool),
+    "dropped": lambda rows: isinstance(rows, list) and all(map(_is_count, rows)),
+    "dropped_total": _is_count,
+    "scaler": lambda scaler: scaler is None or isinstance(scaler, dict),
+    "describes": lambda about: (
+        isinstance(about, dict) and _is_count(about.get("classes")) and isinstance(about.get("model", {}), dict)
+    ),
+    "files": lambda files: isinstance(files, dict) and files.keys() == set(HASHED),
+}
+
+
 def _find_fault(state: Any, folder: str) -> str | None:
     """Return what is wrong with the content of state.json, or None. Another format is judged by `read_state`."""
     if not isinstance(state, dict) or type(state.get("format")) is not int:
@@ -70,23 +86,11 @@ def _find_fault(state: Any, folder: str) -> str | None:
         return None
     if (state["format"] > 2 or "sha256" in state) and state.get("sha256") != _hash_state(state):
         return "has other content than was written"
-    for name, types in TYPES.items():
+    for name, is_sound in _RULES.items():
+        if name in state and not is_sound(state[name]):
+            return f"has {name} = {state[name]!r}"
         if name not in state and not (state["format"] == 2 and name in OPTIONAL):
             return f"has no {name}"
-        if name in state and type(state[name]) not in types:
-            return f"has {name} = {state[name]!r}"
-    describes = state["describes"]
-    sound = {
-        "epoch": state["epoch"] >= 0,
-        "step": state["step"] >= 0,
-        "best": all(type(value) in (int, float) for value in state["best"].values()),
-        "best_name": not state["best_name"] or NAME.fullmatch(state["best_name"]),
-        "dropped": all(type(row) is int and row >= 0 for row in state["dropped"]),
-        "describes": type(describes.get("classes")) is int and isinstance(describes.get("model", {}), dict),
-        "files": set(state["files"]) == set(HASHED),
-    }
-    for name in (name for name, is_sound in sound.items() if not is_sound):
-        return f"has {name} = {state[name]!r}"
     named = NAME.fullmatch(folder)
     if named and (int(named[1]), int(named[2])) != (state["epoch"], state["step"]):
         return f"is of epoch {state['epoch']}, step {state['step']}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import re
 import warnings
-import zipfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -75,8 +74,7 @@ def _list_harmless() -> list[Any]:
 
 
 def _describe(path: Path, error: Exception) -> str:
-    """Say what a file is that could not be read, and what to do."""
-    size = path.stat().st_size
+    """Return what a file is that could not be read, and what to do."""
     with open(path, "rb") as file:
         head = file.read(512)
     if not head:
@@ -86,44 +84,15 @@ def _describe(path: Path, error: Exception) -> str:
             return f"it is {what}"
     if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
         return f"it is text, and begins with {head[:40].decode()!r}"
-    if path.suffix != ".safetensors" and (found := re.search(r"GLOBAL ([\w.]+)", str(error))):
-        return (
-            f"it holds a {found[1]}, which only code can rebuild, and no code of a file is run; where you trust the "
-            "file, save its tensors alone: torch.save(model.state_dict(), ...)"
-        )
-    if head[8:9] == b"{":
-        return _describe_safetensors(path, head, size)
-    if head.startswith(b"PK"):
-        return _describe_archive(path, size)
-    what = "it was written by torch.save; name it .pth" if path.suffix == ".safetensors" and head[0] == 0x80 else ""
-    return what or f"its {size:,} bytes are damaged, cut off or of another kind; download or copy it again"
-
-
-def _describe_safetensors(path: Path, head: bytes, size: int) -> str:
-    if path.suffix != ".safetensors":
-        return "it is a file of safetensors; name it .safetensors"
-    header = int.from_bytes(head[:8], "little")
-    with open(path, "rb") as file:
-        text = file.read(8 + min(header, size))[8:].decode(errors="replace")
-    described = [8 + header + int(end) for end in re.findall(r'"data_offsets":\s*\[\d+,\s*(\d+)\]', text)]
-    if described and max(described) > size:
-        return f"it is cut off: {size:,} of {max(described):,} bytes are there; download or copy it again"
-    return f"its header is damaged ({size:,} bytes); download or copy it again"
-
-
-def _describe_archive(path: Path, size: int) -> str:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError):
-        return f"it is cut off or damaged ({size:,} bytes); download or copy it again"
-    last = {name.rsplit("/", 1)[-1] for name in names}
-    if "constants.pkl" in last:
-        return (
-            "it is a program of TorchScript; save its tensors alone: torch.save(torch.jit.load(...).state_dict(), ...)"
-        )
-    if "data.pkl" not in last:
-        return f"it is a zip archive of {', '.join(names[:3]) or 'nothing'}, not of torch.save; unpack it"
-    if path.suffix == ".safetensors":
+    is_safetensors = path.suffix == ".safetensors"
+    if is_safetensors and head[8:9] != b"{" and head.startswith((b"PK", b"\x80")):
         return "it was written by torch.save; name it .pth"
-    return f"it is damaged ({size:,} bytes); download or copy it again"
+    if not is_safetensors and head[8:9] == b"{":
+        return "it is a file of safetensors; name it .safetensors"
+    if not is_safetensors and (found := re.search(r"GLOBAL ([\w.]+)|TorchScript", str(error))):
+        return (
+            f"it holds a {found[1] or 'program of TorchScript'}, which only code can rebuild, and no code of a file is "
+            "run; if you trust the file, save only its tensors: torch.save(model.state_dict(), ...)"
+        )
+    size = path.stat().st_size
+    return f"its {size:,} bytes are damaged, cut off or of another kind; download or copy it again"

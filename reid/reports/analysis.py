@@ -12,9 +12,9 @@ import torch
 from reid import metrics
 from reid.metrics import retrieval
 from reid.metrics.features import JUNK, UNKNOWN, Features
+from reid.metrics.norms import normalize
 from reid.metrics.protocols import build_gallery
 from reid.metrics.retrieval import Result
-from reid.metrics.scores import normalize
 
 RANK_LIST_LENGTH = 10
 MAX_CAMERAS = 40  # a larger matrix can be neither read nor drawn

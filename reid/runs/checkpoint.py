@@ -150,8 +150,7 @@ def _write(building: Path, parts: Parts, state: TrainState) -> None:
     assert parts.objective is not None and parts.optimizer is not None
     torch.save({**parts.optimizer.state_dict(), "names": _names(parts.optimizer, parts.model)}, optimizer_state)
     # Written as bytes: the libraries' own writers turn a full disk into errors of their own.
-    grid = grid_of(parts.model)
-    header = None if grid is None else {"grid": json.dumps(grid)}
+    header = {"grid": json.dumps(grid)} if (grid := grid_of(parts.model)) else None
     (building / MODEL).write_bytes(save_tensors(_tensors(parts.model), header))
     (building / OBJECTIVE).write_bytes(save_tensors(_tensors(parts.objective)))
     (building / OPTIMIZER).write_bytes(optimizer_state.getbuffer())
@@ -205,11 +204,10 @@ def load(path: Path, parts: Parts) -> TrainState:
     load_weights(path, parts.model)
     if parts.objective is not None:
         _load_tensors(path / OBJECTIVE, parts.objective)
-    if parts.optimizer is not None:
-        with naming_damage(path):
+    with naming_damage(path):
+        if parts.optimizer is not None:
             _load_optimizer(path / OPTIMIZER, parts.optimizer, parts.model)
-    if parts.scaler is not None and state["scaler"]:
-        with naming_damage(path):
+        if parts.scaler is not None and state["scaler"]:
             parts.scaler.load_state_dict(state["scaler"])
     saved_state = {field.name: state[field.name] for field in fields(TrainState) if field.name in state}
     return TrainState(**{**saved_state, "dropped": tuple(state["dropped"])})
@@ -217,14 +215,12 @@ def load(path: Path, parts: Parts) -> TrainState:
 
 def _difference(key: str, saved: Any, here: Any) -> str:
     """Describe the first entry that differs, and name the knobs that set it."""
-    if not (isinstance(saved, Mapping) and isinstance(here, Mapping)):
-        return f"{key} is {saved!r}, here it is {here!r}; give the knobs it was trained with ({KNOBS.get(key, key)})"
-    name = next(name for name in {**saved, **here} if saved.get(name) != here.get(name))
-    knob = f"model.{name}" if key == "model" else name
-    return (
-        f"{key} has {name} = {saved.get(name)!r}, here it is {here.get(name)!r}; give the knobs it was trained with "
-        f"({knob})"
-    )
+    what, knobs = f"{key} is", KNOBS.get(key, key)
+    if isinstance(saved, Mapping) and isinstance(here, Mapping):
+        name = next(name for name in {**saved, **here} if saved.get(name) != here.get(name))
+        what, knobs = f"{key} has {name} =", f"model.{name}" if key == "model" else name
+        saved, here = saved.get(name), here.get(name)
+    return f"{what} {saved!r}, here it is {here!r}; give the knobs it was trained with ({knobs})"
 
 
 def _names(optimizer: Optimizer, model: nn.Module) -> list[str]:
@@ -259,8 +255,8 @@ def load_weights(path: Path, model: nn.Module) -> None:
         stated = json.loads(read_header(path / MODEL).get("grid", "null"))
     if (grid := grid_of(model)) and stated not in (None, list(grid)):  # their numbers may be equal: 16 x 8 and 8 x 16
         raise ValueError(
-            f"{path} holds another model: its position embeddings are for {stated[0]} x {stated[1]} patches, here they "
-            f"are {grid[0]} x {grid[1]}; give the data.height and data.width that it was trained with"
+            f"{path} holds another model: its position embeddings are for {stated} patches (rows, columns), here they "
+            f"are for {list(grid)}; give the data.height and data.width that it was trained with"
         )
     _load_tensors(path / MODEL, model)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from reid.config import Config
+from reid.config.schema import NOT_SAVED
 from reid.data.augmentation import denormalize
 from reid.model.network import ReIDModel
 from reid.model.saved import MODEL, is_checkpoint
@@ -56,7 +57,7 @@ def build_models(found: Path, run: Config, baselines: Sequence[str] = ()) -> dic
     knobs, size = asdict(run.model), run.data.image_size
     state = checkpoint.read_state(found)["describes"]
     saved = state.get("model", {})
-    for name in sorted(saved.keys() & knobs.keys() - {"weights"}):
+    for name in sorted(saved.keys() & knobs.keys() - set(NOT_SAVED)):
         if saved[name] != knobs[name]:
             raise ValueError(
                 f"{found} holds another model: its {name} is {saved[name]!r}, the run's config.yaml says "

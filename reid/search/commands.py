@@ -174,7 +174,7 @@ def _query(options: Namespace) -> None:
         with open(options.csv, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             writer = csv.DictWriter(file, [column.name for column in fields(Answer)], lineterminator="\n")
             writer.writeheader()
-            for answer in (answer for answered in answers for answer in answered):
+            for answer in chain.from_iterable(answers):
                 writer.writerow({name: _escape_formula(value) for name, value in asdict(answer).items()})
     if options.json:
         Path(options.json).write_text(json.dumps(documents, indent=2) + "\n", encoding="utf-8")

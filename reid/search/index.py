@@ -13,16 +13,8 @@ import torch
 from torch import Tensor
 
 from reid.metrics.features import UNKNOWN
-from reid.metrics.scores import (
-    SAFE_LENGTH,
-    Vectors,
-    best_of_scores,
-    cosine_vectors,
-    cut,
-    join_best,
-    normalize,
-    squared_norms,
-)
+from reid.metrics.norms import normalize, squared_norms
+from reid.metrics.scores import SAFE_LENGTH, Vectors, best_of_scores, cosine_vectors, cut, join_best
 from reid.precision import exact_products
 from reid.search import GALLERIES
 from reid.search.index_files import COLUMNS, ENTRIES, Source, checksums, lay_out, read_meta

@@ -15,7 +15,6 @@ import io
 import itertools
 import json
 import math
-import os
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -98,9 +97,7 @@ def checksums(data: np.ndarray, before: Sequence[int] = (), done: int = 0) -> li
     sums = list(before)
     if done % SUM_BYTES and parts:
         sums[-1] = zlib.crc32(parts.pop(0).data, sums[-1])
-    if len(parts) < 2:
-        return sums + [zlib.crc32(part.data) for part in parts]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # zlib works without the interpreter's lock
+    with ThreadPoolExecutor() as pool:  # zlib works without the interpreter's lock
         return sums + list(pool.map(zlib.crc32, [part.data for part in parts]))
 
 

@@ -17,11 +17,11 @@ from reid.data.images import Pixels
 from reid.data.manifest import JUNK_PID, MANIFEST_NAME, Split, load_manifest
 from reid.data.shard_reader import Dropped, Identity, read_sound_identities
 from reid.data.storage import full_path, is_remote
+from reid.data.table import read_table
 from reid.embedder import Embedder
 from reid.files import is_inside
 from reid.search.index import Entry
 from reid.search.index_files import Source
-from reid.table import read_table, relative_path
 
 COLUMNS = ("path", "identity", "camera", "time")
 
@@ -59,7 +59,11 @@ def list_folder(root: str, table: str = "") -> list[SourceImage]:
     if not folder.is_dir():
         raise ValueError(f"{root}: no such folder; give --images a folder of pictures, or of shards")
     source = Source(name_root(root))
-    entries = list(_read_table(Path(table), source)) if table else list(_walk(folder, source))
+    if table:
+        rows = read_table(Path(table), Path(source.root), COLUMNS[:1], COLUMNS[1:])
+        entries = [Entry(row["path"], row["identity"], row["camera"], row["time"], source=source) for _, row in rows]
+    else:
+        entries = list(_walk(folder, source))
     if not entries:
         where = f"{table}: no line below the header" if table else f"{root}: no image in this folder"
         raise ValueError(f"{where}; images end with {', '.join(sorted(SUFFIXES))}")
@@ -72,16 +76,6 @@ def _walk(folder: Path, source: Source) -> Iterator[Entry]:
         # Whatever is no folder: a FIFO or a link to nothing is counted as unreadable.
         if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in parts) and not path.is_dir():
             yield Entry("/".join(parts), identity=parts[0] if len(parts) > 1 else "", source=source)
-
-
-def _read_table(table: Path, source: Source) -> Iterator[Entry]:
-    lines: dict[str, int] = {}
-    for line, fields in read_table(table, COLUMNS[:1], COLUMNS[1:]):
-        path = relative_path(fields["path"], Path(source.root), f"{table}, line {line}").as_posix()
-        first = lines.setdefault(path, line)
-        if first != line:
-            raise ValueError(f"{table}, lines {first} and {line}: {path} twice; keep one")
-        yield Entry(path, fields["identity"], fields["camera"], fields["time"], source=source)
 
 
 def list_shards(root: str, split: str) -> Iterator[SourceImage]:

@@ -19,8 +19,7 @@ import torch
 
 from reid.files import Held, hold, write_atomically
 from reid.metrics.features import UNKNOWN
-from reid.metrics.ranking import name_fault
-from reid.metrics.scores import are_too_small, squared_norms
+from reid.metrics.norms import check_rows, squared_norms
 from reid.search.index import Entry, Index
 from reid.search.index_files import COLUMNS, ENTRIES, META, Meta, checksums, describe_meta, lay_out, read_meta
 
@@ -49,11 +48,7 @@ class Appender:
         """
         rows = torch.from_numpy(np.ascontiguousarray(features, np.float32))
         squares = squared_norms(rows)
-        bad = ~squares.isfinite() | are_too_small(rows, squares)
-        if bad.any():
-            at = int(bad.nonzero()[0])
-            fault = name_fault(rows[at])
-            raise ValueError(f"{entries[at].path}: its feature is {fault}; look at that image, or for a diverged model")
+        check_rows(rows, squares, lambda row: f"{entries[row].path}: its feature")
         sources = [self._sources.setdefault(entry.source, len(self._sources)) for entry in entries]
         lines = [
             json.dumps({"path": entry.path, "time": entry.time, "source": i, "place": entry.place}).encode() + b"\n"

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from reid.config import Config, change, check, parse, to_text
-from reid.files import write_atomically
+from reid.config import Config, change, check, read_flags, to_text
+from reid.files import read_text, write_atomically
 from reid.sweeps.spec import STATES, Knobs, Run, Sweep, read_history, read_sweep
 from reid.sweeps.table import choose_axes, describe_states, draw_heat_map, format_csv, format_settings, group_seeds
 
@@ -23,29 +21,23 @@ def to_flags(knobs: Knobs) -> list[str]:
 
 def check_run(sweep: Sweep, flags: Sequence[str]) -> Config:
     """Return the configuration that the flags give. Raises ValueError if the trainer would refuse it."""
-    stderr = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(stderr):
-            config = parse(Config, flags)
-        check(config, 1)
-        return config
-    except SystemExit:
-        reason = " ".join(stderr.getvalue().split("error: ", 1)[-1].split())
-    except ValueError as error:
-        reason = str(error)
-    raise ValueError(f"{sweep.path}: {reason}")
+    return _check(sweep, lambda: read_flags(flags))
 
 
 def check_knobs(sweep: Sweep, config: Config, knobs: Knobs) -> Config:
     """Return the configuration of a run from that of another with the same flags. Raises ValueError as check_run."""
     if broken := [flag for flag in to_flags(knobs) if "\n" in flag]:  # a folder keeps one flag on each line
         raise ValueError(f"{sweep.path}: {broken[0]!r} has more than one line; give a value of one line")
+    return _check(sweep, lambda: change(config, to_flags(knobs)))
+
+
+def _check(sweep: Sweep, read: Callable[[], Config]) -> Config:
     try:
-        changed = change(config, to_flags(knobs))
-        check(changed, 1)
+        config = read()
+        check(config, 1)
     except ValueError as error:
         raise ValueError(f"{sweep.path}: {error}") from error
-    return changed
+    return config
 
 
 class SweepFolder:
@@ -75,7 +67,7 @@ class SweepFolder:
         write_atomically(self.path / "plan.json", json.dumps(self.plan, indent=1) + "\n")
 
     def flags(self, number: int) -> list[str]:
-        return _read_text(self.path / "flags" / str(number)).splitlines()
+        return read_text(self.path / "flags" / str(number)).splitlines()
 
     def run_folder(self, number: int) -> Path:
         return self.path / f"run-{number:04d}"
@@ -85,7 +77,7 @@ class SweepFolder:
 
     def run(self, number: int) -> Run:
         path = self.path / "state" / str(number)
-        state = (_read_text(path).strip() if path.exists() else "") or "planned"
+        state = (read_text(path).strip() if path.exists() else "") or "planned"
         if state not in STATES:
             raise ValueError(f"{path} holds {state[:20]!r}; write one of {', '.join(STATES)} into it")
         history = read_history(self.run_folder(number), self.sweep.metric)
@@ -111,7 +103,7 @@ class SweepFolder:
 
 def _read_plan(path: Path) -> dict[str, Any]:
     try:
-        plan = json.loads(_read_text(path))
+        plan = json.loads(read_text(path))
         flags, runs = plan["flags"], plan["runs"]
         if all(isinstance(flag, str) for flag in flags) and all(isinstance(knobs, dict) for knobs in runs):
             return {"flags": list(flags), "runs": list(runs)}
@@ -119,13 +111,6 @@ def _read_plan(path: Path) -> dict[str, Any]:
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         reason = repr(error)
     raise ValueError(f"{path} is damaged ({reason}); give another --out")
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}; give another --out") from error
 
 
 def claim_folder(path: Path, sweep: Sweep, extra: Sequence[str]) -> SweepFolder:

@@ -22,7 +22,6 @@ from reid.runs.logged import METRICS, read_metrics
 PROGRAM, ARGS, STOP_FILE = "train.py", "${args}", "${envvar:STOP_FILE}"
 SET_HERE = ("config", "name", "runs", "resume", "stop_file")  # flags that the command or the sweep program gives
 LARGEST_GRID = 100_000  # runs; the engine holds all of them in memory
-SHAPES = {dict: "names with values below them", list: "a list", str: "text"}
 STATES = ("planned", "running", "finished", "failed", "stopped")  # stopped: early, by hyperband
 Knobs = dict[str, Any]
 
@@ -88,7 +87,7 @@ def _check_shape(path: Path, document: Any) -> None:
     shapes = {"parameters": dict, "metric": dict, "command": list, "program": str, "method": str}
     for key, shape in shapes.items():
         if not isinstance(document.get(key, shape()), shape):
-            raise ValueError(f"{path}: {key} = {document[key]}: give {SHAPES[shape]}, as configs/sweeps/w1_margin.yaml")
+            raise ValueError(f"{path}: {key} = {document[key]}: write it as in configs/sweeps/w1_margin.yaml")
     for word in document.get("command", []):
         if not isinstance(word, str | int | float):
             raise ValueError(f"{path}: the word {word!r} of `command` is not text; put it in quotes")
@@ -106,7 +105,7 @@ def _check_shape(path: Path, document: Any) -> None:
         if name not in known:
             raise ValueError(f"{path}: unknown knob {name!r}. {suggest_knob(name, known)}")
         if parameter.get("values", [0]) == []:
-            raise ValueError(f"{path}: parameter {name!r} has no values")
+            raise ValueError(f"{path}: parameter {name!r} has no values; list at least one")
 
 
 def _fill_in(path: Path, word: str, program: str) -> str:

@@ -32,10 +32,12 @@ NO_LAUNCHER = "the launcher has ended"
 def find_launcher() -> int | None:
     """Return the process id of the launcher that started this process, or None for `python train.py`.
 
-    Call it early: a process whose launcher has ended has another parent. A shell is no launcher and may end before the
-    training.
+    A shell is no launcher and may end before the training.
     """
     return os.getppid() if {TORCHRUN, ACCELERATE} & set(os.environ) else None
+
+
+LAUNCHER = find_launcher()  # at the import, because a process whose launcher has ended has another parent
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
@@ -53,10 +55,10 @@ class StopRequest:
     Args:
         file: rank 0 checks for it; the run stops when it exists.
         timeout_s: for the answer of the other ranks.
-        launcher: as `find_launcher` returned it; the run stops when it has ended.
+        launcher: process id, or None; the run stops when it has ended.
     """
 
-    def __init__(self, file: Path | None = None, timeout_s: int = 600, launcher: int | None = None) -> None:
+    def __init__(self, file: Path | None = None, timeout_s: int = 600, launcher: int | None = LAUNCHER) -> None:
         self.reason = ""
         self.launcher = launcher
         self.on_signal: Callable[[str], None] | None = None

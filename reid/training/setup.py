@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from reid.config import Config, SpeedConfig
+from reid.config.schema import NOT_SAVED
 from reid.data.manifest import JUNK_PID, Manifest, Split, load_manifest
 from reid.data.plan import Plan
 from reid.distributed import gather_objects
@@ -23,10 +24,6 @@ from reid.training.validation import has_test_set, hold_out
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-# Knobs of `model` that do not change what is saved.
-NOT_SAVED = ("weights", "weights_grid", "norm", "sync_batchnorm", "frozen_epochs")
 
 
 def set_speed(speed: SpeedConfig) -> None:

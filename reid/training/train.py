@@ -14,7 +14,6 @@ from reid.runs.environment import code_version
 from reid.runs.folder import RunFolder
 from reid.runs.store import claim_run_folder
 from reid.runs.tracking import name_in_sweep
-from reid.training.preemption import find_launcher
 from reid.training.setup import check_same_everywhere, load_data, set_speed
 from reid.training.trainer import Trainer
 
@@ -35,7 +34,6 @@ def train(config: Config) -> bool:
     Raises:
         ValueError: for what the user can fix, before the first step where that is possible.
     """
-    launcher = find_launcher()
     config.name = name_in_sweep(config.name)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     check(config, ranks)
@@ -47,7 +45,7 @@ def train(config: Config) -> bool:
     if config.dry_run:
         from_rank_0(lambda: check_writable(folder.path))
     with contextlib.nullcontext() if config.dry_run else claim_run_folder(folder, config):
-        stopped = Trainer(config, data, accelerator, folder, hosts, launcher).fit()
+        stopped = Trainer(config, data, accelerator, folder, hosts).fit()
         accelerator.wait_for_everyone()  # a launcher ends all processes when the first ends with STOPPED
     accelerator.end_training()
     return stopped

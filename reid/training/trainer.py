@@ -49,17 +49,10 @@ class Trainer:
         data: manifest and plan of batches.
         folder: the run's; claimed, unless it is a dry run.
         hosts: names of the machines that take part, for the log.
-        launcher: process id, or None; training stops when it has ended.
     """
 
     def __init__(
-        self,
-        config: Config,
-        data: TrainData,
-        accelerator: Accelerator,
-        folder: RunFolder,
-        hosts: Sequence[str],
-        launcher: int | None = None,
+        self, config: Config, data: TrainData, accelerator: Accelerator, folder: RunFolder, hosts: Sequence[str]
     ) -> None:
         self.config, self.data, self.accelerator, self.folder = config, data, accelerator, folder
         self.device, self.is_main = accelerator.device, accelerator.is_main_process
@@ -103,7 +96,7 @@ class Trainer:
         if self.state.due or not self.is_trained:  # config.yaml of a finished run tells how it was trained
             self.store.prepare(config)
         self.tracker = self._start_tracker(hosts)
-        self._start_monitors(launcher)
+        self._start_monitors()
 
     def _start_tracker(self, hosts: Sequence[str]) -> Tracker:
         config, facts = self.config, to_dict(self.config)
@@ -118,7 +111,7 @@ class Trainer:
             resume_step=self.state.epoch * self.steps + self.state.step,
         )  # fmt: skip
 
-    def _start_monitors(self, launcher: int | None) -> None:
+    def _start_monitors(self) -> None:
         config = self.config
         first, end = self.state.epoch * self.steps + self.state.step, self.epochs * self.steps
         self.last_step = (min(end, first + DRY_STEPS) if config.dry_run else end) - 1
@@ -127,7 +120,7 @@ class Trainer:
         self.finite = FiniteWatch(self.data.split.names)
         self.hinge = HingeWatch(min(config.optim.warmup_epochs, self.epochs - 1))
         self.damage = DamageWatch(self.state.dropped)
-        self.stop = StopRequest(Path(config.stop_file) if config.stop_file else None, config.timeout_s, launcher)
+        self.stop = StopRequest(Path(config.stop_file) if config.stop_file else None, config.timeout_s)
         self.stopped = False
         self.has_checkpoint = self.resumed is not None
         self.summary: dict[str, float] = {}  # of validation.metric: the last and the best

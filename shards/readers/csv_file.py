@@ -1,9 +1,8 @@
 """A CSV table with the columns path, identity, camera and split: any dataset, without its own reader."""
 
 from pathlib import Path
-from typing import NamedTuple
 
-from reid.table import read_table, relative_path
+from reid.data.table import read_table
 from shards.labels import describe_lookalikes
 from shards.records import SPLITS, UNKNOWN_CAMERA, RawDataset, Record, WrongLayoutError, list_few, number_from_one
 
@@ -12,16 +11,6 @@ NOTICE = "Images listed by a table of yours: their terms of use hold for these s
 REQUIRED = ("path", "identity", "split")
 OPTIONAL = ("camera",)
 HEADER = "path,identity,camera,split"
-
-
-class Row(NamedTuple):
-    """One line of the table; camera is empty if unknown."""
-
-    line: int
-    path: Path
-    identity: str
-    camera: str
-    split: str
 
 
 def read(root: Path, table: Path | None = None) -> RawDataset:
@@ -35,18 +24,23 @@ def read(root: Path, table: Path | None = None) -> RawDataset:
     Raises ValueError with the table, the line and the fix.
     """
     table, root = _locate(root, table)
-    rows = [_parse_row(fields, line, table, root) for line, fields in read_table(table, REQUIRED, OPTIONAL)]
+    rows = []
+    for line, row in read_table(table, root, REQUIRED, OPTIONAL):
+        if row["split"] not in SPLITS:
+            raise ValueError(f"{table}, line {line}: split {row['split']!r} is unknown; use {', '.join(SPLITS)}")
+        rows.append(row)
     if not rows:
         raise ValueError(f"{table}: no row below the header; write one line per image: {HEADER}")
-    lines: dict[tuple[str, Path], int] = {}
-    for row in rows:
-        first = lines.setdefault((row.split, row.path), row.line)
-        if first != row.line:
-            raise ValueError(f"{table}, lines {first} and {row.line}: the same {row.split} image twice; keep one line")
-    pids = number_from_one(row.identity for row in rows)
-    camids = number_from_one(row.camera for row in rows if row.camera)
+    pids = number_from_one(row["identity"] for row in rows)
+    camids = number_from_one(row["camera"] for row in rows if row["camera"])
     records = [
-        Record(row.path, pids[row.identity], camids.get(row.camera, UNKNOWN_CAMERA), row.split, row.identity)
+        Record(
+            root / row["path"],
+            pids[row["identity"]],
+            camids.get(row["camera"], UNKNOWN_CAMERA),
+            row["split"],
+            row["identity"],
+        )
         for row in rows
     ]
     warnings = describe_lookalikes("identities", pids) + describe_lookalikes("cameras", camids)
@@ -72,12 +66,3 @@ def _locate(root: Path, table: Path | None) -> tuple[Path, Path]:
         found = list_few([path.name for path in tables]) or "none"
         raise WrongLayoutError(f"{root}: exactly one .csv was expected, found: {found}; name it with --csv")
     return tables[0], root
-
-
-def _parse_row(fields: dict[str, str], line: int, table: Path, root: Path) -> Row:
-    where = f"{table}, line {line}"
-    if fields["split"] not in SPLITS:
-        raise ValueError(f"{where}: split {fields['split']!r} is unknown; use {', '.join(SPLITS)}")
-    # Shards store the path as `source`, so it must be relative: valid on other machines, without this one's folders.
-    path = root / relative_path(fields["path"], root, where)
-    return Row(line, path, fields["identity"], fields["camera"], fields["split"])

@@ -3,8 +3,8 @@
 from collections import Counter
 from pathlib import Path
 
+from reid.data.table import relative_path
 from reid.files import read_text
-from reid.table import relative_path
 from shards.records import (
     UNKNOWN_CAMERA,
     Counts,

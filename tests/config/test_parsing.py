@@ -147,7 +147,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 def test_a_file_of_another_shape_is_refused_by_name(tmp_path: Path, content: str | bytes, reason: str) -> None:
     path = tmp_path / "x.yaml"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ValueError, match=rf"x\.yaml: .*{re.escape(reason)}"):
+    with pytest.raises(ValueError, match=rf"x\.yaml.*{re.escape(reason)}"):
         load(path)
 
 

@@ -426,7 +426,7 @@ def test_batches_before_the_damaged_image_come_first(damaged, workers):
 
 
 def damage_three_identities(root: Path) -> set[int]:
-    """A JSON that lies, an image whose bytes were changed, a shard cut short; returns the rows that are lost."""
+    """A wrong JSON, an image whose bytes were changed, a shard cut short; returns the rows that are lost."""
     split = load_manifest(root).split("train")
     lying = members_of(root / "train-0001.tar")[0]
     with tarfile.open(root / "train-0001.tar") as tar:

@@ -277,7 +277,9 @@ def test_position_embeddings_of_another_grid_are_refused_though_their_number_is_
     other.model.grid = (16, 8)
     other.load(path)
     other.model.grid = (8, 16)
-    with pytest.raises(ValueError, match=r"for 16 x 8 patches, here they are 8 x 16; give the data\.height"):
+    with pytest.raises(
+        ValueError, match=r"for \[16, 8\] patches .*, here they are for \[8, 16\]; give the data\.height"
+    ):
         checkpoint.load_weights(path, other.model)
 
 

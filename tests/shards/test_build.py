@@ -21,7 +21,6 @@ from PIL import Image, ImageChops, ImageStat
 from reid.config import BatchConfig, DataConfig
 from reid.data.images import Pixels
 from reid.data.manifest import Manifest, Shard, Split, load_manifest
-from reid.data.plan import Plan
 from reid.files import hold
 from shards import images
 from shards.build import build
@@ -173,25 +172,21 @@ def test_train_has_a_shard_for_each_stream(identities: int, count: int) -> None:
     ("shards", "advice"),
     [
         ([2] * 8, None),
-        ([1] * 8 + [20], (16, 1)),
-        ([20], (16, 1)),
-        ([9, 9], (16, 2)),
-        ([3, 2], (5, 1)),
+        ([1] * 8 + [20], "batch.streams to 1"),
+        ([20], "batch.streams to 1"),
+        ([9, 9], "batch.streams to 2"),
+        ([3, 2], "batch.identities to at most 5 with batch.streams = 1"),
         ([1] * 37, None),
     ],
 )
-def test_the_advice_on_streams_is_a_plan_that_works(shards: list[int], advice: tuple[int, int] | None) -> None:
+def test_defaults_of_training_that_do_not_fit_are_a_note(shards: list[int], advice: str | None) -> None:
     shard_of = np.repeat(np.arange(len(shards)), shards)
     stored = [Shard(f"train-{i:04d}.tar", "a" * 64, 10240, count, 4 * count) for i, count in enumerate(shards)]
     rows = len(shard_of)
     images = np.full(rows, 4)
     split = Split(tuple(stored), np.arange(1, rows + 1), images, shard_of, ((1,),) * rows, ("x",) * rows)
     found = describe_streams(Manifest("x", {"train": split}))
-    identities, streams = advice or (DEFAULT_IDENTITIES, DEFAULT_STREAMS)
-    Plan(images, shard_of, len(shards), identities, 4, streams)
-    assert [f"--batch.identities={identities} --batch.streams={streams}" in text for text in found] == [True] * bool(
-        advice
-    )
+    assert [advice in text for text in found] == [True] * bool(advice)
 
 
 def test_number_of_shards(market: Path, tmp_path: Path) -> None:

@@ -68,21 +68,12 @@ def test_absolute_paths_below_the_root(tmp_path: Path) -> None:
     [
         ("", "no column path, identity, split"),
         ("a/1.jpg,zoe,10,train\n", "no column path, identity, split; the first line names 'a/1.jpg', 'zoe', '10'"),
-        ("path;identity;split\n1.jpg;a;train\n", "separated by semicolons"),
-        ("path\tidentity\tsplit\n1.jpg\ta\ttrain\n", "separated by tabs"),
-        ("path,identity,split,split\n1,a,train,train\n", "the column split is named twice"),
         ("path,identity,camera,split\n", "no row below the header"),
         ("path,identity,split\n1.jpg,a,test\n", "line 2: split 'test' is unknown; use train, query, gallery"),
         ("path,identity,split\n1.jpg,,train\n", "line 2: identity is empty"),
         ("path,identity,split\n1.jpg,a\n", "line 2: more or fewer fields"),
-        ("path,identity,split\n1.jpg,a,train,x\n", "line 2: more or fewer fields"),
         ("path,identity,split\n../1.jpg,a,train\n", "line 2: path '../1.jpg' lies outside"),
-        ("path,identity,split\n/etc/passwd,a,train\n", "line 2: path '/etc/passwd' lies outside"),
-        ("path,identity,split\n1.jpg,a,train\n2.jpg,a,train\n1.jpg,b,train\n", "lines 2 and 4: the same train image"),
-        ("path,identity,split\na\\1.jpg,a,train\n", "line 2: .* has backslashes"),
-        ("path,identity,split\nC:\\a\\1.jpg,a,train\n", "line 2: .* has backslashes"),
-        ("path,identity,split\n1.jpg,a,train\n2\0.jpg,a,train\n", "line 3: a NUL character"),
-        ('path,identity,split\n"1.jpg,a,train\n', "not a CSV table"),
+        ("path,identity,split\n1.jpg,a,train\n2.jpg,a,train\n1.jpg,b,train\n", "lines 2 and 4: 1.jpg twice"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -100,12 +91,6 @@ def test_columns_that_are_not_read_are_refused_with_the_nearest(tmp_path: Path, 
         summary(tmp_path)
 
 
-def test_all_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
-    write(tmp_path, "path,identity,split,x,y,w,h,\n1.jpg,a,train,0,0,8,8,\n")
-    with pytest.raises(ValueError, match=r"not read: 'x', 'y', 'w', 'h', ''; .*, camera"):
-        summary(tmp_path)
-
-
 def test_a_backslash_may_be_a_part_of_a_name(tmp_path: Path) -> None:
     write(tmp_path, "path,identity,split\na\\1.jpg,a,train\n")
     (tmp_path / "a\\1.jpg").touch()
@@ -115,12 +100,6 @@ def test_a_backslash_may_be_a_part_of_a_name(tmp_path: Path) -> None:
 def test_one_image_may_be_query_and_gallery(tmp_path: Path) -> None:
     write(tmp_path, "path,identity,split\n1.jpg,a,query\n1.jpg,a,gallery\n")
     assert len(summary(tmp_path)) == 2
-
-
-def test_not_utf8(tmp_path: Path) -> None:
-    (tmp_path / "labels.csv").write_bytes("path,identity,split\n1.jpg,Åse,train\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"labels\.csv, line 2: not UTF-8"):
-        csv_file.read(tmp_path)
 
 
 def test_which_table(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_the_reader_that_fits_is_named(
     assert main(["build", "folder", "--root", str(folder_tree), *out]) == 0
     printed = capsys.readouterr().out
     assert f"warning: `build csv` reads {folder_tree}, too" in printed
-    assert "note: 2 identities in 1 train shards" in printed and "--batch.identities=2 --batch.streams=1" in printed
+    assert "note: the defaults" in printed and "batch.identities to at most 2 with batch.streams = 1" in printed
 
 
 def test_the_reader_whose_published_counts_these_are_is_named(

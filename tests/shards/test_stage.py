@@ -66,7 +66,7 @@ def test_an_interrupted_copy_is_continued(source: Path, target: Path) -> None:
     (target / shards[0]).rename(target / f"{shards[0]}.part")
     data = bytearray((target / shards[1]).read_bytes())
     data[700] ^= 1
-    (target / shards[1]).write_bytes(data)  # a disk that lies: the right size, the wrong bytes
+    (target / shards[1]).write_bytes(data)  # a faulty disk: the right size, the wrong bytes
     (target / shards[2]).write_bytes(b"short")
     kept = stamp_of(target / shards[3])
     done = stage(source, target)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -14,37 +14,10 @@ from reid.config import load, make_parser, parsing, to_dict
 from reid.data.manifest import MANIFEST_NAME
 from reid.runs import checkpoint
 from reid.sweeps.spec import read_history
+from tests.support import fuzz_files as files
+from tests.support import fuzz_models as models
 from tests.support.drawn import draw_dataset
 from tests.support.fuzz import Target
-from tests.support.fuzz_files import (
-    build_shards,
-    collect,
-    compare_reports,
-    decode_all,
-    evaluate_features,
-    list_album,
-    make_album,
-    make_configuration,
-    make_features,
-    make_index,
-    make_log,
-    make_pictures,
-    make_reports,
-    make_sweep,
-    make_sweep_folder,
-    make_table,
-    read_sweep_file,
-    search,
-)
-from tests.support.fuzz_models import (
-    embed,
-    load_weights,
-    make_run_folder,
-    make_weights,
-    read_batches,
-    read_test_set,
-    resume_of,
-)
 from tests.support.narrow import use_narrow_resnet10
 
 
@@ -61,42 +34,43 @@ def quick_readers() -> Iterator[None]:
 def make_targets(folder: Path) -> dict[str, Target]:
     """Write sound files of all kinds into an empty folder, and return the targets by name."""
     drawn = draw_dataset(folder / "drawn", num_test=4, num_shards=4)
-    run = make_run_folder(folder / "run", drawn)
+    run = models.make_run_folder(folder / "run", drawn)
     newest = [str(path.relative_to(run)) for path in sorted(checkpoint.find(run / "checkpoints")[0].iterdir())]
     train, test = ([shard.name for split in splits for shard in drawn.manifest.split(split).shards]
                    for splits in (["train"], ["query", "gallery"]))  # fmt: skip
-    npz, npy = make_features(folder)
-    index = make_index(folder / "index", run, drawn.root)
-    reports = make_reports(folder / "reports")
-    pictures = make_pictures(folder / "pictures")
+    npz, npy = files.make_features(folder)
+    index = files.make_index(folder / "index", run, drawn.root)
+    reports = files.make_reports(folder / "reports")
+    pictures = files.make_pictures(folder / "pictures")
+    unchecked = partial(Target, has_checksum=False)
     found = [
-        Target("shards, training", drawn.root, train, read_batches),
-        Target("shards, evaluation", drawn.root, test, read_test_set),
-        Target("manifest", drawn.root, [MANIFEST_NAME], lambda root: (read_batches(root), read_test_set(root)), "json"),
-        Target("checkpoint, evaluation", run, newest, embed),
-        Target("checkpoint, resume", run, newest, resume_of(drawn.manifest)),
-        Target("checkpoint state", run, [name for name in newest if name.endswith("state.json")], embed, "json"),
-        Target("features, npz", npz, ["query.npz", "gallery.npz"], evaluate_features),
-        Target("features, npy", npy, _names(npy), evaluate_features, has_checksum=False),
-        Target("report", reports, _names(reports), compare_reports),
-        Target("report, about", reports, ["a/about.json"], compare_reports, "json"),
-        Target("index", index, _names(index), search),
-        Target("index, names", index, ["index.json"], search, "json"),
-        Target("index, entries", index, ["entries.jsonl"], search, "jsonl"),
-        Target("configuration", make_configuration(folder / "configuration"), ["x.yaml", "base.yaml"],
-               lambda path: to_dict(load(path / "x.yaml")), "yaml", has_checksum=False),
-        Target("sweep", make_sweep(folder / "sweep"), ["sweep.yaml"], read_sweep_file, "yaml", has_checksum=False),
-        Target("sweep's folder", make_sweep_folder(folder / "sweeps"), ["state/0", "run-0000/metrics.jsonl"], collect,
-               has_checksum=False),
-        Target("sweep's plan", folder / "sweeps", ["plan.json"], collect, "json", has_checksum=False),
-        Target("log", make_log(folder / "log"), ["metrics.jsonl"], lambda path: read_history(path, "train/loss"),
-               "jsonl", has_checksum=False),
-        Target("pictures", pictures, _names(pictures), decode_all, has_checksum=False),
-        Target("weights", make_weights(folder / "weights"), ["a.pth", "b.safetensors"], load_weights,
-               has_checksum=False),
-        Target("album", make_album(folder / "album"), ["about.csv"], list_album, has_checksum=False),
-        Target("table", make_table(folder / "table"), ["table.csv"], build_shards, has_checksum=False),
-        Target("table's pictures", folder / "table", ["0.jpg", "1.jpg"], build_shards, has_checksum=False),
+        Target("shards, training", drawn.root, train, models.read_batches),
+        Target("shards, evaluation", drawn.root, test, models.read_test_set),
+        Target("manifest", drawn.root, [MANIFEST_NAME],
+               lambda root: (models.read_batches(root), models.read_test_set(root)), "json"),
+        Target("checkpoint, evaluation", run, newest, models.embed),
+        Target("checkpoint, resume", run, newest, models.resume_of(drawn.manifest)),
+        Target("checkpoint state", run, [name for name in newest if name.endswith("state.json")], models.embed, "json"),
+        Target("features, npz", npz, ["query.npz", "gallery.npz"], files.evaluate_features),
+        unchecked("features, npy", npy, _names(npy), files.evaluate_features),
+        Target("report", reports, _names(reports), files.compare_reports),
+        Target("report, about", reports, ["a/about.json"], files.compare_reports, "json"),
+        Target("index", index, _names(index), files.search),
+        Target("index, names", index, ["index.json"], files.search, "json"),
+        Target("index, entries", index, ["entries.jsonl"], files.search, "jsonl"),
+        unchecked("configuration", files.make_configuration(folder / "configuration"), ["x.yaml", "base.yaml"],
+                  lambda path: to_dict(load(path / "x.yaml")), "yaml"),
+        unchecked("sweep", files.make_sweep(folder / "sweep"), ["sweep.yaml"], files.read_sweep_file, "yaml"),
+        unchecked("sweep's folder", files.make_sweep_folder(folder / "sweeps"),
+                  ["state/0", "run-0000/metrics.jsonl"], files.collect),
+        unchecked("sweep's plan", folder / "sweeps", ["plan.json"], files.collect, "json"),
+        unchecked("log", files.make_log(folder / "log"), ["metrics.jsonl"],
+                  lambda path: read_history(path, "train/loss"), "jsonl"),
+        unchecked("pictures", pictures, _names(pictures), files.decode_all),
+        unchecked("weights", models.make_weights(folder / "weights"), ["a.pth", "b.safetensors"], models.load_weights),
+        unchecked("album", files.make_album(folder / "album"), ["about.csv"], files.list_album),
+        unchecked("table", files.make_table(folder / "table"), ["table.csv"], files.build_shards),
+        unchecked("table's pictures", folder / "table", ["0.jpg", "1.jpg"], files.build_shards),
     ]  # fmt: skip
     return {target.name: target for target in found}
 

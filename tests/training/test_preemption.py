@@ -37,13 +37,14 @@ def test_a_run_without_a_launcher_survives_its_shell(monkeypatch: pytest.MonkeyP
 
 
 def test_a_closed_terminal_stops_a_run_unless_it_was_started_with_nohup(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert signal.SIGHUP in stop_signals()
-    stop = StopRequest()
-    signal.raise_signal(signal.SIGHUP)
-    assert stop.agreed() and stop.reason == "SIGHUP"
-    stop.close()
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup themselves
     try:
+        assert signal.SIGHUP in stop_signals()
+        stop = StopRequest()
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.agreed() and stop.reason == "SIGHUP"
+        stop.close()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         assert signal.SIGHUP not in stop_signals()
         monkeypatch.setenv(TORCHRUN, "x")  # forwards it, ignored or not, and then kills
         assert signal.SIGHUP in stop_signals()

@@ -21,18 +21,20 @@ _OTHER_NAMES = {
 
 
 def read_table(
-    table: Path, required: Sequence[str], optional: Sequence[str] = ()
+    table: Path, root: Path, required: Sequence[str], optional: Sequence[str] = ()
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the line number and the fields, stripped, of each row that is not empty; absent columns are "".
 
     Args:
         table: UTF-8, with or without a byte-order mark; commas; a header in the first line.
-        required: columns that the header must name.
+        root: the folder that the column `path` starts from; it is returned as `relative_path` does.
+        required: columns that the header must name, `path` among them.
         optional: columns that it may name. Others are refused: their author expects that they are used.
 
     Raises:
-        ValueError: the file cannot be read as such a table.
+        ValueError: the file cannot be read as such a table, or two rows have the same path and, if known, split.
     """
+    lines: dict[tuple[str, str], int] = {}
     text = read_text(table)
     try:
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -50,7 +52,11 @@ def read_table(
             for name in required:
                 if not fields[name]:
                     raise ValueError(f"{table}, line {reader.line_num}: {name} is empty; fill it or remove the line")
-            yield reader.line_num, fields
+            path = relative_path(fields["path"], root, f"{table}, line {reader.line_num}").as_posix()
+            first = lines.setdefault((fields.get("split", ""), path), reader.line_num)
+            if first != reader.line_num:
+                raise ValueError(f"{table}, lines {first} and {reader.line_num}: {path} twice; keep one")
+            yield reader.line_num, fields | {"path": path}
     except csv.Error as error:
         raise ValueError(f"{table}, line {reader.line_num}: not a CSV table ({error})") from error
 
