@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
+import simplejpeg
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,22 +13,10 @@ from torch import Tensor
 from reid.config import DataConfig
 from reid.data.image_file import MAX_PIXELS, check_size, open_rgb
 
-_RGB = 3  # torchvision's ImageReadMode.RGB
 _HAS_SIZE = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG frame headers; the three are tables
 _NO_LENGTH = frozenset({0x01, *range(0xD0, 0xDA)})  # markers without a length; no encoder writes one before a frame
+_APP1 = 0xE1
 _JPEG_COMPONENTS = (1, 3)  # grey, colour; Pillow decodes four (CMYK)
-
-
-@cache
-def _has_jpeg_operator() -> bool:
-    """Import torchvision and return whether it registered its JPEG operator; without it, Pillow decodes.
-
-    The operator is called directly, because torchvision's public decode_jpeg warns at each call that it will move to
-    TorchCodec, whose versions depend on torch's.
-    """
-    import torchvision.io  # noqa: F401
-
-    return hasattr(torch.ops.image, "decode_jpeg")
 
 
 @dataclass(frozen=True)
@@ -39,48 +27,56 @@ class Pixels:
     width: int
     max_pixels: int = MAX_PIXELS
 
-    def __post_init__(self) -> None:
-        _has_jpeg_operator()  # imports torchvision before the decoding processes are forked
-
     @classmethod
     def from_config(cls, data: DataConfig, scale: int = 1) -> Pixels:
         """Return the decoder of a configuration, at `scale` times the encoder's height and width."""
         return cls(scale * data.height, scale * data.width, data.max_pixels)
 
-    def decode(self, data: bytes | memoryview, where: str) -> Tensor:
+    def decode(self, data: bytes | memoryview, where: str, into: Tensor | None = None) -> Tensor:
         """Return an encoded image as (3, height, width) uint8 RGB, upright by its EXIF orientation.
 
-        torchvision decodes JPEG in half of Pillow's time, to the same pixels; Pillow decodes other formats and JPEGs
-        that torchvision refuses. Another size is resized (bilinear, antialiased).
+        simplejpeg decodes a usual JPEG in a third of Pillow's time, to the same pixels; Pillow decodes all others.
+        Another size is resized (bilinear, antialiased).
+
+        Args:
+            where: name of the image for errors.
+            into: memory for the result, channels last; default: new memory.
 
         Raises ValueError, which names `where`, if the image cannot be decoded or is too large.
         """
+        if into is None:
+            into = torch.empty((self.height, self.width, 3), dtype=torch.uint8).permute(2, 0, 1)
         try:
-            image = self._decode_jpeg(data)
+            image = self._decode_jpeg(data, into)
             if image is None:
-                image = torch.from_numpy(np.array(open_rgb(data, self.max_pixels))).permute(2, 0, 1)
+                image = np.array(open_rgb(data, self.max_pixels))
         except Exception as error:  # decoders raise many types; each means that this image cannot be used
             raise ValueError(f"{where}: image cannot be decoded: {error}") from error
-        if image.shape[1:] != (self.height, self.width):
-            image = F.interpolate(image[None], (self.height, self.width), mode="bilinear", antialias=True)[0]
-        return image
+        pixels = torch.from_numpy(image).permute(2, 0, 1)
+        if pixels.shape != into.shape:
+            pixels = F.interpolate(pixels[None], (self.height, self.width), mode="bilinear", antialias=True)[0]
+        if pixels.data_ptr() != into.data_ptr():
+            into.copy_(pixels)
+        return into
 
-    def _decode_jpeg(self, data: bytes | memoryview) -> Tensor | None:
-        """Return (3, h, w) uint8, or None for anything but a usual JPEG."""
+    def _decode_jpeg(self, data: bytes | memoryview, into: Tensor) -> np.ndarray | None:
+        """Return (h, w, 3) uint8, in the memory of `into` if it has that size; None for anything but a usual JPEG."""
         found = find_jpeg_size(data)
-        if found is None or found[2] not in _JPEG_COMPONENTS or not _has_jpeg_operator():
+        if found is None or found[2] not in _JPEG_COMPONENTS:
             return None
         check_size(found[1], found[0], self.max_pixels)
+        buffer = into.permute(1, 2, 0).numpy() if found[:2] == into.shape[1:] else None
         try:
-            encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            upright: Tensor = torch.ops.image.decode_jpeg(encoded, _RGB, True)
-            return upright
-        except RuntimeError:
+            pixels: np.ndarray = simplejpeg.decode_jpeg(data, "RGB", buffer=buffer)
+            return pixels
+        except ValueError:
             return None  # Pillow reads it or reports what is wrong
 
 
 def find_jpeg_size(data: bytes | memoryview) -> tuple[int, int, int] | None:
-    """Return (height, width, components) in a JPEG's frame header, None if a decoder might find another header.
+    """Return (height, width, components) in a JPEG's frame header.
+
+    None if a decoder might find another header, or if EXIF data, which simplejpeg does not read, may turn the image.
 
     It is checked before decoding, because a few kilobytes can claim gigabytes of pixels. Pillow's lazy open would take
     half of the time of decoding, this function a thirtieth.
@@ -90,7 +86,7 @@ def find_jpeg_size(data: bytes | memoryview) -> tuple[int, int, int] | None:
     at, end = 2, len(data) - 10
     while at <= end and data[at] == 0xFF:
         marker = data[at + 1]
-        if marker in _NO_LENGTH:
+        if marker in _NO_LENGTH or (marker == _APP1 and data[at + 4 : at + 8] == b"Exif"):
             return None
         if marker in _HAS_SIZE:
             return int.from_bytes(data[at + 5 : at + 7]), int.from_bytes(data[at + 7 : at + 9]), data[at + 9]

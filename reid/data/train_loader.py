@@ -192,7 +192,7 @@ class TrainLoader:
         """Decode images `group` into the first of `into`. If one is damaged, drop the identity and return False."""
         try:
             for i, place in zip(group, into, strict=False):
-                place.copy_(self.pixels.decode(identity.image(i), identity.place(i)))
+                self.pixels.decode(identity.image(i), identity.place(i), into=place)
         except ValueError as error:
             pool.drop(Dropped((identity.row,), str(error)))
             return False
