@@ -11,7 +11,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -72,6 +72,11 @@ class Identity:
             raise ValueError(f"{self.place(i)}: its checksum is wrong: its bytes were changed")
         return data
 
+    @property
+    def length(self) -> int:
+        """Bytes of the body."""
+        return sum(BLOCK + padded(size) for size in self.sizes)
+
     def place(self, i: int) -> str:
         return f"{self.shard}: {self.key}.{self.files[i]} (byte {self.begin + self._begins[i]})"
 
@@ -102,18 +107,25 @@ def read_identities(root: str | Path, split: Split, shards: Sequence[int]) -> It
         yield found
 
 
-def read_sound_identities(root: str | Path, split: Split, shards: Sequence[int]) -> Iterator[Identity | Dropped]:
-    """Yield as read_identities, but damage as Dropped, and continue with what is undamaged. Each row comes once."""
+def read_sound_identities(
+    root: str | Path, split: Split, shards: Sequence[int], wanted: Container[int] | None = None
+) -> Iterator[Identity | Dropped]:
+    """Yield as read_identities, but damage as Dropped, and continue with what is undamaged. Each row comes once.
+
+    wanted: rows; the images of others are skipped, and the identities left out. Default: all.
+    """
     ends = np.searchsorted(split.shard, np.arange(len(split.shards) + 1))
     for shard in shards:
         path = full_path(root, split.shards[shard].name)
         rows = range(int(ends[shard]), int(ends[shard + 1]))
-        for found in _read_shard(root, path, split, split.shards[shard], rows):
+        for found in _read_shard(root, path, split, split.shards[shard], rows, rows if wanted is None else wanted):
             yield Dropped(found.rows, f"{path}: {found.reason}") if isinstance(found, Dropped) else found
 
 
-def _read_shard(root: str | Path, path: str, split: Split, shard: Shard, rows: range) -> Iterator[Identity | Dropped]:
-    """Yield each of `rows` once, in order."""
+def _read_shard(
+    root: str | Path, path: str, split: Split, shard: Shard, rows: range, wanted: Container[int]
+) -> Iterator[Identity | Dropped]:
+    """Yield each of `rows` that is wanted or damaged once, in order."""
     row = rows.start
     try:
         with open_file(root, shard.name) as file:
@@ -121,14 +133,19 @@ def _read_shard(root: str | Path, path: str, split: Split, shard: Shard, rows: r
             if tar.bytes != shard.bytes and not tar.is_truncated():
                 raise ValueError(f"it has {tar.bytes} bytes, the manifest says {shard.bytes}: it is of another build")
             for found in _read_samples(tar, path):
-                at = found if isinstance(found, Dropped) else _find(found, split, range(row, rows.stop))
+                if isinstance(found, Dropped):
+                    yield found
+                    continue
+                at = _find(found, split, range(row, rows.stop))
+                take = tar.read if at in wanted else tar.skip
+                body = take(found.length, f"inside the images of {found.key}.json")
                 if isinstance(at, Dropped):
                     yield at
                     continue
-                assert isinstance(found, Identity)
                 if at > row:
                     yield _missing(split, range(row, at), f"before {found.key}")
-                yield replace(found, row=at)
+                if body is not None:
+                    yield replace(found, row=at, body=body)
                 row = at + 1
         reason = "at its end"
     except (OSError, ValueError) as error:
@@ -159,12 +176,20 @@ class _Tar:
             raise ValueError(f"it ends at byte {self.offset}, {where}")
         return data
 
+    def skip(self, size: int, where: str) -> None:
+        """Skip `size` bytes. Raises ValueError if there are fewer."""
+        self.offset += size
+        if self.offset > self.bytes:
+            raise ValueError(f"it ends at byte {self.bytes}, {where}")
+        self.file.seek(self.offset)
+
 
 def _read_samples(tar: _Tar, path: str) -> Iterator[Identity | Dropped]:
-    """Yield the samples of a tar as `shards build` writes them, without their rows (-1).
+    """Yield the samples of a tar as `shards build` writes them, without their rows (-1) and bodies.
 
-    A sample is a JSON that describes an identity, followed by the images that it lists. After damage, look for the
-    next JSON block by block. Raises ValueError if the tar ends too early.
+    A sample is a JSON that describes an identity, followed by the images that it lists, which the caller reads or
+    skips before the next sample. After damage, look for the next JSON block by block. Raises ValueError if the tar ends
+    too early.
     """
     last, lost = "its beginning", False
     while (block := tar.read(BLOCK, f"after {last}")) != END:
@@ -184,10 +209,7 @@ def _read_samples(tar: _Tar, path: str) -> Iterator[Identity | Dropped]:
             lost = True
             continue
         lost = False
-        begin = tar.offset
-        length = sum(BLOCK + padded(size) for size in fields["sizes"])
-        body = tar.read(length, f"inside the images of {last}")
-        yield Identity(-1, path, begin, body, last.removesuffix(".json"), **fields)
+        yield Identity(-1, path, tar.offset, b"", last.removesuffix(".json"), **fields)
         last = f"{last.removesuffix('.json')}.{fields['files'][-1]}"
 
 

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -132,25 +133,28 @@ def ours(root: Path, size: tuple[int, int], workers: int) -> Iterator[torch.Tens
 def decode_into_batches(encoded: list[bytes], size: tuple[int, int]) -> Iterator[torch.Tensor]:
     """The bound with memory: what whoever hands over batches cannot do without."""
     for start in range(0, len(encoded), P * K):
-        batch = torch.empty(P * K, *size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
-        count = 0
-        for count, image in enumerate(decode_alone(encoded[start : start + P * K], size), 1):
-            batch[count - 1].copy_(image[0])
-        yield batch[:count]
+        batch = np.empty((P * K, *size, 3), dtype=np.uint8)
+        images = encoded[start : start + P * K]
+        for place, data in zip(batch, images, strict=False):
+            decode(data, size, place)
+        yield torch.from_numpy(batch[: len(images)])
 
 
 def decode_alone(encoded: list[bytes], size: tuple[int, int]) -> Iterator[torch.Tensor]:
     """The bound: nothing but the fastest decoder at hand, on bytes in memory; the pixels are dropped."""
-    resize = None if size == tuple(torch.ops.image.decode_jpeg(to_tensor(encoded[0]), 3, False).shape[1:]) else size
+    place = np.empty((*size, 3), dtype=np.uint8)
     for data in encoded:
-        image = torch.ops.image.decode_jpeg(to_tensor(data), 3, False)
-        if resize:
-            image = torch.nn.functional.interpolate(image[None], resize, mode="bilinear", antialias=True)[0]
-        yield image[None]
+        decode(data, size, place)
+        yield torch.from_numpy(place)[None]
 
 
-def to_tensor(data: bytes) -> torch.Tensor:
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+def decode(data: bytes, size: tuple[int, int], place: np.ndarray) -> None:
+    if simplejpeg.decode_jpeg_header(data)[:2] == size:
+        simplejpeg.decode_jpeg(data, "RGB", buffer=place)
+        return
+    image = torch.from_numpy(simplejpeg.decode_jpeg(data, "RGB")).permute(2, 0, 1)[None]
+    resized = torch.nn.functional.interpolate(image, size, mode="bilinear", antialias=True)[0]
+    place[:] = resized.permute(1, 2, 0)
 
 
 def images_per_s(start: Callable[[], Iterable[torch.Tensor]]) -> float:
