@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -120,14 +120,15 @@ class TrainLoader:
                 )
             first, lost = (start[1], dropped) if epoch == start[0] else (0, ())
             knows_layout = worker == 0 and self.data.on_damage == "stop"
-            layouts = self.layouts(epoch, first) if knows_layout else itertools.repeat(None)
-            batches = self.read_streams(epoch, streams, first, lost, memory)
+            planned = range(self.plan.streams) if knows_layout else streams
+            plans = {stream: self.plan.stream_steps(epoch, stream) for stream in planned}
+            layouts = self.layouts(list(plans.values()), first) if knows_layout else itertools.repeat(None)
+            batches = self.read_streams(epoch, {stream: plans[stream] for stream in streams}, first, lost, memory)
             for batch, layout in zip(batches, layouts, strict=False):
                 yield replace(batch, images=batch.images if shared is None else torch.empty(0), layout=layout)
 
-    def layouts(self, epoch: int, start: int = 0) -> Iterator[Layout]:
-        """Yield the layout of each step's global batch in an epoch from step `start`, from the plan of all ranks."""
-        plans = [self.plan.stream_steps(epoch, stream) for stream in range(self.plan.streams)]
+    def layouts(self, plans: Sequence[StreamSteps], start: int = 0) -> Iterator[Layout]:
+        """Yield the layout of each step's global batch from step `start`, from the plans of all streams of an epoch."""
         labels = self.labels[np.concatenate([steps.identities for steps in plans], axis=1)]  # (T, P)
         counts = np.concatenate([(steps.images >= 0).sum(axis=2) for steps in plans], axis=1)  # (T, P)
         for step in range(start, self.plan.steps_per_epoch):
@@ -136,21 +137,21 @@ class TrainLoader:
             yield build_layout(rows, self.rank, slots=self.plan.identities // self.world_size)
 
     def read_streams(
-        self, epoch: int, streams: Sequence[int], start: int = 0, dropped: Collection[int] = (),
+        self, epoch: int, plans: Mapping[int, StreamSteps], start: int = 0, dropped: Collection[int] = (),
         memory: Callable[[], Tensor] | None = None,
     ) -> Iterator[Batch]:  # fmt: skip
-        """Yield the part of these streams in each step of an epoch from `start`, without decoding earlier steps.
+        """Yield the part of some streams in each step of an epoch from `start`, without decoding earlier steps.
 
+        plans: of the streams, by stream.
         memory: returns where the images of the next step are to be written; default: new memory.
         """
-        size = len(streams) * self.slots
-        plans = [self.plan.stream_steps(epoch, stream) for stream in streams]
-        pools = [Pool(self.data, self.split, steps, start, dropped) for steps in plans]
+        size = len(plans) * self.slots
+        pools = [Pool(self.data, self.split, steps, start, dropped) for steps in plans.values()]
         for step in range(start, self.plan.steps_per_epoch):
             if step == start or step % STEPS_PER_DRAW == 0:
-                drawn = concatenate([self._draw_parameters(epoch, stream, step) for stream in streams])
+                drawn = concatenate([self._draw_parameters(epoch, stream, step) for stream in plans])
             images = allocate_images((size,), self.pixels) if memory is None else memory()
-            yield self._read_step(plans, pools, step, drawn, images)
+            yield self._read_step(list(plans.values()), pools, step, drawn, images)
             for pool in pools:
                 pool.release(step)
 
