@@ -9,6 +9,7 @@ slice is read, so a memory-mapped gallery is read once for its norms and then on
 and norms stay in memory.
 """
 
+import itertools
 from dataclasses import dataclass, replace
 
 import torch
@@ -169,10 +170,12 @@ def _score_pairs(search: Search, rows: slice, pairs: SameIdentityPairs) -> Tenso
     """Return the scores (N,) of the pairs, from products with their entries only, all of one shape."""
     entries, place = pairs.entry.unique(return_inverse=True)
     found = torch.zeros(len(place), device=search.device)
-    for i in range(0, len(entries), MATCH_BLOCK):
-        some = entries[i : i + MATCH_BLOCK]
+    order = place.argsort()  # pairs of one product next to each other
+    edges = torch.arange(0, len(entries) + MATCH_BLOCK, MATCH_BLOCK, device=place.device)
+    bounds = torch.searchsorted(place[order], edges).tolist()
+    for i, (begin, end) in zip(edges.tolist(), itertools.pairwise(bounds), strict=False):
+        some, inside = entries[i : i + MATCH_BLOCK], order[begin:end]
         scores = search.scores(rows, F.pad(some, (0, MATCH_BLOCK - len(some)), value=int(some[-1])))
-        inside = (place >= i) & (place < i + MATCH_BLOCK)
         found[inside] = scores[pairs.row[inside], place[inside] - i]
     return found
 
