@@ -42,7 +42,7 @@ def describe_machine() -> dict[str, str]:
 
 
 def run_tests() -> dict[str, Any]:
-    command = [sys.executable, "-m", "pytest", "-m", "cuda", "-q", "--no-header", "tests"]
+    command = [sys.executable, "-m", "pytest", "-m", "cuda", "-v", "--no-header", "tests"]
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=TEST_S)
     print(run.stdout[-4000:], flush=True)
     if run.returncode:

@@ -236,7 +236,7 @@ def print_ranking(device: str) -> list[dict]:
 
 def print_row(size: str, kind: str, found: dict) -> dict:
     ratios = f"{found['evaluate']:.2f} | {found['top_k']:.2f} | {found['ns']:.1f}"
-    print(f"| {size} | {kind} | {found['mAP']:.3f} | {found['product']:.2f} | {ratios} | {found['memory'] / 1e6:.0f} |")
+    print(f"| {size} | {kind} | {found['mAP']:.3f} | {found['product']:.3g} | {ratios} | {found['memory'] / 1e6:.0f} |")
     return {"size": size, "features": kind, **found}
 
 
