@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reid.data.layout import Layout, build_layout
 from reid.data.transfer import move
-from tests.support.cuda import needs_cuda
+from tests.support.gpu_only import needs_cuda
 from tests.support.loading import make_loader
 
 

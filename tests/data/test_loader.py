@@ -638,7 +638,7 @@ def test_a_pool_holds_what_the_plan_says(drawn, monkeypatch):
     monkeypatch.setattr(Pool, "release", release)
     for stream in range(4):
         largest = 0
-        for _ in loader.read_streams(0, [stream]):
+        for _ in loader.read_streams(0, {stream: loader.plan.stream_steps(0, stream)}):
             pass
         assert largest == peak_pool_images(loader.plan, loader.plan.stream_steps(0, stream))
 

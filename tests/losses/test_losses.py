@@ -14,7 +14,7 @@ from torch import Tensor
 from reid.losses import centroid, identity, triplet
 from reid.losses.distances import euclidean
 from reid.losses.gather import find_global_batch
-from tests.support.cuda import needs_cuda
+from tests.support.gpu_only import needs_cuda
 from tests.support.oracles import ORACLES, real_rows
 
 MARGINS = [0.3, 0.5, 1.0, 5.0, 20.0]

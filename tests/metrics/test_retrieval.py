@@ -17,9 +17,9 @@ from reid.metrics.protocols import PROTOCOLS, build_gallery
 from reid.metrics.retrieval import evaluate, merge
 from reid.metrics.scores import METRICS
 from tests.support.blocks import block_sizes
-from tests.support.cuda import needs_cuda
 from tests.support.features import exact_split, features, random_split
 from tests.support.gaps import are_apart
+from tests.support.gpu_only import needs_cuda
 from tests.support.oracles import DATA
 
 

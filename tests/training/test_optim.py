@@ -11,7 +11,7 @@ from torch import nn
 from reid.config import OptimConfig
 from reid.model.network import ReIDModel
 from reid.training.optim import Schedule, build_optimizer, take_step
-from tests.support.cuda import needs_cuda
+from tests.support.gpu_only import needs_cuda
 from tests.support.models import make_model
 
 

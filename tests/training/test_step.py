@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from reid.config import AugmentConfig, Config, LossConfig
-from tests.support.cuda import needs_cuda
 from tests.support.fake_device import Record, make_step, record_step
+from tests.support.gpu_only import needs_cuda
 
 OBJECTIVE = ("objective, forward", "objective, backward", "centers")
 SMALL = {"height": 64, "width": 32}
