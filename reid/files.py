@@ -7,7 +7,8 @@ import os
 import socket
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -104,6 +105,15 @@ def read_text(path: Path) -> str:
 def is_inside(path: str | Path, folder: str | Path) -> bool:
     """Return whether a file lies in a folder after all links and `..` are followed."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))  # Path.resolve raises on loops
+
+
+def warn_of_links(paths: Iterable[Path], folder: str | Path) -> str | None:
+    """Return a warning with the number of images that lie outside the folder because a symbolic link leads there."""
+    inside = cache(lambda path: is_inside(path, folder))  # of 100,000 images, only folders and links are resolved
+    outside = sum(not inside(path if os.path.islink(path) else path.parent) for path in paths)
+    if not outside:
+        return None
+    return f"{outside} image(s) lie outside {folder}: symbolic links lead there; check that this is intended"
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:

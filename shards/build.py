@@ -10,12 +10,12 @@ from typing import NoReturn
 import numpy as np
 
 from reid.data.manifest import MANIFEST_NAME, Manifest, Split, load_manifest, save_manifest
-from reid.files import hold, make_folder
+from reid.files import hold, make_folder, warn_of_links
 from shards.checks import run_checks
 from shards.dealing import lay_out
 from shards.images import Encoding
 from shards.pack import Packed
-from shards.records import RawDataset, count_outside, name_dataset
+from shards.records import RawDataset, name_dataset
 from shards.summary import compare_counts, describe_ignored, list_skipped
 from shards.write import check_free_space, explain_full_disk, write_shards
 
@@ -97,9 +97,7 @@ def _find_warnings(raw: RawDataset, manifest: Manifest, packed: dict[str, list[P
     samples = {split: [sample for part in parts for sample in part.samples] for split, parts in packed.items()}
     sightings = {split: [image for _, images in found for image in images] for split, found in samples.items()}
     checks = [check.text for check in run_checks(sightings, raw.distractor_pid) if check.level == "warning"]
-    outside = count_outside(raw)
-    reason = "symbolic links lead there; check that this is intended"
-    links = [f"{outside} images lie outside {raw.root}: {reason}"] if outside else []
+    links = [text for text in [warn_of_links((record.path for record in raw.records), raw.root)] if text]
     return [*raw.warnings, *describe_ignored(raw), *links, *compare_counts(manifest, raw.published), *checks]
 
 

@@ -4,13 +4,11 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from reid.data.image_file import SUFFIXES
 from reid.data.manifest import JUNK_PID
-from reid.files import is_inside
 
 SPLITS = ("train", "query", "gallery")
 UNKNOWN_CAMERA = -1
@@ -112,13 +110,6 @@ def looks_published(raw: RawDataset) -> bool:
         for split, found in count_records(raw).items()
         if (wanted := raw.published.get(split))
     )
-
-
-def count_outside(raw: RawDataset) -> int:
-    """Return how many images lie outside the dataset's folder, because a symbolic link leads there."""
-    inside = cache(lambda path: is_inside(path, raw.root))  # of 100,000 images, only folders and links are resolved
-    paths = [record.path for record in raw.records]
-    return sum(not inside(path if os.path.islink(path) else path.parent) for path in paths)
 
 
 def number_from_one(names: Iterable[str]) -> dict[str, int]:

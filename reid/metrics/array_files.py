@@ -72,4 +72,6 @@ def _check_names(path: Path, found: Collection[str], names: Collection[str]) -> 
 
 
 def _reason(error: Exception) -> str:
+    if "allow_pickle" in str(error) or "Python objects" in str(error):
+        return "it holds Python objects, which only code could rebuild; give numbers"
     return (str(error) or type(error).__name__).splitlines()[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,7 +87,11 @@ def _to_tensor(name: str, values: Tensor, kinds: str, wanted: str) -> Tensor:
 
     kinds: NumPy's letters of the types allowed. Raises ValueError, which names `name`, on another type.
     """
+    if np.ma.isMaskedArray(values):
+        raise ValueError(f"{name} are a masked array; give one without a mask")
     if isinstance(values, Tensor):
+        if values.layout != torch.strided or values.is_meta or values.is_quantized:
+            raise ValueError(f"{name} are a tensor that is sparse, quantized or without values; give a plain one")
         dtype = values.dtype
         kind = "b" if dtype == torch.bool else "c" if dtype.is_complex else "f" if dtype.is_floating_point else "i"
     else:
@@ -100,4 +105,5 @@ def _to_tensor(name: str, values: Tensor, kinds: str, wanted: str) -> Tensor:
         raise ValueError(f"{name} are {dtype}; give {wanted}")
     if isinstance(values, np.ndarray):  # torch reads neither another byte order nor negative strides
         values = values.astype(dtype.newbyteorder("="), copy=any(stride < 0 for stride in values.strides))
-    return torch.as_tensor(values).detach()
+    with warnings.catch_warnings(action="ignore"):  # torch warns of memory that cannot be written; nothing writes
+        return torch.as_tensor(values).detach()

@@ -114,6 +114,9 @@ def load_weights(encoder: nn.Module, path: Path, grid: Grid | None = None) -> st
             f"model.weights = {path}: all {len(needed)} tensors of the encoder fit, but the file has {len(more)} more, "
             f"the first {more[0]}; it is of a larger or another encoder; {FIX}"
         )
+    for name, value in encoder.state_dict().items():
+        if not value.isfinite().all():
+            raise ValueError(f"model.weights = {path}: {name} has values that are not finite; give another file")
     used = {prefix + name for name in state.keys() - set(found.unexpected_keys)}
     where = f" under {name_prefix(prefix)}" if prefix else ""
     initial = "; not in it: avgpool.p" if "avgpool.p" in found.missing_keys else ""

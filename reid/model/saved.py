@@ -46,7 +46,10 @@ def read_state(path: Path) -> dict[str, Any]:
     if not (path / STATE).is_file():
         raise ValueError(f"{path} is not a checkpoint: it has no {STATE}")
     with naming_damage(path):
-        state = json.loads((path / STATE).read_text())
+        try:
+            state = json.loads((path / STATE).read_text())
+        except ValueError as error:
+            raise ValueError(f"{STATE}: {error}") from error
         fault = _find_fault(state, path.name)
     if fault:
         raise ValueError(f"{path}: damaged checkpoint: {STATE} {fault}; {FIX}")

@@ -128,5 +128,5 @@ def read_meta(folder: Path) -> Meta:
                 read[name] = tuple(read[name])
             return Meta(**read)
     except (ValueError, KeyError, IndexError, AttributeError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}); make the index again") from error
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); make the index again") from error
     raise ValueError(f"{path}: index version {version!r}, this program reads version {FORMAT}; index again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,7 @@ from reid.data.shard_reader import Dropped, Identity, read_sound_identities
 from reid.data.storage import full_path, is_remote
 from reid.data.table import read_table
 from reid.embedder import Embedder
-from reid.files import is_inside
+from reid.files import is_inside, warn_of_links
 from reid.search.index import Entry
 from reid.search.index_files import Source
 
@@ -67,6 +68,8 @@ def list_folder(root: str, table: str = "") -> list[SourceImage]:
     if not entries:
         where = f"{table}: no line below the header" if table else f"{root}: no image in this folder"
         raise ValueError(f"{where}; images end with {', '.join(sorted(SUFFIXES))}")
+    if warning := warn_of_links((folder / entry.path for entry in entries), folder):
+        print(f"warning: {warning}", file=sys.stderr)
     return [SourceImage(entry, str(folder / entry.path), partial(Path, folder, entry.path)) for entry in entries]
 
 

@@ -53,6 +53,13 @@ def test_weights_from_a_file(tmp_path, state, suffix):
     assert_encoder_holds(make_model(5, weights=str(path)).encoder, state)
 
 
+def test_weights_that_are_not_finite_are_refused(tmp_path, state):
+    broken = {**state, "layer1.0.conv1.weight": state["layer1.0.conv1.weight"] * torch.nan}
+    path = write_weights(tmp_path / "weights.pth", broken)
+    with pytest.raises(ValueError, match=r"weights\.pth: layer1\.0\.conv1\.weight has values that are not finite"):
+        make_encoder("resnet10", str(path))
+
+
 def test_weights_from_a_re_id_model(tmp_path):
     """A checkpoint's model.safetensors will do: its encoder's tensors are called encoder.*."""
     model = make_model(5, pool="gem")

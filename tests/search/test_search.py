@@ -108,6 +108,14 @@ def test_the_index_holds_the_features_of_the_embedder(album: Album) -> None:
     assert "8 images added (" in album.said and "now 8 images of 3 identities" in album.said
 
 
+def test_links_out_of_the_folder_are_said(album: Album, copy: Path, tmp_path: Path, capsys) -> None:
+    photo(tmp_path / "outside" / "x.png", 5)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "linked.png").symlink_to(tmp_path / "outside" / "x.png")
+    assert call("add", copy, "--images", tmp_path / "more") == 0
+    assert f"warning: 1 image(s) lie outside {tmp_path / 'more'}: symbolic links" in capsys.readouterr().err
+
+
 def test_a_query_finds_its_person(album: Album, tmp_path: Path, capsys) -> None:
     asked = [photo(tmp_path / "anna.jpg", 0, 9), photo(tmp_path / "ben.png", 1, 9, size=(80, 50))]
     outputs = {name: tmp_path / f"result.{name}" for name in ("html", "csv", "json")}

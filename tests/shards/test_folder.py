@@ -117,7 +117,7 @@ def test_links_out_of_the_folder_are_counted(folder_tree: Path, tmp_path: Path) 
     (folder_tree / "train" / "Bob" / "link.jpg").symlink_to(outside / "1.JPG")
     (folder_tree / "train" / "Bob" / "inside.jpg").symlink_to("2.jpg")
     warnings = build(folder.read(folder_tree), tmp_path / "out").warnings
-    assert sum(warning.startswith("3 images lie outside") for warning in warnings) == 1
+    assert sum(warning.startswith("3 image(s) lie outside") for warning in warnings) == 1
     linked = tmp_path / "linked"
     linked.symlink_to(folder_tree)
     (folder_tree / "train" / "Ann").unlink()
