@@ -32,42 +32,44 @@ class Pixels:
         """Return the decoder of a configuration, at `scale` times the encoder's height and width."""
         return cls(scale * data.height, scale * data.width, data.max_pixels)
 
-    def decode(self, data: bytes | memoryview, where: str, into: Tensor | None = None) -> Tensor:
-        """Return an encoded image as (3, height, width) uint8 RGB, upright by its EXIF orientation.
+    def decode(self, data: bytes | memoryview, where: str) -> Tensor:
+        """Return an encoded image as (3, height, width) uint8 RGB, upright by its EXIF orientation."""
+        place = np.empty((self.height, self.width, 3), dtype=np.uint8)
+        self.decode_into(place, data, where)
+        return torch.from_numpy(place).permute(2, 0, 1)
+
+    def decode_into(self, place: np.ndarray, data: bytes | memoryview, where: str) -> None:
+        """Write an encoded image to `place` (height, width, 3) uint8, in RGB, upright by its EXIF orientation.
 
         simplejpeg decodes a usual JPEG in a third of Pillow's time, to the same pixels; Pillow decodes all others.
         Another size is resized (bilinear, antialiased).
 
-        Args:
-            where: name of the image for errors.
-            into: memory for the result, channels last; default: new memory.
-
         Raises ValueError, which names `where`, if the image cannot be decoded or is too large.
         """
-        if into is None:
-            into = torch.empty((self.height, self.width, 3), dtype=torch.uint8).permute(2, 0, 1)
         try:
-            image = self._decode_jpeg(data, into)
+            image = self._decode_jpeg(data, place)
             if image is None:
                 image = np.array(open_rgb(data, self.max_pixels))
         except Exception as error:  # decoders raise many types; each means that this image cannot be used
             raise ValueError(f"{where}: image cannot be decoded: {error}") from error
-        pixels = torch.from_numpy(image).permute(2, 0, 1)
-        if pixels.shape != into.shape:
-            pixels = F.interpolate(pixels[None], (self.height, self.width), mode="bilinear", antialias=True)[0]
-        if pixels.data_ptr() != into.data_ptr():
-            into.copy_(pixels)
-        return into
+        if image.shape != place.shape:
+            pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+            resized = F.interpolate(pixels, (self.height, self.width), mode="bilinear", antialias=True)[0]
+            place[:] = resized.permute(1, 2, 0).numpy()
+        elif image is not place:
+            place[:] = image
 
-    def _decode_jpeg(self, data: bytes | memoryview, into: Tensor) -> np.ndarray | None:
-        """Return (h, w, 3) uint8, in the memory of `into` if it has that size; None for anything but a usual JPEG."""
+    def _decode_jpeg(self, data: bytes | memoryview, place: np.ndarray) -> np.ndarray | None:
+        """Return (h, w, 3) uint8, which is `place` if the size is the same; None for anything but a usual JPEG."""
         found = find_jpeg_size(data)
         if found is None or found[2] not in _JPEG_COMPONENTS:
             return None
         check_size(found[1], found[0], self.max_pixels)
-        buffer = into.permute(1, 2, 0).numpy() if found[:2] == into.shape[1:] else None
         try:
-            pixels: np.ndarray = simplejpeg.decode_jpeg(data, "RGB", buffer=buffer)
+            if found[:2] == place.shape[:2]:
+                simplejpeg.decode_jpeg(data, "RGB", buffer=place)
+                return place
+            pixels: np.ndarray = simplejpeg.decode_jpeg(data, "RGB")
             return pixels
         except ValueError:
             return None  # Pillow reads it or reports what is wrong

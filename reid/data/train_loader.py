@@ -163,7 +163,7 @@ class TrainLoader:
     def _read_step(
         self, plans: Sequence[StreamSteps], pools: Sequence[Pool], step: int, drawn: Parameters, images: Tensor
     ) -> Batch:
-        places = images.unbind()  # takes half the time of indexing one by one
+        places = images.permute(0, 2, 3, 1).numpy()
         ids: list[tuple[int, int]] = []
         slots: list[int] = []
         for number, (steps, pool) in enumerate(zip(plans, pools, strict=True)):
@@ -189,11 +189,11 @@ class TrainLoader:
             dropped=tuple(dropped for pool in pools for dropped in pool.take_unreported()),
         )
 
-    def _decode_group(self, identity: Identity, group: list[int], into: Sequence[Tensor], pool: Pool) -> bool:
-        """Decode images `group` into the first of `into`. If one is damaged, drop the identity and return False."""
+    def _decode_group(self, identity: Identity, group: list[int], places: np.ndarray, pool: Pool) -> bool:
+        """Decode images `group` into the first of `places`. If one is damaged, drop the identity and return False."""
         try:
-            for i, place in zip(group, into, strict=False):
-                self.pixels.decode(identity.image(i), identity.place(i), into=place)
+            for i, place in zip(group, places, strict=False):
+                self.pixels.decode_into(place, identity.image(i), identity.place(i))
         except ValueError as error:
             pool.drop(Dropped((identity.row,), str(error)))
             return False
