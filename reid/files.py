@@ -61,7 +61,7 @@ def hold(path: Path, on_wait: Callable[[str], object] | None = None) -> Iterator
 def open_regular_file(path: str | Path, buffering: int = -1) -> BinaryIO:
     """Open a file for reading in binary mode.
 
-    Raises OSError if it cannot be read or is no regular file: a FIFO would block for ever, a device may never end.
+    Raises OSError if it cannot be read or is no regular file: a FIFO would block forever, a device may never end.
     """
     kind = stat.S_IFMT(os.stat(path).st_mode)  # before opening, which can already act on a device
     if kind != stat.S_IFREG:

@@ -74,16 +74,7 @@ def build_layout(
     world = len(labels)
     own = [np.unique(part, return_inverse=True) for part in labels]
     slots = max(slots, *(len(unique) for unique, _ in own))
-    everyone = np.concatenate([unique for unique, _ in own])
-    identities, of_slot = everyone, np.arange(len(everyone))
-    if len(everyone) < world * slots or len(np.unique(everyone)) < len(everyone):
-        identities, of_slot = np.unique(everyone, return_inverse=True)
-    first = np.cumsum([0] + [len(unique) for unique, _ in own])
-    rows = [of_slot[start + inverse] for start, (_, inverse) in zip(first, own, strict=False)]
-    merge = np.zeros((world, slots), dtype=np.int64)  # an empty slot adds zeros to the first identity
-    for place, start, (unique, _) in zip(merge, first, own, strict=False):
-        place[: len(unique)] = of_slot[start : start + len(unique)]
-
+    identities, rows, merge = _number_identities(own, slots)
     row_identity = np.concatenate(rows)
     counts = np.bincount(row_identity, minlength=len(identities))
     row_round = _count_before(row_identity)
@@ -121,6 +112,30 @@ def build_layout(
         merge=None if len(identities) == world * slots else torch.from_numpy(merge.ravel()),
         keep=None if len(keep) == world * longest else torch.from_numpy(keep),
     )
+
+
+def _number_identities(
+    own: Sequence[tuple[np.ndarray, np.ndarray]], slots: int
+) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+    """Number the identities of all ranks: in the order of their slots, or of their labels if these do not correspond.
+
+    Args:
+        own: of each rank its distinct labels, ascending, and for each row (B,) which of them it has.
+        slots: S.
+
+    Returns:
+        The labels (C,); for each rank the identity of each row (B,); the identity of each slot of all ranks (W, S).
+    """
+    everyone = np.concatenate([unique for unique, _ in own])
+    identities, of_slot = everyone, np.arange(len(everyone))
+    if len(everyone) < len(own) * slots or len(np.unique(everyone)) < len(everyone):
+        identities, of_slot = np.unique(everyone, return_inverse=True)
+    first = np.cumsum([0] + [len(unique) for unique, _ in own])
+    rows = [of_slot[start + inverse] for start, (_, inverse) in zip(first, own, strict=False)]
+    merge = np.zeros((len(own), slots), dtype=np.int64)  # an empty slot adds zeros to the first identity
+    for place, start, (unique, _) in zip(merge, first, own, strict=False):
+        place[: len(unique)] = of_slot[start : start + len(unique)]
+    return identities, rows, merge
 
 
 def _count_before(values: np.ndarray) -> np.ndarray:

@@ -30,8 +30,8 @@ def cross_entropy(
         logits = as_float(logits)
         layout = layout or find_layout(labels, logits.dtype)
         log_p = F.log_softmax(logits, dim=1)
-        likelihood = F.nll_loss(log_p, labels, reduction="sum")
-        return layout.image_weight * ((1 - smoothing) * likelihood - smoothing / logits.shape[1] * log_p.sum())
+        of_labels = F.nll_loss(log_p, labels, reduction="sum")
+        return layout.image_weight * ((1 - smoothing) * of_labels - smoothing / logits.shape[1] * log_p.sum())
 
 
 class CenterLoss(nn.Module):

@@ -55,7 +55,7 @@ def map_arrays(folder: Path, names: Collection[str]) -> dict[str, np.ndarray]:
         if name in names:
             path = folder / f"{name}.npy"
             try:
-                open_regular_file(path).close()  # a FIFO would block for ever
+                open_regular_file(path).close()  # a FIFO would block forever
                 # Copy on write: torch requires writable memory, and nothing is ever written to the file.
                 arrays[name] = np.load(path, mmap_mode="c", allow_pickle=False)
             except Exception as error:  # as above

@@ -117,7 +117,7 @@ WRONG = [
 def test_a_wrong_file_is_called_what_it_is(
     tmp_path: Path, suffix: str, write: Callable[[Path], object], said: str
 ) -> None:
-    """In words of ours: torch's own tell to load with weights_only=False, which runs code."""
+    """Our own message: torch's tells the user to load with weights_only=False, which runs code."""
     path = tmp_path / f"x{suffix}"
     write(path)
     with pytest.raises(ValueError, match=rf"^model\.weights = .*x{suffix}: not a file of tensors: [ -~]*$") as error:

@@ -30,7 +30,7 @@ class Stop(Exception):
 
 
 def draw(count: int, seed: int = 0, identities: int = 5) -> tuple[np.ndarray, list[Entry]]:
-    """Features far from normalized; every fourth image is of nobody known, every fifth by no known camera."""
+    """Features far from normalized; every fourth image is of an unknown person, every fifth of an unknown camera."""
     rng = np.random.default_rng([seed, count])
     features = (rng.standard_normal((count, DIM)) * rng.uniform(0.1, 30, (count, 1)) + 1).astype(np.float32)
     entries = [

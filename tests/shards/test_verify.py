@@ -35,7 +35,7 @@ def out(built: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.timeout(60)
 def test_a_fifo_in_place_of_a_shard_is_damage(out: Path) -> None:
-    """It would block a reader for ever."""
+    """It would block a reader forever."""
     path = out / "train-0000.tar"
     path.unlink()
     os.mkfifo(path)
