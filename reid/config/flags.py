@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
+from reid.config.renamed import RENAMED, rename
 from reid.config.schema import EvaluateConfig
 
 BOOLEANS = ("true", "false", "yes", "no", "on", "off", "0", "1")
@@ -22,7 +23,7 @@ def normalize_flags(words: Sequence[str]) -> list[str]:
 
 def expand_flags(words: Sequence[str], kind: type) -> list[str]:
     """Write flags in the one form that the parser reads, `--knob=value`; lists as `--knob=["a", "b"]`."""
-    types = knob_types(kind)
+    types = {**dict.fromkeys(RENAMED, bool), **knob_types(kind)}
     rest: list[str] = normalize_flags(words)
     expanded: list[str] = []
     while rest:
@@ -46,7 +47,14 @@ def expand_flags(words: Sequence[str], kind: type) -> list[str]:
             expanded.append(f"{flag}={rest.pop(0)}")
         else:
             expanded.append(word)
-    return [_spell_null(word, types) for word in expanded]
+    return [_spell_null(_rename_flag(word), types) for word in expanded]
+
+
+def _rename_flag(word: str) -> str:
+    flag, _, value = word.partition("=")
+    if flag.removeprefix("--") not in RENAMED:
+        return word
+    return "--{}={}".format(*rename(flag.removeprefix("--"), value))
 
 
 def _spell_null(word: str, types: Mapping[str, Any]) -> str:

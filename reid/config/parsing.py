@@ -18,6 +18,7 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from reid.config.flags import expand_flags, knob_types
+from reid.config.renamed import rename
 from reid.config.schema import Config, EvaluateConfig
 from reid.config.yaml_file import read_yaml, to_text
 
@@ -219,12 +220,16 @@ def _list_knobs(kind: type, file: Path, document: Any) -> dict[str, Any]:
                 f"{file}: {name} = {_shorten(value)}: give knobs of this section, indented below it, or leave it out"
             )
         inside = {f"{name}.{knob}": entry for knob, entry in value.items()} if name in sections else {name: value}
-        for knob in inside:
+        for written, entry in inside.items():
+            try:
+                knob, renamed = rename(written, entry)
+            except ValueError as error:
+                raise ValueError(f"{file}: {error}") from error
             if knob not in known:
                 raise ValueError(f"{file}: unknown knob {knob!r}. {suggest_knob(knob, knob_types(kind))}")
             if knob in knobs:
                 raise ValueError(f"{file}: {knob} is there twice; keep one")
-        knobs |= inside
+            knobs[knob] = renamed
     return knobs
 
 

@@ -146,6 +146,8 @@ class LossConfig(Section):
     """Margin of the triplet loss; null for the soft margin."""
     triplet_scope: Literal["local", "global"] = "local"
     """Mine triplets in the batch of one rank, or of all ranks."""
+    triplet_space: Literal["raw", "unit", "neck"] = "raw"
+    """Features that triplet and quadruplet loss compare; see `space`."""
     quadruplet: Weight = 0.0
     """Weight of the quadruplet loss; its first margin is `triplet_margin`, its scope `triplet_scope`."""
     quadruplet_margin2: float = 0.25
@@ -162,8 +164,9 @@ class LossConfig(Section):
     """Margin of MCTL and CTL, in units of feature distance."""
     reading: Literal["paper", "rounds"] = "paper"
     """How MCTL and CTL choose anchors and centroids (docs/method.md)."""
-    normalize: bool = False
-    """MCTL and CTL on unit vectors instead of raw features."""
+    space: Literal["raw", "unit", "neck"] = "raw"
+    """Features that MCTL and CTL compare: before the neck; the same divided by their norms; after the neck, divided by
+    their norms, as in evaluation: unrelated identities are then about sqrt(2) apart."""
     relative: bool = False
     """Measure MCTL's and CTL's distances, and so `margin`, in units of the running mean distance between centroids."""
     center: Weight = 5e-4
@@ -175,6 +178,17 @@ class LossConfig(Section):
     def weights(self) -> dict[str, float]:
         """Weight of each loss by its name, in the order of the fields."""
         return {name: getattr(self, name) for name in weights_of(LossConfig)}
+
+    @property
+    def spaces(self) -> tuple[str, ...]:
+        """The spaces in which losses compare features."""
+        mines, centroids = self.triplet or self.quadruplet, self.mctl or self.ctl
+        used = (
+            self.space if centroids else None,
+            self.triplet_space if mines else None,
+            "raw" if self.center else None,
+        )
+        return tuple(dict.fromkeys(space for space in used if space is not None))
 
     @property
     def quadruplet_margin(self) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from reid.losses.distances import euclidean, squared_for_mining
+from reid.losses.distances import distances_of_pairs, squared_for_mining
 from reid.losses.gather import GlobalBatch
 
 
@@ -38,62 +38,73 @@ class Anchors:
 class Images:
     """The N images among which triplets are mined: those of this rank or of all ranks."""
 
+    space: str
+    """In which they are compared."""
     features: Tensor
     """(N, D), with gradient."""
     identity: Tensor
     """(N,) int64."""
     weight: Tensor
     """(B,) weight of this rank's rows as anchors (see Layout)."""
-    start: int = 0
-    """Images before those of this rank."""
+    is_local: bool
+    """Whether they are this rank's B rows."""
 
 
-def find_anchors(batch: GlobalBatch, images: Images | None, centroids: bool) -> dict[str, Anchors]:
-    """Return the anchors (B,) among `images`, if given, and among `centroids`, if asked for, by these names.
+def find_anchors(batch: GlobalBatch, images: Images | None = None, centroids: str | None = None) -> dict[str, Anchors]:
+    """Return this rank's rows as anchors (B,), among `images` and among `centroids`, by these names.
 
     Among images the positive is the farthest image of the same identity, the negative the nearest of another. Among
     centroids the positive is the mean of the other rows of the identity, the negative the nearest mean of another.
+
+    Args:
+        batch: the global batch.
+        images: default: no anchors among images.
+        centroids: the space in which anchors and centroids are compared; default: no anchors among centroids.
     """
-    layout, features = batch.layout, batch.features
-    tables, identities = [], []
+    layout = batch.layout
+    spaces = list(dict.fromkeys(space for space in (images and images.space, centroids) if space))
+    size = len(layout.identity)
+    table = [batch.features[space] for space in spaces]  # the anchors: B rows in each space
+    if images is not None and not images.is_local:
+        table.append(images.features)
+    if centroids:
+        table.append(batch.sums[centroids] / layout.counts[:, None])
+    rows, end = torch.cat(table), size * len(spaces)
+    squared = squared_for_mining(rows[:end], rows, start=0)
+    chosen, anchors = [], {}
     if images is not None:
-        tables, identities = [images.features], [images.identity]
+        start = 0 if images.is_local else end
+        inside = squared[:size, start : start + len(images.features)]
+        farthest, nearest_image = _mine_images(inside, layout.identity[:, None] == images.identity)
+        chosen += [farthest + start, nearest_image + start] if start else [farthest, nearest_image]
     if centroids:
-        tables.append(batch.sums / layout.counts[:, None])
-        identities.append(torch.arange(len(batch.sums), device=features.device))
-    table, num_images = torch.cat(tables), 0 if images is None else len(images.features)
-    squared = squared_for_mining(features, table, None if images is None else images.start)
-    chosen = _mine(squared, layout.identity[:, None] == torch.cat(identities), num_images)
-    if centroids:
-        chosen.append(layout.identity + num_images)
-    partners = table[torch.cat(chosen)].unflatten(0, (len(chosen), len(features)))
-    distances = euclidean(features, partners).unbind()
-    anchors = {}
+        start = len(rows) - len(layout.counts)
+        nearest_centroid = _mine_centroids(squared[end - size :, start:], layout.identity)
+        chosen += [nearest_centroid + start, layout.identity + start]
+    distances = distances_of_pairs(rows, torch.stack(chosen), len(spaces)).unbind()
     if images is not None:
-        anchors["images"] = Anchors(distances[0], distances[1], chosen[1], images.weight, images.weight)
+        anchors["images"] = Anchors(distances[0], distances[1], nearest_image, images.weight, images.weight)
     if centroids:
-        d_an, to_own_mean = distances[-2:]
-        d_ap = layout.leave_out * to_own_mean
-        anchors["centroids"] = Anchors(d_ap, d_an, chosen[-2], layout.anchor_weight, layout.push_weight)
+        d_ap = layout.leave_out * distances[-1]
+        anchors["centroids"] = Anchors(d_ap, distances[-2], nearest_centroid, layout.anchor_weight, layout.push_weight)
     return anchors
 
 
 @torch.no_grad()
-def _mine(squared: Tensor, same: Tensor, num_images: int) -> list[Tensor]:
-    """Return the candidate (B,) of each row for three purposes, of which those without candidates are left out.
+def _mine_images(squared: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the farthest image (B,) of the same identity, and the nearest image (B,) of another.
 
-    They are the farthest image of the same identity, the nearest image of another, and the nearest centroid of
-    another. A row may be its own farthest image, if all others are at distance 0, which is then its distance.
+    A row may be its own farthest image, if all others are at distance 0, which is then its distance.
 
     Args:
-        squared: (B, N) squared distances to candidates: `num_images` images, then centroids.
-        same: (B, N) bool, whether a candidate is of the row's identity.
+        squared: (B, N) squared distances.
+        same: (B, N) bool, whether an image is of the row's identity.
     """
-    others = squared.masked_fill(same, torch.inf)
-    chosen = []
-    if num_images:
-        farthest = torch.where(same[:, :num_images], squared[:, :num_images], -torch.inf).argmax(dim=1)
-        chosen = [farthest, others[:, :num_images].argmin(dim=1)]
-    if num_images < squared.shape[1]:
-        chosen.append(others[:, num_images:].argmin(dim=1) + num_images)
-    return chosen
+    farthest = torch.where(same, squared, -torch.inf).argmax(dim=1)
+    return farthest, squared.masked_fill(same, torch.inf).argmin(dim=1)
+
+
+@torch.no_grad()
+def _mine_centroids(squared: Tensor, identity: Tensor) -> Tensor:
+    """Return the nearest centroid (B,) of another identity. squared: (B, C) squared distances; identity: (B,)."""
+    return squared.scatter(1, identity[:, None], torch.inf).argmin(dim=1)

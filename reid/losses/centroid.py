@@ -20,7 +20,7 @@ def modified_centroid_triplet(
     w1: float = LossConfig.w1,
     margin: float = LossConfig.margin,
     reading: str = "paper",
-    normalize: bool = False,
+    space: str = "raw",
     w2: float | None = None,
 ) -> Tensor:
     """Modified centroid triplet loss (MCTL; Alnissany & Dayoub, J. Big Data 10:74, 2023).
@@ -32,18 +32,18 @@ def modified_centroid_triplet(
     batch only the pull term is left. The host waits for the device to find the identities (see `find_layout`).
 
     Args:
-        features: (B, D), before the neck.
+        features: (B, D), before the neck; those after the neck with `space` unit are the space neck of training.
         pids: (B,) int64.
         w1: weight of the pull, in [0, 1]; the paper uses 0.1.
         margin: greater than 0, in units of distance.
         reading: paper, or rounds: the same two terms in the K rounds of `centroid_triplet`.
-        normalize: Euclidean distance of unit vectors instead of raw features.
+        space: raw features, or unit: features divided by their norms.
         w2: weight of the push; default: 1 - w1.
 
     Returns:
         A scalar, this rank's share.
     """
-    return modified_centroid_triplet_of(centroid_anchors(features, pids, reading, normalize), w1, margin, w2)
+    return modified_centroid_triplet_of(centroid_anchors(features, pids, reading, space), w1, margin, w2)
 
 
 def modified_centroid_triplet_of(anchors: Anchors, w1: float, margin: float, w2: float | None = None) -> Tensor:
@@ -53,11 +53,11 @@ def modified_centroid_triplet_of(anchors: Anchors, w1: float, margin: float, w2:
     check_margin(margin)
     pull = anchors.weight.dot(anchors.d_ap.square())
     push = anchors.push_weight.dot(F.relu(margin - anchors.d_an).square())
-    return w1 * pull + (1.0 - w1 if w2 is None else w2) * push
+    return torch.add(w1 * pull, push, alpha=1.0 - w1 if w2 is None else w2)
 
 
 def centroid_triplet(
-    features: Tensor, pids: Tensor, margin: float = LossConfig.margin, reading: str = "paper", normalize: bool = False
+    features: Tensor, pids: Tensor, margin: float = LossConfig.margin, reading: str = "paper", space: str = "raw"
 ) -> Tensor:
     """Centroid triplet loss (CTL; Wieczorek, Rychalska & Dąbrowski, ICONIP 2021).
 
@@ -69,7 +69,7 @@ def centroid_triplet(
             the mean of its other images. The loss is batch-hard triplet with queries and centroids as anchors,
             averaged over the anchors of a round, then over rounds.
     """
-    return centroid_triplet_of(centroid_anchors(features, pids, reading, normalize), margin)
+    return centroid_triplet_of(centroid_anchors(features, pids, reading, space), margin)
 
 
 def centroid_triplet_of(anchors: Anchors, margin: float) -> Tensor:
@@ -78,26 +78,26 @@ def centroid_triplet_of(anchors: Anchors, margin: float) -> Tensor:
     return anchors.push_weight.dot(F.relu(anchors.d_ap - anchors.d_an + margin))
 
 
-def centroid_anchors(features: Tensor, pids: Tensor, reading: str = "paper", normalize: bool = False) -> Anchors:
+def centroid_anchors(features: Tensor, pids: Tensor, reading: str = "paper", space: str = "raw") -> Anchors:
     """Return this rank's anchors for CTL and MCTL. Arguments as for `modified_centroid_triplet`."""
     if reading not in READINGS:
         raise ValueError(f"reading = {reading!r}; choose one of {', '.join(READINGS)}")
     with torch.autocast(features.device.type, enabled=False):
-        batch = find_global_batch(features, pids, shares_images=reading == "rounds")
-        batch = batch.normalized() if normalize else batch
-        return anchors_in_rounds(batch) if reading == "rounds" else find_anchors(batch, None, True)["centroids"]
+        if reading == "rounds":
+            return anchors_in_rounds(find_global_batch(features, pids, space, shares_images=True), space)
+        return find_anchors(find_global_batch(features, pids, space), centroids=space)["centroids"]
 
 
-def anchors_in_rounds(batch: GlobalBatch) -> Anchors:
+def anchors_in_rounds(batch: GlobalBatch, space: str) -> Anchors:
     """Return the anchors of the reading `rounds`: this rank's queries, then their centroids.
 
     All K rounds are computed at once: of the N queries and N centroids of all ranks, only those of one round meet.
     """
-    layout, images, size = batch.layout, batch.images, len(batch.features)
+    layout, images, size = batch.layout, batch.images[space], len(batch.features[space])
     identity, round_of = layout.row_identity.repeat(2), layout.row_round.repeat(2)
     counts = layout.counts[layout.row_identity]
     has_others = counts >= 2
-    others = batch.sums[layout.row_identity] - images * has_others[:, None]
+    others = batch.sums[space][layout.row_identity] - images * has_others[:, None]
     entries = torch.cat([images, others / (counts - 1).clamp(min=1)[:, None]])
 
     mine = torch.arange(layout.start, layout.start + size, device=images.device)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+SMALL = 1e-30  # of a distance; smaller than any between float32 numbers near 1
 
 
 def euclidean(a: Tensor, b: Tensor) -> Tensor:
@@ -12,6 +17,68 @@ def euclidean(a: Tensor, b: Tensor) -> Tensor:
     Computed from differences: x^2 + y^2 - 2xy loses the digits of small distances at the norms of raw features.
     """
     return torch.linalg.vector_norm(a - b, dim=-1)
+
+
+def distances_of_pairs(rows: Tensor, chosen: Tensor, spaces: int = 1) -> Tensor:
+    """Return the distances (k, B) between anchors and chosen rows, as `euclidean` does.
+
+    Args:
+        rows: (R, D), which begin with the anchors: B rows in each of the Z spaces.
+        chosen: (k, B) int64, places of rows; the first k / Z are for the anchors in the first space, and so on.
+        spaces: Z.
+    """
+    distances: Tensor = _DistancesOfPairs.apply(rows, chosen, spaces)
+    return distances
+
+
+class _DistancesOfPairs(torch.autograd.Function):
+    """Written out, because autograd launches twice as many kernels backward."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, chosen: Tensor, spaces: int) -> Tensor:
+        size = chosen.shape[1]
+        anchors = rows[: spaces * size].unflatten(0, (spaces, 1, size))
+        differences = anchors - rows[chosen].unflatten(0, (spaces, -1))
+        distances = torch.linalg.vector_norm(differences, dim=-1)
+        ctx.save_for_backward(differences, distances, chosen)
+        ctx.num_rows = len(rows)
+        return distances.flatten(0, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        differences, distances, chosen = ctx.saved_tensors
+        # A difference of 0 has gradient 0, by whatever it is divided.
+        directions = differences * (gradient.view_as(distances) / distances.clamp(min=SMALL))[..., None]
+        of_rows = directions.new_zeros(ctx.num_rows, directions.shape[-1])
+        of_rows.index_add_(0, chosen.flatten(), directions.flatten(0, 2), alpha=-1)
+        of_anchors = directions.sum(dim=1).flatten(0, 1)
+        of_rows[: len(of_anchors)].add_(of_anchors)
+        return of_rows, None, None
+
+
+def unit_vectors(rows: Tensor) -> Tensor:
+    """Return rows (N, D) divided by their norms, with gradient; a row of zeros stays."""
+    unit: Tensor = _UnitVectors.apply(rows)
+    return unit
+
+
+class _UnitVectors(torch.autograd.Function):
+    """Written out, because autograd launches twice as many kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_(min=1e-12)
+        unit = rows / norms
+        ctx.save_for_backward(unit, norms)
+        return unit
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        unit, norms = ctx.saved_tensors
+        along = (gradient * unit).sum(dim=1, keepdim=True)
+        return torch.addcmul(gradient, along, unit, value=-1) / norms
 
 
 @torch.no_grad()

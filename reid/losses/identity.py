@@ -31,7 +31,8 @@ def cross_entropy(
         layout = layout or find_layout(labels, logits.dtype)
         log_p = F.log_softmax(logits, dim=1)
         of_labels = F.nll_loss(log_p, labels, reduction="sum")
-        return layout.image_weight * ((1 - smoothing) * of_labels - smoothing / logits.shape[1] * log_p.sum())
+        total = torch.add((1 - smoothing) * of_labels, log_p.sum(), alpha=-smoothing / logits.shape[1])
+        return layout.image_weight * total
 
 
 class CenterLoss(nn.Module):
@@ -55,7 +56,8 @@ class CenterLoss(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             features = as_float(features)
             layout = layout or find_layout(labels, features.dtype)
-            return (features - self.centers[labels]).square().sum() * layout.image_weight
+            squares = F.mse_loss(features, self.centers[labels].to(features.dtype), reduction="sum")
+            return squares * layout.image_weight
 
     @torch.no_grad()
     def update(self, sums: Tensor, layout: Layout) -> None:
@@ -68,7 +70,7 @@ class CenterLoss(nn.Module):
             layout: of the global batch, by labels in [0, C).
         """
         centers = self.centers[layout.labels]
-        gradient = layout.counts[:, None] * centers - sums  # times 2 / B, which is 2 / W of an image's weight
-        moved = torch.addcmul(centers, gradient, layout.image_weight, value=-2 * self.lr / world_size())
+        descent = torch.addcmul(sums, layout.counts[:, None], centers, value=-1)  # times 2 / B: 2 / W of image_weight
+        moved = torch.addcmul(centers, descent, layout.image_weight, value=2 * self.lr / world_size())
         is_finite = (moved - moved == 0).all(dim=1, keepdim=True)  # isfinite takes four kernels
         self.centers[layout.labels] = torch.where(is_finite, moved, centers)

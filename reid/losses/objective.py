@@ -11,7 +11,7 @@ from reid.config import LossConfig
 from reid.data.layout import Layout
 from reid.losses.anchors import Anchors, Images, find_anchors
 from reid.losses.centroid import anchors_in_rounds, centroid_triplet_of, modified_centroid_triplet_of
-from reid.losses.distances import as_float
+from reid.losses.distances import as_float, unit_vectors
 from reid.losses.gather import GlobalBatch, find_layout
 from reid.losses.identity import CenterLoss, cross_entropy
 from reid.losses.triplet import batch_hard_triplet_of, images_in_scope, quadruplet_of
@@ -61,11 +61,14 @@ class Objective(nn.Module):
         self.names = tuple(weights)
         self.register_buffer("weights", torch.tensor(list(weights.values())), persistent=False)
 
-    def forward(self, features: Tensor, logits: Tensor, labels: Tensor, layout: Layout | None = None) -> Losses:
+    def forward(
+        self, features: Tensor, after_neck: Tensor, logits: Tensor, labels: Tensor, layout: Layout | None = None
+    ) -> Losses:
         """Compute this rank's share of the objective.
 
         Args:
             features: (B, D), before the neck.
+            after_neck: (B, D), after it.
             logits: (B, number of classes).
             labels: (B,) int64, in [0, number of classes).
             layout: of the global batch; default: found, for which the host waits for the device.
@@ -75,15 +78,18 @@ class Objective(nn.Module):
             # Widened once, so that the gradients of the losses add up in float32.
             features, logits = as_float(features), as_float(logits)
             layout = layout or find_layout(labels, features.dtype)
-            batch = GlobalBatch(features, layout, self._shares_images)
-            images = images_in_scope(batch, config.triplet_scope) if config.triplet or config.quadruplet else None
+            rows = {space: _in_space(space, features, after_neck) for space in config.spaces}
+            batch = GlobalBatch(rows, layout, self._shared_spaces, self._shares_images)
+            images = None
+            if config.triplet or config.quadruplet:
+                images = images_in_scope(batch, config.triplet_space, config.triplet_scope)
             anchors = self._find_anchors(batch, images)
             losses = {
                 "cross_entropy": lambda: cross_entropy(logits, labels, config.smoothing, layout),
                 "triplet": lambda: batch_hard_triplet_of(anchors["images"], config.triplet_margin),
                 "quadruplet": lambda: quadruplet_of(
                     anchors["images"],
-                    images_in_scope(batch, config.triplet_scope),
+                    images_in_scope(batch, config.triplet_space, config.triplet_scope),
                     layout.identity,
                     config.quadruplet_margin,
                     config.quadruplet_margin2,
@@ -100,9 +106,18 @@ class Objective(nn.Module):
             terms={name: term.detach() for name, term in terms.items()},
             features=features.detach(),
             layout=layout,
-            sums=batch.sums.detach() if config.center else None,
+            sums=batch.sums["raw"].detach() if config.center else None,
             anchors=anchors,
         )
+
+    @property
+    def _shared_spaces(self) -> list[str]:
+        """The spaces in which a loss needs other ranks: all but that of triplets which are mined in one rank."""
+        config = self.config
+        needed = {config.space} if config.mctl or config.ctl else set()
+        needed |= {"raw"} if config.center else set()
+        needed |= {config.triplet_space} if config.triplet_scope == "global" else set()
+        return [space for space in config.spaces if space in needed]
 
     @property
     def _shares_images(self) -> bool:
@@ -115,18 +130,14 @@ class Objective(nn.Module):
         """Return the anchors among `images`, and those of MCTL and CTL, in units of `unit`, among `centroids`."""
         config = self.config
         uses_centroids = bool(config.mctl or config.ctl)
-        together = uses_centroids and config.reading == "paper" and not config.normalize
-        anchors = find_anchors(batch, images, together) if images or together else {}
-        if not uses_centroids:
-            return anchors
-        space = batch.normalized() if config.normalize else batch
-        if config.reading == "rounds":
-            anchors["centroids"] = anchors_in_rounds(space)
-        elif config.normalize:
-            anchors |= find_anchors(space, None, centroids=True)
-        if config.relative:
+        in_rounds = uses_centroids and config.reading == "rounds"
+        space = config.space if uses_centroids and not in_rounds else None
+        anchors = find_anchors(batch, images, space) if images or space else {}
+        if in_rounds:
+            anchors["centroids"] = anchors_in_rounds(batch, config.space)
+        if config.relative and uses_centroids:
             if self.training:
-                self._update_spread(space.sums / space.layout.counts[:, None])
+                self._update_spread(batch.sums[config.space] / batch.layout.counts[:, None])
             anchors["centroids"] = anchors["centroids"].in_units_of(self.unit)
         return anchors
 
@@ -170,6 +181,11 @@ class Objective(nn.Module):
             if self.config.relative:
                 found |= {name: found[name] * self.unit for name in ("d_ap", "d_an")} | {"centroid_spread": self.unit}
         return found
+
+
+def _in_space(space: str, features: Tensor, after_neck: Tensor) -> Tensor:
+    """Return features (B, D) as losses compare them: as they are, or in the spaces unit and neck divided by norms."""
+    return features if space == "raw" else unit_vectors(features if space == "unit" else as_float(after_neck))
 
 
 def diagnose(anchors: Anchors, margin: float, against_positive: bool = False) -> dict[str, Tensor]:

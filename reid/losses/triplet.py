@@ -35,7 +35,7 @@ def batch_hard_triplet(
     """
     with torch.autocast(features.device.type, enabled=False):
         batch = find_global_batch(features, pids, shares_images=scope == "global")
-        anchors = find_anchors(batch, images_in_scope(batch, scope), centroids=False)["images"]
+        anchors = find_anchors(batch, images_in_scope(batch, "raw", scope))["images"]
         return batch_hard_triplet_of(anchors, margin)
 
 
@@ -65,8 +65,8 @@ def quadruplet(
     """
     with torch.autocast(features.device.type, enabled=False):
         batch = find_global_batch(features, pids, shares_images=scope == "global")
-        images = images_in_scope(batch, scope)
-        anchors = find_anchors(batch, images, centroids=False)["images"]
+        images = images_in_scope(batch, "raw", scope)
+        anchors = find_anchors(batch, images)["images"]
         return quadruplet_of(anchors, images, batch.layout.identity, margin, margin2)
 
 
@@ -82,11 +82,11 @@ def quadruplet_of(anchors: Anchors, images: Images, identity: Tensor, margin: fl
     return anchors.weight.dot(F.relu(anchors.d_ap - anchors.d_an + margin) + second)
 
 
-def images_in_scope(batch: GlobalBatch, scope: str) -> Images:
+def images_in_scope(batch: GlobalBatch, space: str, scope: str) -> Images:
     """Return the images among which triplets are mined: local, those of this rank; global, those of all ranks."""
     layout = batch.layout
     if scope == "global":
-        return Images(batch.images, layout.row_identity, layout.push_weight, layout.start)
+        return Images(space, batch.images[space], layout.row_identity, layout.push_weight, is_local=False)
     if scope != "local":
         raise ValueError(f"scope = {scope!r}; choose one of {', '.join(SCOPES)}")
-    return Images(batch.features, layout.identity, layout.triplet_weight)
+    return Images(space, batch.features[space], layout.identity, layout.triplet_weight, is_local=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,11 +40,21 @@ class Classifier(nn.Module):
             return (2 * F.linear(features, weight) - weight.square().sum(dim=1)) / self.temperature
 
 
+class Outputs(NamedTuple):
+    """What the model gives in training."""
+
+    features: Tensor
+    """(B, D) before the neck."""
+    after_neck: Tensor
+    """(B, D), what evaluation compares."""
+    logits: Tensor
+    """(B, C) of the classifier."""
+
+
 class ReIDModel(nn.Module):
     """Encoder -> feature f -> BNNeck -> classifier (Luo et al., "Bag of Tricks", 2019).
 
-    In training, `forward(images)` returns (f, logits): f (B, D) before the neck is for the metric losses, logits
-    (B, C) for the cross-entropy. In evaluation it returns the feature after the neck (B, D), not normalized.
+    In training, `forward(images)` returns Outputs; in evaluation the feature after the neck (B, D), not normalized.
 
     With model.norm = frozen the encoder's BatchNorm always uses its running statistics and never updates them; its
     weight and bias still learn.
@@ -65,10 +77,10 @@ class ReIDModel(nn.Module):
         self.classifier = Classifier(self.dim, num_classes, config.head, config.head_temperature)
         self.train()
 
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        feature = self.encoder(images)
-        after_neck = self.neck(feature)
-        return (feature, self.classifier(after_neck)) if self.training else after_neck
+    def forward(self, images: Tensor) -> Tensor | Outputs:
+        features = self.encoder(images)
+        after_neck = self.neck(features)
+        return Outputs(features, after_neck, self.classifier(after_neck)) if self.training else after_neck
 
     def train(self, mode: bool = True) -> ReIDModel:
         """Set the mode as in any module, but leave the frozen layers in evaluation mode."""
@@ -102,11 +114,12 @@ def drop_frozen_gradients(model: ReIDModel) -> None:
             parameter.grad = None
 
 
-def freeze_heads(model: ReIDModel) -> None:
-    """Freeze the neck and the classifier, for an objective without a loss on the logits.
+def freeze_heads(model: ReIDModel, neck: bool = True) -> None:
+    """Freeze the classifier, for an objective without a loss on the logits; the neck, if no loss uses its output.
 
     DDP would wait for gradients that never come; with gradients of zero, weight decay would shrink the neck's weight,
     which evaluation uses. Call it before DDP wraps the model and before the optimizer is built.
     """
-    model.neck.requires_grad_(False)
     model.classifier.requires_grad_(False)
+    if neck:
+        model.neck.requires_grad_(False)

@@ -85,7 +85,7 @@ def build_model(config: Config, num_classes: int, device: torch.device) -> ReIDM
     model = model.to(memory_format=memory_format(config, device))
     check_image_size(config, model, device)
     if not config.loss.cross_entropy:
-        freeze_heads(model)
+        freeze_heads(model, neck="neck" not in config.loss.spaces)
     if config.model.sync_batchnorm:
         convert_sync(model)
     return model

@@ -64,8 +64,8 @@ class TrainingStep:
         if self.config.speed.compile:
             torch._dynamo.maybe_mark_dynamic(images, 0)  # short groups change the size of a batch
         with self.accelerator.autocast():
-            features, logits = self.model(images)
-        losses = self.objective(features, logits, batch.labels, batch.layout)
+            outputs = self.model(images)
+        losses = self.objective(*outputs, batch.labels, batch.layout)
         self.accelerator.backward(losses.total)
         drop_frozen_gradients(self.bare)
         if self.config.optim.clip_norm:

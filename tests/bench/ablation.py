@@ -1,9 +1,12 @@
-"""What each loss is worth: short runs of several objectives and seeds on small data, as a table of mean ± std.
+"""What each objective is worth: short runs of many settings and seeds on three small datasets, as Markdown tables.
 
-    python tests/bench/ablation.py configs/quickstart.yaml --out runs/ablation-pedestrians -- --optim.epochs=6 ...
+    python tests/bench/ablation.py --out runs/ablation                       # screening: one seed, held-out identities
+    python tests/bench/ablation.py --out runs/ablation --stage finalists     # five seeds, test identities
 
-Each run is one process of one thread; finished runs are kept, so that an interrupted table goes on. What follows `--`
-goes to every run.
+Two datasets are drawn pedestrians, which the program draws: 200 people with 12 images, and 400 people with 4. The third
+is Omniglot, whose shards the user builds (docs/data.md). Settings are chosen on training identities that are held out;
+the test identities are seen only by the finalists. Each run is one process of one thread. Finished runs are kept:
+repeat the command to continue. Screening takes about 100 minutes of one core, the finalists about 240.
 """
 
 from __future__ import annotations
@@ -13,82 +16,189 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 ROOT = Path(__file__).parents[2]
-FIGURES = {"image mAP": "eval/image/mAP", "image R1": "eval/image/rank1", "centroid mAP": "eval/centroid/mAP"}
 
-NEUTRAL = ["--loss.w1=0.1", "--loss.normalize=false", "--loss.relative=false"]  # whatever the config ships
-VARIANTS = {
-    "CE + triplet + center": ["--loss.mctl=0"],
-    "+ quadruplet": ["--loss.mctl=0", "--loss.quadruplet=1"],
-    "+ CTL, m 0.5": ["--loss.mctl=0", "--loss.ctl=1", "--loss.margin=0.5"],
-    "+ MCTL, the paper's letter: m 0.5 raw": ["--loss.margin=0.5"],
-    "+ MCTL, m 2 raw": ["--loss.margin=2"],
-    "+ MCTL, m 5 raw": ["--loss.margin=5"],
-    "+ MCTL, m 0.5 on unit vectors": ["--loss.margin=0.5", "--loss.normalize=true"],
-    "+ MCTL, m 0.5 of the centroid spread": ["--loss.margin=0.5", "--loss.relative=true"],
-    "+ MCTL, m 1 of the centroid spread": ["--loss.margin=1", "--loss.relative=true"],
-    "+ MCTL, m 2 of the centroid spread": ["--loss.margin=2", "--loss.relative=true"],
-    "+ MCTL, m 5 raw, w1 0.3": ["--loss.margin=5", "--loss.w1=0.3"],
-    "+ MCTL, m 0.2 on unit vectors": ["--loss.margin=0.2", "--loss.normalize=true"],
+
+@dataclass(frozen=True)
+class Data:
+    """A small dataset, and how long a run on it is."""
+
+    config: str
+    drawn: tuple[str, ...]
+    """Arguments of `shards synth`; empty if the user has to bring the shards."""
+    flags: tuple[str, ...]
+    held_out: int
+    """Training identities that screening holds out."""
+    schedules: dict[str, tuple[int, int]]
+    """Epochs and milestone of each stage."""
+
+
+DATASETS = {
+    "pedestrians": Data(
+        "configs/quickstart.yaml", ("--identities-train=200",), (), 40, {"screening": (5, 4), "finalists": (10, 7)}
+    ),
+    "4 images a person": Data(
+        "configs/quickstart.yaml",
+        ("--identities-train=400", "--identities-test=200", "--images-per-identity=4", "--seed=1"),
+        (), 100, {"screening": (7, 5), "finalists": (14, 10)},
+    ),
+    "Omniglot": Data(
+        "configs/omniglot.yaml", (), ("--data.height=32", "--data.width=32"), 40,
+        {"screening": (5, 3), "finalists": (9, 6)},
+    ),
+}  # fmt: skip
+
+NEUTRAL = ("--loss.mctl=0", "--loss.ctl=0", "--loss.space=raw", "--loss.triplet_space=raw")  # whatever a config ships
+
+
+def centroids(loss: str, space: str, margin: float, weight: float, w1: float = 0.1) -> tuple[str, ...]:
+    """The flags of an objective with a centroid loss."""
+    flags = (f"--loss.{loss}={weight}", f"--loss.space={space}", f"--loss.margin={margin}")
+    return (*flags, f"--loss.w1={w1}") if loss == "mctl" else flags
+
+
+NECK_TRIPLET = ("--loss.triplet_space=neck", "--loss.triplet_margin=0.3")
+LETTER = "MCTL raw, m 0.5, w1 0.1 (the paper's letter)"
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "nothing added": (),
+    "CTL raw, m 0.5": centroids("ctl", "raw", 0.5, 1),
+    LETTER: centroids("mctl", "raw", 0.5, 1),
+    "MCTL raw, m 5, w1 0.1": centroids("mctl", "raw", 5, 1),
+    "MCTL raw, m 5, w1 0.3": centroids("mctl", "raw", 5, 1, 0.3),
+    "MCTL neck, m √2, w1 0.5, weight 3": centroids("mctl", "neck", 1.414, 3, 0.5),
+    "CTL neck, m 0.3, weight 2": centroids("ctl", "neck", 0.3, 2),
+    "MCTL neck, m √2, w1 0.5, weight 1": centroids("mctl", "neck", 1.414, 1, 0.5),
+    "MCTL neck, m √2, w1 0.5, weight 10": centroids("mctl", "neck", 1.414, 10, 0.5),
+    "MCTL neck, m √2, w1 0.1, weight 3": centroids("mctl", "neck", 1.414, 3, 0.1),
+    "MCTL neck, m √2, w1 0.3, weight 3": centroids("mctl", "neck", 1.414, 3, 0.3),
+    "MCTL neck, m √2, w1 0.7, weight 3": centroids("mctl", "neck", 1.414, 3, 0.7),
+    "MCTL neck, m 1.0, w1 0.5, weight 3": centroids("mctl", "neck", 1.0, 3, 0.5),
+    "MCTL neck, m 1.2, w1 0.5, weight 3": centroids("mctl", "neck", 1.2, 3, 0.5),
+    "MCTL neck, m 1.6, w1 0.5, weight 3": centroids("mctl", "neck", 1.6, 3, 0.5),
+    "CTL neck, m 0.3, weight 1": centroids("ctl", "neck", 0.3, 1),
+    "CTL neck, m 0.3, weight 5": centroids("ctl", "neck", 0.3, 5),
+    "CTL neck, m 0.5, weight 2": centroids("ctl", "neck", 0.5, 2),
+    "triplet neck, m 0.3": NECK_TRIPLET,
+    "triplet neck, m 0.3; MCTL neck, m √2, w1 0.5, weight 3": (
+        *NECK_TRIPLET,
+        *centroids("mctl", "neck", 1.414, 3, 0.5),
+    ),
+    "triplet neck, m 0.3; CTL neck, m 0.3, weight 2": (*NECK_TRIPLET, *centroids("ctl", "neck", 0.3, 2)),
+    "MCTL unit, m 0.5, w1 0.1": centroids("mctl", "unit", 0.5, 1),
+    "MCTL raw, m 1 of the centroid spread, w1 0.1": (*centroids("mctl", "raw", 1, 1), "--loss.relative=true"),
 }
+FINALISTS = (
+    "nothing added",
+    "CTL raw, m 0.5",
+    LETTER,
+    "MCTL neck, m √2, w1 0.5, weight 3",
+    "CTL neck, m 0.3, weight 2",
+)
+STAGES = {"screening": (tuple(SETTINGS), 1), "finalists": (FINALISTS, 5)}  # settings and seeds
 
 
-def train(config: Path, out: Path, number: int, variant: str, seed: int, knobs: list[str]) -> dict[str, float]:
-    """One run, unless its figures are there already."""
-    name = f"{number:02d}-seed{seed}"
-    log = out / name / "metrics.jsonl"
-    if not finished(log):
-        fixed = [f"--name={name}", f"--runs={out}", f"--seed={seed}", "--track.wandb=off", "--resume=auto"]
-        command = [sys.executable, "train.py", f"--config={config}", *NEUTRAL, *VARIANTS[variant], *knobs, *fixed]
+@dataclass(frozen=True)
+class Run:
+    """One training run of the study."""
+
+    stage: str
+    dataset: str
+    setting: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        parts = self.stage, self.dataset, self.setting, f"seed {self.seed}"
+        return "_".join("".join(c if c.isalnum() or c == "." else "-" for c in part) for part in parts)
+
+    def train(self, out: Path, shards: Path) -> None:
+        """Train, unless it is done."""
+        if self.read(out) is not None:
+            return
+        data = DATASETS[self.dataset]
+        epochs, milestone = data.schedules[self.stage]
+        flags = [
+            f"--config={data.config}", f"--data.root={shards}", "--data.workers=0", *data.flags,
+            f"--optim.epochs={epochs}", f"--optim.milestones=[{milestone}]", "--optim.warmup_epochs=1",
+            f"--data.val_identities={data.held_out if self.stage == 'screening' else 0}",
+            *NEUTRAL, *SETTINGS[self.setting],
+            f"--name={self.name}", f"--runs={out}", f"--seed={self.seed}", "--track.wandb=off", "--resume=auto",
+        ]  # fmt: skip
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
-    print(f"{variant}, seed {seed}: {finished(log)}", file=sys.stderr, flush=True)
-    return finished(log)
+        subprocess.run([sys.executable, "train.py", *flags], cwd=ROOT, env=environment, check=True,
+                       stdout=subprocess.DEVNULL)  # fmt: skip
+        print(f"{self.name}: {self.read(out)}", file=sys.stderr, flush=True)
+
+    def read(self, out: Path) -> float | None:
+        """Return the last image mAP in percent, of held-out identities in screening; None if the run is not done."""
+        log, split = out / self.name / "metrics.jsonl", "val" if self.stage == "screening" else "image"
+        if not log.exists():
+            return None
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        found = [line[f"eval/{split}/mAP"] for line in lines if f"eval/{split}/mAP" in line]
+        return 100 * found[-1] if found else None
 
 
-def finished(log: Path) -> dict[str, float]:
-    """The figures of the last evaluation, empty before it."""
-    if not log.exists():
-        return {}
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    scores = [line for line in lines if "eval/image/mAP" in line]
-    return {name: scores[-1][key] for name, key in FIGURES.items()} if scores else {}
+def prepare(dataset: str, out: Path, omniglot: Path) -> Path:
+    """Return the folder of a dataset's shards, drawn and built if it is not there."""
+    data, name = DATASETS[dataset], dataset.replace(" ", "-")
+    if not data.drawn:
+        if not (omniglot / "manifest.json").exists():
+            raise SystemExit(f"error: {omniglot} holds no shards; build them (docs/data.md) or give --omniglot FOLDER")
+        return omniglot.absolute()
+    shards, raw = out / "data" / name, out / "data" / f"{name}-raw"
+    if not (shards / "manifest.json").exists():
+        build = ["build", "market1501", f"--dataset={name}", f"--root={raw}", f"--out={shards}"]
+        for command in (["synth", f"--out={raw}", *data.drawn], build):
+            subprocess.run([sys.executable, "-m", "shards", *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return shards
+
+
+def format_table(stage: str, settings: Sequence[str], seeds: int, out: Path) -> list[str]:
+    """Rows of mean ± standard deviation over seeds, and on how many seeds a setting beats the first."""
+    lines = ["| objective | " + " | ".join(DATASETS) + " |", "|---|" + "---|" * len(DATASETS)]
+    for setting in settings:
+        cells = []
+        for dataset in DATASETS:
+            pairs = [
+                (Run(stage, dataset, setting, seed).read(out), Run(stage, dataset, settings[0], seed).read(out))
+                for seed in range(seeds)
+            ]
+            values = [value for value, _ in pairs if value is not None]
+            both = [(value, base) for value, base in pairs if value is not None and base is not None]
+            cell = f"{np.mean(values):.1f}" if values else "-"
+            if len(values) > 1:
+                wins = sum(value > base for value, base in both)
+                cell += f" ± {np.std(values, ddof=1):.1f}" + (
+                    "" if setting == settings[0] else f" ({wins}/{len(both)})"
+                )
+            cells.append(cell)
+        lines.append(f"| {setting} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--stage", choices=STAGES, default="screening")
+    parser.add_argument("--omniglot", type=Path, default=Path("data/omniglot"), help="shards; default: data/omniglot")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
-    parser.add_argument("--variants", type=int, nargs="*", help="numbers from the list; default: all")
-    split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    options, knobs = parser.parse_args(sys.argv[1:split]), sys.argv[split + 1 :]
-    names = list(VARIANTS)
-    chosen = options.variants if options.variants is not None else list(range(len(names)))
-    runs = [(number, seed) for seed in range(options.seeds) for number in chosen]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        found = list(
-            pool.map(lambda run: train(options.config, options.out, run[0], names[run[0]], run[1], knobs), runs)
-        )
-    print("| objective | seeds | " + " | ".join(FIGURES) + " |")
-    print("|---|---|" + "---|" * len(FIGURES))
-    for number in chosen:
-        own = [figures for (n, _), figures in zip(runs, found, strict=True) if n == number]
-        cells = [
-            f"{100 * np.mean(v):.1f}" + (f" ± {100 * np.std(v, ddof=1):.1f}" if len(v) > 1 else "")
-            for v in columns(own)
-        ]
-        print(f"| {names[number]} | {len(own)} | " + " | ".join(cells) + " |")
-
-
-def columns(rows: list[dict[str, float]]) -> list[list[float]]:
-    return [[row[name] for row in rows] for name in FIGURES]
+    parser.add_argument("--table", action="store_true", help="train nothing: print the table of the runs that are done")
+    options = parser.parse_args()
+    out, (settings, seeds) = options.out.absolute(), STAGES[options.stage]
+    if not options.table:
+        shards = {dataset: prepare(dataset, out, options.omniglot) for dataset in DATASETS}
+        runs = [Run(options.stage, d, setting, s) for s in range(seeds) for setting in settings for d in DATASETS]
+        with ThreadPoolExecutor(options.jobs) as pool:
+            list(pool.map(lambda run: run.train(out, shards[run.dataset]), runs))
+    print("\n".join(format_table(options.stage, settings, seeds, out)))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from reid.distributed import rank, world_size
 from reid.losses import centroid
 from reid.losses.anchors import Anchors, find_anchors
 from reid.losses.gather import GlobalBatch, find_global_batch
+from tests.support.batches import KnownSums
 from tests.support.pool import Pool
 
 DIM, MARGIN = 8, 3.0
@@ -38,27 +39,27 @@ def times_world_size(features: Tensor, pids: Tensor) -> Tensor:
 
 
 def anchors_with(batch: GlobalBatch, sums: Tensor) -> Anchors:
-    batch = GlobalBatch(batch.features, batch.layout, sums=sums)
-    return find_anchors(batch, images=None, centroids=True)["centroids"]
+    return find_anchors(KnownSums(batch.features["raw"], batch.layout, sums), centroids="raw")["centroids"]
 
 
 def detached_remotes(features: Tensor, pids: Tensor) -> Tensor:
     found = find_global_batch(features, pids)
-    own = features.new_zeros(found.sums.shape).index_add(0, found.layout.identity, features)
-    anchors = anchors_with(found, found.sums.detach() - own.detach() + own)
+    sums = found.sums["raw"]
+    own = features.new_zeros(sums.shape).index_add(0, found.layout.identity, features)
+    anchors = anchors_with(found, sums.detach() - own.detach() + own)
     return centroid.modified_centroid_triplet_of(anchors, 0.1, MARGIN)
 
 
 def no_gather(features: Tensor, pids: Tensor) -> Tensor:
     layout = build_layout([pids.numpy()], dtype=features.dtype)
     own = features.new_zeros((layout.slots, DIM)).index_add(0, layout.slot, features)
-    anchors = anchors_with(GlobalBatch(features, layout), own)
+    anchors = anchors_with(GlobalBatch({"raw": features}, layout), own)
     return centroid.modified_centroid_triplet_of(anchors, 0.1, MARGIN)
 
 
 def mean_of_local_means(features: Tensor, pids: Tensor) -> Tensor:
     found = find_global_batch(features, pids)
-    anchors = anchors_with(found, found.sums)
+    anchors = anchors_with(found, found.sums["raw"])
     weight = (anchors.weight > 0).to(features.dtype)
     weight = weight / weight.sum().clamp(min=1)
     anchors = replace(anchors, weight=weight, push_weight=weight)

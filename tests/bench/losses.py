@@ -18,8 +18,9 @@ from reid.config import LossConfig
 from reid.data.layout import build_layout
 from reid.losses import centroid, triplet
 from reid.losses.anchors import find_anchors
-from reid.losses.gather import GlobalBatch, find_global_batch
+from reid.losses.gather import find_global_batch
 from reid.losses.objective import Objective
+from tests.support.batches import KnownSums
 from tests.support.models import make_model
 from tests.support.pool import Pool
 
@@ -39,7 +40,7 @@ def whole_objective(features: Tensor, pids: Tensor) -> Tensor:
     """Centroid gather and every loss of the recipe, forward and backward, with the update of the centers."""
     objective = Objective(LossConfig(margin=5.0, triplet_margin=0.3), 1000, DIM)
     logits = features[:, :1000]
-    losses = objective(features, logits, pids)
+    losses = objective(features, features, logits, pids)
     losses.total.backward()
     objective.update_centers(losses)
     return losses.total
@@ -48,7 +49,7 @@ def whole_objective(features: Tensor, pids: Tensor) -> Tensor:
 def mctl_from_all_features(features: Tensor, pids: Tensor) -> Tensor:
     """MCTL as one would first write it: gather every feature, then sum them up."""
     batch = find_global_batch(features, pids, shares_images=True)
-    anchors = find_anchors(batch, images=None, centroids=True)["centroids"]
+    anchors = find_anchors(batch, centroids="raw")["centroids"]
     loss = centroid.modified_centroid_triplet_of(anchors, w1=0.1, margin=5.0)
     loss.backward()
     return loss
@@ -121,7 +122,7 @@ def resnet50_step(images: int = 8) -> float:
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        features, logits = model(batch)
+        features, _, logits = model(batch)
         (features.square().mean() + logits.square().mean()).backward()
         times.append(time.perf_counter() - start)
     return min(times) * P * K / images
@@ -138,8 +139,7 @@ def candidates_time(identities: int) -> float:
         everyone = torch.cat([own, others.repeat_interleave(2, dim=0)])
         start = time.perf_counter()
         sums = everyone.new_zeros((identities + P, DIM)).index_add(0, layout.row_identity, everyone)
-        batch = GlobalBatch(own, layout, sums=sums)
-        anchors = find_anchors(batch, images=None, centroids=True)["centroids"]
+        anchors = find_anchors(KnownSums(own, layout, sums), centroids="raw")["centroids"]
         centroid.modified_centroid_triplet_of(anchors, 0.1, 5.0).backward()
         times.append(time.perf_counter() - start)
     return min(times)

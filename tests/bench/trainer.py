@@ -78,8 +78,8 @@ def bare_loop(
             float(labels.sum())  # waits for all that was queued before
             begun = time.perf_counter()
         with torch.autocast(device, dtype=torch.bfloat16, enabled=ours):
-            features, logits = model(images)
-        losses = objective(features, logits, labels, rows)
+            outputs = model(images)
+        losses = objective(*outputs, labels, rows)
         losses.total.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

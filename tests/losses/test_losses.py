@@ -87,7 +87,7 @@ def test_center_loss_agrees_with_the_oracle(name: str) -> None:
     center.centers = torch.tensor(oracle["centers_init"], dtype=torch.float64)
     assert_agrees(center(features, labels), features, oracle, "loss_center_raw", "grad_feat_center_raw")
     batch = find_global_batch(features, labels)
-    center.update(batch.sums, batch.layout)
+    center.update(batch.sums["raw"], batch.layout)
     np.testing.assert_allclose(center.centers, oracle["centers_after_sgd"], atol=1e-6)
 
 
@@ -326,7 +326,7 @@ def test_features_that_overflowed_leave_their_center_where_it_is() -> None:
     before = loss.centers.clone()
     features = torch.tensor([[1.0, 2.0], [torch.inf, 0.0], [3.0, 4.0]])
     batch = find_global_batch(features, torch.tensor([0, 1, 2]))
-    loss.update(batch.sums, batch.layout)
+    loss.update(batch.sums["raw"], batch.layout)
     assert torch.equal(loss.centers[1], before[1])
     assert loss.centers.isfinite().all() and not torch.isclose(loss.centers[[0, 2]], before[[0, 2]]).all(dim=1).any()
 

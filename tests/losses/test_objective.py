@@ -1,5 +1,7 @@
 """The weighted objective: its sum, its centers, its unit of distance and what it says it saw."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ def test_centers_move_by_the_features_and_not_by_a_scaled_gradient() -> None:
         objective = Objective(LossConfig(triplet_margin=0.3), 10, 16, torch.Generator().manual_seed(0))
         single = features.detach().float().requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            losses = objective(single, torch.zeros(16, 10), labels)
+            losses = objective(single, single, torch.zeros(16, 10), labels)
         (losses.total * scale).backward()
         objective.update_centers(losses)
         assert objective.center.centers.dtype == torch.float32
@@ -35,7 +37,7 @@ def test_the_objective_sums_its_weighted_terms_and_says_what_it_saw() -> None:
     logits = features @ torch.tensor(ORACLES["full_groups"]["fc_weight"]).T
     config = LossConfig(triplet=2.0, triplet_margin=0.3, mctl=0.5, ctl=0.25, center=0.01, margin=1.0)
     objective = Objective(config, 10, features.shape[1])
-    losses = objective(features, logits, labels)
+    losses = objective(features, features, logits, labels)
     terms = objective.diagnose(losses)
     expected = (
         identity.cross_entropy(logits, labels)
@@ -57,6 +59,28 @@ def test_the_objective_sums_its_weighted_terms_and_says_what_it_saw() -> None:
     assert terms["feature_norm"] == pytest.approx(features.norm(dim=1).mean().item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("reading", centroid.READINGS)
+def test_each_loss_compares_features_in_its_own_space(reading: str) -> None:
+    features, labels = real_rows(ORACLES["full_groups"])
+    after_neck = 3 * features.flip(0) - 1
+    spaces = {"raw": (features, "raw"), "unit": (features, "unit"), "neck": (after_neck, "unit")}
+    logits, unit = torch.zeros(16, 10, dtype=torch.float64), torch.nn.functional.normalize
+    for space, triplet_space in itertools.product(spaces, spaces):
+        config = LossConfig(space=space, triplet_space=triplet_space, margin=1.0, ctl=0.5, reading=reading)
+        objective = Objective(config, 10, 16).double()
+        losses = objective(features, after_neck, logits, labels)
+        rows, kind = spaces[space]
+        expected = centroid.modified_centroid_triplet(rows, labels, 0.1, 1.0, reading, kind)
+        torch.testing.assert_close(losses.terms["mctl"], expected.detach())
+        expected = centroid.centroid_triplet(rows, labels, 1.0, reading, kind)
+        torch.testing.assert_close(losses.terms["ctl"], expected.detach())
+        rows, kind = spaces[triplet_space]
+        expected = triplet.batch_hard_triplet(rows if kind == "raw" else unit(rows), labels, 0.5)
+        torch.testing.assert_close(losses.terms["triplet"], expected.detach())
+        sums = torch.stack([features[labels == label].sum(dim=0) for label in losses.layout.labels])
+        torch.testing.assert_close(losses.sums, sums.detach())
+
+
 def test_relative_distances_do_not_see_the_scale_of_the_features() -> None:
     features, labels = real_rows(ORACLES["full_groups"])
     only_mctl = {"cross_entropy": 0, "triplet": 0, "center": 0, "margin": 0.7}
@@ -64,7 +88,7 @@ def test_relative_distances_do_not_see_the_scale_of_the_features() -> None:
         totals = []
         for scale in (0.01, 1.0, 24.0):
             objective = Objective(LossConfig(relative=True, reading=reading, **only_mctl), 10, 16)
-            losses = objective(features * scale, torch.zeros(16, 10), labels)
+            losses = objective(features * scale, features, torch.zeros(16, 10), labels)
             means = torch.stack([scale * features[labels == label].mean(dim=0) for label in labels.unique()])
             spread = torch.pdist(means).mean().float()
             torch.testing.assert_close(objective.spread, spread)
@@ -79,12 +103,12 @@ def test_the_spread_follows_slowly_and_only_in_training() -> None:
     features, labels = real_rows(ORACLES["full_groups"])
     objective = Objective(LossConfig(relative=True), 10, 16)
     logits = torch.zeros(16, 10)
-    objective(features, logits, labels)
+    objective(features, features, logits, labels)
     first = objective.spread.item()
-    objective(2 * features, logits, labels)
+    objective(2 * features, features, logits, labels)
     assert objective.spread.item() == pytest.approx(0.9 * first + 0.1 * 2 * first)
     objective.eval()
-    objective(9 * features, logits, labels)
+    objective(9 * features, features, logits, labels)
     assert objective.spread.item() == pytest.approx(1.1 * first)
 
 
@@ -104,7 +128,7 @@ def test_entropy_tells_whether_one_identity_attracts_everybody() -> None:
 def test_a_weight_of_zero_switches_a_term_off() -> None:
     features, labels = real_rows(ORACLES["full_groups"])
     objective = Objective(LossConfig(cross_entropy=0, triplet=0, center=0), 10, 16)
-    losses = objective(features, torch.zeros(16, 10), labels)
+    losses = objective(features, features, torch.zeros(16, 10), labels)
     assert set(losses.terms) == {"mctl"}
     assert set(objective.diagnose(losses)) == {"hinge_active", "d_ap", "d_an", "negative_entropy", "feature_norm"}
     with pytest.raises(ValueError, match="every loss weight is 0"):
@@ -114,9 +138,9 @@ def test_a_weight_of_zero_switches_a_term_off() -> None:
 def test_features_that_overflowed_do_not_spoil_the_unit_of_distance() -> None:
     features, labels = real_rows(ORACLES["full_groups"])
     objective = Objective(LossConfig(relative=True, cross_entropy=0, triplet=0, center=0), 10, 16)
-    objective(features.detach().float(), torch.zeros(16, 10), labels)
+    objective(features.detach().float(), features, torch.zeros(16, 10), labels)
     before = objective.spread.clone()
-    objective(features.detach().float() * torch.inf, torch.zeros(16, 10), labels)
+    objective(features.detach().float() * torch.inf, features, torch.zeros(16, 10), labels)
     assert before > 0 and torch.equal(objective.spread, before)
 
 
@@ -129,7 +153,7 @@ def test_a_compiled_objective_is_one_graph_for_any_size_of_a_batch() -> None:
             features = torch.randn(rows, 24, generator=torch.Generator().manual_seed(rows)).requires_grad_()
             labels = torch.arange(rows) % 4
             layout = build_layout([labels.numpy()])
-            found = objective(features, features[:, :20], labels, layout)
-            expected = objective.forward(features, features[:, :20], labels, layout)
+            found = objective(features, features, features[:, :20], labels, layout)
+            expected = objective.forward(features, features, features[:, :20], labels, layout)
             torch.testing.assert_close(found.terms, expected.terms)
             found.total.backward()

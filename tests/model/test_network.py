@@ -37,10 +37,11 @@ def small() -> ReIDModel:
 def test_training_gives_feature_and_logits_evaluation_the_feature_after_the_neck(small):
     images = torch.randn(3, 3, 64, 32)
     small.train()
-    feature, logits = small(images)
+    feature, after_neck, logits = small(images)
     assert feature.shape == (3, 512) and logits.shape == (3, 100)
     assert small.dim == 512
-    after_neck = nn.functional.batch_norm(feature, None, None, small.neck.weight, small.neck.bias, training=True)
+    expected = nn.functional.batch_norm(feature, None, None, small.neck.weight, small.neck.bias, training=True)
+    torch.testing.assert_close(after_neck, expected)
     torch.testing.assert_close(logits, after_neck @ small.classifier.weight.T)
     small.eval()
     with torch.no_grad():
@@ -66,7 +67,7 @@ def test_classifier_starts_small(small):
 @pytest.mark.usefixtures("_narrow")
 def test_generalized_mean_learns_its_exponent():
     model = make_model(2, pool="gem")
-    feature, _ = model.train()(torch.randn(2, 3, 32, 16))
+    feature, _, _ = model.train()(torch.randn(2, 3, 32, 16))
     feature.sum().backward()
     assert model.encoder.avgpool.p.grad.abs() > 0
     assert model.encoder.avgpool.p.item() == 3.0
@@ -86,7 +87,7 @@ def test_frozen_norm_keeps_its_statistics_and_learns_its_weights():
     model = make_model(5, norm="frozen").double()
     images = torch.randn(4, 3, 32, 16, dtype=torch.float64)
     before, neck = running_statistics(model.encoder), model.neck.running_mean.clone()
-    feature, logits = model(images)
+    feature, _, logits = model(images)
     logits.square().sum().backward()
     assert all(map(torch.equal, running_statistics(model.encoder), before))
     assert not torch.equal(model.neck.running_mean, neck)
@@ -114,7 +115,7 @@ def test_in_the_frozen_epochs_only_the_heads_learn(decay):
     for epoch in range(4):
         model.begin_epoch(epoch)
         encoder, heads = copy_of(model.encoder), copy_of(model.classifier) | copy_of(model.neck)
-        _, logits = model(torch.randn(4, 3, 32, 16))
+        _, _, logits = model(torch.randn(4, 3, 32, 16))
         logits.square().sum().backward()
         drop_frozen_gradients(model)
         optimizer.step()
@@ -162,7 +163,7 @@ def test_names_of_tensors():
 @pytest.mark.parametrize("encoder", ["convnext_tiny", "swin_t", "vit_b_16"])
 def test_other_encoders_train(encoder):
     model = make_model(5, encoder=encoder, image_size=(64, 32))
-    feature, logits = model(torch.randn(2, 3, 64, 32))
+    feature, _, logits = model(torch.randn(2, 3, 64, 32))
     assert feature.shape == (2, 768) and logits.shape == (2, 5)
     logits.square().sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == ["neck.bias"]
@@ -269,6 +270,7 @@ def test_an_unknown_head_is_named():
 @pytest.mark.usefixtures("_narrow")
 def test_heads_without_a_loss_stay_as_they_are():
     model = make_model(5)
-    freeze_heads(model)
-    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert learning == {f"encoder.{name}" for name, _ in model.encoder.named_parameters()}
+    encoder = {f"encoder.{name}" for name, _ in model.encoder.named_parameters()}
+    for neck, others in ((False, {"neck.weight"}), (True, set())):
+        freeze_heads(model, neck)
+        assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == encoder | others

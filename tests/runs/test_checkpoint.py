@@ -48,7 +48,7 @@ class Run:
         x = torch.randn(6, 6, generator=torch.Generator().manual_seed(number))
         labels = torch.tensor([0, 0, 1, 1, 2, 2])
         feature, logits = self.model(x)
-        losses = self.objective(feature, logits, labels)
+        losses = self.objective(feature, feature, logits, labels)
         self.optimizer.zero_grad()
         losses.total.backward()
         self.optimizer.step()

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reid.data.layout import build_layout
+from reid.data.layout import Layout, build_layout
+from reid.losses.gather import GlobalBatch
 from reid.losses.objective import Losses
 
 DIM = 6
@@ -53,3 +54,11 @@ PIDS = {
     "a rank of singletons": _singletons,
     "inactive hinges on one rank": _even,
 }
+
+
+class KnownSums(GlobalBatch):
+    """A global batch of raw features (B, D) whose sums (C, D) are given instead of gathered."""
+
+    def __init__(self, features: Tensor, layout: Layout, sums: Tensor) -> None:
+        super().__init__({"raw": features}, layout)
+        self._sums = sums

@@ -114,7 +114,10 @@ class Accelerator:
 
     def backward_encoder(self) -> None:
         if self._has_autograd:
-            torch.autograd.backward(self.outputs, [cut.grad for cut in self.cuts])
+            used = [
+                (output, cut.grad) for output, cut in zip(self.outputs, self.cuts, strict=True) if cut.grad is not None
+            ]
+            torch.autograd.backward(*map(list, zip(*used, strict=True)))
             return
         for parameter in self.model.parameters():
             parameter.grad = torch.empty_like(parameter)

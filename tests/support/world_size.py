@@ -44,8 +44,8 @@ def train(
     curve, ids = [], []
     for _, step, batch in loader.batches(1):
         schedule.apply(optimizer, step)
-        features, logits = wrapped(augmentation.apply(batch.images, batch.changes).to(dtype))
-        losses = objective(features, logits, batch.labels)
+        outputs = wrapped(augmentation.apply(batch.images, batch.changes).to(dtype))
+        losses = objective(*outputs, batch.labels)
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()

@@ -32,9 +32,10 @@ def count_launches(parts: dict[str, Record], *names: str) -> int:
         LossConfig(),
         LossConfig(triplet_scope="global", quadruplet=1.0),
         LossConfig(ctl=1.0, reading="rounds", relative=True),
-        LossConfig(normalize=True),
+        LossConfig(space="neck"),
+        LossConfig(space="unit", triplet_space="neck", quadruplet=1.0),
     ],
-    ids=["default", "global", "rounds", "normalize"],
+    ids=["default", "global", "rounds", "neck", "spaces"],
 )
 def test_the_host_never_waits_for_the_device(loss: LossConfig) -> None:
     parts = record_step(config_of(loss=loss), "cuda", ranks=8)
