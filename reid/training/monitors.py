@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from reid.config import LossConfig
 from reid.data.shard_reader import Dropped
 from reid.distributed import gather_objects, rank, sum_over_ranks, world_size
 from reid.losses.objective import Losses
@@ -149,6 +150,46 @@ class DamageWatch:
         return count, f"warning: {count} identities were left out of this epoch, their data is damaged:{shown}"
 
 
+class MarginGuide:
+    """Describes, once, the distances of the anchors of MCTL or CTL in an epoch, to help to choose a margin.
+
+    Args:
+        loss: with the margin in use.
+        epoch: the last of the warm-up; or the first, if there is no warm-up.
+    """
+
+    def __init__(self, loss: LossConfig, epoch: int) -> None:
+        self.loss, self.epoch = loss, epoch
+        self.distances: list[Tensor] = []
+
+    def record(self, epoch: int, losses: Losses) -> None:
+        """Record this rank's anchors of a log step."""
+        if epoch == self.epoch and "centroids" in losses.anchors:
+            anchors = losses.anchors["centroids"]
+            found = torch.stack([anchors.d_ap, anchors.d_an]).detach().cpu()
+            self.distances.append(found[:, anchors.push_weight.cpu() > 0])
+
+    def end_epoch(self, epoch: int) -> str | None:
+        """Return the description at the end of the epoch, otherwise None. Collective."""
+        if epoch != self.epoch or not self.distances:
+            return None
+        everywhere = gather_objects(torch.cat(self.distances, dim=1))
+        d_ap, d_an = torch.cat(everywhere, dim=1).double()
+        if not len(d_ap):
+            return None
+        gap = d_an if self.loss.mctl else d_an - d_ap  # the hinge is active where this is less than the margin
+        active = (gap < self.loss.margin).double().mean().item()
+        shown = (
+            f"{name} {' / '.join(f'{q:.3g}' for q in values.quantile(values.new_tensor([0.1, 0.5, 0.9])).tolist())}"
+            for name, values in (("d_ap", d_ap), ("d_an", d_an))
+        )
+        return (
+            f"distances of anchors after the warm-up (loss.space = {self.loss.space}; 10% / 50% / 90%): "
+            f"{', '.join(shown)}; loss.margin = {self.loss.margin:g} makes the hinge active for {active:.0%} of the "
+            f"anchors; {gap.median().item():.3g} would be for half"
+        )
+
+
 class HingeWatch:
     """Warns if the hinge of the centroid loss was inactive for every anchor at all log steps of an epoch.
 
@@ -179,5 +220,5 @@ class HingeWatch:
         return (
             f"warning: no anchor was within the margin of another centroid during the last {self.idle_epochs} epoch(s) "
             f"(loss.margin = {margin}): only the pull towards the positive centroid trains; raise loss.margin, or set "
-            "loss.relative or loss.normalize"
+            "loss.space = neck"
         )

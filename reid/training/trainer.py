@@ -26,7 +26,7 @@ from reid.runs.folder import RunFolder
 from reid.runs.store import NullStore, RunStore, find_resume_point
 from reid.runs.tracking import Tracker
 from reid.training.layouts import agree_on_layouts
-from reid.training.monitors import DamageWatch, FiniteWatch, HingeWatch, Meter, mean_over_ranks
+from reid.training.monitors import DamageWatch, FiniteWatch, HingeWatch, MarginGuide, Meter, mean_over_ranks
 from reid.training.optim import build_optimizer
 from reid.training.preemption import NO_LAUNCHER, StopRequest
 from reid.training.setup import TrainData, build_model, checkpoint_facts, format_start_up
@@ -118,6 +118,7 @@ class Trainer:
         self.steps_to_make = max(self.last_step + 1 - first, 0)
         self.meter = Meter(self.accelerator.num_processes, self.device)
         self.finite = FiniteWatch(self.data.split.names)
+        self.guide = MarginGuide(config.loss, max(config.optim.warmup_epochs, 1) - 1)
         self.hinge = HingeWatch(min(config.optim.warmup_epochs, self.epochs - 1))
         self.damage = DamageWatch(self.state.dropped)
         self.stop = StopRequest(Path(config.stop_file) if config.stop_file else None, config.timeout_s)
@@ -173,6 +174,7 @@ class Trainer:
         diagnostics = self.objective.diagnose(step.losses)
         values = mean_over_ranks({"loss": step.losses.total, **step.losses.terms, **diagnostics})
         self.hinge.record(values)
+        self.guide.record(epoch, step.losses)
         self.finite.check(values, self._non_finite_hint())
         speed = self.meter.read()
         logged = {f"train/{name}": value for name, value in {**values, "lr": step.lr, **speed}.items()}
@@ -194,6 +196,7 @@ class Trainer:
 
     def end_epoch(self, epoch: int, global_step: int) -> None:
         """Warn about the epoch that has ended, and move the state to the next."""
+        self._print_line(self.guide.end_epoch(epoch))
         self._print_line(self.hinge.end_epoch(self.config.loss.margin, epoch))
         if self.config.data.on_damage == "skip":
             dropped, warning = self.damage.end_epoch()

@@ -1,13 +1,17 @@
 """Speed, non-finite values and idle hinges."""
 
+import re
 from collections.abc import Iterator
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from reid.config import LossConfig
+from reid.losses.anchors import Anchors
 from reid.training import monitors as watch_module
-from reid.training.monitors import FiniteWatch, HingeWatch, Meter
+from reid.training.monitors import FiniteWatch, HingeWatch, MarginGuide, Meter
 from tests.support.batches import losses_of
 
 NAMES = ["0002", "0007", "0010"]
@@ -81,7 +85,7 @@ def test_an_idle_hinge_is_said_after_the_warm_up_and_again() -> None:
         for share in (active, 0.0):
             watch.record({"hinge_active": share})
         if text := watch.end_epoch(0.5, epoch):
-            assert "loss.margin = 0.5" in text and "loss.relative" in text
+            assert "loss.margin = 0.5" in text and "loss.space" in text
             warned.append(epoch)
     assert warned == [3, 4, 6, 8]  # idle for 1, 2 and 4 epochs; active; idle for 1
     watch.record({})
@@ -103,3 +107,23 @@ def test_the_meter_counts_all_ranks_and_waiting(clock: Clock) -> None:
         values = meter.read()
         rates = values["images_per_s"], values["steps_per_s"], values["data_wait_share"]
         assert rates == (30, 1, 0.25), reading  # 3 ranks x 20 images in 2 s, of which 0.5 s were spent waiting
+
+
+@pytest.mark.parametrize("loss", [LossConfig(margin=1.4), LossConfig(margin=0.4, mctl=0.0, ctl=1.0)])
+def test_the_margin_guide_names_the_margin_that_half_of_the_anchors_would_need(loss: LossConfig) -> None:
+    guide = MarginGuide(loss, epoch=1)
+    rng = torch.Generator().manual_seed(0)
+    d_ap, d_an = torch.rand(2, 3, 41, generator=rng) + torch.tensor([0.0, 1.0])[:, None, None]
+    weight = torch.ones(41)
+    weight[0] = 0  # no anchor
+    for epoch, ap, an in zip((0, 1, 1), d_ap, d_an, strict=True):
+        losses = losses_of(torch.ones(3, 4), torch.tensor(1.0))
+        guide.record(epoch, losses._replace(anchors={"centroids": Anchors(ap, an, an.long(), weight, weight)}))
+    assert guide.end_epoch(0) is None
+    text = guide.end_epoch(1)
+    ap, an = d_ap[1:, 1:].flatten().double(), d_an[1:, 1:].flatten().double()
+    gap = an if loss.mctl else an - ap
+    assert "loss.space = raw" in text and f"loss.margin = {loss.margin}" in text
+    quantiles = [float(word) for word in re.findall(r"\d\.\d+", text)][:6]
+    assert quantiles == pytest.approx([*np.quantile(ap, [0.1, 0.5, 0.9]), *np.quantile(an, [0.1, 0.5, 0.9])], rel=5e-3)
+    assert f"active for {(gap < loss.margin).double().mean():.0%}" in text and f"{gap.median():.3g} would be" in text
