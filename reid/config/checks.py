@@ -28,11 +28,21 @@ def check(config: Config, world_size: int) -> None:
             f"batch.identities = {batch.identities} and batch.images = {batch.images} give {world_size} rank(s) one "
             "image each, and BatchNorm needs two; raise one of them, or launch fewer processes"
         )
-    paired = [name for name in ("triplet", "quadruplet", "mctl", "ctl") if getattr(loss, name)]
+    paired = [
+        name
+        for name in ("triplet", "quadruplet", "mctl", "ctl", "circle", "contrastive", "multi_similarity")
+        if getattr(loss, name)
+    ]
     if batch.images == 1 and paired:
         raise ValueError(
             f"batch.images = 1 leaves loss.{paired[0]} without a second image of any identity; use 2 or more, or set "
             "its weight to 0"
+        )
+    margins = [name for name in ("angular_margin", "cosine_margin") if getattr(loss, name)]
+    if margins and config.model.head != "cosine":
+        raise ValueError(
+            f"loss.{margins[0]} = {getattr(loss, margins[0])} is for cosines, and model.head = {config.model.head} has "
+            "none; set model.head = cosine and model.head_temperature, or the margin to 0"
         )
     if config.model.frozen_epochs and not loss.cross_entropy:
         raise ValueError(

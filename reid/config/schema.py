@@ -169,6 +169,24 @@ class LossConfig(Section):
     their norms, as in evaluation: unrelated identities are then about sqrt(2) apart."""
     relative: bool = False
     """Measure MCTL's and CTL's distances, and so `margin`, in units of the running mean distance between centroids."""
+    circle: Weight = 0.0
+    """Weight of the circle loss on pairs of images of all ranks."""
+    circle_margin: Fraction = 0.25
+    """Margin of the circle loss, on cosines."""
+    circle_scale: Positive = 64.0
+    """Scale of the circle loss."""
+    contrastive: Weight = 0.0
+    """Weight of the supervised contrastive loss on pairs of images of all ranks."""
+    contrastive_temperature: Positive = 0.1
+    """Temperature of the supervised contrastive loss."""
+    multi_similarity: Weight = 0.0
+    """Weight of the multi-similarity loss on pairs of images of all ranks."""
+    pair_space: Literal["unit", "neck"] = "neck"
+    """Features of which the losses on pairs take cosines; see `space`."""
+    angular_margin: NonNegative = 0.0
+    """Margin of ArcFace in radians, on the logit of the identity; needs `model.head` = cosine."""
+    cosine_margin: NonNegative = 0.0
+    """Margin of CosFace, subtracted from the cosine of the identity; needs `model.head` = cosine."""
     center: Weight = 5e-4
     """Weight of the center loss."""
     center_lr: NonNegative = 0.5
@@ -182,13 +200,18 @@ class LossConfig(Section):
     @property
     def spaces(self) -> tuple[str, ...]:
         """The spaces in which losses compare features."""
-        mines, centroids = self.triplet or self.quadruplet, self.mctl or self.ctl
         used = (
-            self.space if centroids else None,
-            self.triplet_space if mines else None,
+            self.space if self.mctl or self.ctl else None,
+            self.triplet_space if self.triplet or self.quadruplet else None,
+            self.pair_space if self.compares_pairs else None,
             "raw" if self.center else None,
         )
         return tuple(dict.fromkeys(space for space in used if space is not None))
+
+    @property
+    def compares_pairs(self) -> bool:
+        """Whether there is a loss on pairs of images."""
+        return bool(self.circle or self.contrastive or self.multi_similarity)
 
     @property
     def quadruplet_margin(self) -> float:

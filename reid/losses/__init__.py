@@ -8,13 +8,17 @@ rank enters the same collectives backward; what does not count is masked by a we
 
 from reid.losses.centroid import centroid_triplet, modified_centroid_triplet
 from reid.losses.identity import CenterLoss, cross_entropy
+from reid.losses.pairs import circle, multi_similarity, supervised_contrastive
 from reid.losses.triplet import batch_hard_triplet, quadruplet
 
 __all__ = [
     "CenterLoss",
     "batch_hard_triplet",
     "centroid_triplet",
+    "circle",
     "cross_entropy",
     "modified_centroid_triplet",
+    "multi_similarity",
     "quadruplet",
+    "supervised_contrastive",
 ]

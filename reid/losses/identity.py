@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,6 +35,29 @@ def cross_entropy(
         of_labels = F.nll_loss(log_p, labels, reduction="sum")
         total = torch.add((1 - smoothing) * of_labels, log_p.sum(), alpha=-smoothing / logits.shape[1])
         return layout.image_weight * total
+
+
+def with_margin(
+    logits: Tensor, labels: Tensor, angular: float = 0.0, cosine: float = 0.0, temperature: float = 1.0
+) -> Tensor:
+    """Return the logits of cosines with a margin for the identity of each row: (cos(a + angular) - cosine) / T.
+
+    An angular margin is ArcFace (Deng et al., CVPR 2019), a cosine margin CosFace (Wang et al., CVPR 2018). Where the
+    angle would exceed pi the cosine continues as a line, so that the logit still falls as the angle a grows.
+
+    Args:
+        logits: (B, C), cosines divided by the temperature T.
+        labels: (B,) int64.
+        angular: in radians, below pi.
+        cosine: at least 0.
+        temperature: T.
+    """
+    own = labels[:, None]
+    cos = (logits.gather(1, own) * temperature).clamp(-1, 1)
+    sin = (1 - cos.square()).clamp(min=1e-12).sqrt()
+    moved = cos * math.cos(angular) - sin * math.sin(angular)
+    moved = torch.where(cos > -math.cos(angular), moved, cos - angular * math.sin(angular))
+    return logits.scatter(1, own, (moved - cosine) / temperature)
 
 
 class CenterLoss(nn.Module):

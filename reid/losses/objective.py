@@ -13,7 +13,8 @@ from reid.losses.anchors import Anchors, Images, find_anchors
 from reid.losses.centroid import anchors_in_rounds, centroid_triplet_of, modified_centroid_triplet_of
 from reid.losses.distances import as_float, unit_vectors
 from reid.losses.gather import GlobalBatch, find_layout
-from reid.losses.identity import CenterLoss, cross_entropy
+from reid.losses.identity import CenterLoss, cross_entropy, with_margin
+from reid.losses.pairs import circle_of, find_pairs, multi_similarity_of, supervised_contrastive_of
 from reid.losses.triplet import batch_hard_triplet_of, images_in_scope, quadruplet_of
 
 
@@ -45,16 +46,18 @@ class Objective(nn.Module):
         num_classes: identities that are trained on.
         dim: D, length of a feature.
         generator: of the initial centers; default: torch's global one.
+        temperature: divisor of the logits, if they are cosines.
     """
 
     spread: Tensor
     weights: Tensor
 
     def __init__(
-        self, config: LossConfig, num_classes: int, dim: int, generator: torch.Generator | None = None
-    ) -> None:
+        self, config: LossConfig, num_classes: int, dim: int, generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.config = config
+        self.config, self.temperature = config, temperature
         self.center = CenterLoss(num_classes, dim, config.center_lr, generator)
         self.register_buffer("spread", torch.tensor(0.0))
         weights = {name: weight for name, weight in config.weights.items() if weight}
@@ -85,7 +88,9 @@ class Objective(nn.Module):
                 images = images_in_scope(batch, config.triplet_space, config.triplet_scope)
             anchors = self._find_anchors(batch, images)
             losses = {
-                "cross_entropy": lambda: cross_entropy(logits, labels, config.smoothing, layout),
+                "cross_entropy": lambda: cross_entropy(
+                    self._with_margin(logits, labels), labels, config.smoothing, layout
+                ),
                 "triplet": lambda: batch_hard_triplet_of(anchors["images"], config.triplet_margin),
                 "quadruplet": lambda: quadruplet_of(
                     anchors["images"],
@@ -96,6 +101,13 @@ class Objective(nn.Module):
                 ),
                 "mctl": lambda: modified_centroid_triplet_of(anchors["centroids"], config.w1, config.margin, config.w2),
                 "ctl": lambda: centroid_triplet_of(anchors["centroids"], config.margin),
+                "circle": lambda: circle_of(
+                    find_pairs(batch, config.pair_space), config.circle_margin, config.circle_scale
+                ),
+                "contrastive": lambda: supervised_contrastive_of(
+                    find_pairs(batch, config.pair_space), config.contrastive_temperature
+                ),
+                "multi_similarity": lambda: multi_similarity_of(find_pairs(batch, config.pair_space)),
                 "center": lambda: self.center(features, labels, layout),
             }
             terms = {name: losses[name]() for name in self.names}
@@ -110,6 +122,12 @@ class Objective(nn.Module):
             anchors=anchors,
         )
 
+    def _with_margin(self, logits: Tensor, labels: Tensor) -> Tensor:
+        config = self.config
+        if not (config.angular_margin or config.cosine_margin):
+            return logits
+        return with_margin(logits, labels, config.angular_margin, config.cosine_margin, self.temperature)
+
     @property
     def _shared_spaces(self) -> list[str]:
         """The spaces in which a loss needs other ranks: all but that of triplets which are mined in one rank."""
@@ -117,6 +135,7 @@ class Objective(nn.Module):
         needed = {config.space} if config.mctl or config.ctl else set()
         needed |= {"raw"} if config.center else set()
         needed |= {config.triplet_space} if config.triplet_scope == "global" else set()
+        needed |= {config.pair_space} if config.compares_pairs else set()
         return [space for space in config.spaces if space in needed]
 
     @property
@@ -124,7 +143,8 @@ class Objective(nn.Module):
         """Whether a loss compares the images of all ranks."""
         config = self.config
         mines_globally = (config.triplet or config.quadruplet) and config.triplet_scope == "global"
-        return bool(mines_globally or ((config.mctl or config.ctl) and config.reading == "rounds"))
+        in_rounds = (config.mctl or config.ctl) and config.reading == "rounds"
+        return bool(mines_globally or in_rounds or config.compares_pairs)
 
     def _find_anchors(self, batch: GlobalBatch, images: Images | None) -> dict[str, Anchors]:
         """Return the anchors among `images`, and those of MCTL and CTL, in units of `unit`, among `centroids`."""

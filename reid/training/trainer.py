@@ -62,7 +62,8 @@ class Trainer:
         torch.manual_seed(config.seed)
         model = build_model(config, data.num_classes, self.device)
         centers = torch.Generator().manual_seed(config.seed)
-        self.objective = Objective(config.loss, data.num_classes, model.dim, centers).to(self.device)
+        temperature = config.model.head_temperature
+        self.objective = Objective(config.loss, data.num_classes, model.dim, centers, temperature).to(self.device)
         optimizer = build_optimizer(model, config.optim)
         about = checkpoint_facts(config, data.manifest, data.num_classes)
         parts = Parts(model, about, self.objective, optimizer, accelerator.scaler)

@@ -81,7 +81,10 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "MCTL neck, m 1.6, w1 0.5, weight 3": centroids("mctl", "neck", 1.6, 3, 0.5),
     "CTL neck, m 0.3, weight 5": centroids("ctl", "neck", 0.3, 5),
     "triplet neck, m 0.3": NECK_TRIPLET,
-    "triplet neck, m 0.3; MCTL neck, m √2, w1 0.5, weight 3": (*NECK_TRIPLET, *centroids("mctl", "neck", 1.414, 3, 0.5)),
+    "triplet neck, m 0.3; MCTL neck, m √2, w1 0.5, weight 3": (
+        *NECK_TRIPLET,
+        *centroids("mctl", "neck", 1.414, 3, 0.5),
+    ),
     "MCTL neck, m √2, w1 0.1, weight 3": centroids("mctl", "neck", 1.414, 3, 0.1),
     "MCTL neck, m 1.0, w1 0.5, weight 3": centroids("mctl", "neck", 1.0, 3, 0.5),
     "CTL neck, m 0.3, weight 1": centroids("ctl", "neck", 0.3, 1),

@@ -49,7 +49,8 @@ RECIPE = {
     "model.frozen_epochs": 0, "loss.cross_entropy": 1.0, "loss.smoothing": 0.1, "loss.triplet": 1.0,
     "loss.triplet_margin": 0.5, "loss.triplet_scope": "local", "loss.quadruplet": 0.0, "loss.mctl": 1.0,
     "loss.ctl": 0.0, "loss.w1": 0.1, "loss.w2": None, "loss.margin": 5.0, "loss.reading": "paper",
-    "loss.space": "raw", "loss.triplet_space": "raw",
+    "loss.space": "raw", "loss.triplet_space": "raw", "loss.circle": 0.0, "loss.contrastive": 0.0,
+    "loss.multi_similarity": 0.0, "loss.angular_margin": 0.0, "loss.cosine_margin": 0.0,
     "loss.relative": False, "loss.center": 5e-4, "loss.center_lr": 0.5, "optim.algorithm": "adam", "optim.lr": 3.5e-4,
     "optim.lr_rule": "none", "optim.head_lr_factor": 1.0, "optim.bias_lr_factor": 1.0, "optim.weight_decay": 5e-4,
     "optim.decay_norm": True, "optim.epochs": 120, "optim.schedule": "milestones", "optim.milestones": [40, 70],
@@ -214,6 +215,7 @@ def changed(**knobs) -> Config:
             1,
             r"frozen_epochs = 3 .*give weights, or leave it at 0",
         ),
+        ({"loss__angular_margin": 0.5}, 1, r"loss\.angular_margin = 0\.5 is for cosines.*set model\.head = cosine"),
         (
             {"model__frozen_epochs": 3, "loss__cross_entropy": 0.0},
             1,

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from reid.config import LossConfig
 from reid.distributed import gather_padded, gather_sizes, world_size
-from reid.losses import centroid, triplet
+from reid.losses import centroid, pairs, triplet
 from reid.losses.gather import find_global_batch, find_layout
 from reid.losses.objective import Objective
 from tests.support.batches import DIM, PIDS, split_batch
@@ -24,6 +24,9 @@ LOSSES = {
     "ctl rounds": functools.partial(centroid.centroid_triplet, margin=1.0, reading="rounds"),
     "triplet": functools.partial(triplet.batch_hard_triplet, margin=1.0, scope="global"),
     "soft triplet": functools.partial(triplet.batch_hard_triplet, margin=None, scope="global"),
+    "circle": functools.partial(pairs.circle, scale=8.0),
+    "contrastive": pairs.supervised_contrastive,
+    "multi-similarity": pairs.multi_similarity,
     "quadruplet": functools.partial(triplet.quadruplet, margin=1.0, margin2=0.5, scope="global"),
 }
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}

@@ -417,7 +417,16 @@ def test_a_sweep_is_made_interrupted_and_finished(tmp_path: Path, shards: Path, 
         assert float(row["eval/best_mAP"]) == lines[-1]["eval/best_mAP"]
         logged = {name for line in lines for name in line}
         assert logged <= {"step", "epoch", *METRICS}
-        left = ("eval/val/", "train/ctl", "train/quadruplet", "train/centroid_spread", "data/")
+        left = (
+            "eval/val/",
+            "train/ctl",
+            "train/quadruplet",
+            "train/centroid_spread",
+            "data/",
+            "train/circle",
+            "train/contrastive",
+            "train/multi_similarity",
+        )
         assert {metric for metric in METRICS if not metric.startswith(left)} <= logged
         config = yaml.safe_load((out / f"run-{int(row['run']):04d}" / "config.yaml").read_text())
         assert (str(config["loss"]["w1"]), str(config["seed"])) == (row["loss.w1"], row["seed"])
