@@ -214,22 +214,25 @@ def _list_knobs(kind: type, file: Path, document: Any) -> dict[str, Any]:
     knobs: dict[str, Any] = {}
     known = {"base", *knob_types(kind)}
     sections = {name.partition(".")[0] for name in known if "." in name}
-    for name, value in document.items():
-        if name in sections and not isinstance(value, dict):
+    for name, content in document.items():
+        if name in sections and not isinstance(content, dict):
             raise ValueError(
-                f"{file}: {name} = {_shorten(value)}: give knobs of this section, indented below it, or leave it out"
+                f"{file}: {name} = {_shorten(content)}: give knobs of this section, indented below it, or leave it out"
             )
-        inside = {f"{name}.{knob}": entry for knob, entry in value.items()} if name in sections else {name: value}
+        inside = {f"{name}.{knob}": entry for knob, entry in content.items()} if name in sections else {name: content}
         for written, entry in inside.items():
             try:
-                knob, renamed = rename(written, entry)
+                renamed = rename(written, entry)
             except ValueError as error:
                 raise ValueError(f"{file}: {error}") from error
+            if renamed is None:
+                continue
+            knob, value = renamed
             if knob not in known:
                 raise ValueError(f"{file}: unknown knob {knob!r}. {suggest_knob(knob, knob_types(kind))}")
             if knob in knobs:
                 raise ValueError(f"{file}: {knob} is there twice; keep one")
-            knobs[knob] = renamed
+            knobs[knob] = value
     return knobs
 
 

@@ -167,8 +167,6 @@ class LossConfig(Section):
     space: Literal["raw", "unit", "neck"] = "raw"
     """Features that MCTL and CTL compare: before the neck; the same divided by their norms; after the neck, divided by
     their norms, as in evaluation: unrelated identities are then about sqrt(2) apart."""
-    relative: bool = False
-    """Measure MCTL's and CTL's distances, and so `margin`, in units of the running mean distance between centroids."""
     circle: Weight = 0.0
     """Weight of the circle loss on pairs of images of all ranks."""
     circle_margin: Fraction = 0.25

@@ -5,7 +5,7 @@ All losses of a step share one matrix of distances for mining, and one pass that
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -28,10 +28,6 @@ class Anchors:
     """(A,) weight in the mean over the anchors of all ranks (see Layout); 0 for a row that is not an anchor."""
     push_weight: Tensor
     """(A,) the same, or 0 for an anchor without a negative."""
-
-    def in_units_of(self, unit: Tensor) -> Anchors:
-        """Return the anchors with distances divided by `unit` (a scalar without gradient)."""
-        return replace(self, d_ap=self.d_ap / unit, d_an=self.d_an / unit)
 
 
 @dataclass(frozen=True)

@@ -32,14 +32,11 @@ class Losses(NamedTuple):
     sums: Tensor | None
     """(C, D) sums of the features of all ranks, without gradient, that move the centers of the center loss."""
     anchors: dict[str, Anchors]
-    """Of the triplet loss among `images`; of MCTL and CTL among `centroids`, in units of the margin."""
+    """Of the triplet loss among `images`; of MCTL and CTL among `centroids`."""
 
 
 class Objective(nn.Module):
     """The weighted sum of the losses; a weight of 0 switches a loss and its cost off.
-
-    With `relative`, MCTL and CTL measure distances in units of the running mean distance between the centroids of the
-    global batch (momentum 0.9, equal on every rank, saved with the model): one margin then fits features of any norm.
 
     Args:
         config: weights and parameters of the losses.
@@ -49,7 +46,6 @@ class Objective(nn.Module):
         temperature: divisor of the logits, if they are cosines.
     """
 
-    spread: Tensor
     weights: Tensor
 
     def __init__(
@@ -59,7 +55,6 @@ class Objective(nn.Module):
         super().__init__()
         self.config, self.temperature = config, temperature
         self.center = CenterLoss(num_classes, dim, config.center_lr, generator)
-        self.register_buffer("spread", torch.tensor(0.0))
         weights = {name: weight for name, weight in config.weights.items() if weight}
         self.names = tuple(weights)
         self.register_buffer("weights", torch.tensor(list(weights.values())), persistent=False)
@@ -147,7 +142,7 @@ class Objective(nn.Module):
         return bool(mines_globally or in_rounds or config.compares_pairs)
 
     def _find_anchors(self, batch: GlobalBatch, images: Images | None) -> dict[str, Anchors]:
-        """Return the anchors among `images`, and those of MCTL and CTL, in units of `unit`, among `centroids`."""
+        """Return the anchors among `images`, and those of MCTL and CTL among `centroids`."""
         config = self.config
         uses_centroids = bool(config.mctl or config.ctl)
         in_rounds = uses_centroids and config.reading == "rounds"
@@ -155,25 +150,7 @@ class Objective(nn.Module):
         anchors = find_anchors(batch, images, space) if images or space else {}
         if in_rounds:
             anchors["centroids"] = anchors_in_rounds(batch, config.space)
-        if config.relative and uses_centroids:
-            if self.training:
-                self._update_spread(batch.sums[config.space] / batch.layout.counts[:, None])
-            anchors["centroids"] = anchors["centroids"].in_units_of(self.unit)
         return anchors
-
-    @property
-    def unit(self) -> Tensor:
-        """() the unit of MCTL's and CTL's distances, if `relative`."""
-        return self.spread.clamp(min=1e-12)
-
-    @torch.no_grad()
-    def _update_spread(self, means: Tensor) -> None:
-        means = means.float()
-        pairs = len(means) * (len(means) - 1)
-        if pairs:
-            now = torch.cdist(means, means, compute_mode="donot_use_mm_for_euclid_dist").sum() / pairs
-            updated = torch.where(self.spread > 0, 0.9 * self.spread + 0.1 * now, now)
-            self.spread.copy_(torch.where(now.isfinite(), updated, self.spread))  # not if features overflowed
 
     def update_centers(self, losses: Losses) -> None:
         """Move the centers by a batch that `forward` has seen; once per optimizer step, on every rank."""
@@ -188,8 +165,7 @@ class Objective(nn.Module):
             feature_norm: mean norm of the features. With the triplet loss triplet_d_ap, triplet_d_an: mean distances of
             its pairs. With MCTL or CTL also hinge_active: fraction of anchors whose hinge is active; d_ap, d_an: mean
             distances; negative_entropy: entropy in nats of which identity is the nearest negative, among this rank's
-            anchors: near 0, one identity is the nearest negative of most anchors; centroid_spread: the unit of their
-            distances, if `relative`. Distances are those of features.
+            anchors: near 0, one identity is the nearest negative of most anchors.
         """
         found = {"feature_norm": losses.features.norm(dim=1).sum() * losses.layout.image_weight}
         if "images" in losses.anchors:
@@ -198,8 +174,6 @@ class Objective(nn.Module):
             found["triplet_d_an"] = triplet.weight.dot(triplet.d_an)
         if "centroids" in losses.anchors:
             found |= diagnose(losses.anchors["centroids"], self.config.margin, against_positive=not self.config.mctl)
-            if self.config.relative:
-                found |= {name: found[name] * self.unit for name in ("d_ap", "d_an")} | {"centroid_spread": self.unit}
         return found
 
 

@@ -268,6 +268,7 @@ def _load_tensors(file: Path, module: nn.Module) -> None:
         if name not in state or state[name].shape != value.shape:
             found = tuple(state[name].shape) if name in state else "absent"
             raise ValueError(f"{file} holds another model: {name} is {found}, expected {tuple(value.shape)}")
+    state.pop("spread", None)  # of an objective of earlier versions
     more = sorted(set(state) - set(module.state_dict()))
     if more:
         raise ValueError(f"{file} holds another model: it has {more[0]}, which this model does not have")

@@ -11,7 +11,7 @@ from reid.config.ranges import weights_of
 
 LOSSES = weights_of(LossConfig)
 OF_TRIPLETS = ("triplet_d_ap", "triplet_d_an")
-OF_CENTROIDS = ("hinge_active", "d_ap", "d_an", "negative_entropy", "centroid_spread")
+OF_CENTROIDS = ("hinge_active", "d_ap", "d_an", "negative_entropy")
 SPEED = ("lr", "images_per_s", "steps_per_s", "data_wait_share", "memory_gib")
 EVALUATED = [f"{protocol}/{name}" for protocol in ("image", "centroid", "val") for name in ("mAP", "mINP", "rank1")]
 METRICS = (
@@ -35,8 +35,6 @@ def why_not_logged(metric: str, config: Config) -> str | None:
         return "--loss.triplet above 0"
     if name in OF_CENTROIDS and not (config.loss.mctl or config.loss.ctl):
         return "--loss.mctl or --loss.ctl above 0"
-    if name == "centroid_spread" and not config.loss.relative:
-        return "--loss.relative"
     if metric == "data/dropped_identities" and config.data.on_damage != "skip":
         return "--data.on_damage=skip"
     return None

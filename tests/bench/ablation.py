@@ -92,7 +92,6 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "triplet neck, m 0.3; CTL neck, m 0.3, weight 2": (*NECK_TRIPLET, *centroids("ctl", "neck", 0.3, 2)),
     "MCTL unit, m 0.5, w1 0.1": centroids("mctl", "unit", 0.5, 1),
     "MCTL raw, m 5, w1 0.3": centroids("mctl", "raw", 5, 1, 0.3),
-    "MCTL raw, m 1 of the centroid spread, w1 0.1": (*centroids("mctl", "raw", 1, 1), "--loss.relative=true"),
 }
 FINALISTS = (
     "nothing added",

@@ -51,7 +51,7 @@ RECIPE = {
     "loss.ctl": 0.0, "loss.w1": 0.1, "loss.w2": None, "loss.margin": 5.0, "loss.reading": "paper",
     "loss.space": "raw", "loss.triplet_space": "raw", "loss.circle": 0.0, "loss.contrastive": 0.0,
     "loss.multi_similarity": 0.0, "loss.angular_margin": 0.0, "loss.cosine_margin": 0.0,
-    "loss.relative": False, "loss.center": 5e-4, "loss.center_lr": 0.5, "optim.algorithm": "adam", "optim.lr": 3.5e-4,
+    "loss.center": 5e-4, "loss.center_lr": 0.5, "optim.algorithm": "adam", "optim.lr": 3.5e-4,
     "optim.lr_rule": "none", "optim.head_lr_factor": 1.0, "optim.bias_lr_factor": 1.0, "optim.weight_decay": 5e-4,
     "optim.decay_norm": True, "optim.epochs": 120, "optim.schedule": "milestones", "optim.milestones": [40, 70],
     "optim.gamma": 0.1, "optim.warmup_epochs": 10, "optim.warmup_factor": 0.01, "optim.clip_norm": 0.0,

@@ -199,7 +199,11 @@ def test_a_knob_of_an_earlier_version_keeps_its_meaning(tmp_path):
         file.write_text(f"loss:\n  normalize: {written}\n")
         assert parse(Config, [f"--config={file}"]).loss.space == space
         assert parse(Config, ["--loss.space=neck", f"--loss.normalize={written}"]).loss.space == space
-    assert parse(Config, ["--loss.normalize"]).loss.space == "unit"
+    assert parse(Config, ["--loss.normalize", "--loss.relative=false"]).loss.space == "unit"
+    file.write_text("loss: {relative: false}")
+    assert parse(Config, [f"--config={file}"]) == Config()
+    with pytest.raises(ValueError, match=r"loss\.relative = true: this knob was removed"):
+        parse(Config, ["--loss.relative"])
     file.write_text("loss:\n  normalize: true\n  space: neck\n")
     with pytest.raises(SystemExit):
         parse(Config, [f"--config={file}"])

@@ -31,7 +31,7 @@ def count_launches(parts: dict[str, Record], *names: str) -> int:
     [
         LossConfig(),
         LossConfig(triplet_scope="global", quadruplet=1.0),
-        LossConfig(ctl=1.0, reading="rounds", relative=True),
+        LossConfig(ctl=1.0, reading="rounds", circle=1.0),
         LossConfig(space="neck"),
         LossConfig(space="unit", triplet_space="neck", quadruplet=1.0),
     ],
