@@ -399,7 +399,7 @@ class EvaluateConfig(Section):
     workers: Count = 2
     """Decoding processes per rank."""
     timeout_s: Size = 3600
-    """Seconds that ranks wait for rank 0, which re-ranks and draws."""
+    """Seconds that ranks wait for rank 0, which draws."""
     wandb: Literal["online", "offline", "off"] = "offline"
     """Weights & Biases mode."""
     project: str = "mctl-reid"

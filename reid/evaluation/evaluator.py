@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from reid.config import EvaluateConfig, load
 from reid.data.augmentation import normalize
@@ -23,7 +23,7 @@ from reid.evaluation.external_features import ExternalFeatures, check_finite, re
 from reid.files import check_writable, is_inside, make_folder
 from reid.metrics.features import JUNK, UNKNOWN, Features
 from reid.metrics.protocols import PROTOCOLS
-from reid.metrics.rerank import Reranked
+from reid.metrics.rerank import Ranks, Reranked
 from reid.metrics.retrieval import Result, evaluate, evaluate_search, merge
 from reid.precision import AUTOCAST_DTYPES, forward_pass
 from reid.runs import checkpoint
@@ -90,8 +90,13 @@ def evaluate_over_ranks(
     return merge(gather_objects(evaluate(part, gallery, protocol, metric, max_rank, partial=True)))
 
 
+def gather_tensors(local: Tensor) -> Tensor:
+    """Concatenate a tensor (N, ...) of every rank in rank order; N may differ between ranks."""
+    return gather_padded(local, gather_sizes(len(local), local.device))
+
+
 def rank_protocols(query: Features, gallery: Features, options: EvaluateConfig) -> Evaluation:
-    """Evaluate the protocols of the options, and re-rank on rank 0, which needs all queries at once.
+    """Evaluate the protocols of the options, and re-rank. Ranks share the work.
 
     A protocol without a possible match is left out with a warning. Raises ValueError if that leaves none.
     """
@@ -107,9 +112,10 @@ def rank_protocols(query: Features, gallery: Features, options: EvaluateConfig) 
         raise next(iter(errors.values()))
     can_rerank = [row for row in PROTOCOLS.values() if row.can_rerank and row.name in options.protocols]
     knobs = options.metric, options.rerank_k1, options.rerank_k2, options.rerank_lambda
-    for row in can_rerank if options.rerank and rank() == 0 else []:
+    for row in can_rerank if options.rerank else []:
         try:
-            results[row.reranked_name] = evaluate_search(Reranked(query, gallery, row.name, *knobs), max_rank)
+            search = Reranked(query, gallery, row.name, *knobs, Ranks(rank(), world_size(), gather_tensors))
+            results[row.reranked_name] = merge(gather_objects(evaluate_search(search, max_rank)))
         except ValueError as error:
             errors[row.reranked_name] = error
     return Evaluation(query, gallery, results, [f"{name} is left out: {error}" for name, error in errors.items()])

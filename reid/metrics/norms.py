@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NORM_ROWS = 8192  # features squared at a time: 64 MiB at 2,048 dimensions
+NORM_ROWS = 8192  # features read at a time: 64 MiB at 2,048 dimensions
+SQUARED = 1 << 21  # numbers squared at a time on a CPU: 8 MiB, which stay in its caches
 SMALL = 2.0**-64  # squared norms below may have lost digits: float32 has all of them from 2**-126
 # float32 has 24 bits of a number from 2**-126 on, 8 of this one (as bfloat16), and fewer of a smaller one.
 LEAST = 2.0**-142
@@ -16,9 +17,10 @@ LEAST = 2.0**-142
 def squared_norms(embeddings: Tensor, unit: float = 1.0) -> Tensor:
     """Return (N,) squared lengths of (N, D), in units of 1 / `unit`, without another array of that size."""
     squares = embeddings.new_empty(len(embeddings))
-    for i in range(0, len(embeddings), NORM_ROWS):
-        rows = embeddings[i : i + NORM_ROWS]
-        squares[i : i + NORM_ROWS] = (rows if unit == 1 else rows * unit).square().sum(1)
+    step = NORM_ROWS if embeddings.is_cuda else min(NORM_ROWS, max(1, SQUARED // max(1, embeddings.shape[1])))
+    for i in range(0, len(embeddings), step):
+        rows = embeddings[i : i + step]
+        squares[i : i + step] = (rows if unit == 1 else rows * unit).square().sum(1)
     return squares
 
 

@@ -19,7 +19,7 @@ from reid.precision import exact_products
 from reid.search import GALLERIES
 from reid.search.index_files import COLUMNS, ENTRIES, Source, checksums, lay_out, read_meta
 
-QUERIES = 256  # scored together: a slice has at most 65,536 entries, 64 MiB of scores
+QUERIES = 256  # scored together: a slice has at most 98,304 entries, 96 MiB of scores
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Time and memory of ranking and re-ranking beside the bare matrix product and the dense algorithm.
+"""Time and memory of ranking and re-ranking beside the bare matrix product and the algorithms of other evaluators.
 
 python -m tests.bench.ranking            prints Markdown tables; under four minutes on two idle cores
 python -m tests.bench.ranking --device cuda    on a GPU
@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from reid.metrics import scores, top_k
@@ -99,9 +100,10 @@ class PeakMemory:
 
 def multiply(query: Tensor, gallery: Tensor) -> None:
     """The bare product, in the blocks that ranking uses; every score is computed and dropped."""
+    vectors = scores.Vectors(gallery)
     for part in scores.cut(len(gallery)):
         for i in range(0, len(query), scores.PRODUCT_ROWS):
-            query[i : i + scores.PRODUCT_ROWS] @ gallery[part].T
+            vectors.scores(query[i : i + scores.PRODUCT_ROWS], part)
 
 
 def multiply_all(query: Tensor, gallery: Tensor) -> None:
@@ -109,9 +111,49 @@ def multiply_all(query: Tensor, gallery: Tensor) -> None:
     multiply(nodes, nodes)
 
 
+def sort_each_query(query: Features, gallery: Features) -> float:
+    """Return mAP as the evaluators of torchreid and fast-reid compute it: the full matrix, then query after query an
+    argsort of its row, the removal of its identity's images by its camera, and cumulative sums."""
+    distances = (1 - F.normalize(query.embeddings) @ F.normalize(gallery.embeddings).T).cpu().numpy()
+    pids, cameras = gallery.pids.cpu().numpy(), gallery.camids.cpu().numpy()
+    precisions = []
+    for row, pid, camera in zip(distances, query.pids.tolist(), query.camids.tolist(), strict=True):
+        order = np.argsort(row)
+        kept = order[(pids[order] != pid) | (cameras[order] != camera)]
+        match = pids[kept] == pid
+        if match.any():
+            precision = match.cumsum() / np.arange(1, len(match) + 1)
+            precisions.append(precision[match].mean())
+    return float(np.mean(precisions))
+
+
+def sort_all_queries(query: Features, gallery: Features) -> float:
+    """Return mAP from the full matrix and its full argsort, all queries together in torch."""
+    distances = 1 - F.normalize(query.embeddings) @ F.normalize(gallery.embeddings).T
+    order = distances.argsort(dim=1)
+    match = gallery.pids[order] == query.pids[:, None]
+    kept = ~match | (gallery.camids[order] != query.camids[:, None])
+    match &= kept
+    precision = match.cumsum(1) / kept.cumsum(1).clamp(min=1)
+    number = match.sum(1)
+    return float(((precision * match).sum(1) / number)[number > 0].mean())
+
+
+def multiply_at_once(query: Features, gallery: Features) -> None:
+    query.embeddings @ gallery.embeddings.T
+
+
+OTHERS: dict[str, Callable[[Features, Features], float | None]] = {
+    "product without blocks": multiply_at_once,
+    "argsort of each query": sort_each_query,
+    "argsort of the full matrix": sort_all_queries,
+}
+
+
 def beside_the_product(
-    queries: int, entries: int, identities: int, dim: int, trained: bool, rounds: int, device: str
+    queries: int, entries: int, identities: int, dim: int, trained: bool, rounds: int, device: str, others: bool
 ) -> dict:
+    """With `others`, the algorithms of OTHERS are timed as well."""
     query = move(make_split(queries, identities, dim, trained, seed=1), device)
     gallery = move(make_split(entries, identities, dim, trained, seed=2), device)
     found: dict[str, list[float]] = {"product": [], "evaluate": [], "top_k": []}
@@ -123,6 +165,11 @@ def beside_the_product(
             found["product"].append(product)
             found["evaluate"].append(seconds(lambda: results.append(evaluate(query, gallery).mAP)) / product)
             found["top_k"].append(seconds(lambda: top_k(query, gallery, 50)) / product)
+            for name, other in OTHERS.items() if others else ():
+                start = time.perf_counter()
+                mean_precision = other(query, gallery)
+                found.setdefault(name, []).append((time.perf_counter() - start) / product)
+                assert mean_precision is None or abs(mean_precision - results[-1]) < 1e-4, name
     medians = {name: statistics.median(values) for name, values in found.items()}
     medians["ns"] = 1e9 * medians["evaluate"] * medians["product"] / (queries * entries)
     return medians | {"memory": memory.extra, "mAP": results[-1]}
@@ -219,18 +266,25 @@ def print_ranking(device: str) -> list[dict]:
     rows = []
     queries, entries, identities = MARKET
     for trained in (True, False):
-        found = alone(beside_the_product, queries, entries, identities, 2048, trained, ROUNDS, device)
+        found = alone(beside_the_product, queries, entries, identities, 2048, trained, ROUNDS, device, trained)
         kind = "trained-like" if trained else "random"
         rows.append(print_row(f"Market-1501, {queries:,} x {entries:,}", kind, found))
     entries, identities = MSMT17[1:]
     sizes = ((256, entries, ROUNDS), (512, entries, ROUNDS), (512, entries // 2, ROUNDS), (4096, entries, 1))
     for queries, gallery_size, rounds in sizes:
-        found = alone(beside_the_product, queries, gallery_size, identities, 2048, True, rounds, device)
+        others = (queries, gallery_size) == (512, entries)
+        found = alone(beside_the_product, queries, gallery_size, identities, 2048, True, rounds, device, others)
         size = f"MSMT17, {queries:,} of {MSMT17[0]:,} queries x {gallery_size:,}"
         rows.append(print_row(size, "trained-like", found))
     took = found["product"] * found["evaluate"]  # a whole reading of the gallery, ranking.QUERY_BLOCK queries
     whole = took * MSMT17[0] / queries
     print(f"\nMSMT17's {MSMT17[0]:,} queries, projected from {queries:,} in {took:.1f} s: {whole:.1f} s")
+    print("\nOther algorithms, in the same runs, times over the same product:\n")
+    print(f"| size | evaluate | {' | '.join(OTHERS)} |")
+    print("|---|---|" + "---|" * len(OTHERS))
+    for row in rows:
+        if OTHERS.keys() <= row.keys():
+            print(f"| {row['size']} | {' | '.join(f'{row[name]:.2f}' for name in ('evaluate', *OTHERS))} |")
     return rows
 
 
@@ -238,6 +292,28 @@ def print_row(size: str, kind: str, found: dict) -> dict:
     ratios = f"{found['evaluate']:.2f} | {found['top_k']:.2f} | {found['ns']:.1f}"
     print(f"| {size} | {kind} | {found['mAP']:.3f} | {found['product']:.3g} | {ratios} | {found['memory'] / 1e6:.0f} |")
     return {"size": size, "features": kind, **found}
+
+
+def rank_one_identity(queries: int, equal: bool, device: str) -> dict:
+    """Rank a gallery of which 100,000 images are the identity of all queries, with different or with equal features."""
+    query, gallery = (
+        move(make_split(size, 1, 512, False, seed), device) for size, seed in ((queries, 1), (120_000, 2))
+    )
+    gallery.pids[100_000:] = 1 + torch.arange(20_000) % 1000
+    for split in (query, gallery) if equal else ():
+        split.embeddings.fill_(1)
+    evaluate(query.take(slice(0, 1)), gallery, partial=True)  # the first pass over fresh memory is slow
+    return {"seconds": statistics.median(seconds(lambda: evaluate(query, gallery)) for _ in range(ROUNDS))}
+
+
+def print_one_identity(device: str) -> None:
+    print("\n100,000 of 120,000 images are of one identity, D = 512:\n")
+    print("| queries | features | seconds |")
+    print("|---|---|---|")
+    for queries in (1, 32):
+        for kind in ("random", "equal"):
+            found = alone(rank_one_identity, queries, kind == "equal", device)
+            print(f"| {queries} | {kind} | {found['seconds']:.2f} |")
 
 
 def print_reranking(device: str) -> list[dict]:
@@ -288,6 +364,7 @@ def main() -> None:
         print_large()
         return
     print_ranking(options.device)
+    print_one_identity(options.device)
     print_reranking(options.device)
 
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from reid.config import EvaluateConfig
 from reid.data.images import Pixels
 from reid.data.manifest import load_manifest
-from reid.evaluation.evaluator import evaluate_over_ranks, extract
+from reid.evaluation.evaluator import extract, rank_protocols
+from reid.metrics.features import Features
 from reid.metrics.retrieval import Result
 from tests.support.drawn import HEIGHT, WIDTH, Drawn, draw_dataset
 from tests.support.pool import Pool
 
 PROTOCOLS = ["image", "centroid", "centroid_all", "ctl_published"]
+RESULTS = [*PROTOCOLS, "image + re-ranking", "centroid_all + re-ranking"]
 
 
 class Small(nn.Sequential):
@@ -38,8 +42,21 @@ def extract_and_rank(root: Path, workers: int) -> tuple[list[torch.Tensor], dict
         )
         for split in ("query", "gallery")
     )  # fmt: skip
-    results = {protocol: evaluate_over_ranks(query, gallery, protocol) for protocol in PROTOCOLS}
+    options = EvaluateConfig(protocols=PROTOCOLS, rerank=True)
+    results = rank_protocols(query, gallery, options).results
+    assert list(results) == RESULTS
     return [query.embeddings, query.pids, gallery.embeddings, gallery.pids], results
+
+
+def rerank_random_features(dim: int) -> dict[str, Result]:
+    """Of more nodes than one product has rows, and of the same features many times."""
+    rng = np.random.default_rng(0)
+    query, gallery = (
+        Features(rng.normal(size=(size, dim)).round(1), rng.integers(0, 30, size), rng.integers(0, 3, size))
+        for size in (70, 410)
+    )
+    results = rank_protocols(query, gallery, EvaluateConfig(protocols=["image", "centroid_all"], rerank=True)).results
+    return {name: result for name, result in results.items() if "re-ranking" in name}
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +73,20 @@ def test_ranks_give_the_figures_of_one_process(
     for tensors, results in pool.run(world_size, extract_and_rank, drawn.root, workers):
         assert len(tensors[2].unique(dim=0)) == len(tensors[2]) == listed
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(tensors, alone[0], strict=True))
-        for protocol in PROTOCOLS:
+        for protocol in RESULTS:
             ours, theirs = results[protocol], alone[1][protocol]
             assert ours.to_json() == theirs.to_json()
             assert (ours.ap == theirs.ap).all() and (ours.first_ranks == theirs.first_ranks).all()
+
+
+@pytest.mark.parametrize("dim", [1, 24])
+def test_ranks_share_a_re_ranking(pool: Pool, dim: int) -> None:
+    alone = pool.run(1, rerank_random_features, dim)[0]
+    assert len(alone) == 2
+    for world_size in (2, 3):
+        for found in pool.run(world_size, rerank_random_features, dim):
+            for name, result in found.items():
+                assert (result.ap == alone[name].ap).all() and result.to_json() == alone[name].to_json()
 
 
 def test_a_rank_without_a_shard_takes_part(pool: Pool, tmp_path: Path) -> None:
@@ -68,7 +95,7 @@ def test_a_rank_without_a_shard_takes_part(pool: Pool, tmp_path: Path) -> None:
     (wanted, figures), *_ = pool.run(1, extract_and_rank, few.root, 0)
     for tensors, results in pool.run(3, extract_and_rank, few.root, 0):
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(tensors, wanted, strict=True))
-        assert all(results[protocol].to_json() == figures[protocol].to_json() for protocol in PROTOCOLS)
+        assert all(results[protocol].to_json() == figures[protocol].to_json() for protocol in RESULTS)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -77,4 +104,4 @@ def test_workers_give_the_features_of_none(
 ) -> None:
     tensors, results = extract_and_rank(drawn.root, workers)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(tensors, alone[0], strict=True))
-    assert all(results[protocol].to_json() == alone[1][protocol].to_json() for protocol in PROTOCOLS)
+    assert all(results[protocol].to_json() == alone[1][protocol].to_json() for protocol in RESULTS)

@@ -23,7 +23,7 @@ from tests.support.memory import allocations
 
 
 def blocks(**sizes):
-    small = dict(QUERY_BLOCK=7, PRODUCT_ROWS=3, GALLERY_BLOCK=5, MATCH_BLOCK=2, TIE_BLOCK=4)
+    small = dict(QUERY_BLOCK=7, PRODUCT_ROWS=3, GALLERY_BLOCK=5, MATCH_BLOCK=2, TIE_BLOCK=4, TILE=2, COUNTED=10)
     return block_sizes(**{**small, **sizes})
 
 
@@ -72,8 +72,9 @@ def test_counts_agree_with_a_loop(seed, rows, width, matches, many_ties):
     expected = count_by_hand(scores, sought, entries)
     expected[sought == NEVER] = 0
     arguments = [torch.from_numpy(np.ascontiguousarray(x)) for x in (scores, sought, entries)]
-    for count in (counting._count_by_comparing, counting._count_by_bucket):
-        found = count(*arguments).numpy()
+    for count in (counting._count_by_sorting, counting._count_by_bucket):
+        with block_sizes(COUNTED=2 * width):
+            found = count(*arguments).numpy()
         found[sought == NEVER] = 0
         np.testing.assert_array_equal(found, expected, err_msg=count.__name__)
 
@@ -155,7 +156,7 @@ def test_copies_in_another_slice_tie_in_gallery_order():
     for row, pid in zip(scores_by_hand(query, gallery, "cosine"), query.pids, strict=True):
         assert are_apart(row, (gallery.pids == pid).numpy())
     complete = evaluate(query, gallery)
-    with blocks(QUERY_BLOCK=24, PRODUCT_ROWS=16, GALLERY_BLOCK=200, MATCH_BLOCK=256):
+    with blocks(QUERY_BLOCK=24, PRODUCT_ROWS=16, GALLERY_BLOCK=200, MATCH_BLOCK=256, TILE=128):
         assert np.array_equal(evaluate(query, gallery).ap, complete.ap)
 
 
