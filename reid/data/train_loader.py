@@ -177,12 +177,12 @@ class TrainLoader:
                     ids += [(row, i) for i in group]
                     slots += range(slot, slot + len(group))
                 slot += len(indices)
-        rows = np.array([row for row, _ in ids], dtype=np.int64)
-        chosen = torch.tensor(slots, dtype=torch.int64)
+        table = np.array(ids, dtype=np.int64).reshape(-1, 2)
+        chosen = np.array(slots, dtype=np.int64)
         return Batch(
             images=images[: len(ids)],
-            labels=torch.from_numpy(self.labels[rows]),
-            ids=torch.tensor(ids, dtype=torch.int64).reshape(-1, 2),
+            labels=torch.from_numpy(self.labels[table[:, 0]]),
+            ids=torch.from_numpy(table),
             changes=self.augmentation.expand(
                 Parameters(*(column[chosen] for column in drawn)), self.pixels.height, self.pixels.width
             ),
@@ -193,7 +193,7 @@ class TrainLoader:
         """Decode images `group` into the first of `places`. If one is damaged, drop the identity and return False."""
         try:
             for i, place in zip(group, places, strict=False):
-                self.pixels.decode_into(place, identity.image(i), identity.place(i))
+                self.pixels.decode_into(place, identity.image(i), partial(identity.place, i))
         except ValueError as error:
             pool.drop(Dropped((identity.row,), str(error)))
             return False

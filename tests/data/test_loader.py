@@ -105,7 +105,7 @@ def test_a_start_in_the_middle_gives_the_same_rest(drawn, reference, start, worl
 
 def test_a_start_in_the_middle_decodes_nothing_before_it(drawn, monkeypatch):
     decoded = []
-    monkeypatch.setattr(Pixels, "decode_into", lambda self, place, data, where: decoded.append(where))
+    monkeypatch.setattr(Pixels, "decode_into", lambda self, place, data, where: decoded.append(where()))
     (_, _, batch) = next(make_loader(drawn.root, drawn.manifest).batches(1, (0, STEPS - 1)))
     assert len(decoded) == len(batch.ids)
 
