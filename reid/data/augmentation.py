@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,13 +22,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Parameters(NamedTuple):
     """The changes of each of B images."""
 
-    flip: Tensor
+    flip: np.ndarray
     """(B,) bool."""
-    crop: Tensor
+    crop: np.ndarray
     """(B, 2) int64: top and left of the crop in the padded image."""
-    affine: Tensor
+    affine: np.ndarray
     """(B, 2) float32: rotation in radians, zoom factor."""
-    erase: Tensor
+    erase: np.ndarray
     """(B, 4) int64: top, left, height, width of the erased box; 0 for none."""
 
 
@@ -51,12 +51,9 @@ class Changes(NamedTuple):
     """(B, 2, 3) float32: rotation and zoom in normalized coordinates."""
 
 
-Columns = TypeVar("Columns", Parameters, Changes)
-
-
-def concatenate(parts: Sequence[Columns]) -> Columns:
+def concatenate(parts: Sequence[Changes]) -> Changes:
     """Concatenate the images of several parts."""
-    return type(parts[0])(*map(torch.cat, zip(*parts, strict=True)))
+    return Changes(*map(torch.cat, zip(*parts, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -74,12 +71,7 @@ class Augmentation:
         zoom = 1 + rng.uniform(-1, 1, size=count) * config.scale
         erase = self._draw_boxes(rng, count, height, width)
         erase[rng.random(count) >= config.erase] = 0
-        return Parameters(
-            flip=torch.from_numpy(flip),
-            crop=torch.from_numpy(crop),
-            affine=torch.from_numpy(np.stack([turn, zoom], axis=1).astype(np.float32)),
-            erase=torch.from_numpy(erase),
-        )
+        return Parameters(flip, crop, np.stack([turn, zoom], axis=1).astype(np.float32), erase)
 
     def _draw_boxes(self, rng: np.random.Generator, count: int, height: int, width: int, tries: int = 10) -> np.ndarray:
         """Draw boxes (count, 4) of random erasing (Zhong et al., AAAI 2020).
@@ -101,21 +93,23 @@ class Augmentation:
 
     def expand(self, parameters: Parameters, height: int, width: int) -> Changes:
         """Work the parameters out for images of height x width pixels, on the host: the device runs few operations."""
-        rows = parameters.crop[:, :1] + torch.arange(height) - self.config.pad
-        columns = parameters.crop[:, 1:] + torch.arange(width) - self.config.pad
-        columns = torch.where(parameters.flip[:, None], width - 1 - columns, columns)
-        top, left, box_height, box_width = parameters.erase[:, :, None].unbind(dim=1)
-        turn, zoom = parameters.affine.double().unbind(dim=1)
-        sine, cosine, zero = turn.sin() / zoom, turn.cos() / zoom, torch.zeros_like(turn)
-        matrix = [cosine, -sine * (height / width), zero, sine * (width / height), cosine, zero]
+        flip, crop, affine, erase = parameters
+        (rows, inside_rows), (columns, inside_columns) = (_crop_table(n, self.config.pad) for n in (height, width))
+        top, left, box_height, box_width = erase.T[:, :, None]
+        turn, zoom = affine.T.astype(np.float64)
+        matrix = np.zeros((len(affine), 2, 3), dtype=np.float32)
+        matrix[:, 0, 0] = matrix[:, 1, 1] = np.cos(turn) / zoom
+        sine = np.sin(turn) / zoom
+        matrix[:, 0, 1] = -sine * (height / width)
+        matrix[:, 1, 0] = sine * (width / height)
         return Changes(
-            rows=rows.clamp(0, height - 1),
-            columns=columns.clamp(0, width - 1),
-            inside_rows=(rows >= 0) & (rows < height),
-            inside_columns=(columns >= 0) & (columns < width),
-            erased_rows=_between(height, top, box_height),
-            erased_columns=_between(width, left, box_width),
-            affine=torch.stack(matrix, dim=1).unflatten(1, (2, 3)).float(),
+            rows=torch.from_numpy(rows[0].take(crop[:, 0], axis=0)),
+            columns=torch.from_numpy(columns[flip.astype(np.intp), crop[:, 1]]),
+            inside_rows=torch.from_numpy(inside_rows.take(crop[:, 0], axis=0)),
+            inside_columns=torch.from_numpy(inside_columns.take(crop[:, 1], axis=0)),
+            erased_rows=torch.from_numpy(_between(height, top, box_height)),
+            erased_columns=torch.from_numpy(_between(width, left, box_width)),
+            affine=torch.from_numpy(matrix),
         )
 
     def apply(self, images: Tensor, changes: Changes) -> Tensor:
@@ -132,9 +126,20 @@ class Augmentation:
         return pixels.masked_fill(erased[:, None], 0.0)  # the mean colour
 
 
-def _between(size: int, start: Tensor, length: Tensor) -> Tensor:
+@cache
+def _crop_table(size: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sources of each possible crop, by its begin, and which of them are no padding.
+
+    Sources are (2, 2 pad + 1, size), plain and flipped. Looking a crop up takes a fraction of the time of computing it.
+    """
+    place = np.arange(2 * pad + 1)[:, None] + np.arange(size) - pad
+    source = place.clip(0, size - 1)
+    return np.stack([source, size - 1 - source]), (place >= 0) & (place < size)
+
+
+def _between(size: int, start: np.ndarray, length: np.ndarray) -> np.ndarray:
     """Return (B, size) bool, whether a place lies in the box that begins at `start` (B, 1)."""
-    place = torch.arange(size)
+    place = np.arange(size)
     return (place >= start) & (place < start + length)
 
 

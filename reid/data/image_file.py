@@ -3,6 +3,7 @@
 import io
 import os
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ class _Refused(ValueError):
     """A picture that is not decoded; the text is the reason."""
 
 
+@lru_cache(maxsize=64)  # the sizes of a dataset are few; errors are not kept
 def check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
     """Raise ValueError if a picture has more than max_pixels, or a side or an aspect that no photo has."""
     if width * height > max_pixels:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +18,8 @@ from reid.data.image_file import MAX_PIXELS, check_size, open_rgb
 _HAS_SIZE = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG frame headers; the three are tables
 _NO_LENGTH = frozenset({0x01, *range(0xD0, 0xDA)})  # markers without a length; no encoder writes one before a frame
 _APP1 = 0xE1
+_SEGMENT = struct.Struct(">BBH")  # 0xFF, marker, length after these two
+_FRAME = struct.Struct(">5xHHB")  # after the marker's place: height, width, components
 _JPEG_COMPONENTS = (1, 3)  # grey, colour; Pillow decodes four (CMYK)
 
 
@@ -35,28 +39,30 @@ class Pixels:
     def decode(self, data: bytes | memoryview, where: str) -> Tensor:
         """Return an encoded image as (3, height, width) uint8 RGB, upright by its EXIF orientation."""
         place = np.empty((self.height, self.width, 3), dtype=np.uint8)
-        self.decode_into(place, data, where)
+        self.decode_into(place, data, lambda: where)
         return torch.from_numpy(place).permute(2, 0, 1)
 
-    def decode_into(self, place: np.ndarray, data: bytes | memoryview, where: str) -> None:
+    def decode_into(self, place: np.ndarray, data: bytes | memoryview, where: Callable[[], str]) -> None:
         """Write an encoded image to `place` (height, width, 3) uint8, in RGB, upright by its EXIF orientation.
 
         simplejpeg decodes a usual JPEG in a third of Pillow's time, to the same pixels; Pillow decodes all others.
         Another size is resized (bilinear, antialiased).
 
-        Raises ValueError, which names `where`, if the image cannot be decoded or is too large.
+        Raises ValueError, which names `where()`, if the image cannot be decoded or is too large.
         """
         try:
             image = self._decode_jpeg(data, place)
             if image is None:
                 image = np.array(open_rgb(data, self.max_pixels))
         except Exception as error:  # decoders raise many types; each means that this image cannot be used
-            raise ValueError(f"{where}: image cannot be decoded: {error}") from error
+            raise ValueError(f"{where()}: image cannot be decoded: {error}") from error
+        if image is place:
+            return
         if image.shape != place.shape:
             pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
             resized = F.interpolate(pixels, (self.height, self.width), mode="bilinear", antialias=True)[0]
             place[:] = resized.permute(1, 2, 0).numpy()
-        elif image is not place:
+        else:
             place[:] = image
 
     def _decode_jpeg(self, data: bytes | memoryview, place: np.ndarray) -> np.ndarray | None:
@@ -86,11 +92,12 @@ def find_jpeg_size(data: bytes | memoryview) -> tuple[int, int, int] | None:
     if data[:2] != b"\xff\xd8":
         return None
     at, end = 2, len(data) - 10
-    while at <= end and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker in _NO_LENGTH or (marker == _APP1 and data[at + 4 : at + 8] == b"Exif"):
+    while at <= end:
+        start, marker, length = _SEGMENT.unpack_from(data, at)
+        if start != 0xFF or marker in _NO_LENGTH or (marker == _APP1 and data[at + 4 : at + 8] == b"Exif"):
             return None
         if marker in _HAS_SIZE:
-            return int.from_bytes(data[at + 5 : at + 7]), int.from_bytes(data[at + 7 : at + 9]), data[at + 9]
-        at += 1 if marker == 0xFF else 2 + (data[at + 2] << 8 | data[at + 3])
+            height, width, components = _FRAME.unpack_from(data, at)
+            return height, width, components
+        at += 1 if marker == 0xFF else 2 + length
     return None

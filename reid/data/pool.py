@@ -40,7 +40,8 @@ class Pool:
             rows = steps.identities[start:][steps.readings[start:] == reading]
             used = set(self.split.shard[rows].tolist())
             shards = [shard for shard in steps.shards.tolist() if shard in used]
-            for found in read_sound_identities(self.data.root, self.split, shards, set(rows.tolist())):
+            # In the middle of an epoch, the images that come before those of the first step would delay it.
+            for found in read_sound_identities(self.data.root, self.split, shards, set(rows.tolist()), start > 0):
                 yield reading, found
 
     def get(self, reading: int, row: int) -> Identity | None:

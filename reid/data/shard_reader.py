@@ -12,9 +12,8 @@ import os
 import struct
 import zlib
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +21,7 @@ import numpy as np
 
 from reid.data.manifest import JUNK_PID, Shard, Split
 from reid.data.storage import full_path, is_remote, open_file
+from reid.files import open_regular_file
 
 BLOCK = 512
 PARSE_ERRORS = (ValueError, KeyError, TypeError, RecursionError)  # of `parse_description`
@@ -40,7 +40,7 @@ def damage_advice(root: str | Path) -> str:
     return f"`python -m shards verify --decode {root}` lists all damage"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Identity:
     """One WebDataset sample: an identity (or a group of distractors) with its encoded images."""
 
@@ -50,8 +50,8 @@ class Identity:
     """Path or URL of the shard."""
     begin: int
     """Byte of the shard at which `body` begins."""
-    body: bytes
-    """The part of the tar with all images and their headers."""
+    body: bytes | None
+    """The part of the tar with all images and their headers; None if it is read when it is first used."""
     key: str
     pid: int
     files: tuple[str, ...]
@@ -65,7 +65,9 @@ class Identity:
     """Whether its description has the right checksum, or none."""
 
     def image(self, i: int) -> memoryview:
-        """Return the encoded image `i`. Raises ValueError, which names it, if its bytes were changed."""
+        """Return the encoded image `i`. Raises ValueError, which names it, if its bytes are gone or were changed."""
+        if self.body is None:
+            self.body = self._read_body()
         begin = self._begins[i]
         data = memoryview(self.body)[begin : begin + self.sizes[i]]
         if zlib.crc32(data) != self.checksums[i]:
@@ -75,7 +77,15 @@ class Identity:
     @property
     def length(self) -> int:
         """Bytes of the body."""
-        return sum(BLOCK + padded(size) for size in self.sizes)
+        return self._begins[-1] + padded(self.sizes[-1])
+
+    def _read_body(self) -> bytes:
+        try:
+            with open_regular_file(self.shard) as file:
+                file.seek(self.begin)
+                return _Tar(file, self.begin).read(self.length, f"inside the images of {self.key}.json")
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.shard}: {getattr(error, 'strerror', None) or error}") from error
 
     def place(self, i: int) -> str:
         return f"{self.shard}: {self.key}.{self.files[i]} (byte {self.begin + self._begins[i]})"
@@ -83,8 +93,11 @@ class Identity:
     @cached_property
     def _begins(self) -> list[int]:
         """Offset of each image in the body, after its header."""
-        ends = accumulate(BLOCK + padded(size) for size in self.sizes)
-        return [end - padded(size) for end, size in zip(ends, self.sizes, strict=True)]
+        begins, at = [], BLOCK
+        for size in self.sizes:
+            begins.append(at)
+            at += size + -size % BLOCK + BLOCK
+        return begins
 
 
 @dataclass(frozen=True)
@@ -108,22 +121,29 @@ def read_identities(root: str | Path, split: Split, shards: Sequence[int]) -> It
 
 
 def read_sound_identities(
-    root: str | Path, split: Split, shards: Sequence[int], wanted: Container[int] | None = None
+    root: str | Path, split: Split, shards: Sequence[int], wanted: Container[int] | None = None, lazily: bool = False
 ) -> Iterator[Identity | Dropped]:
     """Yield as read_identities, but damage as Dropped, and continue with what is undamaged. Each row comes once.
 
-    wanted: rows; the images of others are skipped, and the identities left out. Default: all.
+    Args:
+        root: folder or URL of the shards.
+        split: the split that they belong to.
+        shards: indices into split.shards.
+        wanted: rows; the images of others are skipped, and the identities left out. Default: all.
+        lazily: read the images of an identity when they are first used, if the shard is a local file.
     """
+    lazily = lazily and not is_remote(root)
     ends = np.searchsorted(split.shard, np.arange(len(split.shards) + 1))
     for shard in shards:
         path = full_path(root, split.shards[shard].name)
         rows = range(int(ends[shard]), int(ends[shard + 1]))
-        for found in _read_shard(root, path, split, split.shards[shard], rows, rows if wanted is None else wanted):
+        chosen = rows if wanted is None else wanted
+        for found in _read_shard(root, path, split, split.shards[shard], rows, chosen, lazily):
             yield Dropped(found.rows, f"{path}: {found.reason}") if isinstance(found, Dropped) else found
 
 
 def _read_shard(
-    root: str | Path, path: str, split: Split, shard: Shard, rows: range, wanted: Container[int]
+    root: str | Path, path: str, split: Split, shard: Shard, rows: range, wanted: Container[int], lazily: bool
 ) -> Iterator[Identity | Dropped]:
     """Yield each of `rows` that is wanted or damaged once, in order."""
     row = rows.start
@@ -137,15 +157,16 @@ def _read_shard(
                     yield found
                     continue
                 at = _find(found, split, range(row, rows.stop))
-                take = tar.read if at in wanted else tar.skip
+                take = tar.read if at in wanted and not lazily else tar.skip
                 body = take(found.length, f"inside the images of {found.key}.json")
                 if isinstance(at, Dropped):
                     yield at
                     continue
                 if at > row:
                     yield _missing(split, range(row, at), f"before {found.key}")
-                if body is not None:
-                    yield replace(found, row=at, body=body)
+                if at in wanted:
+                    found.row, found.body = at, body
+                    yield found
                 row = at + 1
         reason = "at its end"
     except (OSError, ValueError) as error:
@@ -157,8 +178,8 @@ def _read_shard(
 class _Tar:
     """A tar that is read in order; `offset` is the byte at which the next read begins."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.offset = file, 0
+    def __init__(self, file: IO[bytes], offset: int = 0) -> None:
+        self.file, self.offset = file, offset
         self.bytes = os.fstat(file.fileno()).st_size
 
     def is_truncated(self) -> bool:
@@ -209,7 +230,7 @@ def _read_samples(tar: _Tar, path: str) -> Iterator[Identity | Dropped]:
             lost = True
             continue
         lost = False
-        yield Identity(-1, path, tar.offset, b"", last.removesuffix(".json"), **fields)
+        yield Identity(-1, path, tar.offset, None, last.removesuffix(".json"), **fields)
         last = f"{last.removesuffix('.json')}.{fields['files'][-1]}"
 
 

@@ -24,7 +24,7 @@ from reid.files import open_regular_file
 
 TOOLS = {"http": "curl", "https": "curl", "gs": "gsutil", "s3": "aws"}
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
-BUFFER_BYTES = 1 << 16  # larger reads, as of most identities, bypass the buffer and so are copied once
+BUFFER_BYTES = 1 << 13  # for descriptions; what is not in the buffer of a larger read is copied once
 CONNECT_S, STALL_S = 30, 60  # longest time to reach a server, and longest time without a byte from it
 PAUSES_S = (1, 5)  # before each retry of a failed fetch
 _FINAL = re.compile(r"returned error: 4(?!08|29)")  # curl: there is no such file, or access is denied
@@ -50,7 +50,7 @@ def is_remote(root: str | Path) -> bool:
 
 def full_path(root: str | Path, name: str) -> str:
     """Return the absolute path or the URL of the file `name` of `root`."""
-    return f"{str(root).rstrip('/')}/{name}" if is_remote(root) else str(Path(root).resolve() / name)
+    return f"{str(root).rstrip('/')}/{name}" if is_remote(root) else str(Path(root).absolute() / name)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor
 from reid.config import DataConfig
 from reid.data.augmentation import Augmentation, Changes, Parameters, concatenate
 from reid.data.images import Pixels
-from reid.data.layout import Layout, build_layout
+from reid.data.layout import Layout, build_layouts
 from reid.data.manifest import MANIFEST_NAME, Split
 from reid.data.plan import Plan, StreamSteps
 from reid.data.pool import Pool
@@ -23,7 +23,7 @@ from reid.data.storage import file_version
 from reid.data.transfer import copy_to, move
 from reid.data.workers import AHEAD, describe_full_memory, receive, start_workers
 
-STEPS_PER_DRAW = 64  # steps whose augmentation is drawn at once
+STEPS_PER_BLOCK = 64  # steps whose augmentation and layouts are made at once
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,11 @@ class TrainLoader:
 
     def layouts(self, plans: Sequence[StreamSteps], start: int = 0) -> Iterator[Layout]:
         """Yield the layout of each step's global batch from step `start`, from the plans of all streams of an epoch."""
-        labels = self.labels[np.concatenate([steps.identities for steps in plans], axis=1)]  # (T, P)
-        counts = np.concatenate([(steps.images >= 0).sum(axis=2) for steps in plans], axis=1)  # (T, P)
-        for step in range(start, self.plan.steps_per_epoch):
-            parts = zip(np.split(labels[step], self.world_size), np.split(counts[step], self.world_size), strict=True)
-            rows = [np.repeat(*part) for part in parts]
-            yield build_layout(rows, self.rank, slots=self.plan.identities // self.world_size)
+        for first in range(start, self.plan.steps_per_epoch, STEPS_PER_BLOCK):
+            block = slice(first, first + STEPS_PER_BLOCK)
+            labels = self.labels[np.concatenate([steps.identities[block] for steps in plans], axis=1)]
+            counts = np.concatenate([(steps.images[block] >= 0).sum(axis=2) for steps in plans], axis=1)
+            yield from build_layouts(labels, counts, self.rank, self.world_size)
 
     def read_streams(
         self, epoch: int, plans: Mapping[int, StreamSteps], start: int = 0, dropped: Collection[int] = (),
@@ -148,17 +147,18 @@ class TrainLoader:
         size = len(plans) * self.slots
         pools = [Pool(self.data, self.split, steps, start, dropped) for steps in plans.values()]
         for step in range(start, self.plan.steps_per_epoch):
-            if step == start or step % STEPS_PER_DRAW == 0:
-                drawn = concatenate([self._draw_parameters(epoch, stream, step) for stream in plans])
+            if step == start or step % STEPS_PER_BLOCK == 0:
+                parts = [self._draw_parameters(epoch, stream, step) for stream in plans]
+                drawn = Parameters(*map(np.concatenate, zip(*parts, strict=True)))
             images = allocate_images((size,), self.pixels) if memory is None else memory()
             yield self._read_step(list(plans.values()), pools, step, drawn, images)
             for pool in pools:
                 pool.release(step)
 
     def _draw_parameters(self, epoch: int, stream: int, step: int) -> Parameters:
-        """Draw for all slots of STEPS_PER_DRAW steps, `step` among them: drawing step by step would be much slower."""
-        rng = self.plan.rng(epoch, stream, step // STEPS_PER_DRAW, 1)
-        return self.augmentation.draw(rng, STEPS_PER_DRAW * self.slots, self.pixels.height, self.pixels.width)
+        """Draw for all slots of STEPS_PER_BLOCK steps, `step` among them: drawing step by step would be much slower."""
+        rng = self.plan.rng(epoch, stream, step // STEPS_PER_BLOCK, 1)
+        return self.augmentation.draw(rng, STEPS_PER_BLOCK * self.slots, self.pixels.height, self.pixels.width)
 
     def _read_step(
         self, plans: Sequence[StreamSteps], pools: Sequence[Pool], step: int, drawn: Parameters, images: Tensor
@@ -167,7 +167,7 @@ class TrainLoader:
         ids: list[tuple[int, int]] = []
         slots: list[int] = []
         for number, (steps, pool) in enumerate(zip(plans, pools, strict=True)):
-            slot = (number * STEPS_PER_DRAW + step % STEPS_PER_DRAW) * self.slots
+            slot = (number * STEPS_PER_BLOCK + step % STEPS_PER_BLOCK) * self.slots
             for reading, row, indices in zip(
                 steps.readings[step].tolist(), steps.identities[step].tolist(), steps.images[step].tolist(), strict=True
             ):
@@ -177,12 +177,12 @@ class TrainLoader:
                     ids += [(row, i) for i in group]
                     slots += range(slot, slot + len(group))
                 slot += len(indices)
-        rows = np.array([row for row, _ in ids], dtype=np.int64)
-        chosen = torch.tensor(slots, dtype=torch.int64)
+        table = np.array(ids, dtype=np.int64).reshape(-1, 2)
+        chosen = np.array(slots, dtype=np.int64)
         return Batch(
             images=images[: len(ids)],
-            labels=torch.from_numpy(self.labels[rows]),
-            ids=torch.tensor(ids, dtype=torch.int64).reshape(-1, 2),
+            labels=torch.from_numpy(self.labels[table[:, 0]]),
+            ids=torch.from_numpy(table),
             changes=self.augmentation.expand(
                 Parameters(*(column[chosen] for column in drawn)), self.pixels.height, self.pixels.width
             ),
@@ -193,7 +193,7 @@ class TrainLoader:
         """Decode images `group` into the first of `places`. If one is damaged, drop the identity and return False."""
         try:
             for i, place in zip(group, places, strict=False):
-                self.pixels.decode_into(place, identity.image(i), identity.place(i))
+                self.pixels.decode_into(place, identity.image(i), partial(identity.place, i))
         except ValueError as error:
             pool.drop(Dropped((identity.row,), str(error)))
             return False

@@ -57,19 +57,25 @@ def start_workers(read: Callable[[int, int], Iterator[Any]], workers: int) -> It
 
     The workers are decoding processes, which end with the iterator or the program. With 0, this process reads.
     """
+    if not workers:
+        return iter(_Items(read))
     others = multiprocessing.active_children()
     parts = iter(
         DataLoader(
             _Items(read),
             batch_size=None,
             num_workers=workers,
-            prefetch_factor=AHEAD if workers else None,
+            prefetch_factor=AHEAD,
             worker_init_fn=_ignore_signals,
             generator=torch.Generator(),  # otherwise it draws from the global one
         )
     )
     _started.update(process for process in multiprocessing.active_children() if process not in others)
-    return parts
+    return map(_take_over, parts)
+
+
+def _take_over(item: Any) -> Any:
+    return map_leaves(item, np.ndarray, torch.from_numpy)
 
 
 _started: WeakSet[BaseProcess] = WeakSet()
@@ -103,7 +109,7 @@ def receive(parts: Iterator[Any]) -> Any:
         raise RuntimeError(f"DataLoader worker is gone: {error or type(error).__name__}") from error
     if isinstance(item, DamagedData):
         raise DamagedData(str(item))
-    return map_leaves(item, np.ndarray, torch.from_numpy)
+    return item
 
 
 def describe_full_memory() -> str:

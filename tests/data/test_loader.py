@@ -21,7 +21,7 @@ from reid.data.eval_loader import EvalLoader, read_images
 from reid.data.images import Pixels
 from reid.data.manifest import Manifest, Split, load_manifest, save_manifest
 from reid.data.pool import Pool
-from reid.data.shard_reader import damage_advice, read_identities
+from reid.data.shard_reader import damage_advice, read_identities, read_sound_identities
 from reid.data.train_loader import Batch, TrainLoader, join
 from reid.data.workers import explain_killed_worker, receive
 from tests.support.drawn import HEIGHT, WIDTH, Drawn
@@ -105,7 +105,7 @@ def test_a_start_in_the_middle_gives_the_same_rest(drawn, reference, start, worl
 
 def test_a_start_in_the_middle_decodes_nothing_before_it(drawn, monkeypatch):
     decoded = []
-    monkeypatch.setattr(Pixels, "decode_into", lambda self, place, data, where: decoded.append(where))
+    monkeypatch.setattr(Pixels, "decode_into", lambda self, place, data, where: decoded.append(where()))
     (_, _, batch) = next(make_loader(drawn.root, drawn.manifest).batches(1, (0, STEPS - 1)))
     assert len(decoded) == len(batch.ids)
 
@@ -374,6 +374,21 @@ def test_a_shard_of_another_build(damaged, workers):
     rows = np.flatnonzero(load_manifest(damaged).split("train").shard == 3)
     dropped = [each for _, _, batch in skipping(damaged).batches(1) for each in batch.dropped]
     assert [each.rows for each in dropped] == [tuple(rows.tolist())] and re.match(message, dropped[0].reason)
+
+
+def test_images_that_are_read_when_they_are_used(damaged):
+    """As after a start in the middle of an epoch: the same bytes, and what is gone by then is named."""
+    shard, split = damaged / "train-0003.tar", load_manifest(damaged).split("train")
+    eager, *later = (list(read_sound_identities(damaged, split, [3], lazily=lazily)) for lazily in (False, True, True))
+    for one, other in zip(eager, later[0], strict=True):
+        assert [bytes(one.image(i)) for i in range(len(one.files))] == [other.image(i) for i in range(len(one.files))]
+    shard.write_bytes(shard.read_bytes()[: later[1][-1].begin + 600])
+    ends = rf"{shard}: it ends at byte {later[1][-1].begin + 600}, inside the images of {later[1][-1].key}\.json"
+    with pytest.raises(ValueError, match=ends):
+        later[1][-1].image(0)
+    shard.unlink()
+    with pytest.raises(ValueError, match=rf"{shard}: No such file"):
+        later[1][0].image(0)
 
 
 def test_overwritten_header_of_an_image(damaged, drawn):
