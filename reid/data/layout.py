@@ -6,10 +6,8 @@ communication, and the host never waits for the device to learn a shape.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import repeat
-from typing import Any
 
 import numpy as np
 import torch
@@ -114,90 +112,6 @@ def build_layout(
         merge=None if len(identities) == world * slots else torch.from_numpy(merge.ravel()),
         keep=None if len(keep) == world * longest else torch.from_numpy(keep),
     )
-
-
-def build_layouts(labels: np.ndarray, counts: np.ndarray, rank: int = 0, world_size: int = 1) -> Iterator[Layout]:
-    """Yield what `build_layout` returns for each of T steps of a plan, in a fraction of its time.
-
-    A step has P groups of rows, P / W on each rank. A group holds all rows that the step has of one identity.
-
-    Args:
-        labels: (T, P) int64, of the groups.
-        counts: (T, P) int64, rows of the groups, at least 1.
-        rank: the rank that will use the layouts.
-        world_size: W.
-    """
-    groups = labels.shape[1]
-    slots = groups // world_size
-    by_rank = (len(labels), world_size, slots)
-    start = np.arange(groups) // slots * slots  # (P,) first group of the same rank
-    order = labels.reshape(by_rank).argsort(axis=2)
-    slot = order.argsort(axis=2).reshape(labels.shape)
-    group_of = order.reshape(labels.shape) + start  # (T, P) group of each identity
-    rows = counts.reshape(by_rank).sum(axis=2)  # (T, W)
-    total, longest = rows.sum(axis=1), rows.max(axis=1)
-    has_positive = counts >= 2
-    anchor_weight = _weigh_groups(has_positive, counts, world_size)
-    mine = start == rank * slots
-
-    def of_rows(values: np.ndarray) -> Sequence[Tensor]:
-        """Return for each step the values (T, P) of this rank's groups, once for each row."""
-        return _split(np.repeat(values[:, mine].ravel(), counts[:, mine].ravel()), rows[:, rank])
-
-    columns: dict[str, Iterable[Any]] = {
-        "slot": of_rows(slot),
-        "identity": of_rows(slot + start),
-        "labels": torch.from_numpy(np.take_along_axis(labels, group_of, axis=1)),
-        "counts": torch.from_numpy(np.take_along_axis(counts, group_of, axis=1).astype(np.float32)),
-        "leave_out": of_rows(has_positive * counts / np.maximum(counts - 1, 1)),
-        "anchor_weight": of_rows(anchor_weight),
-        "push_weight": of_rows(anchor_weight * (groups >= 2)),
-        "triplet_weight": of_rows(_weigh_groups(has_positive & (slots >= 2), counts, world_size)),
-        "round_weight": _split(_weigh_rounds_of_groups(counts, mine, world_size), rows[:, rank]),
-        "image_weight": torch.from_numpy((world_size / total).astype(np.float32)),
-        "row_identity": _split(np.repeat((slot + start).ravel(), counts.ravel()), total),
-        "row_round": _split(_count_up(counts), total),
-        "slots": repeat(slots),
-        "longest": longest.tolist(),
-        "start": rows[:, :rank].sum(axis=1).tolist(),
-        "merge": repeat(None),
-        "keep": repeat(None),
-    }
-    if (rows < longest[:, None]).any():
-        padded = np.arange(world_size) * longest[:, None]  # (T, W) place of the first row of each rank
-        keep = _split(np.repeat(padded.ravel(), rows.ravel()) + _count_up(rows), total)
-        columns["keep"] = [
-            places if len(places) < world_size * most else None for places, most in zip(keep, longest, strict=True)
-        ]
-    for values in zip(*columns.values(), strict=False):
-        yield Layout(**dict(zip(columns, values, strict=True)))
-
-
-def _split(values: np.ndarray, sizes: np.ndarray) -> Sequence[Tensor]:
-    """Return the values of each step, of which there are `sizes` (T,); floats as float32."""
-    values = values.astype(np.float32) if values.dtype == np.float64 else values
-    return torch.from_numpy(values).split(sizes.tolist())
-
-
-def _count_up(counts: np.ndarray) -> np.ndarray:
-    """Return 0, 1, ..., n - 1 for each n of `counts`, one after the other."""
-    flat = counts.ravel()
-    return np.arange(flat.sum()) - np.repeat(np.cumsum(flat) - flat, flat)
-
-
-def _weigh_groups(terms: np.ndarray, counts: np.ndarray, world_size: int) -> np.ndarray:
-    """Return (T, P) the weight of the rows of each group in the mean over the groups that are `terms` (T, P) bool."""
-    return terms * (world_size / np.maximum((terms * counts).sum(axis=1, keepdims=True), 1))
-
-
-def _weigh_rounds_of_groups(counts: np.ndarray, mine: np.ndarray, world_size: int) -> np.ndarray:
-    """Return `round_weight` of all rows of the groups `mine` (P,) bool in all steps, one step after the other."""
-    has_centroid = counts >= 2
-    anchors = 2 * np.stack([(has_centroid & (counts > k)).sum(axis=1) for k in range(counts.max())], axis=1)
-    weight = world_size * (1 / np.maximum(anchors * np.count_nonzero(anchors, axis=1)[:, None], 1))  # (T, rounds)
-    own = counts[:, mine]
-    step = np.repeat(np.arange(len(own)), own.sum(axis=1))
-    return np.repeat(has_centroid[:, mine].ravel(), own.ravel()) * weight[step, _count_up(own)]
 
 
 def _number_identities(

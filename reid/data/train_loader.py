@@ -14,7 +14,7 @@ from torch import Tensor
 from reid.config import DataConfig
 from reid.data.augmentation import Augmentation, Changes, Parameters, concatenate
 from reid.data.images import Pixels
-from reid.data.layout import Layout, build_layouts
+from reid.data.layout import Layout, build_layout
 from reid.data.manifest import MANIFEST_NAME, Split
 from reid.data.plan import Plan, StreamSteps
 from reid.data.pool import Pool
@@ -23,7 +23,7 @@ from reid.data.storage import file_version
 from reid.data.transfer import copy_to, move
 from reid.data.workers import AHEAD, describe_full_memory, receive, start_workers
 
-STEPS_PER_BLOCK = 64  # steps whose augmentation and layouts are made at once
+STEPS_PER_BLOCK = 64  # steps whose augmentation is drawn at once
 
 
 @dataclass(frozen=True)
@@ -129,11 +129,12 @@ class TrainLoader:
 
     def layouts(self, plans: Sequence[StreamSteps], start: int = 0) -> Iterator[Layout]:
         """Yield the layout of each step's global batch from step `start`, from the plans of all streams of an epoch."""
-        for first in range(start, self.plan.steps_per_epoch, STEPS_PER_BLOCK):
-            block = slice(first, first + STEPS_PER_BLOCK)
-            labels = self.labels[np.concatenate([steps.identities[block] for steps in plans], axis=1)]
-            counts = np.concatenate([(steps.images[block] >= 0).sum(axis=2) for steps in plans], axis=1)
-            yield from build_layouts(labels, counts, self.rank, self.world_size)
+        labels = self.labels[np.concatenate([steps.identities[start:] for steps in plans], axis=1)]  # (T, P)
+        counts = np.concatenate([(steps.images[start:] >= 0).sum(axis=2) for steps in plans], axis=1)  # (T, P)
+        for step in zip(labels, counts, strict=True):
+            parts = zip(*(np.split(groups, self.world_size) for groups in step), strict=True)
+            rows = [np.repeat(*part) for part in parts]
+            yield build_layout(rows, self.rank, slots=self.plan.identities // self.world_size)
 
     def read_streams(
         self, epoch: int, plans: Mapping[int, StreamSteps], start: int = 0, dropped: Collection[int] = (),

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from reid.data.layout import Layout, build_layout, build_layouts
+from reid.data.layout import Layout, build_layout
 from reid.data.transfer import move
 from tests.support.gpu_only import needs_cuda
 from tests.support.loading import make_loader
@@ -81,30 +81,10 @@ def test_the_loader_knows_the_layout_of_all_ranks(drawn, world_size: int) -> Non
     for step in zip(*ranks, strict=True):
         labels = [batch.labels.numpy() for _, _, batch in step]
         for rank, (_, _, batch) in enumerate(step):
-            assert_equal(batch.layout, build_layout(labels, rank, slots=8 // world_size))
-
-
-@given(steps=st.integers(1, 3), slots=st.integers(1, 3), world_size=st.integers(1, 4), data=st.data())
-def test_layouts_of_a_plan_are_those_of_its_steps(steps: int, slots: int, world_size: int, data: st.DataObject) -> None:
-    groups = slots * world_size
-    counts = np.array([data.draw(st.lists(st.integers(1, 3), min_size=groups, max_size=groups)) for _ in range(steps)])
-    labels = np.array([data.draw(st.permutations(range(groups + 1)))[1:] for _ in range(steps)])
-    for rank in range(world_size):
-        layouts = list(build_layouts(labels, counts, rank, world_size))
-        assert len(layouts) == steps
-        for layout, *columns in zip(layouts, labels, counts, strict=True):
-            parts = [np.split(column, world_size) for column in columns]
-            assert_equal(layout, build_layout(list(map(np.repeat, *parts)), rank, slots))
-
-
-def assert_equal(layout: Layout, wanted: Layout) -> None:
-    for field in fields(Layout):
-        found, expected = getattr(layout, field.name), getattr(wanted, field.name)
-        assert type(found) is type(expected), field.name
-        if isinstance(expected, Tensor):
-            assert found.dtype == expected.dtype and torch.equal(found, expected), field.name
-        else:
-            assert found == expected, field.name
+            wanted = build_layout(labels, rank, slots=8 // world_size)
+            for field in fields(Layout):
+                found, expected = getattr(batch.layout, field.name), getattr(wanted, field.name)
+                assert torch.equal(found, expected) if isinstance(expected, Tensor) else found == expected, field.name
 
 
 def test_tensors_of_any_kind_arrive_in_one_copy() -> None:
