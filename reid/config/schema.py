@@ -152,19 +152,19 @@ class LossConfig(Section):
     """Weight of the quadruplet loss; its first margin is `triplet_margin`, its scope `triplet_scope`."""
     quadruplet_margin2: float = 0.25
     """Second margin of the quadruplet loss; smaller than the first."""
-    mctl: Weight = 1.0
+    mctl: Weight = 3.0
     """Weight of the modified centroid triplet loss."""
     ctl: Weight = 0.0
     """Weight of the centroid triplet loss."""
-    w1: Fraction = 0.1
+    w1: Fraction = 0.5
     """MCTL: weight of the pull towards the positive centroid; the push has 1 - w1 unless w2 is given."""
     w2: NonNegative | None = None
     """MCTL: weight of the push away from the nearest other centroid; null = 1 - w1."""
-    margin: Positive = 0.5
-    """Margin of MCTL and CTL, in units of feature distance."""
+    margin: Positive = 1.414
+    """Margin of MCTL and CTL, a distance in their `space`; sqrt(2) is that of unrelated unit vectors after the neck."""
     reading: Literal["paper", "rounds"] = "paper"
     """How MCTL and CTL choose anchors and centroids (docs/method.md)."""
-    space: Literal["raw", "unit", "neck"] = "raw"
+    space: Literal["raw", "unit", "neck"] = "neck"
     """Features that MCTL and CTL compare: before the neck; the same divided by their norms; after the neck, divided by
     their norms, as in evaluation: unrelated identities are then about sqrt(2) apart."""
     circle: Weight = 0.0

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reid.config import LossConfig
 from reid.losses.anchors import Anchors, find_anchors
 from reid.losses.distances import check_margin, euclidean, squared_for_mining
 from reid.losses.gather import GlobalBatch, find_global_batch
@@ -17,8 +16,8 @@ READINGS = ("paper", "rounds")
 def modified_centroid_triplet(
     features: Tensor,
     pids: Tensor,
-    w1: float = LossConfig.w1,
-    margin: float = LossConfig.margin,
+    w1: float = 0.1,
+    margin: float = 0.5,
     reading: str = "paper",
     space: str = "raw",
     w2: float | None = None,
@@ -34,8 +33,8 @@ def modified_centroid_triplet(
     Args:
         features: (B, D), before the neck; those after the neck with `space` unit are the space neck of training.
         pids: (B,) int64.
-        w1: weight of the pull, in [0, 1]; the paper uses 0.1.
-        margin: greater than 0, in units of distance.
+        w1: weight of the pull, in [0, 1]; default: the paper's.
+        margin: greater than 0, in units of distance; default: that of the code which the paper builds on.
         reading: paper, or rounds: the same two terms in the K rounds of `centroid_triplet`.
         space: raw features, or unit: features divided by their norms.
         w2: weight of the push; default: 1 - w1.
@@ -57,7 +56,7 @@ def modified_centroid_triplet_of(anchors: Anchors, w1: float, margin: float, w2:
 
 
 def centroid_triplet(
-    features: Tensor, pids: Tensor, margin: float = LossConfig.margin, reading: str = "paper", space: str = "raw"
+    features: Tensor, pids: Tensor, margin: float = 0.5, reading: str = "paper", space: str = "raw"
 ) -> Tensor:
     """Centroid triplet loss (CTL; Wieczorek, Rychalska & Dąbrowski, ICONIP 2021).
 

@@ -123,7 +123,7 @@ def test_the_margin_guide_names_the_margin_that_half_of_the_anchors_would_need(l
     text = guide.end_epoch(1)
     ap, an = d_ap[1:, 1:].flatten().double(), d_an[1:, 1:].flatten().double()
     gap = an if loss.mctl else an - ap
-    assert "loss.space = raw" in text and f"loss.margin = {loss.margin}" in text
+    assert "loss.space = neck" in text and f"loss.margin = {loss.margin}" in text
     quantiles = [float(word) for word in re.findall(r"\d\.\d+", text)][:6]
     assert quantiles == pytest.approx([*np.quantile(ap, [0.1, 0.5, 0.9]), *np.quantile(an, [0.1, 0.5, 0.9])], rel=5e-3)
     assert f"active for {(gap < loss.margin).double().mean():.0%}" in text and f"{gap.median():.3g} would be" in text

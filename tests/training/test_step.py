@@ -46,7 +46,7 @@ def test_the_host_never_waits_for_the_device(loss: LossConfig) -> None:
 def test_one_gather_and_one_scatter_of_one_row_per_identity() -> None:
     parts = record_step(config_of(), "cpu", ranks=8)
     sent = {part: record.collectives for part, record in parts.items() if record.collectives}
-    sums = 16 * 512 * 4  # bytes
+    sums = 16 * 2 * 512 * 4  # bytes: raw for the centers, after the neck for MCTL
     assert sent == {
         "objective, forward": [("allgather_base", sums)], "objective, backward": [("reduce_scatter_base", 8 * sums)],
     }  # fmt: skip
