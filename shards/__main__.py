@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import inspect
 import io
 import json
 import re
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from reid.data.manifest import load_manifest
+from shards.boxes import Cropping
 from shards.build import MAX_BROKEN, build
 from shards.checks import run_checks
 from shards.images import Encoding
@@ -22,8 +24,7 @@ from shards.summary import format_build, format_verification, to_json
 from shards.verify import verify
 
 READERS = {reader.NAME: reader.read for reader in (market1501, dukemtmc, msmt17, cuhk03, veri776, folder, csv_file)}
-# argument of `read` -> flag, the only reader that has it
-READER_FLAGS = {"table": ("--csv", "csv"), "boxes": ("--boxes", "cuhk03"), "with_val": ("--without-val", "msmt17")}
+READER_FLAGS = {"table": "--csv", "boxes": "--boxes", "extra": "--extra", "with_val": "--without-val"}  # of `read`
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,15 +50,25 @@ def _parser() -> argparse.ArgumentParser:
     add("reader", choices=READERS, help="how the raw dataset is laid out")
     add("--root", type=Path, required=True, help="the raw dataset's folder; for csv also the CSV file")
     add("--csv", dest="table", type=Path, help="csv only: the table, if it is not the only CSV in --root")
-    add("--boxes", choices=cuhk03.BOXES, help="cuhk03 only: whose boxes; default: detected")
+    add("--boxes", help="cuhk03: detected (default) or labeled; csv: pixels (default) or normalized")
+    help_extra = "csv only: further columns of the table, which are stored with each image"
+    add("--extra", type=lambda names: names.split(","), metavar="COLUMN,...", help=help_extra)
     add("--without-val", dest="with_val", action="store_const", const=False, help="msmt17 only: train without val")
     add("--out", type=Path, required=True, help="folder for the shards; an earlier build is replaced")
     size = building.add_mutually_exclusive_group()
     size.add_argument("--shards", type=int, metavar="N", help="train shards; default: a power of two, up to 64")
     size.add_argument("--shard-size", type=float, metavar="MIB", help="aim at shards of this size instead")
     add("--workers", type=int, default=1, metavar="N", help="processes; the bytes stay the same")
-    add("--size", metavar="HEIGHTxWIDTH", help="re-encode images as JPEGs of this size; default: the original bytes")
+    add(
+        "--size",
+        metavar="HEIGHTxWIDTH",
+        help="re-encode images as JPEGs of this size; default: the original bytes or boxes",
+    )
     add("--quality", type=int, metavar="Q", help="of the re-encoded JPEGs, 1 to 100; default: 95")
+    help_pad = "share of a box's size that is added on each side; default %(default)g"
+    add("--pad-box", type=float, default=Cropping.pad, metavar="SHARE", help=help_pad)
+    help_min = "boxes with a shorter side count as broken images; default %(default)s"
+    add("--min-box", type=int, default=Cropping.min_side, metavar="PIXELS", help=help_min)
     add("--dataset", metavar="NAME", help="name in keys and reports; default: the reader's")
     help_broken = "share of images, 0 to 1, that may be broken and are left out; default %(default)s"
     add("--max-broken", type=float, default=MAX_BROKEN, metavar="SHARE", help=help_broken)
@@ -85,9 +96,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _read(options: argparse.Namespace) -> RawDataset:
     given = {name: getattr(options, name) for name in READER_FLAGS if getattr(options, name) is not None}
-    for flag, reader in (READER_FLAGS[name] for name in given):
-        if reader != options.reader:
-            raise ValueError(f"{flag}: not an option of `build {options.reader}`, only of {reader}")
+    for name in given:
+        readers = [reader for reader, read in READERS.items() if name in inspect.signature(read).parameters]
+        if options.reader not in readers:
+            others = " and ".join(readers)
+            raise ValueError(f"{READER_FLAGS[name]}: not an option of `build {options.reader}`, only of {others}")
     try:
         raw = READERS[options.reader](options.root, **given)
     except WrongLayoutError as error:
@@ -131,6 +144,7 @@ def _local(folder: str) -> Path:
 
 def _build(options: argparse.Namespace) -> int:
     encoding = _encoding(options.size, options.quality)
+    cropping = Cropping(options.pad_box, options.min_box)
     raw = name_dataset(_read(options), options.dataset)
     print(f"terms of use: {raw.notice}", file=sys.stderr)
     done = build(
@@ -140,6 +154,7 @@ def _build(options: argparse.Namespace) -> int:
         num_shards=options.shards,
         shard_bytes=None if options.shard_size is None else options.shard_size * 2**20,
         encoding=encoding,
+        cropping=cropping,
         workers=options.workers,
         max_broken=options.max_broken,
         progress=True,

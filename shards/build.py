@@ -11,9 +11,10 @@ import numpy as np
 
 from reid.data.manifest import MANIFEST_NAME, Manifest, Split, load_manifest, save_manifest
 from reid.files import hold, make_folder, warn_of_links
+from shards.boxes import Cropping
 from shards.checks import run_checks
 from shards.dealing import lay_out
-from shards.images import Encoding
+from shards.images import Encoding, describe_storage
 from shards.pack import Packed
 from shards.records import RawDataset, name_dataset
 from shards.summary import compare_counts, describe_ignored, list_skipped
@@ -43,6 +44,7 @@ def build(
     shard_bytes: float | None = None,
     max_broken: float = MAX_BROKEN,
     encoding: Encoding | None = None,
+    cropping: Cropping = Cropping(),  # noqa: B008  # it is immutable
     workers: int = 1,
     progress: bool = False,
 ) -> Build:
@@ -58,6 +60,7 @@ def build(
         shard_bytes: aim at this size of the original images instead.
         max_broken: share of images, 0 to 1, that may be broken; they are left out and listed in the manifest.
         encoding: re-encode every image.
+        cropping: how the boxes of records are cut out.
         workers: number of processes; it does not change the bytes.
 
     Raises:
@@ -68,6 +71,9 @@ def build(
     name = raw.name
     out = out.resolve()
     _check_knobs(name, num_shards, shard_bytes, max_broken, workers)
+    has_boxes = any(record.box for record in raw.records)
+    if cropping != Cropping() and not has_boxes:
+        raise ValueError("--pad-box and --min-box: no image of this dataset has a box; leave them out")
 
     def refuse(holder: str) -> NoReturn:
         raise ValueError(f"{out}: {holder} is building there; wait for it or give another --out")
@@ -81,8 +87,8 @@ def build(
         check_free_space(out.parent, size if encoding is None else 0, _FIX)
         try:
             temporary.mkdir()
-            packed = write_shards(layout, raw.root, temporary, encoding, workers, progress)
-            manifest = _describe(packed, raw, name, encoding)
+            packed = write_shards(layout, raw.root, temporary, encoding, cropping, workers, progress)
+            manifest = _describe(packed, raw, name, describe_storage(encoding, cropping if has_boxes else None))
             _check_broken(manifest, len(raw.records), max_broken)
             save_manifest(manifest, temporary)
             if out.exists():
@@ -147,7 +153,7 @@ def _check_out(out: Path, name: str) -> None:
         raise ValueError(f"{out}: besides the shards there is {others[0]!r}, which a build would delete; {fix}")
 
 
-def _describe(packed: dict[str, list[Packed]], raw: RawDataset, name: str, encoding: Encoding | None) -> Manifest:
+def _describe(packed: dict[str, list[Packed]], raw: RawDataset, name: str, storage: str) -> Manifest:
     splits = {}
     for split, parts in packed.items():
         shards = [part.shard for part in parts if part.shard is not None]
@@ -162,7 +168,7 @@ def _describe(packed: dict[str, list[Packed]], raw: RawDataset, name: str, encod
         )
     skipped = [entry for parts in packed.values() for part in parts for entry in part.skipped]
     skipped.sort(key=lambda entry: entry["source"])
-    return Manifest(name, splits, raw.distractor_pid, raw.notice, tuple(skipped), str(encoding or ""))
+    return Manifest(name, splits, raw.distractor_pid, raw.notice, tuple(skipped), storage)
 
 
 def _check_broken(manifest: Manifest, num_records: int, max_broken: float) -> None:

@@ -13,6 +13,7 @@ Layout = dict[str, list[list[Group]]]  # split -> for each shard its groups in s
 MAX_GROUP = 16  # images in one sample of junk or distractors
 DEFAULT_IDENTITIES, DEFAULT_STREAMS = 16, 8  # of training: `batch.identities`, `batch.streams`
 MAX_SHARD_BYTES = 512 * 1024 * 1024
+_BYTES_PER_PIXEL = 0.6  # of a JPEG of quality 95
 _OVERHEAD = 1024  # bytes of a tar for each image: header, padding, its entry in the JSON
 
 
@@ -26,8 +27,7 @@ def lay_out(raw: RawDataset, name: str, num_shards: int | None, shard_bytes: flo
     total = 0
     for split, records in groupby(raw.records, key=lambda record: record.split):  # they are sorted
         groups = group_records(records, name, raw.distractor_pid)
-        paths = [record.path for group in groups for record in group.records]
-        size = sum(path.stat().st_size + _OVERHEAD for path in paths if os.path.isfile(path))  # without missing ones
+        size = sum(_approximate_size(record) for group in groups for record in group.records)
         total += size
         if num_shards is not None:
             count = num_shards
@@ -42,6 +42,17 @@ def lay_out(raw: RawDataset, name: str, num_shards: int | None, shard_bytes: flo
             sorted((groups[i] for i in shard), key=lambda group: (group.records[0].pid, group.key)) for shard in dealt
         ]
     return shards, total
+
+
+def _approximate_size(record: Record) -> int:
+    """Return bytes in a tar; 0 for a missing file."""
+    if not os.path.isfile(record.path):
+        return 0
+    size = record.path.stat().st_size
+    if record.box is not None:
+        area = (record.box.right - record.box.left) * (record.box.bottom - record.box.top)
+        size = min(size, int(size * area if record.box.normalized else area * _BYTES_PER_PIXEL))
+    return size + _OVERHEAD
 
 
 def group_records(records: Iterable[Record], dataset: str, distractor_pid: int | None) -> list[Group]:

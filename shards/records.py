@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from reid.data.image_file import SUFFIXES
 from reid.data.manifest import JUNK_PID
+from shards.boxes import Box
 
 SPLITS = ("train", "query", "gallery")
 UNKNOWN_CAMERA = -1
@@ -21,13 +22,20 @@ class WrongLayoutError(ValueError):
 
 @dataclass(frozen=True)
 class Record:
-    """One image of a raw dataset. pid -1 = junk; camid -1 = unknown; name = the identity as the dataset writes it."""
+    """One image of a raw dataset: a picture's file, or a person in it."""
 
     path: Path
-    pid: int
-    camid: int
+    pid: int  # -1: junk
+    camid: int  # -1: unknown
     split: str
-    name: str
+    name: str  # the identity as the dataset writes it
+    box: Box | None = None  # of the person in the picture; None: the entire picture
+    extra: tuple[tuple[str, str], ...] = ()  # names and values that are stored with the image
+
+    def describe(self, root: Path) -> str:
+        """Return the path below `root`, with the box as in a URL: `frames/12.jpg#xywh=4,7,20,60`."""
+        source = self.path.relative_to(root).as_posix()
+        return source if self.box is None else f"{source}#xywh={self.box}"
 
 
 class Sighting(NamedTuple):
@@ -35,7 +43,7 @@ class Sighting(NamedTuple):
 
     pid: int
     camid: int
-    source: str  # path below the root of the raw dataset
+    source: str  # `Record.describe`
     digest: bytes  # first 16 bytes of the sha256, which are enough to compare images
 
 
@@ -56,7 +64,7 @@ class RawDataset:
 
     name: str
     root: Path
-    records: Sequence[Record]  # given in any order, kept sorted by split, pid and path
+    records: Sequence[Record]  # given in any order, kept sorted by split, pid, path and box
     distractor_pid: int | None  # of gallery images without an identity; None if the dataset has none
     notice: str  # terms of use, shown to the user; stored in the manifest, so another text is another fingerprint
     ignored: Sequence[Path] = ()  # files that are no images of the dataset: Thumbs.db, .DS_Store, ...
@@ -64,12 +72,16 @@ class RawDataset:
     published: Mapping[str, Counts] = field(default_factory=dict)  # the authors' counts; a build warns of other counts
 
     def __post_init__(self) -> None:
-        ordered = sorted(self.records, key=lambda record: (SPLITS.index(record.split), record.pid, str(record.path)))
+        ordered = sorted(self.records, key=_place)
         object.__setattr__(self, "records", ordered)
         for path in (record.path for record in ordered if not str(record.path).isascii()):
             name = str(path.relative_to(self.root))
             if name.encode(errors="replace") != os.fsencode(name):
                 raise ValueError(f"{self.root}: the name {name!a} is not UTF-8, as shards store names; rename it")
+
+
+def _place(record: Record) -> tuple[int, int, str, Box | tuple[()]]:
+    return SPLITS.index(record.split), record.pid, str(record.path), record.box or ()
 
 
 def name_dataset(raw: RawDataset, name: str | None) -> RawDataset:
