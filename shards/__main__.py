@@ -1,4 +1,4 @@
-"""The command line: `python -m shards build | verify | stats | stage | synth`."""
+"""The command line: `python -m shards build | split | verify | stats | stage | synth`."""
 
 import argparse
 import contextlib
@@ -6,6 +6,7 @@ import inspect
 import io
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from shards.images import Encoding
 from shards.pedestrians import dataset as pedestrians
 from shards.readers import csv_file, cuhk03, dukemtmc, folder, market1501, msmt17, veri776
 from shards.records import RawDataset, WrongLayoutError, looks_published, name_dataset
+from shards.splitting import WAYS, SplitRule, format_counts, split_dataset, write_table
 from shards.stage import stage
 from shards.summary import format_build, format_verification, to_json
 from shards.verify import verify
@@ -34,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # names that are not UTF-8
     # flags may be written with dashes or underscores
     options = _parser().parse_args([re.sub("^--[^=]+", lambda flag: flag[0].replace("_", "-"), word) for word in words])
-    commands = {"build": _build, "verify": _verify, "stats": _stats, "stage": _stage, "synth": _synth}
+    commands = {"build": _build, "split": _split, "verify": _verify, "stats": _stats, "stage": _stage, "synth": _synth}
     try:
         return commands[options.command](options)
     except (ValueError, OSError) as error:
@@ -46,14 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m shards", description="Raw datasets to WebDataset shards.")
     commands = parser.add_subparsers(dest="command", required=True)
     building = commands.add_parser("build", help="write a dataset as shards")
+    _add_reader(building)
+    _add_splitting(building)
     add = building.add_argument
-    add("reader", choices=READERS, help="how the raw dataset is laid out")
-    add("--root", type=Path, required=True, help="the raw dataset's folder; for csv also the CSV file")
-    add("--csv", dest="table", type=Path, help="csv only: the table, if it is not the only CSV in --root")
-    add("--boxes", help="cuhk03: detected (default) or labeled; csv: pixels (default) or normalized")
-    help_extra = "csv only: further columns of the table, which are stored with each image"
-    add("--extra", type=lambda names: names.split(","), metavar="COLUMN,...", help=help_extra)
-    add("--without-val", dest="with_val", action="store_const", const=False, help="msmt17 only: train without val")
     add("--out", type=Path, required=True, help="folder for the shards; an earlier build is replaced")
     size = building.add_mutually_exclusive_group()
     size.add_argument("--shards", type=int, metavar="N", help="train shards; default: a power of two, up to 64")
@@ -72,6 +69,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--dataset", metavar="NAME", help="name in keys and reports; default: the reader's")
     help_broken = "share of images, 0 to 1, that may be broken and are left out; default %(default)s"
     add("--max-broken", type=float, default=MAX_BROKEN, metavar="SHARE", help=help_broken)
+
+    splitting = commands.add_parser("split", help="divide people into train and test; writes a CSV for `build csv`")
+    _add_reader(splitting)
+    _add_splitting(splitting, required=True)
+    splitting.add_argument("--out", type=Path, required=True, metavar="CSV", help="the table; it must not exist")
 
     verifying = commands.add_parser("verify", help="check shards against their manifest")
     verifying.add_argument("out", help="folder that `build` wrote")
@@ -94,13 +96,46 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_reader(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("reader", choices=READERS, help="how the raw dataset is laid out")
+    add("--root", type=Path, required=True, help="the raw dataset's folder; for csv also the CSV file")
+    add("--csv", dest="table", type=Path, help="csv only: the table, if it is not the only CSV in --root")
+    add("--boxes", help="cuhk03: detected (default) or labeled; csv: pixels (default) or normalized")
+    help_extra = "csv only: further columns of the table, which are stored with each image"
+    add("--extra", type=lambda names: names.split(","), metavar="COLUMN,...", help=help_extra)
+    add("--without-val", dest="with_val", action="store_const", const=False, help="msmt17 only: train without val")
+
+
+def _add_splitting(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    """Add the flags of SplitRule. Without a default: one that is given without --test-share is refused."""
+    add = parser.add_argument
+    help_share = "for images without splits: share of the people to test, from 0 (train only) to 1 (test only)"
+    add("--test-share", type=float, required=required, metavar="SHARE", help=help_share)
+    help_by = "test random people (default), the people who came last, or cameras that training does not see"
+    add("--by", choices=WAYS, help=help_by)
+    help_distractors = "share of the test people who are in the gallery without a query; default: 0"
+    add("--distractors", type=float, metavar="SHARE", dest="distractor_share", help=help_distractors)
+    add("--seed", type=int, metavar="N", help="another seed divides differently; default: 0")
+
+
+def _divide(raw: RawDataset, options: argparse.Namespace) -> RawDataset:
+    names = ("test_share", "by", "distractor_share", "seed")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if given and "test_share" not in given:
+        raise ValueError("--by, --distractors and --seed: also need --test-share, the share of people to test")
+    return split_dataset(raw, SplitRule(**given)) if given else raw
+
+
 def _read(options: argparse.Namespace) -> RawDataset:
     given = {name: getattr(options, name) for name in READER_FLAGS if getattr(options, name) is not None}
     for name in given:
         readers = [reader for reader, read in READERS.items() if name in inspect.signature(read).parameters]
         if options.reader not in readers:
             others = " and ".join(readers)
-            raise ValueError(f"{READER_FLAGS[name]}: not an option of `build {options.reader}`, only of {others}")
+            raise ValueError(
+                f"{READER_FLAGS[name]}: not an option of `{options.command} {options.reader}`, only of {others}"
+            )
     try:
         raw = READERS[options.reader](options.root, **given)
     except WrongLayoutError as error:
@@ -145,7 +180,7 @@ def _local(folder: str) -> Path:
 def _build(options: argparse.Namespace) -> int:
     encoding = _encoding(options.size, options.quality)
     cropping = Cropping(options.pad_box, options.min_box)
-    raw = name_dataset(_read(options), options.dataset)
+    raw = name_dataset(_divide(_read(options), options), options.dataset)
     print(f"terms of use: {raw.notice}", file=sys.stderr)
     done = build(
         raw,
@@ -161,6 +196,17 @@ def _build(options: argparse.Namespace) -> int:
     )
     print(format_build(done.manifest, done.ignored, done.warnings))
     print(f"shards of {done.manifest.dataset}: {options.out}")
+    return 0
+
+
+def _split(options: argparse.Namespace) -> int:
+    raw = _divide(_read(options), options)
+    write_table(raw, options.out)
+    print("\n".join([format_counts(raw), *(f"warning: {warning}" for warning in raw.warnings)]))
+    words = ["python", "-m", "shards", "build", "csv", "--root", str(raw.root), "--csv", str(options.out)]
+    words += ["--boxes", "normalized"] if any(record.box and record.box.normalized for record in raw.records) else []
+    words += ["--extra", ",".join(options.extra)] if options.extra else []
+    print(f"build it with: {shlex.join(words)} --out <folder>")
     return 0
 
 

@@ -16,7 +16,7 @@ from shards.checks import run_checks
 from shards.dealing import lay_out
 from shards.images import Encoding, describe_storage
 from shards.pack import Packed
-from shards.records import RawDataset, name_dataset
+from shards.records import UNSPLIT, RawDataset, name_dataset
 from shards.summary import compare_counts, describe_ignored, list_skipped
 from shards.write import check_free_space, explain_full_disk, write_shards
 
@@ -72,6 +72,11 @@ def build(
     out = out.resolve()
     _check_knobs(name, num_shards, shard_bytes, max_broken, workers)
     has_boxes = any(record.box for record in raw.records)
+    if any(record.split == UNSPLIT for record in raw.records):
+        raise ValueError(
+            f"{raw.root}: its images have no split; give the share of people to test, such as --test-share 0.3 (0: "
+            "train on all), or divide them yourself in a CSV with the column split"
+        )
     if cropping != Cropping() and not has_boxes:
         raise ValueError("--pad-box and --min-box: no image of this dataset has a box; leave them out")
 

@@ -12,6 +12,7 @@ from reid.data.manifest import JUNK_PID
 from shards.boxes import Box
 
 SPLITS = ("train", "query", "gallery")
+UNSPLIT = ""  # the split of images that are still to be divided
 UNKNOWN_CAMERA = -1
 OWN_NOTICE = "Images of yours in the layout of {}: their terms of use hold for these shards, too."
 
@@ -30,6 +31,7 @@ class Record:
     split: str
     name: str  # the identity as the dataset writes it
     box: Box | None = None  # of the person in the picture; None: the entire picture
+    time: float | None = None  # in any unit
     extra: tuple[tuple[str, str], ...] = ()  # names and values that are stored with the image
 
     def describe(self, root: Path) -> str:
@@ -70,6 +72,7 @@ class RawDataset:
     ignored: Sequence[Path] = ()  # files that are no images of the dataset: Thumbs.db, .DS_Store, ...
     warnings: Sequence[str] = ()  # for the user
     published: Mapping[str, Counts] = field(default_factory=dict)  # the authors' counts; a build warns of other counts
+    cameras: Mapping[int, str] = field(default_factory=dict)  # names, where they are not the camids
 
     def __post_init__(self) -> None:
         ordered = sorted(self.records, key=_place)
@@ -81,7 +84,7 @@ class RawDataset:
 
 
 def _place(record: Record) -> tuple[int, int, str, Box | tuple[()]]:
-    return SPLITS.index(record.split), record.pid, str(record.path), record.box or ()
+    return (UNSPLIT, *SPLITS).index(record.split), record.pid, str(record.path), record.box or ()
 
 
 def name_dataset(raw: RawDataset, name: str | None) -> RawDataset:

@@ -1,6 +1,9 @@
 """A CSV table of images or of boxes in pictures: any dataset, without its own reader."""
 
+import contextlib
+import math
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from reid.data.table import read_table
@@ -10,8 +13,8 @@ from shards.records import SPLITS, UNKNOWN_CAMERA, RawDataset, Record, WrongLayo
 
 NAME = "csv"
 NOTICE = "Images listed by a table of yours: their terms of use hold for these shards, too."
-REQUIRED = ("path", "identity", "split")
-OPTIONAL = ("camera", *SIZED, *CORNERS)
+REQUIRED = ("path", "identity")
+OPTIONAL = ("split", "camera", "time", *SIZED, *CORNERS)
 HEADER = "path,identity,camera,split"
 
 _Row = tuple[str, dict[str, str]]  # where it is, for errors, and its fields
@@ -20,9 +23,9 @@ _Row = tuple[str, dict[str, str]]  # where it is, for errors, and its fields
 def read(root: Path, table: Path | None = None, boxes: str = "pixels", extra: Sequence[str] = ()) -> RawDataset:
     """Read the images that a CSV lists.
 
-    The first line is the header; camera may be absent or empty (camid -1), other columns are refused. Identities and
-    cameras are any text and are numbered from 1 in sorted order over all splits. A path that does not exist counts as
-    a broken image in the build.
+    The first line is the header; camera may be absent or empty (camid -1), split and time may be absent, other columns
+    are refused. Identities and cameras are any text and are numbered from 1 in sorted order over all splits. A path
+    that does not exist counts as a broken image in the build.
 
     Args:
         root: the folder that the paths start from; without `table`, the CSV itself or a folder with exactly one CSV.
@@ -43,8 +46,9 @@ def read(root: Path, table: Path | None = None, boxes: str = "pixels", extra: Se
     rows = [(f"{table}, line {line}", row) for line, row in listed]
     if not rows:
         raise ValueError(f"{table}: no row below the header; write one line per image: {HEADER}")
+    has_splits = any(row["split"] for _, row in rows)
     for where, row in rows:
-        if row["split"] not in SPLITS:
+        if row["split"] not in SPLITS and has_splits:
             raise ValueError(f"{where}: split {row['split']!r} is unknown; use {', '.join(SPLITS)}")
     pids = number_from_one(row["identity"] for _, row in rows)
     camids = number_from_one(row["camera"] for _, row in rows if row["camera"])
@@ -56,12 +60,25 @@ def read(root: Path, table: Path | None = None, boxes: str = "pixels", extra: Se
             row["split"],
             row["identity"],
             box,
+            _parse_time(row["time"], where),
             tuple((name, row[name]) for name in extra),
         )
-        for (_, row), box in zip(rows, _read_boxes(rows, table, boxes), strict=True)
+        for (where, row), box in zip(rows, _read_boxes(rows, table, boxes), strict=True)
     ]
     warnings = describe_lookalikes("identities", pids) + describe_lookalikes("cameras", camids)
-    return RawDataset(NAME, root, records, None, NOTICE, warnings=warnings)
+    cameras = {camid: name for name, camid in camids.items()}
+    return RawDataset(NAME, root, records, None, NOTICE, warnings=warnings, cameras=cameras)
+
+
+def _parse_time(text: str, where: str) -> float | None:
+    """Return a number as it is, a date and time in seconds; None if there is none."""
+    if not text:
+        return None
+    for parse in (float, lambda written: datetime.fromisoformat(written).replace(tzinfo=UTC).timestamp()):
+        with contextlib.suppress(ValueError):
+            if math.isfinite(time := parse(text)):
+                return time
+    raise ValueError(f"{where}: time {text!r} is no number and no date; write 12.5 or 2026-01-31 08:15:00")
 
 
 def _read_boxes(rows: Sequence[_Row], table: Path, units: str) -> list[Box] | list[None]:
