@@ -1,4 +1,4 @@
-"""The command line: `python -m shards build | split | verify | stats | stage | synth`."""
+"""The command line: `python -m shards build | split | verify | stats | stage | synth | synth-footage`."""
 
 import argparse
 import contextlib
@@ -8,7 +8,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,15 +18,31 @@ from shards.build import MAX_BROKEN, build
 from shards.checks import run_checks
 from shards.images import Encoding
 from shards.pedestrians import dataset as pedestrians
-from shards.readers import csv_file, cuhk03, dukemtmc, folder, market1501, msmt17, veri776
+from shards.pedestrians import footage as film
+from shards.readers import coco, csv_file, cuhk03, dukemtmc, folder, market1501, mot, msmt17, tracking, tracks, veri776
 from shards.records import RawDataset, WrongLayoutError, looks_published, name_dataset
 from shards.splitting import WAYS, SplitRule, format_counts, split_dataset, write_table
 from shards.stage import stage
 from shards.summary import format_build, format_verification, to_json
 from shards.verify import verify
 
-READERS = {reader.NAME: reader.read for reader in (market1501, dukemtmc, msmt17, cuhk03, veri776, folder, csv_file)}
-READER_FLAGS = {"table": "--csv", "boxes": "--boxes", "extra": "--extra", "with_val": "--without-val"}  # of `read`
+MODULES = (market1501, dukemtmc, msmt17, cuhk03, veri776, folder, csv_file, mot, coco, tracks)
+READERS: dict[str, Callable[..., RawDataset]] = {reader.NAME: reader.read for reader in MODULES}
+# argument of a `read` -> flag; a reader has those that its `read` has
+READER_FLAGS = {
+    "table": "--csv",
+    "boxes": "--boxes",
+    "extra": "--extra",
+    "with_val": "--without-val",
+    "ids": "--ids",
+    "merge": "--merge",
+    "every": "--every",
+    "min_height": "--min-height",
+    "min_visibility": "--min-visibility",
+    "annotations": "--json",
+    "identity": "--identity",
+    "camera": "--camera",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # names that are not UTF-8
     # flags may be written with dashes or underscores
     options = _parser().parse_args([re.sub("^--[^=]+", lambda flag: flag[0].replace("_", "-"), word) for word in words])
-    commands = {"build": _build, "split": _split, "verify": _verify, "stats": _stats, "stage": _stage, "synth": _synth}
+    commands = {
+        "build": _build,
+        "split": _split,
+        "verify": _verify,
+        "stats": _stats,
+        "stage": _stage,
+        "synth": _synth,
+        "synth-footage": _synth_footage,
+    }
     try:
         return commands[options.command](options)
     except (ValueError, OSError) as error:
@@ -90,10 +114,18 @@ def _parser() -> argparse.ArgumentParser:
 
     drawing = commands.add_parser("synth", help="draw a dataset of pedestrians in Market-1501's layout")
     drawing.add_argument("--out", type=Path, required=True, help="folder for the images")
-    for name, (default, _, text) in pedestrians.ARGUMENTS.items():
-        flag, text = f"--{name.replace('_', '-')}", f"{text}; default: {default}"
-        drawing.add_argument(flag, type=int, default=default, metavar="N", help=text)
+    _add_counts(drawing, pedestrians.ARGUMENTS)
+
+    filming = commands.add_parser("synth-footage", help="draw people who walk past cameras, in MOTChallenge's layout")
+    filming.add_argument("--out", type=Path, required=True, help="folder for the sequences; it must be empty")
+    _add_counts(filming, film.ARGUMENTS)
     return parser
+
+
+def _add_counts(parser: argparse.ArgumentParser, arguments: Mapping[str, tuple[int, int | None, str]]) -> None:
+    for name, (default, _, text) in arguments.items():
+        flag, text = f"--{name.replace('_', '-')}", f"{text}; default: {default}"
+        parser.add_argument(flag, type=int, default=default, metavar="N", help=text)
 
 
 def _add_reader(parser: argparse.ArgumentParser) -> None:
@@ -105,6 +137,16 @@ def _add_reader(parser: argparse.ArgumentParser) -> None:
     help_extra = "csv only: further columns of the table, which are stored with each image"
     add("--extra", type=lambda names: names.split(","), metavar="COLUMN,...", help=help_extra)
     add("--without-val", dest="with_val", action="store_const", const=False, help="msmt17 only: train without val")
+    help_ids = "mot, tracks: a track number of two cameras is one person, or a person in each"
+    add("--ids", choices=tracking.IDS, help=help_ids)
+    help_merge = "mot, tracks: a table camera,track,identity of the tracks that are one person"
+    add("--merge", type=Path, metavar="CSV", help=help_merge)
+    add("--every", type=int, metavar="N", help="mot, tracks: every N-th frame; default: 1")
+    add("--min-height", type=float, metavar="PIXELS", help="mot, tracks: leave lower boxes out; default: 0")
+    add("--min-visibility", type=float, metavar="SHARE", help="mot: leave people out who are hidden; default: 0")
+    add("--json", dest="annotations", type=Path, help="coco: the file, if it is not the only .json in --root")
+    add("--identity", metavar="ATTRIBUTE", help="coco: of an annotation, that says who it is")
+    add("--camera", metavar="ATTRIBUTE", help="coco: of an image, that says which camera took it")
 
 
 def _add_splitting(parser: argparse.ArgumentParser, required: bool = False) -> None:
@@ -240,6 +282,12 @@ def _synth(options: argparse.Namespace) -> int:
     counts = pedestrians.synthesize(options.out, **{name: getattr(options, name) for name in pedestrians.ARGUMENTS})
     print(", ".join(f"{name}: {count}" for name, count in counts.items()))
     print(f"pedestrians: {options.out}")
+    return 0
+
+
+def _synth_footage(options: argparse.Namespace) -> int:
+    boxes = film.synthesize(options.out, **{name: getattr(options, name) for name in film.ARGUMENTS})
+    print(f"footage: {options.out} ({boxes} boxes); build it with: python -m shards build mot --root {options.out} ...")
     return 0
 
 

@@ -87,7 +87,7 @@ def pack_shard(
 def _prepare(record: Record, encoding: Encoding | None, cropping: Cropping) -> tuple[str, bytes]:
     """Return the suffix and the bytes to store."""
     data = read_image_file(record.path)
-    if encoding is None and record.box is None:
+    if record.source or (encoding is None and record.box is None):
         return check_image(data), data
     return "jpg", reencode(data, encoding, record.box, cropping)
 

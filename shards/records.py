@@ -31,13 +31,16 @@ class Record:
     split: str
     name: str  # the identity as the dataset writes it
     box: Box | None = None  # of the person in the picture; None: the entire picture
+    frame: int | None = None  # of a video, counted from 1; None: the path is a picture
     time: float | None = None  # in any unit
     extra: tuple[tuple[str, str], ...] = ()  # names and values that are stored with the image
+    source: str = ""  # what `describe` returns, if `path` is a file of the build with the bytes to store
 
     def describe(self, root: Path) -> str:
-        """Return the path below `root`, with the box as in a URL: `frames/12.jpg#xywh=4,7,20,60`."""
-        source = self.path.relative_to(root).as_posix()
-        return source if self.box is None else f"{source}#xywh={self.box}"
+        """Return the path below `root`, with frame and box as in a URL: `gate.mp4#frame=12&xywh=4,7,20,60`."""
+        parts = [] if self.frame is None else [f"frame={self.frame}"]
+        parts += [] if self.box is None else [f"xywh={self.box}"]
+        return self.source or "#".join([self.path.relative_to(root).as_posix(), *filter(None, ["&".join(parts)])])
 
 
 class Sighting(NamedTuple):
@@ -66,7 +69,7 @@ class RawDataset:
 
     name: str
     root: Path
-    records: Sequence[Record]  # given in any order, kept sorted by split, pid, path and box
+    records: Sequence[Record]  # given in any order, kept sorted by split, pid, path, frame and box
     distractor_pid: int | None  # of gallery images without an identity; None if the dataset has none
     notice: str  # terms of use, shown to the user; stored in the manifest, so another text is another fingerprint
     ignored: Sequence[Path] = ()  # files that are no images of the dataset: Thumbs.db, .DS_Store, ...
@@ -83,8 +86,8 @@ class RawDataset:
                 raise ValueError(f"{self.root}: the name {name!a} is not UTF-8, as shards store names; rename it")
 
 
-def _place(record: Record) -> tuple[int, int, str, Box | tuple[()]]:
-    return (UNSPLIT, *SPLITS).index(record.split), record.pid, str(record.path), record.box or ()
+def _place(record: Record) -> tuple[int, int, str, int, Box | tuple[()]]:
+    return (UNSPLIT, *SPLITS).index(record.split), record.pid, str(record.path), record.frame or 0, record.box or ()
 
 
 def name_dataset(raw: RawDataset, name: str | None) -> RawDataset:

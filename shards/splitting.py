@@ -177,8 +177,9 @@ def write_table(raw: RawDataset, path: Path) -> None:
     """Write the CSV that the reader `csv` reads as this dataset. Raises ValueError if the file exists."""
     if path.exists():
         raise ValueError(f"{path}: exists; give another --out, or remove it yourself")
-    records = sorted(raw.records, key=lambda record: (record.path, record.box or ()))
+    records = sorted(raw.records, key=lambda record: (record.path, record.frame or 0, record.box or ()))
     columns = ["path", "identity", "camera", "split"]
+    columns += ["frame"] if any(record.frame is not None for record in records) else []
     columns += CORNERS if any(record.box for record in records) else []
     columns += [name for name, _ in records[0].extra]
     text = io.StringIO(newline="")
@@ -187,6 +188,7 @@ def write_table(raw: RawDataset, path: Path) -> None:
     for record in records:
         camera = "" if record.camid == UNKNOWN_CAMERA else raw.cameras.get(record.camid, str(record.camid))
         fields = [record.path.relative_to(raw.root).as_posix(), record.name, camera, record.split]
+        fields += [str(record.frame or "")] if "frame" in columns else []
         fields += [f"{edge:.12g}" for edge in record.box[:4]] if record.box else []
         writer.writerow([*fields, *(value for _, value in record.extra)])
     make_folder(path.parent)

@@ -41,8 +41,8 @@ def read_table(
 
     Args:
         table: UTF-8, with or without a byte-order mark; commas; a header in the first line.
-        root: the folder that the column `path` starts from; it is returned as `relative_path` does.
-        required: columns that the header must name, `path` among them.
+        root: the folder that the column `path`, if it is required, starts from; it is returned as `relative_path` does.
+        required: columns that the header must name.
         optional: columns that it may name. Others are refused: their author expects that they are used.
         extra: further columns, which the user gives by --extra; they may be empty. None: there is no such flag.
         distinct: columns that two rows of one path must not share, if they are known.
@@ -70,12 +70,14 @@ def read_table(
             for name in required:
                 if not fields[name]:
                     raise ValueError(f"{table}, line {reader.line_num}: {name} is empty; fill it or remove the line")
-            path = relative_path(fields["path"], root, f"{table}, line {reader.line_num}").as_posix()
-            key = (path, *(fields.get(name, "") for name in distinct))
+            if "path" in required:
+                fields["path"] = relative_path(fields["path"], root, f"{table}, line {reader.line_num}").as_posix()
+            key = tuple(fields.get(name, "") for name in ("path", *distinct))
             first = lines.setdefault(key, reader.line_num)
             if first != reader.line_num:
-                raise ValueError(f"{table}, lines {first} and {reader.line_num}: {path} twice; keep one")
-            yield reader.line_num, fields | {"path": path}
+                what = key[0] or " ".join(key)
+                raise ValueError(f"{table}, lines {first} and {reader.line_num}: {what.strip()} twice; keep one")
+            yield reader.line_num, fields
     except csv.Error as error:
         raise ValueError(f"{table}, line {reader.line_num}: not a CSV table ({error})") from error
 

@@ -10,11 +10,12 @@ from reid.data.table import read_table
 from shards.boxes import CORNERS, SIZED, UNITS, Box, check_units, parse_box
 from shards.labels import describe_lookalikes
 from shards.records import SPLITS, UNKNOWN_CAMERA, RawDataset, Record, WrongLayoutError, list_few, number_from_one
+from shards.video import MAX_FRAME, is_video
 
 NAME = "csv"
 NOTICE = "Images listed by a table of yours: their terms of use hold for these shards, too."
 REQUIRED = ("path", "identity")
-OPTIONAL = ("split", "camera", "time", *SIZED, *CORNERS)
+OPTIONAL = ("split", "camera", "time", "frame", *SIZED, *CORNERS)
 HEADER = "path,identity,camera,split"
 
 _Row = tuple[str, dict[str, str]]  # where it is, for errors, and its fields
@@ -23,9 +24,9 @@ _Row = tuple[str, dict[str, str]]  # where it is, for errors, and its fields
 def read(root: Path, table: Path | None = None, boxes: str = "pixels", extra: Sequence[str] = ()) -> RawDataset:
     """Read the images that a CSV lists.
 
-    The first line is the header; camera may be absent or empty (camid -1), split and time may be absent, other columns
-    are refused. Identities and cameras are any text and are numbered from 1 in sorted order over all splits. A path
-    that does not exist counts as a broken image in the build.
+    The first line is the header; camera may be absent or empty (camid -1), split and time may be absent, a path that
+    is a video needs frame, other columns are refused. Identities and cameras are any text and are numbered from 1 in
+    sorted order over all splits. A path that does not exist counts as a broken image in the build.
 
     Args:
         root: the folder that the paths start from; without `table`, the CSV itself or a folder with exactly one CSV.
@@ -41,7 +42,7 @@ def read(root: Path, table: Path | None = None, boxes: str = "pixels", extra: Se
     table, root = _locate(root, table)
     if taken := [name for name in extra if name in (*REQUIRED, *OPTIONAL)]:
         raise ValueError(f"--extra {taken[0]}: the column {taken[0]} is read anyway; remove it from --extra")
-    distinct = ("split", *SIZED, *CORNERS)
+    distinct = ("split", "frame", *SIZED, *CORNERS)
     listed = read_table(table, root, REQUIRED, OPTIONAL, extra=extra, distinct=distinct)
     rows = [(f"{table}, line {line}", row) for line, row in listed]
     if not rows:
@@ -60,7 +61,8 @@ def read(root: Path, table: Path | None = None, boxes: str = "pixels", extra: Se
             row["split"],
             row["identity"],
             box,
-            _parse_time(row["time"], where),
+            _parse_frame(row, where),
+            _parse_time(row["time"] or row["frame"], where),
             tuple((name, row[name]) for name in extra),
         )
         for (where, row), box in zip(rows, _read_boxes(rows, table, boxes), strict=True)
@@ -68,6 +70,19 @@ def read(root: Path, table: Path | None = None, boxes: str = "pixels", extra: Se
     warnings = describe_lookalikes("identities", pids) + describe_lookalikes("cameras", camids)
     cameras = {camid: name for name, camid in camids.items()}
     return RawDataset(NAME, root, records, None, NOTICE, warnings=warnings, cameras=cameras)
+
+
+def _parse_frame(row: dict[str, str], where: str) -> int | None:
+    """Return the frame of a video, None for a picture."""
+    if not is_video(Path(row["path"])):
+        if row["frame"]:
+            raise ValueError(f"{where}: frame {row['frame']!r}, but {row['path']} is no video; leave frame empty")
+        return None
+    if not (row["frame"].isascii() and row["frame"].isdecimal() and 0 < int(row["frame"]) < MAX_FRAME):
+        raise ValueError(
+            f"{where}: frame {row['frame']!r} of {row['path']}; give the number of the frame, counted from 1"
+        )
+    return int(row["frame"])
 
 
 def _parse_time(text: str, where: str) -> float | None:

@@ -1,6 +1,5 @@
 """Boxes: how a table writes them, what is cut out of a picture, and what is left out."""
 
-import io
 import json
 import tarfile
 from pathlib import Path
@@ -13,6 +12,7 @@ from reid.data.manifest import load_manifest
 from shards.__main__ import main
 from shards.boxes import CORNERS, SIZED, Box, Cropping, cut_out, parse_box
 from shards.readers import csv_file
+from tests.support.stored import stored
 
 HEADER = "path,identity,split,x,y,width,height\n"
 ORIENTATION = 0x0112  # EXIF
@@ -33,21 +33,6 @@ def frame(path: Path, width: int = 200, height: int = 120, **options: object) ->
 def write(root: Path, rows: str, header: str = HEADER) -> Path:
     (root / "labels.csv").write_text(header + rows)
     return root
-
-
-def stored(out: Path, split: str = "train") -> dict[str, Image.Image]:
-    """Source -> the stored picture."""
-    found = {}
-    for path in sorted(out.glob(f"{split}-*.tar")):
-        with tarfile.open(path) as tar:
-            for member in tar:
-                if member.name.endswith(".json"):
-                    sample = json.load(tar.extractfile(member))
-                    key = member.name.removesuffix("json")
-                    for image in sample["images"]:
-                        data = tar.extractfile(key + image["file"]).read()
-                        found[image["source"]] = Image.open(io.BytesIO(data))
-    return found
 
 
 @pytest.mark.parametrize(
