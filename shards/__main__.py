@@ -1,15 +1,12 @@
 """The command line: `python -m shards build | split | verify | stats | stage | synth | synth-footage`."""
 
 import argparse
-import contextlib
-import inspect
 import io
 import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from reid.data.manifest import load_manifest
@@ -19,30 +16,12 @@ from shards.checks import run_checks
 from shards.images import Encoding
 from shards.pedestrians import dataset as pedestrians
 from shards.pedestrians import footage as film
-from shards.readers import coco, csv_file, cuhk03, dukemtmc, folder, market1501, mot, msmt17, tracking, tracks, veri776
-from shards.records import RawDataset, WrongLayoutError, looks_published, name_dataset
+from shards.reading import add_reader_flags, read_dataset
+from shards.records import RawDataset, name_dataset
 from shards.splitting import WAYS, SplitRule, format_counts, split_dataset, write_table
 from shards.stage import stage
 from shards.summary import format_build, format_verification, to_json
 from shards.verify import verify
-
-MODULES = (market1501, dukemtmc, msmt17, cuhk03, veri776, folder, csv_file, mot, coco, tracks)
-READERS: dict[str, Callable[..., RawDataset]] = {reader.NAME: reader.read for reader in MODULES}
-# argument of a `read` -> flag; a reader has those that its `read` has
-READER_FLAGS = {
-    "table": "--csv",
-    "boxes": "--boxes",
-    "extra": "--extra",
-    "with_val": "--without-val",
-    "ids": "--ids",
-    "merge": "--merge",
-    "every": "--every",
-    "min_height": "--min-height",
-    "min_visibility": "--min-visibility",
-    "annotations": "--json",
-    "identity": "--identity",
-    "camera": "--camera",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m shards", description="Raw datasets to WebDataset shards.")
     commands = parser.add_subparsers(dest="command", required=True)
     building = commands.add_parser("build", help="write a dataset as shards")
-    _add_reader(building)
+    add_reader_flags(building)
     _add_splitting(building)
     add = building.add_argument
     add("--out", type=Path, required=True, help="folder for the shards; an earlier build is replaced")
@@ -95,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-broken", type=float, default=MAX_BROKEN, metavar="SHARE", help=help_broken)
 
     splitting = commands.add_parser("split", help="divide people into train and test; writes a CSV for `build csv`")
-    _add_reader(splitting)
+    add_reader_flags(splitting)
     _add_splitting(splitting, required=True)
     splitting.add_argument("--out", type=Path, required=True, metavar="CSV", help="the table; it must not exist")
 
@@ -128,27 +107,6 @@ def _add_counts(parser: argparse.ArgumentParser, arguments: Mapping[str, tuple[i
         parser.add_argument(flag, type=int, default=default, metavar="N", help=text)
 
 
-def _add_reader(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("reader", choices=READERS, help="how the raw dataset is laid out")
-    add("--root", type=Path, required=True, help="the raw dataset's folder; for csv also the CSV file")
-    add("--csv", dest="table", type=Path, help="csv only: the table, if it is not the only CSV in --root")
-    add("--boxes", help="cuhk03: detected (default) or labeled; csv: pixels (default) or normalized")
-    help_extra = "csv only: further columns of the table, which are stored with each image"
-    add("--extra", type=lambda names: names.split(","), metavar="COLUMN,...", help=help_extra)
-    add("--without-val", dest="with_val", action="store_const", const=False, help="msmt17 only: train without val")
-    help_ids = "mot, tracks: a track number of two cameras is one person, or a person in each"
-    add("--ids", choices=tracking.IDS, help=help_ids)
-    help_merge = "mot, tracks: a table camera,track,identity of the tracks that are one person"
-    add("--merge", type=Path, metavar="CSV", help=help_merge)
-    add("--every", type=int, metavar="N", help="mot, tracks: every N-th frame; default: 1")
-    add("--min-height", type=float, metavar="PIXELS", help="mot, tracks: leave lower boxes out; default: 0")
-    add("--min-visibility", type=float, metavar="SHARE", help="mot: leave people out who are hidden; default: 0")
-    add("--json", dest="annotations", type=Path, help="coco: the file, if it is not the only .json in --root")
-    add("--identity", metavar="ATTRIBUTE", help="coco: of an annotation, that says who it is")
-    add("--camera", metavar="ATTRIBUTE", help="coco: of an image, that says which camera took it")
-
-
 def _add_splitting(parser: argparse.ArgumentParser, required: bool = False) -> None:
     """Add the flags of SplitRule. Without a default: one that is given without --test-share is refused."""
     add = parser.add_argument
@@ -167,39 +125,6 @@ def _divide(raw: RawDataset, options: argparse.Namespace) -> RawDataset:
     if given and "test_share" not in given:
         raise ValueError("--by, --distractors and --seed: also need --test-share, the share of people to test")
     return split_dataset(raw, SplitRule(**given)) if given else raw
-
-
-def _read(options: argparse.Namespace) -> RawDataset:
-    given = {name: getattr(options, name) for name in READER_FLAGS if getattr(options, name) is not None}
-    for name in given:
-        readers = [reader for reader, read in READERS.items() if name in inspect.signature(read).parameters]
-        if options.reader not in readers:
-            others = " and ".join(readers)
-            raise ValueError(
-                f"{READER_FLAGS[name]}: not an option of `{options.command} {options.reader}`, only of {others}"
-            )
-    try:
-        raw = READERS[options.reader](options.root, **given)
-    except WrongLayoutError as error:
-        if others := _find_readers(options.root, options.reader):
-            raise ValueError(f"{error}; {others} reads {options.root}") from error
-        raise
-    if options.reader == folder.NAME and (others := _find_readers(options.root, options.reader)):
-        return replace(raw, warnings=(*raw.warnings, f"{others} reads {options.root}, too, and may know cameras"))
-    far = raw.published and not looks_published(raw)
-    if far and (others := _find_readers(options.root, options.reader, looks_published)):
-        return replace(raw, warnings=(*raw.warnings, f"the counts of images are those of {others}"))
-    return raw
-
-
-def _find_readers(root: Path, reader: str, fits: Callable[[RawDataset], bool] = bool) -> str:
-    """Return the other readers that can read this folder and whose result `fits`."""
-    found = []
-    for name, read in READERS.items():
-        with contextlib.suppress(ValueError, OSError):
-            if name != reader and fits(read(root)):
-                found.append(f"`build {name}`")
-    return " or ".join(found)
 
 
 def _encoding(size: str | None, quality: int | None) -> Encoding | None:
@@ -222,7 +147,7 @@ def _local(folder: str) -> Path:
 def _build(options: argparse.Namespace) -> int:
     encoding = _encoding(options.size, options.quality)
     cropping = Cropping(options.pad_box, options.min_box)
-    raw = name_dataset(_divide(_read(options), options), options.dataset)
+    raw = name_dataset(_divide(read_dataset(options), options), options.dataset)
     print(f"terms of use: {raw.notice}", file=sys.stderr)
     done = build(
         raw,
@@ -242,7 +167,7 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _split(options: argparse.Namespace) -> int:
-    raw = _divide(_read(options), options)
+    raw = _divide(read_dataset(options), options)
     write_table(raw, options.out)
     print("\n".join([format_counts(raw), *(f"warning: {warning}" for warning in raw.warnings)]))
     words = ["python", "-m", "shards", "build", "csv", "--root", str(raw.root), "--csv", str(options.out)]

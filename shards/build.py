@@ -70,10 +70,8 @@ def build(
         ValueError: an argument is out of range, `out` holds other files or is built by another process, the disk is
             full, too many images are broken, or a split has none left.
     """
-    raw = name_dataset(raw, dataset)
-    name = raw.name
-    out = out.resolve()
-    _check_knobs(name, num_shards, shard_bytes, max_broken, workers)
+    raw, out = name_dataset(raw, dataset), out.resolve()
+    _check_knobs(raw.name, num_shards, shard_bytes, max_broken, workers)
     _check_records(raw, cropping)
 
     def refuse(holder: str) -> NoReturn:
@@ -83,16 +81,15 @@ def build(
     with hold(out.with_name(f".{out.name}.lock"), refuse), explain_full_disk(out.parent, _FIX):
         temporary, old = out.with_name(f".{out.name}.building"), out.with_name(f".{out.name}.old")
         _clear_leftovers(out, temporary, old)
-        _check_out(out, name)
+        _check_out(out, raw.name)
         try:
             temporary.mkdir()
             records, unread = cut_videos(raw.records, raw.root, temporary / FRAMES, encoding, cropping, progress)
-            layout, size = lay_out(records, name, raw.distractor_pid, num_shards, shard_bytes)
+            layout, size = lay_out(records, raw.name, raw.distractor_pid, num_shards, shard_bytes)
             check_free_space(out.parent, size if encoding is None else 0, _FIX)
             packed = write_shards(layout, raw.root, temporary, encoding, cropping, workers, progress)
             shutil.rmtree(temporary / FRAMES, ignore_errors=True)
-            is_cut = any(record.box or record.frame is not None for record in raw.records)
-            manifest = _describe(packed, unread, raw, name, describe_storage(encoding, cropping if is_cut else None))
+            manifest = _describe(packed, unread, raw, describe_storage(encoding, cropping if _is_cut(raw) else None))
             _check_broken(manifest, raw, max_broken)
             save_manifest(manifest, temporary)
             if out.exists():
@@ -146,6 +143,10 @@ def _check_records(raw: RawDataset, cropping: Cropping) -> None:
         raise ValueError("--pad-box and --min-box: no image of this dataset has a box; leave them out")
 
 
+def _is_cut(raw: RawDataset) -> bool:
+    return any(record.box or record.frame is not None for record in raw.records)
+
+
 def _check_out(out: Path, name: str) -> None:
     """Raise ValueError unless `out` is missing, empty, or an earlier build of the same dataset without other files."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
@@ -168,7 +169,7 @@ def _check_out(out: Path, name: str) -> None:
 
 
 def _describe(
-    packed: dict[str, list[Packed]], unread: Sequence[dict[str, str]], raw: RawDataset, name: str, storage: str
+    packed: dict[str, list[Packed]], unread: Sequence[dict[str, str]], raw: RawDataset, storage: str
 ) -> Manifest:
     splits = {}
     for split, parts in packed.items():
@@ -184,7 +185,7 @@ def _describe(
         )
     skipped = [*unread, *(entry for parts in packed.values() for part in parts for entry in part.skipped)]
     skipped.sort(key=lambda entry: entry["source"])
-    return Manifest(name, splits, raw.distractor_pid, raw.notice, tuple(skipped), storage)
+    return Manifest(raw.name, splits, raw.distractor_pid, raw.notice, tuple(skipped), storage)
 
 
 def _check_broken(manifest: Manifest, raw: RawDataset, max_broken: float) -> None:

@@ -138,9 +138,24 @@ def number_from_one(names: Iterable[str]) -> dict[str, int]:
     return {name: number for number, name in enumerate(ordered, start=1)}
 
 
+def is_hidden(path: Path) -> bool:
+    """Return whether a file or folder is no part of a dataset, as macOS writes them: `._1.jpg`, `__MACOSX`."""
+    return path.name.startswith(".") or path.name == "__MACOSX"
+
+
 def is_image(path: Path) -> bool:
-    """Return whether a name is an image's. Hidden files are none: macOS writes `._1.jpg` next to each `1.jpg`."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    """Return whether a name is an image's."""
+    return path.suffix.lower() in SUFFIXES and not is_hidden(path)
+
+
+def unwrap(folder: Path) -> Path:
+    """Return the innermost folder of the same name, as unpacking archives leaves it: MSMT17_V2/MSMT17_V2/MSMT17_V2."""
+    name = folder.resolve().name
+    while (folder / name).is_dir():
+        if [path.name for path in list_folder(folder) if path.is_dir() and not is_hidden(path)] != [name]:
+            break
+        folder = folder / name
+    return folder
 
 
 def list_folder(folder: Path) -> list[Path]:

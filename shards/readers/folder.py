@@ -12,6 +12,7 @@ from shards.records import (
     WrongLayoutError,
     check_folder,
     describe_folder,
+    is_hidden,
     is_image,
     list_few,
     list_folder,
@@ -38,7 +39,7 @@ def read(root: Path) -> RawDataset:
         ignored += [path for path in entries if path not in splits]
     for split in splits or [root]:
         for identity in list_folder(split):
-            if not identity.is_dir() or identity.name.startswith("."):
+            if not identity.is_dir() or is_hidden(identity):
                 ignored.append(identity)
                 continue
             for path in list_folder(identity):
@@ -51,7 +52,8 @@ def read(root: Path) -> RawDataset:
         raise WrongLayoutError(f"{root}: no image found; expected {LAYOUT}; found {found}")
     pids = number_from_one(identity for _, identity, _ in files)
     records = [Record(path, pids[identity], UNKNOWN_CAMERA, split, identity) for split, identity, path in files]
-    unread = [path.name for path in ignored if path.parent == root and path.is_dir() and splits]
+    others = [path for path in ignored if path.parent == root and path.is_dir() and splits]
+    unread = [path.name for path in others if path.name != "__MACOSX"]
     warnings = [f"folders whose names are not splits were not read: {list_few(unread)}"] if unread else []
     warnings += describe_lookalikes("identities", pids)
     return RawDataset(NAME, root, records, None, NOTICE, ignored, warnings)

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from reid.data.manifest import load_manifest
-from shards.__main__ import MODULES, main
+from shards.__main__ import main
 from shards.pedestrians import dataset as pedestrians
 from shards.readers import dukemtmc
+from shards.reading import MODULES
 from shards.records import Counts
 
 ROOT = Path(__file__).parents[2]
