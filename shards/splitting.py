@@ -59,7 +59,7 @@ def split_dataset(raw: RawDataset, rule: SplitRule) -> RawDataset:
     left_out = len(raw.records) - sum(map(len, (*train.values(), *test.values())))
     records = [replace(record, split="train") for images in train.values() for record in images]
     queries = _pick_queries(test, rule)
-    if test:
+    if rule.test_share:
         _check_test(raw, test, queries, len(people))
     for pid, images in test.items():
         records += [replace(image, split="query" if image in queries[pid] else "gallery") for image in images]

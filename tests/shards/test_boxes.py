@@ -1,5 +1,6 @@
 """Boxes: how a table writes them, what is cut out of a picture, and what is left out."""
 
+import io
 import json
 import tarfile
 from pathlib import Path
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from reid.data.image_file import open_rgb
 from reid.data.manifest import load_manifest
 from shards.__main__ import main
 from shards.boxes import CORNERS, SIZED, Box, Cropping, cut_out, parse_box
+from shards.images import reencode
 from shards.readers import csv_file
 from tests.support.stored import stored
 
@@ -70,6 +73,21 @@ def test_boxes_outside_or_too_small_are_refused_whatever_the_padding(box: Box, r
 def test_a_crop_that_training_would_refuse() -> None:
     with pytest.raises(ValueError, match="a side may have"):
         cut_out(Image.new("RGB", (2000, 20)), Box(0, 0, 2000, 10), Cropping())
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [("RGB", "jpg"), ("L", "png"), ("P", "png"), ("I;16", "png"), ("RGBA", "webp"), ("RGB", "bmp"), ("CMYK", "tif")],
+)
+def test_crops_are_of_the_pixels_that_training_sees(tmp_path: Path, mode: str, suffix: str) -> None:
+    image = Image.fromarray(gradient(200, 120))
+    image = image.convert("L").convert("I;16") if mode == "I;16" else image.convert(mode)
+    if mode == "I;16":
+        image = Image.fromarray(np.array(image) * 257)
+    image.save(tmp_path / f"a.{suffix}")
+    cut = Image.open(io.BytesIO(reencode((tmp_path / f"a.{suffix}").read_bytes(), None, Box(20, 10, 60, 90))))
+    seen = np.array(open_rgb(tmp_path / f"a.{suffix}")).astype(int)[10:90, 20:60]
+    assert cut.format == "JPEG" and seen.std() > 5 and abs(np.array(cut) - seen).mean() < 4
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,7 @@ def test_distractors_are_first_the_people_without_a_query() -> None:
         ({"a": [1, 1], "b": [2, 2]}, dict(test_share=1.0), "0 of 2 were seen by two cameras"),
         ({"a": [-1], "b": [-1]}, dict(test_share=1.0), "no test person can be a query"),
         (MANY, dict(test_share=0.01), "1 of 20 people is tested, .* raise --test-share"),
+        ({"a": [1, 2]}, dict(test_share=0.5), "0 of 1 people is tested"),
         (MANY, dict(test_share=1.5), "--test-share 1.5"),
         (MANY, dict(test_share=float("nan")), "--test-share nan"),
         (MANY, dict(test_share=0.5, distractor_share=1.0), "--distractors 1"),
