@@ -1,29 +1,27 @@
-"""The command line: `python -m shards build | verify | stats | stage | synth`."""
+"""The command line: `python -m shards build | split | verify | stats | stage | synth | synth-footage`."""
 
 import argparse
-import contextlib
 import io
 import json
 import re
+import shlex
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from reid.data.manifest import load_manifest
+from shards.boxes import Cropping
 from shards.build import MAX_BROKEN, build
 from shards.checks import run_checks
 from shards.images import Encoding
 from shards.pedestrians import dataset as pedestrians
-from shards.readers import csv_file, cuhk03, dukemtmc, folder, market1501, msmt17, veri776
-from shards.records import RawDataset, WrongLayoutError, looks_published, name_dataset
+from shards.pedestrians import footage as film
+from shards.reading import add_reader_flags, read_dataset
+from shards.records import RawDataset, name_dataset
+from shards.splitting import WAYS, SplitRule, format_counts, split_dataset, write_table
 from shards.stage import stage
 from shards.summary import format_build, format_verification, to_json
 from shards.verify import verify
-
-READERS = {reader.NAME: reader.read for reader in (market1501, dukemtmc, msmt17, cuhk03, veri776, folder, csv_file)}
-# argument of `read` -> flag, the only reader that has it
-READER_FLAGS = {"table": ("--csv", "csv"), "boxes": ("--boxes", "cuhk03"), "with_val": ("--without-val", "msmt17")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +31,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # names that are not UTF-8
     # flags may be written with dashes or underscores
     options = _parser().parse_args([re.sub("^--[^=]+", lambda flag: flag[0].replace("_", "-"), word) for word in words])
-    commands = {"build": _build, "verify": _verify, "stats": _stats, "stage": _stage, "synth": _synth}
+    commands = {
+        "build": _build,
+        "split": _split,
+        "verify": _verify,
+        "stats": _stats,
+        "stage": _stage,
+        "synth": _synth,
+        "synth-footage": _synth_footage,
+    }
     try:
         return commands[options.command](options)
     except (ValueError, OSError) as error:
@@ -45,22 +51,32 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m shards", description="Raw datasets to WebDataset shards.")
     commands = parser.add_subparsers(dest="command", required=True)
     building = commands.add_parser("build", help="write a dataset as shards")
+    add_reader_flags(building)
+    _add_splitting(building)
     add = building.add_argument
-    add("reader", choices=READERS, help="how the raw dataset is laid out")
-    add("--root", type=Path, required=True, help="the raw dataset's folder; for csv also the CSV file")
-    add("--csv", dest="table", type=Path, help="csv only: the table, if it is not the only CSV in --root")
-    add("--boxes", choices=cuhk03.BOXES, help="cuhk03 only: whose boxes; default: detected")
-    add("--without-val", dest="with_val", action="store_const", const=False, help="msmt17 only: train without val")
     add("--out", type=Path, required=True, help="folder for the shards; an earlier build is replaced")
     size = building.add_mutually_exclusive_group()
     size.add_argument("--shards", type=int, metavar="N", help="train shards; default: a power of two, up to 64")
     size.add_argument("--shard-size", type=float, metavar="MIB", help="aim at shards of this size instead")
     add("--workers", type=int, default=1, metavar="N", help="processes; the bytes stay the same")
-    add("--size", metavar="HEIGHTxWIDTH", help="re-encode images as JPEGs of this size; default: the original bytes")
+    add(
+        "--size",
+        metavar="HEIGHTxWIDTH",
+        help="re-encode images as JPEGs of this size; default: the original bytes or boxes",
+    )
     add("--quality", type=int, metavar="Q", help="of the re-encoded JPEGs, 1 to 100; default: 95")
+    help_pad = "share of a box's size that is added on each side; default %(default)g"
+    add("--pad-box", type=float, default=Cropping.pad, metavar="SHARE", help=help_pad)
+    help_min = "boxes with a shorter side count as broken images; default %(default)s"
+    add("--min-box", type=int, default=Cropping.min_side, metavar="PIXELS", help=help_min)
     add("--dataset", metavar="NAME", help="name in keys and reports; default: the reader's")
     help_broken = "share of images, 0 to 1, that may be broken and are left out; default %(default)s"
     add("--max-broken", type=float, default=MAX_BROKEN, metavar="SHARE", help=help_broken)
+
+    splitting = commands.add_parser("split", help="divide people into train and test; writes a CSV for `build csv`")
+    add_reader_flags(splitting)
+    _add_splitting(splitting, required=True)
+    splitting.add_argument("--out", type=Path, required=True, metavar="CSV", help="the table; it must not exist")
 
     verifying = commands.add_parser("verify", help="check shards against their manifest")
     verifying.add_argument("out", help="folder that `build` wrote")
@@ -77,39 +93,38 @@ def _parser() -> argparse.ArgumentParser:
 
     drawing = commands.add_parser("synth", help="draw a dataset of pedestrians in Market-1501's layout")
     drawing.add_argument("--out", type=Path, required=True, help="folder for the images")
-    for name, (default, _, text) in pedestrians.ARGUMENTS.items():
-        flag, text = f"--{name.replace('_', '-')}", f"{text}; default: {default}"
-        drawing.add_argument(flag, type=int, default=default, metavar="N", help=text)
+    _add_counts(drawing, pedestrians.ARGUMENTS)
+
+    filming = commands.add_parser("synth-footage", help="draw people who walk past cameras, in MOTChallenge's layout")
+    filming.add_argument("--out", type=Path, required=True, help="folder for the sequences; it must be empty")
+    _add_counts(filming, film.ARGUMENTS)
     return parser
 
 
-def _read(options: argparse.Namespace) -> RawDataset:
-    given = {name: getattr(options, name) for name in READER_FLAGS if getattr(options, name) is not None}
-    for flag, reader in (READER_FLAGS[name] for name in given):
-        if reader != options.reader:
-            raise ValueError(f"{flag}: not an option of `build {options.reader}`, only of {reader}")
-    try:
-        raw = READERS[options.reader](options.root, **given)
-    except WrongLayoutError as error:
-        if others := _find_readers(options.root, options.reader):
-            raise ValueError(f"{error}; {others} reads {options.root}") from error
-        raise
-    if options.reader == folder.NAME and (others := _find_readers(options.root, options.reader)):
-        return replace(raw, warnings=(*raw.warnings, f"{others} reads {options.root}, too, and may know cameras"))
-    far = raw.published and not looks_published(raw)
-    if far and (others := _find_readers(options.root, options.reader, looks_published)):
-        return replace(raw, warnings=(*raw.warnings, f"the counts of images are those of {others}"))
-    return raw
+def _add_counts(parser: argparse.ArgumentParser, arguments: Mapping[str, tuple[int, int | None, str]]) -> None:
+    for name, (default, _, text) in arguments.items():
+        flag, text = f"--{name.replace('_', '-')}", f"{text}; default: {default}"
+        parser.add_argument(flag, type=int, default=default, metavar="N", help=text)
 
 
-def _find_readers(root: Path, reader: str, fits: Callable[[RawDataset], bool] = bool) -> str:
-    """Return the other readers that can read this folder and whose result `fits`."""
-    found = []
-    for name, read in READERS.items():
-        with contextlib.suppress(ValueError, OSError):
-            if name != reader and fits(read(root)):
-                found.append(f"`build {name}`")
-    return " or ".join(found)
+def _add_splitting(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    """Add the flags of SplitRule. Without a default: one that is given without --test-share is refused."""
+    add = parser.add_argument
+    help_share = "for images without splits: share of the people to test, from 0 (train only) to 1 (test only)"
+    add("--test-share", type=float, required=required, metavar="SHARE", help=help_share)
+    help_by = "test random people (default), the people who came last, or cameras that training does not see"
+    add("--by", choices=WAYS, help=help_by)
+    help_distractors = "share of the test people who are in the gallery without a query; default: 0"
+    add("--distractors", type=float, metavar="SHARE", dest="distractor_share", help=help_distractors)
+    add("--seed", type=int, metavar="N", help="another seed divides differently; default: 0")
+
+
+def _divide(raw: RawDataset, options: argparse.Namespace) -> RawDataset:
+    names = ("test_share", "by", "distractor_share", "seed")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if given and "test_share" not in given:
+        raise ValueError("--by, --distractors and --seed: also need --test-share, the share of people to test")
+    return split_dataset(raw, SplitRule(**given)) if given else raw
 
 
 def _encoding(size: str | None, quality: int | None) -> Encoding | None:
@@ -131,7 +146,8 @@ def _local(folder: str) -> Path:
 
 def _build(options: argparse.Namespace) -> int:
     encoding = _encoding(options.size, options.quality)
-    raw = name_dataset(_read(options), options.dataset)
+    cropping = Cropping(options.pad_box, options.min_box)
+    raw = name_dataset(_divide(read_dataset(options), options), options.dataset)
     print(f"terms of use: {raw.notice}", file=sys.stderr)
     done = build(
         raw,
@@ -140,12 +156,24 @@ def _build(options: argparse.Namespace) -> int:
         num_shards=options.shards,
         shard_bytes=None if options.shard_size is None else options.shard_size * 2**20,
         encoding=encoding,
+        cropping=cropping,
         workers=options.workers,
         max_broken=options.max_broken,
         progress=True,
     )
     print(format_build(done.manifest, done.ignored, done.warnings))
     print(f"shards of {done.manifest.dataset}: {options.out}")
+    return 0
+
+
+def _split(options: argparse.Namespace) -> int:
+    raw = _divide(read_dataset(options), options)
+    write_table(raw, options.out)
+    print("\n".join([format_counts(raw), *(f"warning: {warning}" for warning in raw.warnings)]))
+    words = ["python", "-m", "shards", "build", "csv", "--root", str(raw.root), "--csv", str(options.out)]
+    words += ["--boxes", "normalized"] if any(record.box and record.box.normalized for record in raw.records) else []
+    words += ["--extra", ",".join(options.extra)] if options.extra else []
+    print(f"build it with: {shlex.join(words)} --out <folder>")
     return 0
 
 
@@ -179,6 +207,12 @@ def _synth(options: argparse.Namespace) -> int:
     counts = pedestrians.synthesize(options.out, **{name: getattr(options, name) for name in pedestrians.ARGUMENTS})
     print(", ".join(f"{name}: {count}" for name, count in counts.items()))
     print(f"pedestrians: {options.out}")
+    return 0
+
+
+def _synth_footage(options: argparse.Namespace) -> int:
+    boxes = film.synthesize(options.out, **{name: getattr(options, name) for name in film.ARGUMENTS})
+    print(f"footage: {options.out} ({boxes} boxes); build it with: python -m shards build mot --root {options.out} ...")
     return 0
 
 

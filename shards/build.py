@@ -3,6 +3,7 @@
 import math
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -11,15 +12,18 @@ import numpy as np
 
 from reid.data.manifest import MANIFEST_NAME, Manifest, Split, load_manifest, save_manifest
 from reid.files import hold, make_folder, warn_of_links
+from shards.boxes import Cropping
 from shards.checks import run_checks
 from shards.dealing import lay_out
-from shards.images import Encoding
+from shards.images import Encoding, describe_storage
 from shards.pack import Packed
-from shards.records import RawDataset, name_dataset
+from shards.records import SPLITS, UNSPLIT, RawDataset, name_dataset
 from shards.summary import compare_counts, describe_ignored, list_skipped
+from shards.video import cut_videos
 from shards.write import check_free_space, explain_full_disk, write_shards
 
 MAX_BROKEN = 0.01
+FRAMES = "frames"  # images of videos, while a build runs
 _FIX = "nothing was built; make room or give another --out"
 # The name begins every key: WebDataset ends a key at its first dot, and a tar header has 100 characters for a name.
 _DATASET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
@@ -43,6 +47,7 @@ def build(
     shard_bytes: float | None = None,
     max_broken: float = MAX_BROKEN,
     encoding: Encoding | None = None,
+    cropping: Cropping = Cropping(),  # noqa: B008  # it is immutable
     workers: int = 1,
     progress: bool = False,
 ) -> Build:
@@ -58,16 +63,16 @@ def build(
         shard_bytes: aim at this size of the original images instead.
         max_broken: share of images, 0 to 1, that may be broken; they are left out and listed in the manifest.
         encoding: re-encode every image.
+        cropping: how the boxes of records are cut out.
         workers: number of processes; it does not change the bytes.
 
     Raises:
         ValueError: an argument is out of range, `out` holds other files or is built by another process, the disk is
             full, too many images are broken, or a split has none left.
     """
-    raw = name_dataset(raw, dataset)
-    name = raw.name
-    out = out.resolve()
-    _check_knobs(name, num_shards, shard_bytes, max_broken, workers)
+    raw, out = name_dataset(raw, dataset), out.resolve()
+    _check_knobs(raw.name, num_shards, shard_bytes, max_broken, workers)
+    _check_records(raw, cropping)
 
     def refuse(holder: str) -> NoReturn:
         raise ValueError(f"{out}: {holder} is building there; wait for it or give another --out")
@@ -76,14 +81,16 @@ def build(
     with hold(out.with_name(f".{out.name}.lock"), refuse), explain_full_disk(out.parent, _FIX):
         temporary, old = out.with_name(f".{out.name}.building"), out.with_name(f".{out.name}.old")
         _clear_leftovers(out, temporary, old)
-        _check_out(out, name)
-        layout, size = lay_out(raw, name, num_shards, shard_bytes)
-        check_free_space(out.parent, size if encoding is None else 0, _FIX)
+        _check_out(out, raw.name)
         try:
             temporary.mkdir()
-            packed = write_shards(layout, raw.root, temporary, encoding, workers, progress)
-            manifest = _describe(packed, raw, name, encoding)
-            _check_broken(manifest, len(raw.records), max_broken)
+            records, unread = cut_videos(raw.records, raw.root, temporary / FRAMES, encoding, cropping, progress)
+            layout, size = lay_out(records, raw.name, raw.distractor_pid, num_shards, shard_bytes)
+            check_free_space(out.parent, size if encoding is None else 0, _FIX)
+            packed = write_shards(layout, raw.root, temporary, encoding, cropping, workers, progress)
+            shutil.rmtree(temporary / FRAMES, ignore_errors=True)
+            manifest = _describe(packed, unread, raw, describe_storage(encoding, cropping if _is_cut(raw) else None))
+            _check_broken(manifest, raw, max_broken)
             save_manifest(manifest, temporary)
             if out.exists():
                 out.rename(old)
@@ -126,6 +133,20 @@ def _check_knobs(name: str, num_shards: int | None, shard_bytes: float | None, m
         raise ValueError(f"--max-broken {max_broken}: give a share of the images, from 0 to 1")
 
 
+def _check_records(raw: RawDataset, cropping: Cropping) -> None:
+    if any(record.split == UNSPLIT for record in raw.records):
+        raise ValueError(
+            f"{raw.root}: its images have no split; give the share of people to test, such as --test-share 0.3 (0: "
+            "train on all), or divide them yourself in a CSV with the column split"
+        )
+    if cropping != Cropping() and not any(record.box for record in raw.records):
+        raise ValueError("--pad-box and --min-box: no image of this dataset has a box; leave them out")
+
+
+def _is_cut(raw: RawDataset) -> bool:
+    return any(record.box or record.frame is not None for record in raw.records)
+
+
 def _check_out(out: Path, name: str) -> None:
     """Raise ValueError unless `out` is missing, empty, or an earlier build of the same dataset without other files."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
@@ -147,7 +168,9 @@ def _check_out(out: Path, name: str) -> None:
         raise ValueError(f"{out}: besides the shards there is {others[0]!r}, which a build would delete; {fix}")
 
 
-def _describe(packed: dict[str, list[Packed]], raw: RawDataset, name: str, encoding: Encoding | None) -> Manifest:
+def _describe(
+    packed: dict[str, list[Packed]], unread: Sequence[dict[str, str]], raw: RawDataset, storage: str
+) -> Manifest:
     splits = {}
     for split, parts in packed.items():
         shards = [part.shard for part in parts if part.shard is not None]
@@ -160,13 +183,13 @@ def _describe(packed: dict[str, list[Packed]], raw: RawDataset, name: str, encod
             cameras=tuple(tuple(sorted({image.camid for image in images})) for _, images in samples),
             names=tuple(name for name, _ in samples),
         )
-    skipped = [entry for parts in packed.values() for part in parts for entry in part.skipped]
+    skipped = [*unread, *(entry for parts in packed.values() for part in parts for entry in part.skipped)]
     skipped.sort(key=lambda entry: entry["source"])
-    return Manifest(name, splits, raw.distractor_pid, raw.notice, tuple(skipped), str(encoding or ""))
+    return Manifest(raw.name, splits, raw.distractor_pid, raw.notice, tuple(skipped), storage)
 
 
-def _check_broken(manifest: Manifest, num_records: int, max_broken: float) -> None:
-    broken = len(manifest.skipped)
+def _check_broken(manifest: Manifest, raw: RawDataset, max_broken: float) -> None:
+    broken, num_records = len(manifest.skipped), len(raw.records)
     if broken > max_broken * num_records:
         enough = math.ceil(1e4 * broken / num_records) / 1e4
         raise ValueError(
@@ -174,6 +197,7 @@ def _check_broken(manifest: Manifest, num_records: int, max_broken: float) -> No
             f"built. Repair or remove them, or leave them out with --max-broken {enough:g}:\n"
             + "\n".join(list_skipped(manifest))
         )
-    for split, content in manifest.splits.items():
-        if content.num_images == 0:
+    for split in SPLITS:
+        found = manifest.splits.get(split)
+        if (found is None or found.num_images == 0) and any(record.split == split for record in raw.records):
             raise ValueError(f"{split}: every image is broken, nothing was built; repair them or remove the split")

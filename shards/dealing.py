@@ -7,27 +7,33 @@ from itertools import groupby
 
 from reid.data.manifest import JUNK_PID
 from shards.pack import Group
-from shards.records import RawDataset, Record
+from shards.records import Record
 
 Layout = dict[str, list[list[Group]]]  # split -> for each shard its groups in storage order
 MAX_GROUP = 16  # images in one sample of junk or distractors
 DEFAULT_IDENTITIES, DEFAULT_STREAMS = 16, 8  # of training: `batch.identities`, `batch.streams`
 MAX_SHARD_BYTES = 512 * 1024 * 1024
+_BYTES_PER_PIXEL = 0.6  # of a JPEG of quality 95
 _OVERHEAD = 1024  # bytes of a tar for each image: header, padding, its entry in the JSON
 
 
-def lay_out(raw: RawDataset, name: str, num_shards: int | None, shard_bytes: float | None) -> tuple[Layout, int]:
+def lay_out(
+    records: Sequence[Record],
+    name: str,
+    distractor_pid: int | None,
+    num_shards: int | None,
+    shard_bytes: float | None,
+) -> tuple[Layout, int]:
     """Deal each split's groups to num_shards shards, or to shards of shard_bytes, or to a default number of shards.
 
-    Also returns the approximate size of all shards in bytes. A split gets at most one shard per group.
-    Raises ValueError if train has fewer identities than num_shards.
+    `records` are in the order of RawDataset. Also returns the approximate size of all shards in bytes. A split gets at
+    most one shard per group. Raises ValueError if train has fewer identities than num_shards.
     """
     shards: Layout = {}
     total = 0
-    for split, records in groupby(raw.records, key=lambda record: record.split):  # they are sorted
-        groups = group_records(records, name, raw.distractor_pid)
-        paths = [record.path for group in groups for record in group.records]
-        size = sum(path.stat().st_size + _OVERHEAD for path in paths if os.path.isfile(path))  # without missing ones
+    for split, found in groupby(records, key=lambda record: record.split):
+        groups = group_records(found, name, distractor_pid)
+        size = sum(_approximate_size(record) for group in groups for record in group.records)
         total += size
         if num_shards is not None:
             count = num_shards
@@ -42,6 +48,17 @@ def lay_out(raw: RawDataset, name: str, num_shards: int | None, shard_bytes: flo
             sorted((groups[i] for i in shard), key=lambda group: (group.records[0].pid, group.key)) for shard in dealt
         ]
     return shards, total
+
+
+def _approximate_size(record: Record) -> int:
+    """Return bytes in a tar; 0 for a missing file."""
+    if not os.path.isfile(record.path):
+        return 0
+    size = record.path.stat().st_size
+    if record.box is not None:
+        area = (record.box.right - record.box.left) * (record.box.bottom - record.box.top)
+        size = min(size, int(size * area if record.box.normalized else area * _BYTES_PER_PIXEL))
+    return size + _OVERHEAD
 
 
 def group_records(records: Iterable[Record], dataset: str, distractor_pid: int | None) -> list[Group]:

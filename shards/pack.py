@@ -10,14 +10,16 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from reid.data.image_file import read_image_file
 from reid.data.manifest import Shard
 from reid.data.shard_reader import seal
+from shards.boxes import Cropping
 from shards.images import Encoding, check_image, reencode
 from shards.records import Record, Sighting
 
@@ -58,8 +60,10 @@ class HashingFile:
         return data
 
 
-def pack_shard(path: Path, groups: Sequence[Group], root: Path, encoding: Encoding | None) -> Packed:
-    """Write `groups` to the tar `path`. Each file is read once, checked, re-encoded if asked, and stored.
+def pack_shard(
+    path: Path, groups: Sequence[Group], root: Path, encoding: Encoding | None, cropping: Cropping
+) -> Packed:
+    """Write `groups` to the tar `path`. Each image is read, checked, cut out or re-encoded if asked, and stored.
 
     Broken images are left out and listed. Sources are relative to `root`.
     """
@@ -69,7 +73,7 @@ def pack_shard(path: Path, groups: Sequence[Group], root: Path, encoding: Encodi
         # a larger buffer is slower: tarfile copies it at each write
         with tarfile.open(fileobj=sink, mode="w|", format=tarfile.USTAR_FORMAT, bufsize=1 << 16) as tar:  # type: ignore[call-overload]
             for group in groups:
-                _pack_group(tar, group, root, packed, encoding)
+                _pack_group(tar, group, root, packed, partial(_prepare, encoding=encoding, cropping=cropping))
         file.flush()
         os.fsync(file.fileno())
     if packed.samples:
@@ -80,15 +84,28 @@ def pack_shard(path: Path, groups: Sequence[Group], root: Path, encoding: Encodi
     return packed
 
 
-def _pack_group(tar: tarfile.TarFile, group: Group, root: Path, packed: Packed, encoding: Encoding | None) -> None:
+def _prepare(record: Record, encoding: Encoding | None, cropping: Cropping) -> tuple[str, bytes]:
+    """Return the suffix and the bytes to store."""
+    data = read_image_file(record.path)
+    if record.source or (encoding is None and record.box is None):
+        return check_image(data), data
+    return "jpg", reencode(data, encoding, record.box, cropping)
+
+
+def _pack_group(
+    tar: tarfile.TarFile,
+    group: Group,
+    root: Path,
+    packed: Packed,
+    prepare: Callable[[Record], tuple[str, bytes]],
+) -> None:
     first = group.records[0]
     members: list[tuple[dict[str, object], bytes]] = []
     sightings: list[Sighting] = []
     for record in group.records:
-        source = record.path.relative_to(root).as_posix()
+        source = record.describe(root)
         try:
-            data = read_image_file(record.path)
-            suffix, data = (check_image(data), data) if encoding is None else ("jpg", reencode(data, encoding))
+            suffix, data = prepare(record)
         except ValueError as error:
             packed.skipped.append({"source": source, "reason": str(error).removeprefix(f"{record.path}: ")})
             continue
@@ -100,6 +117,8 @@ def _pack_group(tar: tarfile.TarFile, group: Group, root: Path, packed: Packed, 
             "crc32": crc32,
             "bytes": len(data),
         }
+        if record.extra:
+            entry["extra"] = dict(record.extra)
         members.append((entry, data))
         sightings.append(Sighting(record.pid, record.camid, source, hashlib.sha256(data).digest()[:16]))
     if not members:

@@ -9,8 +9,10 @@ from typing import NamedTuple
 
 from reid.data.image_file import SUFFIXES
 from reid.data.manifest import JUNK_PID
+from shards.boxes import Box
 
 SPLITS = ("train", "query", "gallery")
+UNSPLIT = ""  # the split of images that are still to be divided
 UNKNOWN_CAMERA = -1
 OWN_NOTICE = "Images of yours in the layout of {}: their terms of use hold for these shards, too."
 
@@ -21,13 +23,24 @@ class WrongLayoutError(ValueError):
 
 @dataclass(frozen=True)
 class Record:
-    """One image of a raw dataset. pid -1 = junk; camid -1 = unknown; name = the identity as the dataset writes it."""
+    """One image of a raw dataset: a picture's file, or a person in it."""
 
     path: Path
-    pid: int
-    camid: int
+    pid: int  # -1: junk
+    camid: int  # -1: unknown
     split: str
-    name: str
+    name: str  # the identity as the dataset writes it
+    box: Box | None = None  # of the person in the picture; None: the entire picture
+    frame: int | None = None  # of a video, counted from 1; None: the path is a picture
+    time: float | None = None  # in any unit
+    extra: tuple[tuple[str, str], ...] = ()  # names and values that are stored with the image
+    source: str = ""  # what `describe` returns, if `path` is a file of the build with the bytes to store
+
+    def describe(self, root: Path) -> str:
+        """Return the path below `root`, with frame and box as in a URL: `gate.mp4#frame=12&xywh=4,7,20,60`."""
+        parts = [] if self.frame is None else [f"frame={self.frame}"]
+        parts += [] if self.box is None else [f"xywh={self.box}"]
+        return self.source or "#".join([self.path.relative_to(root).as_posix(), *filter(None, ["&".join(parts)])])
 
 
 class Sighting(NamedTuple):
@@ -35,7 +48,7 @@ class Sighting(NamedTuple):
 
     pid: int
     camid: int
-    source: str  # path below the root of the raw dataset
+    source: str  # `Record.describe`
     digest: bytes  # first 16 bytes of the sha256, which are enough to compare images
 
 
@@ -56,20 +69,25 @@ class RawDataset:
 
     name: str
     root: Path
-    records: Sequence[Record]  # given in any order, kept sorted by split, pid and path
+    records: Sequence[Record]  # given in any order, kept sorted by split, pid, path, frame and box
     distractor_pid: int | None  # of gallery images without an identity; None if the dataset has none
     notice: str  # terms of use, shown to the user; stored in the manifest, so another text is another fingerprint
     ignored: Sequence[Path] = ()  # files that are no images of the dataset: Thumbs.db, .DS_Store, ...
     warnings: Sequence[str] = ()  # for the user
     published: Mapping[str, Counts] = field(default_factory=dict)  # the authors' counts; a build warns of other counts
+    cameras: Mapping[int, str] = field(default_factory=dict)  # names, where they are not the camids
 
     def __post_init__(self) -> None:
-        ordered = sorted(self.records, key=lambda record: (SPLITS.index(record.split), record.pid, str(record.path)))
+        ordered = sorted(self.records, key=_place)
         object.__setattr__(self, "records", ordered)
         for path in (record.path for record in ordered if not str(record.path).isascii()):
             name = str(path.relative_to(self.root))
             if name.encode(errors="replace") != os.fsencode(name):
                 raise ValueError(f"{self.root}: the name {name!a} is not UTF-8, as shards store names; rename it")
+
+
+def _place(record: Record) -> tuple[int, int, str, int, Box | tuple[()]]:
+    return (UNSPLIT, *SPLITS).index(record.split), record.pid, str(record.path), record.frame or 0, record.box or ()
 
 
 def name_dataset(raw: RawDataset, name: str | None) -> RawDataset:
@@ -120,9 +138,24 @@ def number_from_one(names: Iterable[str]) -> dict[str, int]:
     return {name: number for number, name in enumerate(ordered, start=1)}
 
 
+def is_hidden(path: Path) -> bool:
+    """Return whether a file or folder is no part of a dataset, as macOS writes them: `._1.jpg`, `__MACOSX`."""
+    return path.name.startswith(".") or path.name == "__MACOSX"
+
+
 def is_image(path: Path) -> bool:
-    """Return whether a name is an image's. Hidden files are none: macOS writes `._1.jpg` next to each `1.jpg`."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    """Return whether a name is an image's."""
+    return path.suffix.lower() in SUFFIXES and not is_hidden(path)
+
+
+def unwrap(folder: Path) -> Path:
+    """Return the innermost folder of the same name, as unpacking archives leaves it: MSMT17_V2/MSMT17_V2/MSMT17_V2."""
+    name = folder.resolve().name
+    while (folder / name).is_dir():
+        if [path.name for path in list_folder(folder) if path.is_dir() and not is_hidden(path)] != [name]:
+            break
+        folder = folder / name
+    return folder
 
 
 def list_folder(folder: Path) -> list[Path]:

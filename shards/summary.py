@@ -11,7 +11,7 @@ from reid.data.manifest import JUNK_PID, Manifest, Split
 from reid.data.plan import Plan
 from shards.checks import FEW_IMAGES, Check
 from shards.dealing import DEFAULT_IDENTITIES, DEFAULT_STREAMS
-from shards.records import UNKNOWN_CAMERA, Counts, RawDataset, is_image
+from shards.records import UNKNOWN_CAMERA, Counts, RawDataset, is_hidden, is_image
 from shards.verify import Verification
 
 SHOWN = 20  # of a long list
@@ -75,7 +75,7 @@ def align(rows: Sequence[Sequence[str]], left: int = 1) -> str:
 
 def describe_ignored(raw: RawDataset) -> list[str]:
     """Return warnings of ignored files and folders that may be a part of the dataset."""
-    visible = [path for path in raw.ignored if not path.name.startswith(".")]
+    visible = [path for path in raw.ignored if not is_hidden(path)]
     folders = [path for path in visible if path.parent != raw.root and path.is_dir()]
     files = [path for path in visible if not path.is_dir()]
     images = [path for path in files if is_image(path)]

@@ -17,15 +17,22 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from shards.boxes import Cropping
 from shards.dealing import Layout
 from shards.images import Encoding
 from shards.pack import Group, Packed, pack_shard
 
-_Job = tuple[Path, list[Group], Path, Encoding | None]  # arguments of pack_shard
+_Job = tuple[Path, list[Group], Path, Encoding | None, Cropping]  # arguments of pack_shard
 
 
 def write_shards(
-    layout: Layout, root: Path, folder: Path, encoding: Encoding | None, workers: int, progress: bool
+    layout: Layout,
+    root: Path,
+    folder: Path,
+    encoding: Encoding | None,
+    cropping: Cropping,
+    workers: int,
+    progress: bool,
 ) -> dict[str, list[Packed]]:
     """Write the layout's shards into `folder` as <split>-<nnnn>.tar, with `workers` processes.
 
@@ -43,7 +50,8 @@ def write_shards(
     with bar, _packer(workers) as pack:
         for split, shards in layout.items():
             packed[split], number = [], 0
-            parts = pack((folder / f"{split}-{i:04d}.part", groups, root, encoding) for i, groups in enumerate(shards))
+            paths = (folder / f"{split}-{i:04d}.part" for i in range(len(shards)))
+            parts = pack((path, groups, root, encoding, cropping) for path, groups in zip(paths, shards, strict=True))
             for groups, done in zip(shards, parts, strict=True):
                 bar.update(sum(len(group.records) for group in groups))
                 if done.shard is not None:

@@ -17,29 +17,45 @@ _OTHER_NAMES = {
     "camera": ("cam", "camid", "cid", "view"),
     "split": ("set", "subset", "partition"),
     "time": ("date", "timestamp"),
+    "x": ("left", "bb_left", "bbox_x"),
+    "y": ("top", "bb_top", "bbox_y"),
+    "width": ("w", "bb_width", "bbox_w"),
+    "height": ("h", "bb_height", "bbox_h"),
+    "x1": ("x_1", "xmin", "x_min"),
+    "y1": ("y_1", "ymin", "y_min"),
+    "x2": ("x_2", "xmax", "x_max", "right"),
+    "y2": ("y_2", "ymax", "y_max", "bottom"),
 }
 
 
 def read_table(
-    table: Path, root: Path, required: Sequence[str], optional: Sequence[str] = ()
+    table: Path,
+    root: Path,
+    required: Sequence[str],
+    optional: Sequence[str] = (),
+    *,
+    extra: Sequence[str] | None = None,
+    distinct: Sequence[str] = ("split",),
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the line number and the fields, stripped, of each row that is not empty; absent columns are "".
 
     Args:
         table: UTF-8, with or without a byte-order mark; commas; a header in the first line.
-        root: the folder that the column `path` starts from; it is returned as `relative_path` does.
-        required: columns that the header must name, `path` among them.
+        root: the folder that the column `path`, if it is required, starts from; it is returned as `relative_path` does.
+        required: columns that the header must name.
         optional: columns that it may name. Others are refused: their author expects that they are used.
+        extra: further columns, which the user gives by --extra; they may be empty. None: there is no such flag.
+        distinct: columns that two rows of one path must not share, if they are known.
 
     Raises:
-        ValueError: the file cannot be read as such a table, or two rows have the same path and, if known, split.
+        ValueError: the file cannot be read as such a table, or two rows have the same path and `distinct` columns.
     """
-    lines: dict[tuple[str, str], int] = {}
+    lines: dict[tuple[str, ...], int] = {}
     text = read_text(table)
     try:
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         header = next(reader, [])
-        _check_header(table, header, required, optional)
+        _check_header(table, header, required, optional, extra)
         for row in reader:
             if not any(field.strip() for field in row):
                 continue
@@ -48,21 +64,28 @@ def read_table(
                     f"{table}, line {reader.line_num}: more or fewer fields than the header: {len(row)}, not "
                     f"{len(header)}; quote fields that hold commas"
                 )
-            fields = dict.fromkeys((*required, *optional), "") | dict(zip(header, map(str.strip, row), strict=True))
+            fields = dict.fromkeys((*required, *optional, *(extra or ())), "") | dict(
+                zip(header, map(str.strip, row), strict=True)
+            )
             for name in required:
                 if not fields[name]:
                     raise ValueError(f"{table}, line {reader.line_num}: {name} is empty; fill it or remove the line")
-            path = relative_path(fields["path"], root, f"{table}, line {reader.line_num}").as_posix()
-            first = lines.setdefault((fields.get("split", ""), path), reader.line_num)
+            if "path" in required:
+                fields["path"] = relative_path(fields["path"], root, f"{table}, line {reader.line_num}").as_posix()
+            key = tuple(fields.get(name, "") for name in ("path", *distinct))
+            first = lines.setdefault(key, reader.line_num)
             if first != reader.line_num:
-                raise ValueError(f"{table}, lines {first} and {reader.line_num}: {path} twice; keep one")
-            yield reader.line_num, fields | {"path": path}
+                what = key[0] or " ".join(key)
+                raise ValueError(f"{table}, lines {first} and {reader.line_num}: {what.strip()} twice; keep one")
+            yield reader.line_num, fields
     except csv.Error as error:
         raise ValueError(f"{table}, line {reader.line_num}: not a CSV table ({error})") from error
 
 
-def _check_header(table: Path, header: Sequence[str], required: Sequence[str], optional: Sequence[str]) -> None:
-    known = (*required, *optional)
+def _check_header(
+    table: Path, header: Sequence[str], required: Sequence[str], optional: Sequence[str], extra: Sequence[str] | None
+) -> None:
+    known = (*required, *optional, *(extra or ()))
     wanted = f"the columns are {', '.join(required)}" + (f" and, if known, {', '.join(optional)}" if optional else "")
     for name, character in (("tabs", "\t"), ("semicolons", ";")):
         if len(header) == 1 and character in header[0]:
@@ -73,11 +96,12 @@ def _check_header(table: Path, header: Sequence[str], required: Sequence[str], o
     others = [name for name in header if name not in known]
     unread = ", ".join(_suggest(name, known) for name in others[:SHOWN]) or "nothing"
     unread += f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
-    missing = ", ".join(name for name in required if name not in header)
+    missing = ", ".join(name for name in (*required, *(extra or ())) if name not in header)
     if missing:
         raise ValueError(f"{table}: no column {missing}; the first line names {unread}; {wanted}")
     if others:
-        raise ValueError(f"{table}: columns that are not read: {unread}; rename or remove them; {wanted}")
+        keep = f", or store them with --extra {','.join(others[:SHOWN])}" if extra is not None else ""
+        raise ValueError(f"{table}: columns that are not read: {unread}; rename or remove them{keep}; {wanted}")
 
 
 def _suggest(name: str, known: Sequence[str]) -> str:

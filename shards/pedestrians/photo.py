@@ -53,7 +53,7 @@ def draw_pedestrian(shot: Shot, height: int = 128, width: int = 64, scene: int =
         paint_person(pen, where, who, Pose(rng))
     if rng.random() < 0.14:
         paint_occluder(pen, rng, view, w, h)
-    return _expose(canvas.reduce(SUPERSAMPLE), setup.sensor, rng)
+    return expose(canvas.reduce(SUPERSAMPLE), setup.sensor, rng)
 
 
 def _frame(rng: random.Random, camera: Camera, w: int, h: int, crop: str) -> View:
@@ -70,7 +70,7 @@ def _frame(rng: random.Random, camera: Camera, w: int, h: int, crop: str) -> Vie
     return View(yaw, centre, ground, size * h, camera.pitch * rng.uniform(0.7, 1.3), camera.light)
 
 
-def _expose(image: Image.Image, sensor: Sensor, rng: random.Random) -> Image.Image:
+def expose(image: Image.Image, sensor: Sensor, rng: random.Random) -> Image.Image:
     """Apply the errors of lens and sensor: low resolution, blur, cast, exposure, gamma, noise."""
     w, h = image.size
     detail = rng.uniform(0.6, 1.1)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from shards.readers.market_layout import FOLDERS, read_layout
-from shards.records import Counts, RawDataset, check_folder
+from shards.records import Counts, RawDataset, WrongLayoutError, check_folder, unwrap
 
 NAME = "cuhk03"
 BOXES = ("detected", "labeled")
@@ -26,6 +26,13 @@ def read(root: Path, boxes: str = "detected") -> RawDataset:
     """
     if boxes not in BOXES:
         raise ValueError(f"--boxes {boxes}: use {' or '.join(BOXES)}")
+    root = unwrap(root)
+    matlab = [root] if root.suffix == ".mat" else sorted([*root.glob("*.mat"), *root.glob("*/*.mat")])
+    if matlab and not (root / boxes).is_dir():
+        raise WrongLayoutError(
+            f"{matlab[0]}: CUHK03 as MATLAB data is not read; take the images of the new protocol (cuhk03-np, with "
+            f"{' and '.join(BOXES)}): python -m shards build cuhk03 --root cuhk03-np --out <folder>"
+        )
     for folder in (root, root / boxes):
         check_folder(folder, f"give --root the folder that holds {', '.join(BOXES)}")
     folders = {split: f"{boxes}/{folder}" for split, folder in FOLDERS.items()}

@@ -1,10 +1,13 @@
-"""MSMT17 V1 and V2 (Wei et al., CVPR 2018): list files name the images; test identities start at 0 again."""
+"""MSMT17 V1 and V2 (Wei et al., CVPR 2018), and in Market-1501's layout; test identities start at 0 again."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+from reid.data.manifest import JUNK_PID
 from reid.data.table import relative_path
 from reid.files import read_text
+from shards.readers.market_layout import FOLDERS, read_layout
 from shards.records import (
     UNKNOWN_CAMERA,
     Counts,
@@ -14,9 +17,11 @@ from shards.records import (
     check_folder,
     describe_folder,
     is_image,
+    unwrap,
 )
 
 NAME = "msmt17"
+IN_MARKET_LAYOUT = "msmt17-market"  # name of the dataset
 # version -> folder of the train and val lists, folder of the query and gallery lists
 VERSIONS = {"v1": ("train", "test"), "v2": ("mask_train_v2", "mask_test_v2")}
 LISTS = {"train": ("list_train.txt", "list_val.txt"), "query": ("list_query.txt",), "gallery": ("list_gallery.txt",)}
@@ -37,12 +42,17 @@ def read(root: Path, with_val: bool = True) -> RawDataset:
     `root` holds train/ and test/ (V1, named msmt17-v1) or mask_train_v2/ and mask_test_v2/ (V2). The pid is as listed,
     for query and gallery plus 10,000; the camid is the third field of the file name, -1 if that is no number. A listed
     image that does not exist counts as broken in the build.
-    with_val=False leaves list_val.txt out. Raises ValueError if a list or folder is missing or a line cannot be read.
+    with_val=False leaves list_val.txt out. Without lists, `root` may have Market-1501's folders: 0000 is then a person,
+    no distractor, and the dataset is named msmt17-market.
+    Raises ValueError if a list or folder is missing or a line cannot be read.
     """
+    root = unwrap(root)
+    if (root / FOLDERS["train"]).is_dir() and not (root / LISTS["train"][0]).exists():
+        return _read_market_layout(root, with_val)
     version = _find_version(root)
     records: list[Record] = []
     for split, lists in LISTS.items():
-        folder = root / VERSIONS[version][split != "train"]
+        folder = unwrap(root / VERSIONS[version][split != "train"])
         for name in lists if with_val else lists[:1]:
             records += _read_list(root / name, folder, split)
     image, count = Counter((record.split, record.path) for record in records).most_common(1)[0]
@@ -52,6 +62,19 @@ def read(root: Path, with_val: bool = True) -> RawDataset:
     warnings = [f"{unknown} images have no camera in their names"] if unknown else []
     published = PUBLISHED if with_val else {**PUBLISHED, "train": Counts(30_248, 1_041)}
     return RawDataset(f"{NAME}-{version}", root, records, None, NOTICE, warnings=warnings, published=published)
+
+
+def _read_market_layout(root: Path, with_val: bool) -> RawDataset:
+    if not with_val:
+        raise ValueError(f"--without-val: {root} has no list_val.txt, which names those of val; leave the flag out")
+    raw = read_layout(IN_MARKET_LAYOUT, root, notice=NOTICE, example="0000_c1_0015.jpg", published=PUBLISHED)
+    if too_large := [record for record in raw.records if record.pid >= TEST_PID_OFFSET]:
+        raise ValueError(f"{too_large[0].path}: identity {too_large[0].pid}; MSMT17 counts below {TEST_PID_OFFSET}")
+    records = [
+        replace(record, pid=record.pid + TEST_PID_OFFSET * (record.split != "train" and record.pid != JUNK_PID))
+        for record in raw.records
+    ]
+    return replace(raw, records=records)
 
 
 def _find_version(root: Path) -> str:

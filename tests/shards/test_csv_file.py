@@ -66,8 +66,8 @@ def test_absolute_paths_below_the_root(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no column path, identity, split"),
-        ("a/1.jpg,zoe,10,train\n", "no column path, identity, split; the first line names 'a/1.jpg', 'zoe', '10'"),
+        ("", "no column path, identity"),
+        ("a/1.jpg,zoe,10,train\n", "no column path, identity; the first line names 'a/1.jpg', 'zoe', '10'"),
         ("path,identity,camera,split\n", "no row below the header"),
         ("path,identity,split\n1.jpg,a,test\n", "line 2: split 'test' is unknown; use train, query, gallery"),
         ("path,identity,split\n1.jpg,,train\n", "line 2: identity is empty"),

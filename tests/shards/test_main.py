@@ -13,6 +13,7 @@ from reid.data.manifest import load_manifest
 from shards.__main__ import main
 from shards.pedestrians import dataset as pedestrians
 from shards.readers import dukemtmc
+from shards.reading import MODULES
 from shards.records import Counts
 
 ROOT = Path(__file__).parents[2]
@@ -218,9 +219,7 @@ def test_options_of_another_reader_are_refused(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_every_reader_states_terms_of_use(market: Path) -> None:
-    from shards.readers import csv_file, cuhk03, dukemtmc, folder, market1501, msmt17, veri776
-
-    for module in (csv_file, cuhk03, dukemtmc, folder, market1501, msmt17, veri776):
+    for module in MODULES:
         assert len(module.NOTICE) > 50
 
 

@@ -9,7 +9,7 @@ import pytest
 from reid.data.manifest import load_manifest
 from shards.__main__ import main
 from shards.build import build
-from shards.readers import cuhk03, dukemtmc, market1501, msmt17, veri776
+from shards.readers import cuhk03, dukemtmc, ltcc, market1501, msmt17, occluded_duke, veri776
 from shards.records import SPLITS, Counts, RawDataset, name_dataset
 from shards.summary import compare_counts
 
@@ -99,6 +99,43 @@ def test_veri(veri: Path) -> None:
     assert "vehicle" in raw.notice.lower() and "research" in raw.notice
 
 
+def test_occluded_duke_and_ltcc(duke: Path, tmp_path: Path, draw, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = occluded_duke.read(duke)
+    assert facts(raw) == facts(dukemtmc.read(duke)) and raw.name == "occluded-duke" and "withdrawn" in raw.notice
+    root = tmp_path / "LTCC_ReID"
+    for name in ("train/094_1_c9_015833.png", "train/094_2_c1_000001.png", "train/095_1_c1_000002.png"):
+        draw(root / name)
+    for name in ("query/041_2_c12_028834.png", "test/041_1_c3_000003.png", "test/._041_1_c3_000003.png"):
+        draw(root / name)
+    (root / "info").mkdir()
+    raw = ltcc.read(root)
+    assert facts(raw) == {"train": [(94, 9), (94, 1), (95, 1)], "query": [(41, 12)], "gallery": [(41, 3)]}
+    assert [record.extra for record in raw.records][:2] == [(("clothes", "1"),), (("clothes", "2"),)]
+    assert main(["build", "ltcc", "--root", str(root), "--out", str(tmp_path / "out"), "--dataset=mine"]) == 0
+    assert main(["build", "veri776", "--root", str(duke), "--out", str(tmp_path / "out")]) == 2
+    assert "build occluded-duke" not in capsys.readouterr().err  # named only if the counts are theirs
+
+
+@pytest.mark.parametrize("name", ["cuhk-03.mat", "cuhk03_release/cuhk-03.mat"])
+def test_cuhk_as_matlab_data(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"MATLAB 7.3 MAT-file")
+    for root in (tmp_path, path):
+        with pytest.raises(ValueError, match=r"cuhk-03\.mat: .*python -m shards build cuhk03 --root cuhk03-np"):
+            cuhk03.read(root)
+
+
+@pytest.mark.parametrize("folder", ["Market-1501-v15.09.15", "market"])
+def test_market_in_a_folder_of_its_own_name(market: Path, tmp_path: Path, folder: str) -> None:
+    (tmp_path / folder / "__MACOSX").mkdir(parents=True)
+    (tmp_path / folder / folder).symlink_to(market)
+    assert len(market1501.read(tmp_path / folder).records) == len(market1501.read(market).records)
+    (tmp_path / folder / "other").mkdir()
+    with pytest.raises(ValueError, match="bounding_box_train: no such folder"):
+        market1501.read(tmp_path / folder)
+
+
 def test_zero_is_an_identity_where_there_are_no_distractors(duke: Path, draw) -> None:
     draw(duke / "bounding_box_train" / "0000_c1_f1.jpg")
     draw(duke / "bounding_box_train" / "-1_c1_f1.jpg")
@@ -127,6 +164,8 @@ def test_published_counts_are_those_of_the_datasets(tmp_path: Path) -> None:
         "msmt17": (msmt17.PUBLISHED, (32_621, 1_041), (11_659, 3_060), (82_161, 3_060)),
         "detected": (cuhk03.PUBLISHED["detected"], (7_365, 767), (1_400, 700), (5_332, 700)),
         "labeled": (cuhk03.PUBLISHED["labeled"], (7_368, 767), (1_400, 700), (5_328, 700)),
+        "occluded-duke": (occluded_duke.PUBLISHED, (15_618, 702), (2_210, 519), (17_661, 1_110)),
+        "ltcc": (ltcc.PUBLISHED, (9_576, 77), (493, 75), (7_050, 75)),
         "veri776": (veri776.PUBLISHED, (37_778, 576), (1_678, 200), (11_579, 200)),
     }
     for name, (published, *splits) in counted.items():

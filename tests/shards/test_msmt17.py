@@ -150,3 +150,45 @@ def test_errors_name_what_was_wanted(root: Path, tmp_path: Path) -> None:
         (root / folder).mkdir(exist_ok=True)
     with pytest.raises(ValueError, match="folders of V1 and of V2"):
         msmt17.read(root)
+
+
+def test_copies_as_they_are_unpacked(root: Path, tmp_path: Path) -> None:
+    """Folders in folders of the same name, the files of macOS, Windows line ends."""
+    before = facts(root)
+    for path in root.glob("list_*.txt"):
+        path.write_text(path.read_text().replace("\n", "\r\n"), encoding="utf-8-sig")
+        (root / f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    for folder in [path for path in root.iterdir() if path.is_dir()]:
+        (folder / "0000" / "._0000_000_01_0303morning_0015_0.jpg").write_bytes(b"\0\5\x16\7")
+        inner = folder.rename(root / "inner")
+        folder.mkdir()
+        inner.rename(folder / folder.name)
+    outer = tmp_path / "outer" / "MSMT17"
+    (outer / "__MACOSX" / "MSMT17").mkdir(parents=True)
+    (outer / "MSMT17").mkdir()
+    root.rename(outer / "MSMT17" / "MSMT17")
+    assert facts(outer) == before
+    assert all(record.path.is_file() for record in msmt17.read(outer).records)
+
+
+def test_market_layout(tmp_path: Path, draw) -> None:
+    """0000 is a person in train and another in the gallery; for Market-1501 it would be no person."""
+    root = tmp_path / "msmt17"
+    for name in ("bounding_box_train/0000_c1_0001.jpg", "bounding_box_train/0001_c14_0002.jpg"):
+        draw(root / name)
+    for name in ("query/0000_c3_0003.jpg", "bounding_box_test/0000_c5_0004.jpg", "bounding_box_test/0002_c5_0005.jpg"):
+        draw(root / name)
+    assert facts(root) == [
+        ("train", 0, 1, "0000"),
+        ("train", 1, 14, "0001"),
+        ("query", 10_000, 3, "0000"),
+        ("gallery", 10_000, 5, "0000"),
+        ("gallery", 10_002, 5, "0002"),
+    ]
+    raw = msmt17.read(root)
+    assert (raw.name, raw.distractor_pid, raw.published) == ("msmt17-market", None, msmt17.PUBLISHED)
+    with pytest.raises(ValueError, match=r"--without-val: .*no list_val\.txt"):
+        msmt17.read(root, with_val=False)
+    draw(root / "query" / "10000_c3_0003.jpg")
+    with pytest.raises(ValueError, match=r"10000_c3_0003\.jpg: identity 10000"):
+        msmt17.read(root)

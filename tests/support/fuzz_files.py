@@ -29,8 +29,10 @@ from reid.sweeps.__main__ import check_sweep
 from reid.sweeps.folder import SweepFolder, claim_folder
 from reid.sweeps.spec import Run, read_sweep
 from shards.__main__ import main as run_shards
+from shards.readers import coco, mot
 from tests.support.drawn import HEIGHT, WIDTH
 from tests.support.features import random_split
+from tests.support.footage import as_coco, write_sequence
 from tests.support.fuzz import PHOTO, digest
 from tests.support.programs import ROOT
 
@@ -183,3 +185,19 @@ def build_shards(folder: Path) -> str:
     if status:
         raise ValueError(said.getvalue())
     return load_manifest(out).fingerprint
+
+
+def make_footage(folder: Path) -> Path:
+    """A sequence of MOTChallenge, and the same as a COCO file."""
+    lines = [f"{frame},{track},{9 * track},{frame},40,{60 + frame},1,1,0.5" for frame in (1, 2, 3) for track in (1, 2)]
+    write_sequence(folder / "mot", "gate", lines)
+    as_coco(folder / "mot", folder / "coco.json")
+    return folder
+
+
+def read_sequence(folder: Path) -> str:
+    return digest([(r.name, r.box, r.time) for r in mot.read(folder / "mot").records])
+
+
+def read_coco(folder: Path) -> str:
+    return digest([(r.name, r.box) for r in coco.read(folder / "mot", folder / "coco.json").records])

@@ -70,6 +70,8 @@ def make_targets(folder: Path) -> dict[str, Target]:
         unchecked("weights", models.make_weights(folder / "weights"), ["a.pth", "b.safetensors"], models.load_weights),
         unchecked("album", files.make_album(folder / "album"), ["about.csv"], files.list_album),
         unchecked("table", files.make_table(folder / "table"), ["table.csv"], files.build_shards),
+        unchecked("tracks", files.make_footage(folder / "footage"), ["mot/gate/gt/gt.txt"], files.read_sequence),
+        unchecked("COCO file", folder / "footage", ["coco.json"], files.read_coco, "json"),
         unchecked("table's pictures", folder / "table", ["0.jpg", "1.jpg"], files.build_shards),
     ]  # fmt: skip
     return {target.name: target for target in found}
