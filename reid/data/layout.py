@@ -18,11 +18,10 @@ from torch import Tensor
 class Layout:
     """One rank's view of a global batch: B rows of this rank, N rows of all W ranks, C identities.
 
-    A rank is a process. Its rows are those of one or several virtual ranks, one after another.
-
-    A rank sums its features in S *slots*, one for each of its identities; S is equal on every rank. A weight is W / M
-    for a row that is one of the M terms of a mean over all ranks, and 0 for any other row: the weighted sum over this
-    rank's rows is then the rank's share of the mean.
+    A rank is a process. Its rows are those of one or several virtual ranks, one after another. It sums its features in
+    S *slots*, one for each of its identities; S is equal on every rank. A weight is W / M for a row that is one of the
+    M terms of a mean over all ranks, and 0 for any other row: the weighted sum over this rank's rows is then the rank's
+    share of the mean.
     """
 
     slot: Tensor
