@@ -73,6 +73,7 @@ bench: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.ranking
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.trainer
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.world_size
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.virtual_ranks
 
 # One GPU, under ten minutes: the tests that are skipped without one, and the GPU tables of docs/performance.md.
 bench-gpu: .venv/installed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 from reid.config.ranges import Section
-from reid.config.schema import Config, EvaluateConfig, list_divisors
+from reid.config.schema import BatchConfig, Config, EvaluateConfig, list_divisors
 
 
 def check(config: Config, world_size: int) -> None:
@@ -18,16 +18,7 @@ def check(config: Config, world_size: int) -> None:
         if isinstance(section, Section):
             section.validate()
     batch, loss = config.batch, config.loss
-    if batch.streams % world_size:
-        raise ValueError(
-            f"batch.streams = {batch.streams} does not divide among {world_size} ranks; use a multiple of {world_size} "
-            f"that divides batch.identities = {batch.identities}, or launch {list_divisors(batch.streams)} processes"
-        )
-    if batch.identities // world_size * batch.images < 2:
-        raise ValueError(
-            f"batch.identities = {batch.identities} and batch.images = {batch.images} give {world_size} rank(s) one "
-            "image each, and BatchNorm needs two; raise one of them, or launch fewer processes"
-        )
+    _check_ranks(batch, world_size)
     paired = [
         name
         for name in ("triplet", "quadruplet", "mctl", "ctl", "circle", "contrastive", "multi_similarity")
@@ -48,6 +39,28 @@ def check(config: Config, world_size: int) -> None:
         raise ValueError(
             f"model.frozen_epochs = {config.model.frozen_epochs} trains only the classifier at first, and "
             "loss.cross_entropy = 0 has nothing for it to learn; change one of them"
+        )
+
+
+def _check_ranks(batch: BatchConfig, world_size: int) -> None:
+    """Raise ValueError if the batch cannot be cut into the virtual ranks, and these among the processes."""
+    ranks = batch.count_ranks(world_size)
+    if ranks % world_size:
+        raise ValueError(
+            f"batch.ranks = {ranks} is not a multiple of the {world_size} processes; use a multiple of {world_size}, "
+            f"or launch {list_divisors(ranks)} processes"
+        )
+    fitting = list_divisors(batch.streams)
+    fewer = f"set batch.ranks to one of {fitting}" if batch.ranks else f"launch {fitting} processes"
+    if batch.streams % ranks:
+        raise ValueError(
+            f"batch.streams = {batch.streams} does not divide among {ranks} ranks; use a multiple of {ranks} "
+            f"that divides batch.identities = {batch.identities}, or {fewer}"
+        )
+    if batch.identities // ranks * batch.images < 2:
+        raise ValueError(
+            f"batch.identities = {batch.identities} and batch.images = {batch.images} give {ranks} rank(s) one "
+            "image each, and BatchNorm needs two; raise one of them, lower batch.ranks, or launch fewer processes"
         )
 
 

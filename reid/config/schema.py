@@ -52,6 +52,8 @@ class BatchConfig(Section):
     """K, images per identity."""
     streams: Size = 8
     """S, parts of an epoch: divides `identities`, is a multiple of the number of ranks; other S, other batches."""
+    ranks: Count = 0
+    """V, virtual ranks: each has its own BatchNorm statistics and local triplets; 0 = the number of processes."""
     short: Literal["keep", "repeat"] = "keep"
     """Identity with fewer than K images: keep its short group, or repeat images up to K (like BoT)."""
     steps_per_epoch: Count = 0
@@ -63,6 +65,10 @@ class BatchConfig(Section):
                 f"batch.identities = {self.identities} does not divide among batch.streams = {self.streams}; "
                 f"use one of {list_divisors(self.identities)} streams"
             )
+
+    def count_ranks(self, world_size: int) -> int:
+        """Return V, the number of virtual ranks, for a number of processes."""
+        return self.ranks or world_size
 
 
 @dataclass
@@ -304,6 +310,9 @@ class SpeedConfig(Section):
     """Only deterministic kernels: slower, and bit-equal results on the same GPU."""
     pin_memory: bool = True
     """Copy batches to the GPU while it computes (page-locked memory); no effect on a CPU."""
+    recompute: bool = False
+    """Forget a virtual rank's activations after its forward pass, and compute them again for its backward pass: the
+    memory of one virtual rank instead of all, for a third more time."""
 
 
 @dataclass

@@ -18,9 +18,10 @@ from torch import Tensor
 class Layout:
     """One rank's view of a global batch: B rows of this rank, N rows of all W ranks, C identities.
 
-    A rank sums its features in S *slots*, one for each of its identities; S is equal on every rank. A weight is W / M
-    for a row that is one of the M terms of a mean over all ranks, and 0 for any other row: the weighted sum over this
-    rank's rows is then the rank's share of the mean.
+    A rank is a process. Its rows are those of one or several virtual ranks, one after another. It sums its features in
+    S *slots*, one for each of its identities; S is equal on every rank. A weight is W / M for a row that is one of the
+    M terms of a mean over all ranks, and 0 for any other row: the weighted sum over this rank's rows is then the rank's
+    share of the mean.
     """
 
     slot: Tensor
@@ -39,7 +40,7 @@ class Layout:
     push_weight: Tensor
     """(B,) float: `anchor_weight`, or 0 if the global batch has one identity."""
     triplet_weight: Tensor
-    """(B,) float: weight of a row that has a positive and a negative among the rows of its rank."""
+    """(B,) float: weight of a row that has a positive and a negative among the rows of its virtual rank."""
     round_weight: Tensor
     """(B,) float: weight of a row, and of its centroid, in the mean over the anchors of a round, then over rounds."""
     image_weight: Tensor
@@ -54,6 +55,10 @@ class Layout:
     """Rows of the rank that has most."""
     start: int
     """Rows of the ranks before this one."""
+    sizes: tuple[int, ...]
+    """Rows of each virtual rank of this rank."""
+    virtual_rank: Tensor | None = None
+    """(B,) int64: which of them each row belongs to; None if there is one."""
     merge: Tensor | None = None
     """(W·S,) int64: identity of each slot of all ranks; None if there is one slot for each identity."""
     keep: Tensor | None = None
@@ -61,16 +66,19 @@ class Layout:
 
 
 def build_layout(
-    labels: Sequence[np.ndarray], rank: int = 0, slots: int = 0, dtype: torch.dtype = torch.float32
+    labels: Sequence[np.ndarray], rank: int = 0, slots: int = 0, dtype: torch.dtype = torch.float32, share: int = 1
 ) -> Layout:
     """Return the layout of a global batch as one rank sees it.
 
     Args:
-        labels: of each rank the labels (B,) of its rows, any int64, in any order. A label may lie on several ranks.
+        labels: of each virtual rank the labels of its rows, any int64, in any order. A label may lie on several ranks.
         rank: the rank that will use the layout.
         slots: S, at least; a constant keeps shapes constant from step to step.
         dtype: of the weights, that of the features.
+        share: V / W, virtual ranks of a rank.
     """
+    virtual_sizes = tuple(map(len, labels))
+    labels = [np.concatenate(labels[first : first + share]) for first in range(0, len(labels), share)]
     world = len(labels)
     own = [np.unique(part, return_inverse=True) for part in labels]
     slots = max(slots, *(len(unique) for unique, _ in own))
@@ -85,10 +93,13 @@ def build_layout(
     has_positive = counts[mine] >= 2
     anchors = int(counts[counts >= 2].sum())
     anchor_weight = has_positive * (world / max(anchors, 1))
-    is_anchor = [_has_positive_and_negative(inverse) for _, inverse in own]
 
     start = sum(map(len, labels[:rank]))
-    round_weight = world * _weigh_rounds(row_identity, row_round, counts)[start : start + len(mine)]
+    here = slice(start, start + len(mine))
+    is_local_anchor = _has_positive_and_negative(row_identity, np.repeat(np.arange(len(virtual_sizes)), virtual_sizes))
+    triplet_weight = is_local_anchor[here] * (world / max(int(is_local_anchor.sum()), 1))
+    round_weight = world * _weigh_rounds(row_identity, row_round, counts)[here]
+    sizes = virtual_sizes[rank * share : (rank + 1) * share]
 
     def floats(values: np.ndarray | float) -> Tensor:
         return torch.as_tensor(values, dtype=dtype)
@@ -101,7 +112,7 @@ def build_layout(
         leave_out=floats(has_positive * counts[mine] / np.maximum(counts[mine] - 1, 1)),
         anchor_weight=floats(anchor_weight),
         push_weight=floats(anchor_weight * (len(identities) >= 2)),
-        triplet_weight=floats(is_anchor[rank] * (world / max(sum(map(np.count_nonzero, is_anchor)), 1))),
+        triplet_weight=floats(triplet_weight),
         round_weight=floats(round_weight),
         image_weight=floats(world / len(row_identity)),
         row_identity=torch.from_numpy(row_identity),
@@ -109,6 +120,8 @@ def build_layout(
         slots=slots,
         longest=longest,
         start=start,
+        sizes=sizes,
+        virtual_rank=None if share == 1 else torch.from_numpy(np.repeat(np.arange(share), sizes)),
         merge=None if len(identities) == world * slots else torch.from_numpy(merge.ravel()),
         keep=None if len(keep) == world * longest else torch.from_numpy(keep),
     )
@@ -147,10 +160,11 @@ def _count_before(values: np.ndarray) -> np.ndarray:
     return before
 
 
-def _has_positive_and_negative(identity: np.ndarray) -> np.ndarray:
-    """Return (B,) bool: rows with another row of the same `identity` (B,) and a row of another one."""
-    counts = np.bincount(identity)
-    return (counts[identity] >= 2) & (len(counts) >= 2)
+def _has_positive_and_negative(identity: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """Return (N,) bool: rows with a row of the same `identity` (N,), and one of another, in the same `rank` (N,)."""
+    most = identity.max(initial=0) + 1
+    pairs, pair, rows = np.unique(rank * most + identity, return_inverse=True, return_counts=True)
+    return (rows[pair] >= 2) & (np.bincount(pairs // most)[rank] >= 2)
 
 
 def _weigh_rounds(identity: np.ndarray, round_of: np.ndarray, counts: np.ndarray) -> np.ndarray:

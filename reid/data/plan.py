@@ -60,7 +60,7 @@ class Plan:
     """About how many encoded images a stream keeps in memory. It shuffles its groups within a window of that width and
     reads on as it goes. With 0, or at least as many as the stream has, the entire stream is shuffled."""
     ranks: int = 1
-    """Processes that share the streams: for messages only, they change no batch."""
+    """Virtual ranks that share the streams: for messages only, they change no batch."""
 
     def __post_init__(self) -> None:
         if self.identities % self.streams:
@@ -111,7 +111,7 @@ class Plan:
         best += [max(possible, key=lambda s: (self._most_identities(s), s))] if possible else []
         found = {s: self._most_identities(s) for s in best if self._most_identities(s)}
         if not found:
-            return f"launch at most {self.num_shards} processes"
+            return f"use at most {self.num_shards} ranks (batch.ranks, or processes)"
         return "set batch.identities to at most " + " or ".join(
             f"{most} with batch.streams = {streams}" for streams, most in found.items()
         )

@@ -38,6 +38,8 @@ class Batch:
     """(B, 2) int64: row of the identity in the manifest, index of its image."""
     changes: Changes
     """Of the augmentation."""
+    sizes: tuple[int, ...] = ()
+    """Images of each stream of the rank, which lie one stream after another."""
     layout: Layout | None = None
     """Of the global batch; None with data.on_damage = skip, when only the ranks together know what is left of it."""
     dropped: tuple[Dropped, ...] = ()
@@ -56,13 +58,19 @@ class TrainLoader:
     The global batch of (epoch, step) is a pure function of the manifest and the plan; this rank reads the part of its
     streams. Workers read ahead across the end of an epoch. With data.on_damage = skip a damaged identity is left out
     for the rest of the epoch, so that steps become smaller but not fewer.
+
+    Args:
+        rank: this process.
+        world_size: W, the number of processes.
+        ranks: V, the number of virtual ranks; default: W.
     """
 
     def __init__(
-        self, data: DataConfig, split: Split, plan: Plan, augmentation: Augmentation, rank: int = 0, world_size: int = 1
-    ) -> None:
+        self, data: DataConfig, split: Split, plan: Plan, augmentation: Augmentation, rank: int = 0,
+        world_size: int = 1, ranks: int = 0,
+    ) -> None:  # fmt: skip
         self.data, self.split, self.plan, self.augmentation = data, split, plan, augmentation
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.ranks = rank, world_size, ranks or world_size
         self.streams = plan.streams_of_rank(rank, world_size)
         self.pixels = Pixels.from_config(data)
         trained = plan.image_counts > 0
@@ -94,12 +102,19 @@ class TrainLoader:
                 if shared is not None:
                     received = shared.fill(received, next(number))
                 batch = join(received)
-                if not len(batch.ids):
-                    raise DamagedData(
-                        f"{self.data.root}: epoch {epoch}, step {step}: every identity of rank {self.rank} is damaged; "
-                        "repair the shards, or lower batch.streams so that a rank reads more of them"
-                    )
+                self._check_sizes(batch.sizes, f"{self.data.root}: epoch {epoch}, step {step}")
                 yield epoch, step, batch
+
+    def _check_sizes(self, sizes: Sequence[int], where: str) -> None:
+        """Raise DamagedData if a virtual rank has too few images for its BatchNorm. sizes: of this rank's streams."""
+        share = self.ranks // self.world_size
+        for number, left in enumerate(np.reshape(sizes, (share, -1)).sum(axis=1).tolist(), self.rank * share):
+            if left < 2:
+                lost = f"every identity of rank {number} is" if not left else f"all but one image of rank {number} are"
+                raise DamagedData(
+                    f"{where}: {lost} damaged; repair the shards, or lower batch.streams or batch.ranks so that a rank "
+                    "reads more of them"
+                )
 
     def _read(
         self, start: tuple[int, int], epochs: int, dropped: Collection[int], version: object,
@@ -132,9 +147,10 @@ class TrainLoader:
         labels = self.labels[np.concatenate([steps.identities[start:] for steps in plans], axis=1)]  # (T, P)
         counts = np.concatenate([(steps.images[start:] >= 0).sum(axis=2) for steps in plans], axis=1)  # (T, P)
         for step in zip(labels, counts, strict=True):
-            parts = zip(*(np.split(groups, self.world_size) for groups in step), strict=True)
+            parts = zip(*(np.split(groups, self.ranks) for groups in step), strict=True)
             rows = [np.repeat(*part) for part in parts]
-            yield build_layout(rows, self.rank, slots=self.plan.identities // self.world_size)
+            slots, share = self.plan.identities // self.world_size, self.ranks // self.world_size
+            yield build_layout(rows, self.rank, slots=slots, share=share)
 
     def read_streams(
         self, epoch: int, plans: Mapping[int, StreamSteps], start: int = 0, dropped: Collection[int] = (),
@@ -167,6 +183,7 @@ class TrainLoader:
         places = images.permute(0, 2, 3, 1).numpy()
         ids: list[tuple[int, int]] = []
         slots: list[int] = []
+        sizes: list[int] = []
         for number, (steps, pool) in enumerate(zip(plans, pools, strict=True)):
             slot = (number * STEPS_PER_BLOCK + step % STEPS_PER_BLOCK) * self.slots
             for reading, row, indices in zip(
@@ -178,6 +195,7 @@ class TrainLoader:
                     ids += [(row, i) for i in group]
                     slots += range(slot, slot + len(group))
                 slot += len(indices)
+            sizes.append(len(ids) - sum(sizes))
         table = np.array(ids, dtype=np.int64).reshape(-1, 2)
         chosen = np.array(slots, dtype=np.int64)
         return Batch(
@@ -187,6 +205,7 @@ class TrainLoader:
             changes=self.augmentation.expand(
                 Parameters(*(column[chosen] for column in drawn)), self.pixels.height, self.pixels.width
             ),
+            sizes=tuple(sizes),
             dropped=tuple(dropped for pool in pools for dropped in pool.take_unreported()),
         )
 
@@ -243,5 +262,6 @@ def join(parts: Sequence[Batch]) -> Batch:
     names = ("images", "labels", "ids")
     images, labels, ids = (torch.cat([getattr(part, name) for part in parts]) for name in names)
     changes = concatenate([part.changes for part in parts])
+    sizes = tuple(size for part in parts for size in part.sizes)
     dropped = tuple(dropped for part in parts for dropped in part.dropped)
-    return Batch(images, labels, ids, changes, parts[0].layout, dropped)
+    return Batch(images, labels, ids, changes, sizes, parts[0].layout, dropped)

@@ -44,6 +44,16 @@ class Images:
     """(B,) weight of this rank's rows as anchors (see Layout)."""
     is_local: bool
     """Whether they are this rank's B rows."""
+    virtual_rank: Tensor | None = None
+    """(B,) int64: that of each local image, if there are several; an anchor is compared with images of its own."""
+
+    def mask_pairs(self, identity: Tensor) -> tuple[Tensor, Tensor]:
+        """Return masks (B, N): an image may be a positive of anchors of `identity` (B,), and it may be no negative."""
+        same = identity[:, None] == self.identity
+        if self.virtual_rank is None:
+            return same, same
+        together = self.virtual_rank[:, None] == self.virtual_rank
+        return same & together, same | ~together
 
 
 def find_anchors(batch: GlobalBatch, images: Images | None = None, centroids: str | None = None) -> dict[str, Anchors]:
@@ -71,7 +81,7 @@ def find_anchors(batch: GlobalBatch, images: Images | None = None, centroids: st
     if images is not None:
         start = 0 if images.is_local else end
         inside = squared[:size, start : start + len(images.features)]
-        farthest, nearest_image = _mine_images(inside, layout.identity[:, None] == images.identity)
+        farthest, nearest_image = _mine_images(inside, *images.mask_pairs(layout.identity))
         chosen += [farthest + start, nearest_image + start] if start else [farthest, nearest_image]
     if centroids:
         start = len(rows) - len(layout.counts)
@@ -87,17 +97,18 @@ def find_anchors(batch: GlobalBatch, images: Images | None = None, centroids: st
 
 
 @torch.no_grad()
-def _mine_images(squared: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
+def _mine_images(squared: Tensor, positive: Tensor, no_negative: Tensor) -> tuple[Tensor, Tensor]:
     """Return the farthest image (B,) of the same identity, and the nearest image (B,) of another.
 
     A row may be its own farthest image, if all others are at distance 0, which is then its distance.
 
     Args:
         squared: (B, N) squared distances.
-        same: (B, N) bool, whether an image is of the row's identity.
+        positive: (B, N) bool, whether an image may be the farthest.
+        no_negative: (B, N) bool, whether an image may not be the nearest.
     """
-    farthest = torch.where(same, squared, -torch.inf).argmax(dim=1)
-    return farthest, squared.masked_fill(same, torch.inf).argmin(dim=1)
+    farthest = torch.where(positive, squared, -torch.inf).argmax(dim=1)
+    return farthest, squared.masked_fill(no_negative, torch.inf).argmin(dim=1)
 
 
 @torch.no_grad()

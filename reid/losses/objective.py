@@ -164,8 +164,8 @@ class Objective(nn.Module):
         Returns:
             feature_norm: mean norm of the features. With the triplet loss triplet_d_ap, triplet_d_an: mean distances of
             its pairs. With MCTL or CTL also hinge_active: fraction of anchors whose hinge is active; d_ap, d_an: mean
-            distances; negative_entropy: entropy in nats of which identity is the nearest negative, among this rank's
-            anchors: near 0, one identity is the nearest negative of most anchors.
+            distances; negative_entropy: entropy in nats of which identity is the nearest negative, among the anchors
+            of a virtual rank: near 0, one identity is the nearest negative of most anchors.
         """
         found = {"feature_norm": losses.features.norm(dim=1).sum() * losses.layout.image_weight}
         if "images" in losses.anchors:
@@ -173,7 +173,8 @@ class Objective(nn.Module):
             found["triplet_d_ap"] = triplet.weight.dot(triplet.d_ap)
             found["triplet_d_an"] = triplet.weight.dot(triplet.d_an)
         if "centroids" in losses.anchors:
-            found |= diagnose(losses.anchors["centroids"], self.config.margin, against_positive=not self.config.mctl)
+            centroids, against_positive = losses.anchors["centroids"], not self.config.mctl
+            found |= diagnose(centroids, self.config.margin, against_positive, losses.layout)
         return found
 
 
@@ -182,18 +183,25 @@ def _in_space(space: str, features: Tensor, after_neck: Tensor) -> Tensor:
     return features if space == "raw" else unit_vectors(features if space == "unit" else as_float(after_neck))
 
 
-def diagnose(anchors: Anchors, margin: float, against_positive: bool = False) -> dict[str, Tensor]:
+def diagnose(
+    anchors: Anchors, margin: float, against_positive: bool = False, layout: Layout | None = None
+) -> dict[str, Tensor]:
     """Return hinge_active, d_ap, d_an and negative_entropy of anchors; see `Objective.diagnose`.
 
     Args:
         against_positive: the hinge is CTL's, d_ap + margin > d_an, not MCTL's, d_an < margin.
+        layout: of the batch; default: one virtual rank.
     """
     gap = anchors.d_ap + margin - anchors.d_an if against_positive else margin - anchors.d_an
-    weight = anchors.push_weight / anchors.push_weight.sum().clamp(min=1e-12)
-    shared = (anchors.nearest[:, None] == anchors.nearest).to(weight.dtype) @ weight
+    rank = torch.zeros_like(anchors.nearest)
+    if layout is not None and layout.virtual_rank is not None:
+        rank = layout.virtual_rank.repeat(len(rank) // len(layout.virtual_rank))  # in rounds each row is two anchors
+    together = rank[:, None] == rank
+    weight = anchors.push_weight / (together.to(gap.dtype) @ anchors.push_weight).clamp(min=1e-12)
+    shared = (together & (anchors.nearest[:, None] == anchors.nearest)).to(weight.dtype) @ weight
     return {
         "hinge_active": anchors.push_weight.dot((gap > 0).to(gap.dtype)),
         "d_ap": anchors.weight.dot(anchors.d_ap),
         "d_an": anchors.push_weight.dot(anchors.d_an),
-        "negative_entropy": -(weight * shared.clamp(min=1e-12).log()).sum(),
+        "negative_entropy": -(weight * shared.clamp(min=1e-12).log()).sum() / (len(layout.sizes) if layout else 1),
     }

@@ -1,4 +1,4 @@
-"""Batch-hard triplet and quadruplet losses, mined in the batch of one rank or of all ranks."""
+"""Batch-hard triplet and quadruplet losses, mined in the batch of one virtual rank or of all ranks."""
 
 from __future__ import annotations
 
@@ -76,17 +76,18 @@ def quadruplet_of(anchors: Anchors, images: Images, identity: Tensor, margin: fl
     if not 0 < margin2 < margin:
         raise ValueError(f"margin2 = {margin2} must lie between 0 and margin = {margin}")
     n1 = images.features[anchors.nearest]
-    third = (identity[:, None] != images.identity) & (images.identity[anchors.nearest][:, None] != images.identity)
-    n2 = squared_for_mining(n1, images.features).masked_fill(~third, torch.inf).argmin(dim=1)
-    second = F.relu(anchors.d_ap - euclidean(n1, images.features[n2]) + margin2) * third.any(dim=1)
+    no_third = images.mask_pairs(identity)[1] | images.mask_pairs(images.identity[anchors.nearest])[1]
+    n2 = squared_for_mining(n1, images.features).masked_fill(no_third, torch.inf).argmin(dim=1)
+    second = F.relu(anchors.d_ap - euclidean(n1, images.features[n2]) + margin2) * (~no_third).any(dim=1)
     return anchors.weight.dot(F.relu(anchors.d_ap - anchors.d_an + margin) + second)
 
 
 def images_in_scope(batch: GlobalBatch, space: str, scope: str) -> Images:
-    """Return the images among which triplets are mined: local, those of this rank; global, those of all ranks."""
+    """Return the images among which triplets are mined: local, those of a virtual rank; global, those of all ranks."""
     layout = batch.layout
     if scope == "global":
         return Images(space, batch.images[space], layout.row_identity, layout.push_weight, is_local=False)
     if scope != "local":
         raise ValueError(f"scope = {scope!r}; choose one of {', '.join(SCOPES)}")
-    return Images(space, batch.features[space], layout.identity, layout.triplet_weight, is_local=True)
+    features, virtual_rank = batch.features[space], layout.virtual_rank
+    return Images(space, features, layout.identity, layout.triplet_weight, is_local=True, virtual_rank=virtual_rank)

@@ -15,7 +15,8 @@ READABLE = (2, 3)
 NAME = re.compile(r"epoch-(\d+)-step-(\d+)")
 STATE, MODEL, OBJECTIVE, OPTIMIZER = "state.json", "model.safetensors", "objective.safetensors", "optimizer.pt"
 HASHED = (MODEL, OBJECTIVE, OPTIMIZER)
-OPTIONAL = {"due", "dropped_total"}  # in the first state.json of format 2
+RANKS = {"ranks", "follows_processes"}
+OPTIONAL = {2: {"due", "dropped_total", *RANKS}, 3: RANKS}  # what early checkpoints of a format do not have
 FIX = "restore it from a copy, or use another checkpoint"
 
 
@@ -73,6 +74,8 @@ _RULES: dict[str, Callable[[Any], bool]] = {
     "due": lambda due: isinstance(due, bool),
     "dropped": lambda rows: isinstance(rows, list) and all(map(_is_count, rows)),
     "dropped_total": _is_count,
+    "ranks": _is_count,
+    "follows_processes": lambda follows: isinstance(follows, bool),
     "scaler": lambda scaler: scaler is None or isinstance(scaler, dict),
     "describes": lambda about: (
         isinstance(about, dict) and _is_count(about.get("classes")) and isinstance(about.get("model", {}), dict)
@@ -92,7 +95,7 @@ def _find_fault(state: Any, folder: str) -> str | None:
     for name, is_sound in _RULES.items():
         if name in state and not is_sound(state[name]):
             return f"has {name} = {state[name]!r}"
-        if name not in state and not (state["format"] == 2 and name in OPTIONAL):
+        if name not in state and name not in OPTIONAL[state["format"]]:
             return f"has no {name}"
     named = NAME.fullmatch(folder)
     if named and (int(named[1]), int(named[2])) != (state["epoch"], state["step"]):

@@ -66,6 +66,10 @@ class TrainState:
     """Rows of damaged identities that were left out earlier in this epoch."""
     dropped_total: int = 0
     """Identities that were left out in earlier epochs, summed over epochs."""
+    ranks: int = 0
+    """V, virtual ranks of the latest step; 0 if it is not known (checkpoints of earlier versions)."""
+    follows_processes: bool = False
+    """V was the number of processes (batch.ranks = 0)."""
 
     @property
     def name(self) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from reid.config import Config, SpeedConfig
+from reid.config import BatchConfig, Config, SpeedConfig
 from reid.config.schema import NOT_SAVED
 from reid.data.manifest import JUNK_PID, Manifest, Split, load_manifest
 from reid.data.plan import Plan
@@ -51,11 +51,12 @@ class TrainData:
         return len(np.unique(self.split.pids[~self.held_out]))
 
 
-def load_data(config: Config, ranks: int = 1) -> TrainData:
-    """Read the manifest and make the plan of batches. ranks: number of processes, for messages.
+def load_data(config: Config, world_size: int = 1) -> TrainData:
+    """Read the manifest and make the plan of batches.
 
     Raises:
-        ValueError: no shards, too few identities for the plan or for validation, or an evaluation without a match.
+        ValueError: no shards, too few identities for the plan, the ranks or validation, or an evaluation without a
+            match.
     """
     manifest = load_manifest(config.data.root)
     split = manifest.split("train")
@@ -73,8 +74,9 @@ def load_data(config: Config, ranks: int = 1) -> TrainData:
         repeat_short=config.batch.short == "repeat",
         steps=config.batch.steps_per_epoch,
         pool_images=config.data.pool_images,
-        ranks=ranks,
+        ranks=config.batch.count_ranks(world_size),
     )
+    check_rank_sizes(config, plan)
     check_matches(config, manifest)
     return TrainData(manifest, held_out, plan)
 
@@ -97,9 +99,12 @@ def memory_format(config: Config, device: torch.device) -> torch.memory_format:
 
 
 def checkpoint_facts(config: Config, manifest: Manifest, num_classes: int) -> dict[str, Any]:
-    """Return what a checkpoint belongs to; a resume with another model, data, plan or optimizer is refused."""
+    """Return what a checkpoint belongs to; a resume with another model, data, plan or optimizer is refused.
+
+    See `check_ranks` for batch.ranks, whose value 0 stands for a number.
+    """
     model = {knob: value for knob, value in asdict(config.model).items() if knob not in NOT_SAVED}
-    batches = {f"batch.{knob}": value for knob, value in asdict(config.batch).items()}
+    batches = {f"batch.{knob}": value for knob, value in asdict(config.batch).items() if knob != "ranks"}
     return {
         "model": model,
         "data": manifest.fingerprint,
@@ -108,6 +113,24 @@ def checkpoint_facts(config: Config, manifest: Manifest, num_classes: int) -> di
         "plan": {"seed": config.seed, **batches, "data.pool_images": config.data.pool_images},
         "optimizer": {"optim.algorithm": config.optim.algorithm},
     }
+
+
+def check_ranks(state: TrainState, batch: BatchConfig, world_size: int) -> list[str]:
+    """Return warnings about a resume from `state` with other virtual ranks.
+
+    Raises:
+        ValueError: their number was chosen by batch.ranks, there or here, and differs.
+    """
+    ranks = batch.count_ranks(world_size)
+    if state.ranks == ranks:
+        return []
+    if not state.ranks:
+        return [f"{state.name} is of an earlier version, which did not note its number of ranks; here it is {ranks}"]
+    differs = f"{state.name} was trained with {state.ranks} ranks, here it is batch.ranks = {ranks}"
+    fix = f"--batch.ranks={state.ranks} computes the same on any number of processes that divides {state.ranks}"
+    if state.follows_processes and not batch.ranks:
+        return [f"{differs} (0, the number of processes): batch statistics and local triplets change; {fix}"]
+    raise ValueError(f"{differs}; {fix}; or give another --name")
 
 
 def format_start_up(
@@ -132,6 +155,9 @@ def format_start_up(
         f"{plan.image_counts.sum()} images, {len(split.shards)} shards"
         + (f"; {held_out} identities held out" if held_out else ""),
         "batch": f"{describe_batch(plan)} over {processes} process(es), {plan.streams} streams",
+        "ranks": f"{plan.ranks} virtual over {processes} process(es), "
+        f"{plan.images_per_step / plan.ranks:.4g} images each"
+        + (", computed twice (speed.recompute)" if config.speed.recompute else ""),
         "memory": f"{per_rank} streams x {in_stream} encoded images, about "
         f"{per_rank * in_stream * image_bytes / 2**20:,.0f} MiB a process",
         "device": f"{accelerator.device}, precision {accelerator.mixed_precision}",
@@ -154,6 +180,17 @@ def describe_batch(plan: Plan) -> str:
         f"{plan.identities} identities x up to {plan.images} images, {plan.images_per_step:.4g} images a step on "
         f"average, as {(counts < plan.images).sum()} of {len(counts)} identities have fewer (batch.short = keep)"
     )
+
+
+def check_rank_sizes(config: Config, plan: Plan) -> None:
+    """Raise ValueError if a step can give a virtual rank a single image."""
+    single = int((plan.image_counts == 1).sum())
+    if single and plan.identities == plan.ranks and not plan.repeat_short and not config.model.sync_batchnorm:
+        raise ValueError(
+            f"batch.identities = {plan.identities} on {plan.ranks} ranks: {single} identities have one image, and a "
+            "rank that holds one of them holds nothing else, but BatchNorm needs two images; raise batch.identities, "
+            "lower batch.ranks, launch fewer processes, or set batch.short = repeat"
+        )
 
 
 def check_matches(config: Config, manifest: Manifest) -> None:

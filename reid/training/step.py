@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -18,8 +17,6 @@ from reid.training.setup import memory_format
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-SEEDS = 2**64 - 59  # a prime: steps have different seeds modulo it, however large the seed of the run is
 
 
 class Step(NamedTuple):
@@ -38,8 +35,8 @@ class TrainingStep:
     tells the host whether the step was taken.
 
     Args:
-        model: as it is trained, in DDP's wrapper if there are several processes.
-        bare: the same without wrappers.
+        model: VirtualRanks, in DDP's wrapper if there are several processes.
+        bare: the model in it.
     """
 
     def __init__(
@@ -54,17 +51,15 @@ class TrainingStep:
 
     def take(self, epoch: int, global_step: int, batch: Batch) -> Step:
         """Make one step on this rank's part of a batch, which lies on the host and has a layout."""
-        # What the model draws (dropout, stochastic depth) depends only on the step: a resumed run draws the same.
-        torch.manual_seed((((self.config.seed << 32) + global_step) * 4096 + self.accelerator.process_index) % SEEDS)
         lr = self.schedule.apply(self.optimizer, global_step)
         self.bare.begin_epoch(epoch)
         batch = batch.to(self.accelerator.device, self.config.speed.pin_memory)
+        assert batch.layout is not None
+        sizes = batch.layout.sizes
         images = self.augmentation.apply(batch.images, batch.changes)
         images = images.contiguous(memory_format=self.memory_format)
-        if self.config.speed.compile:
-            torch._dynamo.maybe_mark_dynamic(images, 0)  # short groups change the size of a batch
         with self.accelerator.autocast():
-            outputs = self.model(images)
+            outputs = self.model(images, sizes, self.accelerator.process_index * len(sizes), global_step)
         losses = self.objective(*outputs, batch.labels, batch.layout)
         self.accelerator.backward(losses.total)
         drop_frozen_gradients(self.bare)

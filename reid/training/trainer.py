@@ -19,7 +19,7 @@ from reid.data.storage import is_remote
 from reid.data.train_loader import Batch, TrainLoader
 from reid.distributed import from_rank_0, gather_objects
 from reid.losses.objective import Objective
-from reid.model.network import ReIDModel
+from reid.model.virtual_ranks import VirtualRanks
 from reid.runs import checkpoint
 from reid.runs.checkpoint import Parts, TrainState
 from reid.runs.folder import RunFolder
@@ -29,7 +29,7 @@ from reid.training.layouts import agree_on_layouts
 from reid.training.monitors import DamageWatch, FiniteWatch, HingeWatch, MarginGuide, Meter, mean_over_ranks
 from reid.training.optim import build_optimizer
 from reid.training.preemption import NO_LAUNCHER, StopRequest
-from reid.training.setup import TrainData, build_model, checkpoint_facts, format_start_up
+from reid.training.setup import TrainData, build_model, check_ranks, checkpoint_facts, format_start_up
 from reid.training.step import Step, TrainingStep
 from reid.training.validation import Validation
 
@@ -65,9 +65,14 @@ class Trainer:
         temperature = config.model.head_temperature
         self.objective = Objective(config.loss, data.num_classes, model.dim, centers, temperature).to(self.device)
         optimizer = build_optimizer(model, config.optim)
+        self.ranks = config.batch.count_ranks(accelerator.num_processes)
         about = checkpoint_facts(config, data.manifest, data.num_classes)
         parts = Parts(model, about, self.objective, optimizer, accelerator.scaler)
         self.state = checkpoint.load(self.resumed, parts) if self.resumed else TrainState()
+        warnings = [f"{text}; resuming from {self.resumed}" for text in damaged]
+        if self.resumed:
+            warnings += check_ranks(self.state, config.batch, accelerator.num_processes)
+        self.state = replace(self.state, ranks=self.ranks, follows_processes=not config.batch.ranks)
         self.store = (NullStore if config.dry_run else RunStore)(folder, parts, config.track.keep_checkpoints)
         self.is_trained = self.state.epoch >= self.epochs  # a finished run; at most an evaluation is due
         if not self.is_trained:
@@ -75,25 +80,25 @@ class Trainer:
         if config.speed.compile:
             model.compile()
             self.objective.compile(fullgraph=True, dynamic=True)
-        self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
-        # Without the autocast that accelerate puts around `forward`: evaluations are float32, as in evaluate.py.
-        self.model: ReIDModel = accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
-        parts.model, parts.optimizer = self.model, self.optimizer
+        self.model = model  # without the autocast that accelerate puts around what it wraps: evaluations are float32
+        virtual_ranks = VirtualRanks(model, config.speed, config.seed)
+        self.wrapped, self.optimizer = accelerator.prepare(virtual_ranks, optimizer)
+        parts.optimizer = self.optimizer
 
         self.step = TrainingStep(
             config, accelerator, self.wrapped, self.model, self.objective, self.optimizer, self.steps
         )
         self.loader = TrainLoader(
             config.data, data.split, data.plan, self.step.augmentation, accelerator.process_index,
-            accelerator.num_processes,
+            accelerator.num_processes, self.ranks,
         )  # fmt: skip
         self.validation = Validation(
             config.data, data.manifest, data.held_out, config.eval.batch_size, self.device, enabled=not config.dry_run
         )
         if self.is_main:
             print(format_start_up(config, data, accelerator, self.state, self.model), flush=True)
-            for text in damaged:
-                print(f"warning: {text}; resuming from {self.resumed}", flush=True)
+            for text in warnings:
+                print(f"warning: {text}", flush=True)
         if self.state.due or not self.is_trained:  # config.yaml of a finished run tells how it was trained
             self.store.prepare(config)
         self.tracker = self._start_tracker(hosts)
@@ -104,6 +109,7 @@ class Trainer:
         facts |= {
             "data_fingerprint": self.data.manifest.fingerprint,
             "world_size": self.accelerator.num_processes,
+            "virtual_ranks": self.ranks,
             "hosts": hosts,
         }
         return Tracker(
@@ -140,7 +146,8 @@ class Trainer:
         if self.config.data.on_damage == "skip":
             batch_config = self.config.batch
             slots = batch_config.identities // self.accelerator.num_processes
-            batches = agree_on_layouts(batches, slots, batch_config.images, self.config.timeout_s)
+            share = self.ranks // self.accelerator.num_processes
+            batches = agree_on_layouts(batches, slots, batch_config.images, self.config.timeout_s, share)
         for epoch, step, batch in self.meter.timed(batches):
             global_step = epoch * self.steps + step
             done = self.train_step(epoch, global_step, batch)

@@ -185,6 +185,19 @@ def changed(**knobs) -> Config:
         ),
         ({"batch__streams": 8}, 3, r"streams = 8 does not divide among 3 ranks; use a multiple of 3 .*1, 2, 4, 8 proc"),
         ({"batch__streams": 4}, 8, r"batch\.streams = 4 does not divide among 8 ranks"),
+        (
+            {"batch__ranks": 6},
+            4,
+            r"batch\.ranks = 6 is not a multiple of the 4 processes; use .* launch 1, 2, 3, 6 proc",
+        ),
+        ({"batch__ranks": 4}, 8, r"batch\.ranks = 4 is not a multiple of the 8 processes"),
+        (
+            {"batch__ranks": 16},
+            1,
+            r"streams = 8 does not divide among 16 ranks; .* set batch\.ranks to one of 1, 2, 4, 8",
+        ),
+        ({"batch__ranks": 3}, 1, r"streams = 8 does not divide among 3 ranks"),
+        ({"batch__ranks": 8, "batch__identities": 8, "batch__images": 1}, 1, r"give 8 rank\(s\) one image each"),
         ({"batch__identities": 0}, 1, r"batch\.identities = 0 must be at least 1"),
         ({"batch__streams": 0}, 1, r"batch\.streams = 0"),
         ({"batch__images": 0}, 1, r"batch\.images = 0"),
@@ -251,6 +264,7 @@ def test_check_lets_good_configs_pass(world_size):
     check(changed(loss__triplet_margin=None, loss__mctl=0.0, loss__center=0.0), world_size)
     check(changed(model__norm="frozen", model__frozen_epochs=5), world_size)
     check(changed(loss__w2=0.0, batch__images=2), world_size)
+    check(changed(batch__ranks=8, speed__recompute=True), world_size)
     check(replace(changed(batch__images=1, loss__triplet=0.0, loss__mctl=0.0), seed=2**40), world_size)
 
 

@@ -19,18 +19,26 @@ from tests.support.loading import make_loader
 
 @st.composite
 def global_batches(draw: st.DrawFn) -> list[np.ndarray]:
-    """The labels of 1 to 4 ranks, in any order; a label may lie on several ranks."""
+    """The labels of 1 to 4 virtual ranks, in any order; a label may lie on several of them."""
     ranks = draw(st.integers(1, 4))
     return [np.array(draw(st.lists(st.integers(0, 6), min_size=1, max_size=8)), dtype=np.int64) for _ in range(ranks)]
 
 
-@given(labels=global_batches(), extra=st.integers(0, 2))
-def test_every_field_is_what_its_documentation_says(labels: list[np.ndarray], extra: int) -> None:
+@given(virtual=global_batches(), extra=st.integers(0, 2), share=st.integers(1, 4))
+def test_every_field_is_what_its_documentation_says(virtual: list[np.ndarray], extra: int, share: int) -> None:
+    share = share if len(virtual) % share == 0 else 1
+    labels = [np.concatenate(virtual[first : first + share]) for first in range(0, len(virtual), share)]
     everyone = np.concatenate(labels).tolist()
     longest = max(map(len, labels))
     slots = max(len(set(own.tolist())) for own in labels) + extra
     for rank, own in enumerate(labels):
-        layout = build_layout(labels, rank, slots=slots, dtype=torch.float64)
+        layout = build_layout(virtual, rank, slots=slots, dtype=torch.float64, share=share)
+        parts = virtual[rank * share : (rank + 1) * share]
+        assert layout.sizes == tuple(map(len, parts))
+        if share > 1:
+            assert layout.virtual_rank.tolist() == [number for number, part in enumerate(parts) for _ in part]
+        else:
+            assert layout.virtual_rank is None
         identities = layout.labels.tolist()
         assert (layout.slots, layout.longest) == (slots, longest)
         assert sorted(identities) == sorted(set(everyone))
@@ -45,7 +53,7 @@ def test_every_field_is_what_its_documentation_says(labels: list[np.ndarray], ex
         anchors = sum(everyone.count(label) > 1 for label in everyone)
         np.testing.assert_allclose(layout.anchor_weight, (counts > 1) * len(labels) / max(anchors, 1))
         np.testing.assert_allclose(layout.push_weight, layout.anchor_weight * (len(identities) > 1))
-        local = [(rows == label).sum() > 1 and (rows != label).any() for rows in labels for label in rows]
+        local = [(rows == label).sum() > 1 and (rows != label).any() for rows in virtual for label in rows]
         mine = local[layout.start : layout.start + len(own)]
         np.testing.assert_allclose(layout.triplet_weight, np.array(mine) * len(labels) / max(sum(local), 1))
         assert_sums(labels, layout, rank)
@@ -75,13 +83,17 @@ def test_rounds_are_averaged_over_their_anchors() -> None:
     assert layout.round_weight.tolist() == pytest.approx([2 / (4 * 3), 2 / (2 * 3), 0.0])
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_the_loader_knows_the_layout_of_all_ranks(drawn, world_size: int) -> None:
-    ranks = [list(make_loader(drawn.root, drawn.manifest, r, world_size).batches(2, (0, 2))) for r in range(world_size)]
-    for step in zip(*ranks, strict=True):
-        labels = [batch.labels.numpy() for _, _, batch in step]
+@pytest.mark.parametrize(("world_size", "ranks", "workers"), [(1, 1, 0), (2, 2, 0), (4, 4, 0), (1, 2, 3), (2, 4, 0)])
+def test_the_loader_knows_the_layout_of_all_ranks(drawn, world_size: int, ranks: int, workers: int) -> None:
+    loaders = [make_loader(drawn.root, drawn.manifest, r, world_size, workers) for r in range(world_size)]
+    for loader in loaders:
+        loader.ranks = ranks
+    share, streams = ranks // world_size, 4 // ranks
+    for step in zip(*(list(loader.batches(2, (0, 2))) for loader in loaders), strict=True):
+        labels = [part.numpy() for _, _, batch in step for part in batch.labels.split(batch.sizes)]  # of the streams
+        labels = [np.concatenate(labels[first : first + streams]) for first in range(0, 4, streams)]
         for rank, (_, _, batch) in enumerate(step):
-            wanted = build_layout(labels, rank, slots=8 // world_size)
+            wanted = build_layout(labels, rank, slots=8 // world_size, share=share)
             for field in fields(Layout):
                 found, expected = getattr(batch.layout, field.name), getattr(wanted, field.name)
                 assert torch.equal(found, expected) if isinstance(expected, Tensor) else found == expected, field.name

@@ -518,6 +518,18 @@ def test_a_rank_with_nothing_left_is_an_error(damaged):
         next(skipping(damaged).batches(1))
 
 
+def test_a_virtual_rank_with_nothing_left_is_an_error(damaged):
+    loader = skipping(damaged)
+    loader.ranks = 4
+    shards = sorted(damaged.glob("train-*.tar"))
+    for shard in loader.plan.deal(0)[2]:
+        shards[shard].unlink()
+    with pytest.raises(
+        ValueError, match=r"epoch 0, step 0: every identity of rank 2 is damaged; .*lower .*batch.ranks"
+    ):
+        next(loader.batches(1))
+
+
 # The run and its surroundings
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields
+from itertools import chain
 
 import numpy as np
 import torch
@@ -18,25 +19,26 @@ from reid.training.layouts import agree_on_layouts
 from tests.support.pool import Pool
 
 SLOTS, IMAGES = 2, 3
-STEPS = [  # labels of the rows of each rank; a rank lacks an identity in the second step, another in the third
-    [[0, 0, 0, 1, 1], [2, 2, 3, 3, 3], [4, 4, 4, 5, 5, 5]],
-    [[0, 0, 0, 1, 1, 1], [2, 2], [5, 4, 4]],
-    [[1], [2, 2, 3, 3], [4, 4, 4, 5, 5, 5]],
+STEPS = [  # labels of each rank's two streams; a stream lacks its identity in the second step, another in the third
+    [[[0, 0, 0], [1, 1]], [[2, 2], [3, 3, 3]], [[4, 4, 4], [5, 5, 5]]],
+    [[[0, 0, 0], [1, 1, 1]], [[2, 2], []], [[5], [4, 4]]],
+    [[[], [1]], [[2, 2], [3, 3]], [[4, 4, 4], [5, 5, 5]]],
 ]
 
 
 def read_batches(rank: int) -> Iterator[tuple[int, int, Batch]]:
     augmentation = Augmentation(AugmentConfig())
     for step, ranks in enumerate(STEPS):
-        rows = len(ranks[rank])
+        labels, sizes = torch.tensor([*chain(*ranks[rank])]), tuple(map(len, ranks[rank]))
+        rows = len(labels)
         changes = augmentation.expand(augmentation.draw(np.random.default_rng(0), rows, 4, 2), 4, 2)
         images, ids = torch.zeros(rows, 3, 4, 2, dtype=torch.uint8), torch.zeros(rows, 2, dtype=torch.int64)
-        yield 0, step, Batch(images, torch.tensor(ranks[rank]), ids, changes)
+        yield 0, step, Batch(images, labels, ids, changes, sizes)
 
 
-def agree(stop_at: int) -> list[Layout | None]:
+def agree(stop_at: int, share: int) -> list[Layout | None]:
     found = []
-    for _, step, batch in agree_on_layouts(read_batches(dist.get_rank()), SLOTS, IMAGES, timeout_s=60):
+    for _, step, batch in agree_on_layouts(read_batches(dist.get_rank()), SLOTS, IMAGES, 60, share):
         found.append(batch.layout)
         if step == stop_at:  # as a run that is asked to stop, while the next exchange is under way
             break
@@ -44,11 +46,12 @@ def agree(stop_at: int) -> list[Layout | None]:
 
 
 def test_every_rank_knows_what_is_left_of_each_step(pool: Pool) -> None:
-    for stop_at in (1, len(STEPS) - 1):
-        for rank, layouts in enumerate(pool.run(3, agree, stop_at)):
+    for stop_at, share in ((1, 1), (len(STEPS) - 1, 2)):
+        for rank, layouts in enumerate(pool.run(3, agree, stop_at, share)):
             assert len(layouts) == stop_at + 1
-            for layout, labels in zip(layouts, STEPS, strict=False):
-                wanted = build_layout([np.array(part) for part in labels], rank, SLOTS)
+            for layout, streams in zip(layouts, STEPS, strict=False):
+                labels = [np.array([*chain(*own[i : i + 3 - share])], int) for own in streams for i in range(share)]
+                wanted = build_layout(labels, rank, SLOTS, share=share)
                 for field in fields(Layout):
                     one, other = getattr(layout, field.name), getattr(wanted, field.name)
                     assert torch.equal(one, other) if isinstance(other, Tensor) else one == other, field.name

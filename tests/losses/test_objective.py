@@ -5,11 +5,14 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from reid.config import LossConfig
-from reid.data.layout import build_layout
+from reid.data.layout import Layout, build_layout
 from reid.losses import centroid, identity, triplet
+from reid.losses.anchors import Anchors
 from reid.losses.objective import Objective, diagnose
+from tests.support.batches import DIM, PIDS, split_batch
 from tests.support.oracles import ORACLES, real_rows
 
 
@@ -119,3 +122,39 @@ def test_a_compiled_objective_is_one_graph_for_any_size_of_a_batch() -> None:
             expected = objective.forward(features, features, features[:, :20], labels, layout)
             torch.testing.assert_close(found.terms, expected.terms)
             found.total.backward()
+
+
+@pytest.mark.parametrize("batch", list(PIDS))
+def test_local_triplets_stay_within_virtual_ranks(batch: str) -> None:
+    """Three virtual ranks of one process give the mean of the shares, and of the entropies, of three processes."""
+    parts = split_batch(batch, 3)
+    pids = [part.numpy() for _, part in parts]
+    config = LossConfig(
+        cross_entropy=0.0, mctl=0.0, center=0.0, quadruplet=0.5, quadruplet_margin2=0.25, triplet_margin=1.0
+    )
+    objective = Objective(config, 200, DIM)
+
+    def compute(features: Tensor, rank: int, share: int) -> tuple[Tensor, Tensor]:
+        features = features.clone().requires_grad_()
+        layout = build_layout(pids, rank, dtype=features.dtype, share=share)
+        logits = torch.zeros(len(features), 200)
+        total = objective(features, features, logits, torch.zeros(len(features), dtype=torch.int64), layout).total
+        return total.detach(), torch.autograd.grad(total, features)[0]
+
+    found, gradient = compute(torch.cat([features for features, _ in parts]), 0, 3)
+    shares, gradients = zip(*(compute(features, rank, 1) for rank, (features, _) in enumerate(parts)), strict=True)
+    torch.testing.assert_close(found, torch.stack(shares).mean(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradient, torch.cat(gradients) / 3, rtol=1e-12, atol=1e-15)
+
+
+def test_the_entropy_is_the_mean_of_those_of_virtual_ranks() -> None:
+    nearest = [torch.tensor(part) for part in ([0, 0, 1], [2, 3, 3, 3], [4])]
+    layout = build_layout([np.arange(3), np.arange(4), np.arange(1)], share=3)
+
+    def entropy(nearest: Tensor, layout: Layout | None = None) -> Tensor:
+        ones = torch.ones(len(nearest))
+        return diagnose(Anchors(ones, ones, nearest, ones, ones), 1.0, layout=layout)["negative_entropy"]
+
+    wanted = torch.stack([entropy(part) for part in nearest]).mean()
+    torch.testing.assert_close(entropy(torch.cat(nearest), layout), wanted)
+    torch.testing.assert_close(entropy(torch.cat([*nearest, *nearest]), layout), wanted)  # as in rounds

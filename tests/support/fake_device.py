@@ -23,6 +23,7 @@ from reid.data.layout import build_layout
 from reid.data.train_loader import Batch
 from reid.data.transfer import map_leaves
 from reid.losses.objective import Objective
+from reid.model.virtual_ranks import VirtualRanks
 from reid.training.optim import build_optimizer
 from reid.training.step import TrainingStep
 from tests.support.models import make_model
@@ -136,32 +137,35 @@ def fake_ranks(world_size: int) -> Iterator[None]:
 
 
 def make_step(
-    config: Config, device: str, ranks: int = 1, precision: str = "no", encoder: str = "resnet10"
+    config: Config, device: str, ranks: int = 1, precision: str = "no", encoder: str = "resnet10", share: int = 1
 ) -> tuple[TrainingStep, Batch]:
     """Return a training step on a device, and a batch of rank 1, or of the only rank, on the host.
 
-    Each of the ranks has config.batch.identities identities. One group is short, so that ranks differ in size.
+    Each of the ranks has config.batch.identities identities, in `share` virtual ranks. One group is short, so that
+    ranks differ in size.
     """
     identities, images = config.batch.identities, config.batch.images
     labels = [np.repeat(np.arange(identities) + rank * identities, images) for rank in range(ranks)]
     labels[0] = labels[0][1:]
     rank = min(1, ranks - 1)
     classes, shape, rows = ranks * identities, config.data.image_size, len(labels[rank])
+    virtual = [part for own in labels for part in np.array_split(own, share)]
     with torch.device(device):
         model = make_model(classes, encoder, image_size=shape)
         objective = Objective(config.loss, classes, model.dim)
     optimizer = build_optimizer(model, config.optim)
-    accelerator: Any = Accelerator(device, precision, model)
-    step = TrainingStep(config, accelerator, model, model, objective, optimizer, steps_per_epoch=100)
+    wrapped = VirtualRanks(model, config.speed)
+    accelerator: Any = Accelerator(device, precision, wrapped)
+    step = TrainingStep(config, accelerator, wrapped, model, objective, optimizer, steps_per_epoch=100)
     drawn = step.augmentation.draw(np.random.default_rng(0), rows, *shape)
     return step, Batch(
         images=torch.zeros(rows, 3, *shape, dtype=torch.uint8), labels=torch.from_numpy(labels[rank]),
         ids=torch.zeros(rows, 2, dtype=torch.int64), changes=step.augmentation.expand(drawn, *shape),
-        layout=build_layout(labels, rank, slots=identities),
+        layout=build_layout(virtual, rank, slots=identities, share=share),
     )  # fmt: skip
 
 
-def record_step(config: Config, device: str, ranks: int = 1, **options: str) -> dict[str, Record]:
+def record_step(config: Config, device: str, ranks: int = 1, **options: Any) -> dict[str, Record]:
     """Make a training step on fake tensors, and return the record of each of its parts.
 
     Args:

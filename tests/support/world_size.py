@@ -1,55 +1,79 @@
-"""A training whose ranks say what they saw: its loss curve, and the images of each step."""
+"""Whole trainings on some ranks of the pool: the same virtual ranks, on any number of processes."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
+import torch.nn.functional as F
+from accelerate.state import AcceleratorState
+from torch import Tensor
 
-from reid.config import AugmentConfig, DataConfig, LossConfig, OptimConfig
-from reid.data.augmentation import Augmentation
-from reid.data.manifest import load_manifest
-from reid.data.plan import Plan
-from reid.data.train_loader import TrainLoader
-from reid.distributed import gather_objects, is_distributed
-from reid.losses.objective import Objective
-from reid.model.sync_batchnorm import convert_sync
-from reid.training.monitors import mean_over_ranks
-from reid.training.optim import Schedule, build_optimizer
+from reid.config import Config
+from reid.data import train_loader
+from reid.data.layout import build_layout
+from reid.distributed import rank, world_size
+from reid.model.network import Outputs, ReIDModel
+from reid.training.train import train
 from tests.support.drawn import HEIGHT, WIDTH
-from tests.support.models import make_model
+
+ENCODER = "timm/test_resnet"  # stem, residual blocks and BatchNorm of a ResNet, with 0.4 million parameters
 
 
-def train(
-    root: Path, dtype: torch.dtype, norm: str, lr: float, steps: int, encoder: str = "resnet10"
-) -> tuple[list[float], list[list[list[int]]]]:
-    """The loss curve and the image ids of each step's global batch, in rank order."""
-    split = load_manifest(root).split("train")
-    plan = Plan(split.images, split.shard, len(split.shards), identities=8, images=3, streams=4, steps=steps)
-    data = DataConfig(root=str(root), height=HEIGHT, width=WIDTH, workers=0)
-    augmentation = Augmentation(AugmentConfig(pad=2))
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    loader = TrainLoader(data, split, plan, augmentation, rank, world_size)
-    torch.manual_seed(0)
-    model = make_model(len(split.pids), encoder, norm=norm, sync_batchnorm=True, image_size=(HEIGHT, WIDTH))
-    model = model.to(dtype)
-    convert_sync(model)
-    config = LossConfig(triplet_scope="global", margin=5.0)
-    objective = Objective(config, len(split.pids), model.dim, torch.Generator().manual_seed(0)).to(dtype)
-    wrapped = DistributedDataParallel(model) if is_distributed() else model
-    optim = OptimConfig(lr=lr, warmup_epochs=1)
-    optimizer, schedule = build_optimizer(model, optim), Schedule(optim, steps, identities=8)
-    curve, ids = [], []
-    for _, step, batch in loader.batches(1):
-        schedule.apply(optimizer, step)
-        outputs = wrapped(augmentation.apply(batch.images, batch.changes).to(dtype))
-        losses = objective(*outputs, batch.labels)
-        optimizer.zero_grad()
-        losses.total.backward()
-        optimizer.step()
-        objective.update_centers(losses)
-        curve.append(mean_over_ranks({"loss": losses.total})["loss"])
-        ids.append([row for part in gather_objects(batch.ids.tolist()) for row in part])
-    return curve, ids
+def make_config(root: Path, runs: Path, name: str, steps: int = 20, ranks: int = 4) -> Config:
+    """The default recipe for small images: batch statistics, local triplets, short groups, augmentation, centers."""
+    config = Config(name=name, runs=str(runs), device="cpu")
+    config.data.root, config.data.height, config.data.width, config.data.workers = str(root), HEIGHT, WIDTH, 0
+    batch = config.batch
+    batch.identities, batch.images, batch.streams, batch.ranks, batch.steps_per_epoch = 8, 3, 4, ranks, steps
+    config.augment.pad = 2
+    config.model.encoder, config.model.weights = ENCODER, "none"
+    config.loss.margin = 5.0
+    config.optim.epochs, config.optim.warmup_epochs, config.optim.milestones = 1, 0, []
+    config.track.wandb, config.track.every_steps = "off", 1
+    return config
+
+
+def run(config: Config, dtype: torch.dtype = torch.float64, dropout: float = 0.0) -> bool:
+    """`train(config)` on this rank of a pool. Return whether it was stopped.
+
+    Args:
+        dropout: of the images, drawn by the model: what a random part of a model would draw.
+    """
+    with _program(), _precision(dtype, dropout):
+        return train(config)
+
+
+@contextmanager
+def _program() -> Iterator[None]:
+    """What a launcher and a new process give a program."""
+    place = {"WORLD_SIZE": world_size(), "RANK": rank(), "LOCAL_RANK": rank(), "MASTER_ADDR": "127.0.0.1"}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        with mock.patch.dict(os.environ, {name: str(value) for name, value in place.items()}):
+            yield
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@contextmanager
+def _precision(dtype: torch.dtype, dropout: float) -> Iterator[None]:
+    """Make models, layouts and images of this type."""
+    forward = ReIDModel.forward
+
+    def of_type(self: ReIDModel, images: Tensor) -> Tensor | Outputs:
+        return forward(self, F.dropout(images.to(dtype), dropout, self.training))
+
+    torch.set_default_dtype(dtype)
+    with ExitStack() as patches:
+        patches.enter_context(mock.patch.object(ReIDModel, "forward", of_type))
+        patches.enter_context(mock.patch.object(train_loader, "build_layout", partial(build_layout, dtype=dtype)))
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(torch.float32)

@@ -27,24 +27,25 @@ def count_launches(parts: dict[str, Record], *names: str) -> int:
 
 
 @pytest.mark.parametrize(
-    "loss",
+    ("loss", "share"),
     [
-        LossConfig(),
-        LossConfig(triplet_scope="global", quadruplet=1.0),
-        LossConfig(ctl=1.0, reading="rounds", circle=1.0),
-        LossConfig(space="neck"),
-        LossConfig(space="unit", triplet_space="neck", quadruplet=1.0),
+        (LossConfig(), 1),
+        (LossConfig(triplet_scope="global", quadruplet=1.0), 1),
+        (LossConfig(ctl=1.0, reading="rounds", circle=1.0), 1),
+        (LossConfig(space="raw"), 1),
+        (LossConfig(space="unit", triplet_space="neck", quadruplet=1.0), 4),
     ],
-    ids=["default", "global", "rounds", "neck", "spaces"],
+    ids=["default", "global", "rounds", "raw", "spaces, 32 virtual ranks"],
 )
-def test_the_host_never_waits_for_the_device(loss: LossConfig) -> None:
-    parts = record_step(config_of(loss=loss), "cuda", ranks=8)
+def test_the_host_never_waits_for_the_device(loss: LossConfig, share: int) -> None:
+    parts = record_step(config_of(loss=loss), "cuda", ranks=8, share=share)
     assert [part for part, record in parts.items() if record.waits] == []
     assert parts["batch to device"].launches == {"_to_copy": 2}  # the images, and all the rest
 
 
-def test_one_gather_and_one_scatter_of_one_row_per_identity() -> None:
-    parts = record_step(config_of(), "cpu", ranks=8)
+@pytest.mark.parametrize("share", [1, 4])
+def test_one_gather_and_one_scatter_of_one_row_per_identity(share: int) -> None:
+    parts = record_step(config_of(), "cpu", ranks=8, share=share)
     sent = {part: record.collectives for part, record in parts.items() if record.collectives}
     sums = 16 * 2 * 512 * 4  # bytes: raw for the centers, after the neck for MCTL
     assert sent == {

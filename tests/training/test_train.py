@@ -19,7 +19,7 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from reid.config import Config, LossConfig
+from reid.config import BatchConfig, Config, LossConfig
 from reid.data.images import Pixels
 from reid.data.manifest import load_manifest
 from reid.data.plan import Plan
@@ -29,12 +29,12 @@ from reid.files import check_writable
 from reid.losses.objective import Objective
 from reid.metrics import Features
 from reid.runs import checkpoint
-from reid.runs.checkpoint import Parts
+from reid.runs.checkpoint import Parts, TrainState
 from reid.runs.folder import RunFolder
 from reid.runs.store import RunStore
 from reid.training import preemption as stopping
 from reid.training import validation
-from reid.training.setup import check_image_size, check_matches, describe_batch
+from reid.training.setup import check_image_size, check_matches, check_rank_sizes, check_ranks, describe_batch
 from reid.training.train import train
 from reid.training.trainer import format_progress
 from reid.training.validation import Validation
@@ -261,6 +261,39 @@ def test_a_resume_with_other_batches_is_refused_and_with_other_rates_goes_on(
         return
     with pytest.raises(ValueError, match=f"belongs to another run: its {words}"):
         again(config)
+
+
+def test_the_number_of_ranks_is_shown_and_kept(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    config.batch.ranks, config.speed.recompute, config.optim.epochs = 2, True, 1
+    assert not train(config)
+    assert "2 virtual over 1 process(es), 4 images each, computed twice" in capsys.readouterr().out
+    config.optim.epochs = 2
+    for ranks in (0, 1):
+        config.batch.ranks = ranks
+        with pytest.raises(ValueError, match=r"trained with 2 ranks, here it is batch.ranks = 1; --batch.ranks=2 "):
+            again(config)
+
+
+def test_a_number_of_ranks_that_followed_the_processes() -> None:
+    """It may follow them again, with a warning, or be fixed at what it was."""
+    followed, fixed = TrainState(ranks=2, follows_processes=True), TrainState(ranks=2)
+    (text,) = check_ranks(followed, BatchConfig(), 4)
+    assert "trained with 2 ranks" in text and "--batch.ranks=2" in text
+    assert check_ranks(followed, BatchConfig(ranks=2), 1) == check_ranks(fixed, BatchConfig(), 2) == []
+    for state, batch, processes in ((followed, BatchConfig(ranks=4), 4), (fixed, BatchConfig(), 4)):
+        with pytest.raises(ValueError, match=r"trained with 2 ranks, here it is batch\.ranks = 4"):
+            check_ranks(state, batch, processes)
+    (text,) = check_ranks(TrainState(), BatchConfig(), 4)  # a checkpoint that did not note it
+    assert "did not note" in text
+
+
+@pytest.mark.parametrize(("images", "ranks", "knobs"), [(1, 4, {}), (2, 4, {}), (1, 2, {}), (1, 4, {"repeat": True})])
+def test_an_identity_of_one_image_alone_on_a_rank(images: int, ranks: int, knobs: dict[str, bool]) -> None:
+    counts = np.array([4] * 7 + [images])
+    plan = Plan(counts, np.arange(8) // 2, 4, 4, 4, 4, repeat_short="repeat" in knobs, ranks=ranks)
+    refused = images == 1 and ranks == 4 and not knobs
+    with pytest.raises(ValueError, match="1 identities have one image") if refused else contextlib.nullcontext():
+        check_rank_sizes(Config(), plan)
 
 
 def test_the_start_table_says_what_of_a_run_is_loaded(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
