@@ -75,6 +75,19 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "CTL neck, m 0.3, weight 2": centroids("ctl", "neck", 0.3, 2),
     "MCTL neck, m √2, w1 0.5, weight 1": centroids("mctl", "neck", 1.414, 1, 0.5),
     "triplet neck, m 0.3": NECK_TRIPLET,
+    "triplet neck, m 0.3; MCTL neck, m √2, w1 0.5, weight 1": (
+        *NECK_TRIPLET,
+        *centroids("mctl", "neck", 1.414, 1, 0.5),
+    ),
+    "triplet neck, m 0.3; CTL neck, m 0.3, weight 1": (*NECK_TRIPLET, *centroids("ctl", "neck", 0.3, 1)),
+    "triplet neck, m 0.3; MCTL neck, m √2, w1 0.3, weight 1": (
+        *NECK_TRIPLET,
+        *centroids("mctl", "neck", 1.414, 1, 0.3),
+    ),
+    "triplet neck, m 0.3; MCTL neck, m 1.2, w1 0.3, weight 1": (*NECK_TRIPLET, *centroids("mctl", "neck", 1.2, 1, 0.3)),
+    "triplet neck, m 0.5": ("--loss.triplet_space=neck", "--loss.triplet_margin=0.5"),
+    "triplet neck, m 0.2": ("--loss.triplet_space=neck", "--loss.triplet_margin=0.2"),
+    "triplet neck, m 0.3, weight 2": (*NECK_TRIPLET, "--loss.triplet=2"),
     "triplet neck, m 0.3; MCTL neck, m √2, w1 0.5, weight 3": (
         *NECK_TRIPLET,
         *centroids("mctl", "neck", 1.414, 3, 0.5),
