@@ -201,8 +201,7 @@ def _load_weights(path: Path) -> Runner:
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     size = int(metadata["height"]), int(metadata["width"])
-    knobs = json.loads(metadata["model"]) | {"weights": "none", "norm": "batch", "frozen_epochs": 0}
-    model = ReIDModel(1, ModelConfig(**knobs), size).eval()
+    model = ReIDModel(1, ModelConfig(**json.loads(metadata["model"])).without_weights(), size).eval()
     missing = model.load_state_dict(load_file(path), strict=False).missing_keys
     assert missing == ["classifier.weight"], missing
     model.requires_grad_(False)

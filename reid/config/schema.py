@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from reid.config.ranges import Count, Fraction, NonNegative, Positive, Section, Seed, Size, Weight, weights_of
 
 MAX_NAME = 200  # bytes of a run's name; file systems allow 255
 MAX_DIVISOR = 1024
 # Knobs of `model` that do not change what a checkpoint is.
-NOT_SAVED = ("weights", "weights_grid", "norm", "sync_batchnorm", "frozen_epochs")
+OF_A_FILE = ("weights_key", "weights_grid", "weights_partial", "weights_neck")  # how a file of weights is read
+NOT_SAVED = ("weights", *OF_A_FILE, "norm", "sync_batchnorm", "frozen_epochs")
 DTYPES = ("float32", "bfloat16", "float16")  # of an Embedder; here, so that parsers need no torch
 
 
@@ -96,9 +97,15 @@ class ModelConfig(Section):
     encoder: str = "resnet50"
     """Backbone; `python -m reid.model list` shows all; resnet10 is for CPUs; timm/<name> is any model of timm."""
     weights: str = "imagenet"
-    """Initial encoder weights: imagenet (torchvision's V1, downloaded once), none, or a .safetensors or .pth file."""
+    """Initial weights: imagenet (published, downloaded once), none, a .safetensors or .pth file, or a run's folder."""
+    weights_key: str = ""
+    """Part of a file that holds the encoder, e.g. teacher or state_dict.module; empty = the one that fits best."""
     weights_grid: tuple[Size, Size] | None = None
     """Rows and columns of patches that a file's position embeddings are for; null = as the file says."""
+    weights_partial: bool = False
+    """Load what fits of a file that has less than 90% of the encoder, other shapes or more layers."""
+    weights_neck: bool = False
+    """Load the neck of a run, too, not only its encoder."""
     last_stride: Literal[1, 2] = 1
     """Stride of a ResNet's last stage; 1 keeps twice the resolution (BoT: +1.4 mAP). No effect on other encoders."""
     stem_stride: Literal[1, 2, 4] = 4
@@ -116,12 +123,19 @@ class ModelConfig(Section):
     head_temperature: Positive = 1.0
     """Divisor of the logits; about 0.06 for the cosine head, 1 or more for the euclidean head."""
 
+    def without_weights(self) -> ModelConfig:
+        """Return the same network with weights = none, to which trained weights can be loaded."""
+        start: dict[str, Any] = {knob.name: knob.default for knob in fields(self) if knob.name in NOT_SAVED}
+        return replace(self, **start | {"weights": "none"})
+
     def check(self) -> None:
-        if self.weights_grid and self.weights in ("none", "imagenet"):
-            raise ValueError(
-                f"model.weights_grid = {list(self.weights_grid)} is that of a file, and model.weights = {self.weights} "
-                "is none; leave it at null"
-            )
+        for name in OF_A_FILE:
+            if (value := getattr(self, name)) and self.weights in ("none", "imagenet"):
+                given = list(value) if isinstance(value, tuple) else value
+                raise ValueError(
+                    f"model.{name} = {given} is about a file, and model.weights = {self.weights} is none; leave it at "
+                    f"its default"
+                )
         if self.weights != "none":
             return
         for name, value, default in (("norm", self.norm, "batch"), ("frozen_epochs", self.frozen_epochs, 0)):

@@ -1,28 +1,42 @@
-"""`python -m reid.model`: lists encoders and downloads their weights."""
+"""`python -m reid.model`: lists encoders, downloads their weights, and shows what a file of weights holds."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from reid.config import DataConfig, ModelConfig
+from reid.model.contents import describe_file
 from reid.model.encoders import ENCODERS, TIMM, build_encoder
-from reid.model.pretrained import cached_file, fetch
+from reid.model.published import cached_file, fetch
 from reid.model.saved import hash_file
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `python -m reid.model list` or `fetch NAME ...`. Returns the exit status, 2 for an error of the user."""
-    parser = argparse.ArgumentParser(prog="python -m reid.model", description="ImageNet weights of encoders.")
+    """Run `python -m reid.model list`, `fetch NAME ...` or `inspect FILE`.
+
+    Returns the exit status, 2 for an error of the user.
+    """
+    parser = argparse.ArgumentParser(prog="python -m reid.model", description="Encoders and their weights.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="the encoders, their parameters, and whether their weights are in the cache")
     fetching = commands.add_parser("fetch", help="download weights into the cache, for machines without internet")
     fetching.add_argument("names", nargs="+", metavar="NAME", help=f"e.g. resnet50, or {TIMM}<a model of timm>")
+    inspecting = commands.add_parser("inspect", help="what a file of weights holds, and which encoders it fits")
+    inspecting.add_argument("file", metavar="FILE", help="as model.weights: a file, or the folder of a run")
+    names = f"compare only with this encoder, also {TIMM}<name>; may be repeated"
+    inspecting.add_argument("--encoder", action="append", metavar="NAME", help=names)
+    inspecting.add_argument(
+        "--key", default="", metavar="PART", help="as model.weights_key: only this part of the file"
+    )
     options = parser.parse_args(arguments)
     try:
+        if options.command == "inspect":
+            print(describe_file(Path(options.file), options.encoder or ENCODERS, options.key))
         if options.command == "list":
             _list()
         for name in options.names if options.command == "fetch" else []:

@@ -7,14 +7,12 @@ GeM; a ViT gives its class token, and timm's models pool as they were trained to
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from reid.config import ModelConfig
-from reid.model import pretrained
 
 if TYPE_CHECKING:
     from torchvision.models import ResNet, VisionTransformer
@@ -71,20 +69,21 @@ class ImageTransformer(nn.Module):
 
 
 def build_encoder(config: ModelConfig, image_size: tuple[int, int]) -> tuple[nn.Module, int]:
-    """Build an encoder with its initial weights.
+    """Build an encoder. `reid.model.pretrained.initialize` gives it its initial weights.
 
     Args:
-        config: its encoder, weights, strides and pool. A stride other than the default is refused for encoders without
-            that stage, and GeM for those that pool nothing or by themselves.
+        config: its encoder, strides and pool; its weights only for timm, which loads published ones as it builds. A
+            stride other than the default is refused for encoders without that stage, and GeM for those that pool
+            nothing or by themselves.
         image_size: (height, width) of the images. Only transformers depend on it.
 
     Returns:
-        The encoder, and the length D of its vectors. `encoder.loaded` says which weights it has.
+        The encoder, and the length D of its vectors.
 
     Raises:
         ValueError: names the knob that does not fit the encoder.
     """
-    name, weights = config.encoder, config.weights
+    name = config.encoder
     is_timm = name.startswith(TIMM)
     if name not in ENCODERS and not is_timm:
         raise ValueError(f"model.encoder = {name!r}; choose one of {', '.join(ENCODERS)}, or timm/<a model of timm>")
@@ -95,14 +94,7 @@ def build_encoder(config: ModelConfig, image_size: tuple[int, int]) -> tuple[nn.
     if config.pool == "gem" and (is_timm or name.startswith("vit")):
         what = "timm's models pool by themselves" if is_timm else "a ViT gives its class token and pools nothing"
         raise ValueError(f"model.pool = gem: {what}; use model.pool = gap with {name}")
-    encoder, dim = (_build_timm if is_timm else _build_torchvision)(config, image_size)
-    loaded = weights
-    if weights == "imagenet" and not is_timm:
-        loaded = pretrained.load_weights(encoder, pretrained.fetch(name))
-    elif weights not in ("imagenet", "none"):
-        loaded = pretrained.load_weights(encoder, Path(weights), config.weights_grid)
-    encoder.loaded = loaded  # type: ignore[assignment]
-    return encoder, dim
+    return (_build_timm if is_timm else _build_torchvision)(config, image_size)
 
 
 def resnet10() -> ResNet:

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from reid.config import ModelConfig
 from reid.model.encoders import build_encoder
+from reid.model.pretrained import initialize
 
 
 class Classifier(nn.Module):
@@ -63,6 +64,8 @@ class ReIDModel(nn.Module):
         num_classes: C, the number of training identities.
         config: encoder and heads. `convert_sync` applies `sync_batchnorm`, when the model is on its device.
         image_size: height and width of the images, in pixels.
+
+    `initial_weights` says which weights it starts from.
     """
 
     def __init__(self, num_classes: int, config: ModelConfig, image_size: tuple[int, int]) -> None:
@@ -74,6 +77,7 @@ class ReIDModel(nn.Module):
         self.encoder_frozen = False
         self.neck = nn.BatchNorm1d(self.dim)
         self.neck.bias.requires_grad_(False)
+        self.initial_weights = initialize(self.encoder, config, {"neck": self.neck})
         self.classifier = Classifier(self.dim, num_classes, config.head, config.head_temperature)
         self.train()
 

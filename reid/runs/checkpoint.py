@@ -22,11 +22,10 @@ from reid.model.positions import grid_of
 from reid.model.saved import (
     HASHED,
     MODEL,
-    NAME,
     OBJECTIVE,
     OPTIMIZER,
     STATE,
-    check,
+    find,
     format_state,
     hash_file,
     naming_damage,
@@ -164,30 +163,6 @@ def _write(building: Path, parts: Parts, state: TrainState) -> None:
     for path in building.iterdir():
         _sync(path)
     _sync(building)
-
-
-def find(folder: Path) -> list[Path]:
-    """Return the complete checkpoints in `folder`, newest first."""
-    if not folder.is_dir():
-        return []
-    named = [(NAME.fullmatch(path.name), path) for path in folder.iterdir()]
-    return [path for _, path in sorted(((int(m[1]), int(m[2])), path) for m, path in named if m)][::-1]
-
-
-def find_undamaged(folder: Path) -> tuple[Path | None, list[str]]:
-    """Return the newest undamaged checkpoint and what is wrong with newer ones. ValueError if all are damaged."""
-    damaged = []
-    for path in find(folder):
-        try:
-            check(path)
-        except ValueError as error:
-            if path.exists():  # otherwise a run that trains has removed it in the meantime
-                damaged.append(str(error))
-        else:
-            return path, damaged
-    if damaged:
-        raise ValueError(f"{folder} holds no undamaged checkpoint: {'; '.join(damaged)}")
-    return None, []
 
 
 def load(path: Path, parts: Parts) -> TrainState:

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from reid.config import Config
 from reid.config.schema import NOT_SAVED
 from reid.data.augmentation import denormalize
 from reid.model.network import ReIDModel
-from reid.model.saved import MODEL, is_checkpoint
+from reid.model.saved import MODEL, check, find_undamaged, is_checkpoint
 from reid.runs import checkpoint
 from reid.runs.folder import RunFolder
 
@@ -64,8 +64,7 @@ def build_models(found: Path, run: Config, baselines: Sequence[str] = ()) -> dic
                 f"{knobs[name]!r}; give the run that it belongs to"
             )
     # Neither the initial weights nor what was frozen in training changes the features of a trained model.
-    bare = replace(run.model, weights="none", weights_grid=None, norm="batch", frozen_epochs=0)
-    trained = ReIDModel(state["classes"], bare, size)
+    trained = ReIDModel(state["classes"], run.model.without_weights(), size)
     checkpoint.load_weights(found, trained)
     models: dict[str, nn.Module] = {TRAINED: trained}
     if "untrained" in baselines:
@@ -89,7 +88,7 @@ def find_run(run: str, name: str) -> tuple[RunFolder, Path]:
     """
     if is_checkpoint(Path(name)):
         found = Path(name)
-        checkpoint.check(found, [MODEL])
+        check(found, [MODEL])
         return RunFolder(Path(run) if run else found.resolve().parent.parent), found
     if not run:
         raise ValueError(f"--checkpoint={name} is not a checkpoint's folder; give --run with its name, or its path")
@@ -97,7 +96,7 @@ def find_run(run: str, name: str) -> tuple[RunFolder, Path]:
     if not folder.path.is_dir():
         raise ValueError(f"--run={run}: no such folder; give that of a training run, e.g. runs/quickstart")
     if name in ("newest", "best"):
-        newest, damaged = checkpoint.find_undamaged(folder.checkpoints)
+        newest, damaged = find_undamaged(folder.checkpoints)
         for text in damaged if newest and os.environ.get("RANK", "0") == "0" else []:
             print(f"warning: {text}; {newest} is used instead", file=sys.stderr, flush=True)
         if name == "newest" and newest:
@@ -110,5 +109,5 @@ def find_run(run: str, name: str) -> tuple[RunFolder, Path]:
         raise ValueError(f"{folder.checkpoints} holds no checkpoint yet; train the run first")
     if wanted not in saved:
         raise ValueError(f"--checkpoint={name}: {folder.checkpoints} holds {', '.join(saved)}")
-    checkpoint.check(folder.checkpoints / wanted, [MODEL])
+    check(folder.checkpoints / wanted, [MODEL])
     return folder, folder.checkpoints / wanted

@@ -111,7 +111,7 @@ def checkpoint_facts(config: Config, manifest: Manifest, num_classes: int) -> di
 
 
 def format_start_up(
-    config: Config, data: TrainData, accelerator: Accelerator, state: TrainState, model: nn.Module
+    config: Config, data: TrainData, accelerator: Accelerator, state: TrainState, model: ReIDModel
 ) -> str:
     """Return the table that a run prints before its first step."""
     split, plan = data.split, data.plan
@@ -136,7 +136,7 @@ def format_start_up(
         f"{per_rank * in_stream * image_bytes / 2**20:,.0f} MiB a process",
         "device": f"{accelerator.device}, precision {accelerator.mixed_precision}",
         "encoder": f"{config.model.encoder}, {parameters / 1e6:.1f} million parameters",
-        "weights": str(model.encoder.loaded),  # type: ignore[union-attr]
+        "weights": model.initial_weights,
         "steps": f"{plan.steps_per_epoch} an epoch, {config.optim.epochs} epochs, "
         + (f"from epoch {state.epoch + 1} step {state.step + 1}" if state.epoch < config.optim.epochs else "all made"),
         "evaluates": evaluates,

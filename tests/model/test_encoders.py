@@ -11,7 +11,7 @@ from torch import nn
 
 from reid.model.encoders import ENCODERS, GeneralizedMean, ImageTransformer, resnet10
 from reid.model.pretrained import load_weights
-from tests.support.models import make_encoder, small_vit
+from tests.support.models import make_encoder, model_config, small_vit
 
 HAS_TIMM_REASON = "timm, an optional dependency, is not installed"
 
@@ -263,7 +263,7 @@ def test_a_vit_learns_positions_from_a_file_of_another_size(tmp_path):
     vit = small_vit()
     torch.save(vit.state_dict(), tmp_path / "vit.pth")
     encoder = ImageTransformer(small_vit(), 48, 16)
-    load_weights(encoder, tmp_path / "vit.pth")
+    load_weights(encoder, tmp_path / "vit.pth", model_config())
     positions = encoder.encoder.pos_embedding
     assert positions.shape == (1, 13, 12)
     assert torch.equal(positions[:, :1], vit.encoder.pos_embedding[:, :1])

@@ -207,6 +207,30 @@ def test_fetch_of_what_there_is_not(capsys, name, words):
     assert said.out == "" and said.err.startswith("error: ") and words in said.err
 
 
+def test_inspect_shows_what_a_file_holds_and_which_encoder_it_fits(capsys, monkeypatch, tmp_path):
+    """A student and a teacher of a ResNet-18, of which a ResNet-10 is a part."""
+    monkeypatch.setattr("reid.model.__main__.ENCODERS", ("vit_b_16", "resnet10", "resnet18"))
+    with torch.device("meta"):
+        state = make_model(5, encoder="resnet18").encoder.state_dict()
+    state = {name: torch.zeros(()).expand(value.shape) for name, value in state.items()}
+    names = {f"{part}.backbone.{name}": value for part in ("student", "teacher") for name, value in state.items()}
+    torch.save({"state_dict": {**names, "head.weight": torch.zeros(7, 2)}, "epoch": 3}, tmp_path / "dino.pth")
+    assert main(["inspect", str(tmp_path / "dino.pth")]) == 0
+    said = capsys.readouterr().out
+    rows = [line.split() for line in said.splitlines()]
+    assert ["state_dict.head", "1", "14"] in rows and rows[-1][0] != "resnet18"
+    best = [row for row in rows if row[:2] == ["resnet18", "yes"]]
+    assert [row[6] for row in best] == ["state_dict.student.backbone", "state_dict.teacher.backbone"]
+    assert next(row[:6] for row in rows if row[:1] == ["resnet10"]) == ["resnet10", "more", "layers", "60", "of", "60"]
+    assert main(["inspect", str(tmp_path / "dino.pth"), "--key", "state_dict.teacher", "--encoder", "resnet18"]) == 0
+    assert capsys.readouterr().out.count("resnet18") == 1
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    assert main(["inspect", str(tmp_path / "other.pth"), "--encoder", "resnet18"]) == 0
+    assert "none of resnet18 has tensors of these names" in capsys.readouterr().out
+    assert main(["inspect", str(tmp_path / "nowhere.pth")]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
 # The baseline without learning
 
 
