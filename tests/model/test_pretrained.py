@@ -310,7 +310,7 @@ def test_a_run_as_weights(run, neck):
     assert_encoder_holds(model.encoder, {name.removeprefix("encoder."): value for name, value in saved.items()})
     assert torch.equal(model.neck.running_mean, saved["neck.running_mean"]) == neck
     where = f"{run}/checkpoints/epoch-0002-step-000000/model.safetensors: 60 tensors under encoder"
-    left = ", with its neck; left out: classifier (1)" if neck else "; left out: neck (4), classifier (1)"
+    left = ", with its neck; left out: classifier (1)" if neck else "; left out: classifier (1), neck (4)"
     assert model.initial_weights == where + left
     older = make_model(7, weights=str(run / "checkpoints" / "epoch-0001-step-000000"))
     assert torch.equal(older.encoder.conv1.weight, saved_tensors(run, 1)["encoder.conv1.weight"])

@@ -270,7 +270,7 @@ def test_the_start_table_says_what_of_a_run_is_loaded(config: Config, capsys: py
     config.name, config.dry_run = "next", True
     assert not again(config)
     (row,) = (line for line in capsys.readouterr().out.splitlines() if config.model.weights in line)
-    assert row.split()[0] == "weights" and row.endswith("under encoder; left out: neck (4), classifier (1)")
+    assert row.split()[0] == "weights" and row.endswith("under encoder; left out: classifier (1), neck (4)")
 
 
 def test_a_dry_run_says_what_it_saw_and_what_it_cannot_write_and_leaves_nothing(
