@@ -26,6 +26,12 @@ class DataConfig(Section):
     """Height in pixels of the encoder's input."""
     width: Size = 128
     """Width in pixels of the encoder's input."""
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """How pictures are resized, with antialiasing; null = as the encoder was pre-trained."""
+    mean: tuple[Fraction, Fraction, Fraction] | None = None
+    """Mean of red, green and blue (0 to 1) that is subtracted from pixels; null = the encoder's own."""
+    std: tuple[Positive, Positive, Positive] | None = None
+    """Standard deviation of red, green and blue that pixels are then divided by; null = the encoder's own."""
     workers: Count = 2
     """Decoding processes per rank, at most one per stream; 0 decodes in the training process."""
     max_pixels: Size = 50_000_000
@@ -95,7 +101,7 @@ class ModelConfig(Section):
     """Encoder, pooling and heads."""
 
     encoder: str = "resnet50"
-    """Backbone; `python -m reid.model list` shows all; resnet10 is for CPUs; timm/<name> is any model of timm."""
+    """Backbone: `python -m reid.model list` shows all; resnet10 is for CPUs; timm/<name>, timm/hf-hub:<org>/<name>."""
     weights: str = "imagenet"
     """Initial weights: imagenet (published, downloaded once), none, a .safetensors or .pth file, or a run's folder."""
     weights_key: str = ""
@@ -107,7 +113,7 @@ class ModelConfig(Section):
     weights_neck: bool = False
     """Load the neck of a run, too, not only its encoder."""
     last_stride: Literal[1, 2] = 1
-    """Stride of a ResNet's last stage; 1 keeps twice the resolution (BoT: +1.4 mAP). No effect on other encoders."""
+    """Stride of a ResNet's last stage, timm's too; 1 doubles the resolution (BoT: +1.4 mAP). Others have none."""
     stem_stride: Literal[1, 2, 4] = 4
     """Reduction before the first stage: 4 as for ImageNet; 2 without the max-pool; 1 without any stride."""
     pool: Literal["gap", "gem"] = "gap"

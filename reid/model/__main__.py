@@ -11,9 +11,11 @@ import torch
 
 from reid.config import DataConfig, ModelConfig
 from reid.model.contents import describe_file
-from reid.model.encoders import ENCODERS, TIMM, build_encoder
-from reid.model.published import cached_file, fetch
+from reid.model.encoders import ENCODERS, build_encoder
+from reid.model.preprocessing import own_preprocessing
+from reid.model.published import cached_file, fetch, fix_of
 from reid.model.saved import hash_file
+from reid.model.timm_models import TIMM
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,17 +50,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _list() -> None:
-    print(f"{'encoder':<18}{'dim':>5}{'parameters':>13}  ImageNet weights")
+    height, width = DataConfig().image_size
+    print(f"at {height} x {width} pixels (data.height, data.width)")
+    print(f"{'encoder':<18}{'dim':>5}{'parameters':>13}  {'mean':<18}{'std':<18}{'resized':<10}ImageNet weights")
     for name in ENCODERS:
         with torch.device("meta"):
-            encoder, dim = build_encoder(ModelConfig(encoder=name, weights="none"), DataConfig().image_size)
+            encoder, dim = build_encoder(ModelConfig(encoder=name, weights="none"), (height, width))
         size = sum(parameter.numel() for parameter in encoder.parameters())
-        if name == "resnet10":
-            where = "none are published"
-        else:
-            where = f"{cached_file(name)}{'' if cached_file(name).is_file() else ' (not fetched)'}"
-        print(f"{name:<18}{dim:>5}{size:>13,}  {where}")
-    print(f"{TIMM + '<name>':<18}  any model of timm (pip install timm)")
+        own = own_preprocessing(name)
+        mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (own.mean, own.std))
+        where = fix_of(name) or f"{cached_file(name)}{'' if cached_file(name).is_file() else ' (not fetched)'}"
+        print(f"{name:<18}{dim:>5}{size:>13,}  {mean:<18}{std:<18}{own.interpolation:<10}{where}")
+    print(
+        f"{TIMM + '<name>':<18}  any model of timm (pip install timm); timm/hf-hub:ORG/NAME: one of Hugging Face's hub"
+    )
 
 
 def _fetch(name: str) -> None:

@@ -15,7 +15,8 @@ ENOUGH = 0.9  # share of the encoder's numbers that a file must hold, unless mod
 # Follows from the architecture, or starts at a sensible value: step counters, GeM's exponent, Swin's index tables.
 DERIVED = ("num_batches_tracked", "avgpool.p", "relative_position_index", "attn_mask")
 # ImageNet classifiers, which no encoder here has. ConvNeXt's normalization under classifier.0 is loaded nevertheless.
-HEADS = ("fc.", "classifier.", "head.", "heads.")
+# Normalizations of SOLIDER's earlier stages, for other tasks.
+HEADS = ("fc.", "classifier.", "head.", "heads.", "norm0.", "norm1.", "norm2.")
 # Names in files of earlier versions of torchvision, which its published files still have.
 OLD_NAMES = ((".mlp.linear_1.", ".mlp.0."), (".mlp.linear_2.", ".mlp.3."))
 

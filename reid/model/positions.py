@@ -18,7 +18,7 @@ Grid = tuple[int, int]  # rows, columns
 # Position embeddings, patch embeddings and tokens, as torchvision and timm name them.
 POSITIONS = ("encoder.pos_embedding", "pos_embed")
 PATCHES = ("conv_proj.weight", "patch_embed.proj.weight")
-TOKENS = ("class_token", "cls_token", "dist_token", "reg_token", "register_tokens")
+TOKENS = ("class_token", "cls_token", "dist_token", "reg_token", "register_tokens", "storage_tokens")
 STRETCH = 4  # a grid of this proportion or more is not guessed: 28 x 7 for the 196 positions of 14 x 14
 
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from reid.config import ModelConfig
-from reid.model.encoders import TIMM
 from reid.model.fit import ENOUGH
 from reid.model.parts import Place, find_places, flatten, join, list_rest, list_top_names
 from reid.model.positions import find_stated_grid, fit_positions
 from reid.model.published import fetch
+from reid.model.timm_models import TIMM
 from reid.model.weights_file import locate, read_file
 
 NO_HEADS: Mapping[str, nn.Module] = {}

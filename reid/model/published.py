@@ -10,19 +10,30 @@ import torch
 
 from reid.files import hold
 
-NOT_PUBLISHED = "there are no ImageNet weights for {}; use model.weights = none"
+IBN_FILES = {"resnet50_ibn_a": "resnet50_ibn_a-d9d0bb7b.pth", "resnet101_ibn_a": "resnet101_ibn_a-59ea0ac6.pth"}
+
+
+def fix_of(name: str) -> str:
+    """Return what to do for an encoder without ImageNet weights that a program may fetch; "" if there are some."""
+    if name.startswith("osnet"):
+        return "download its file from torchreid's model zoo and give its path as model.weights"
+    if name.startswith("solider"):
+        return "download its file from the page of SOLIDER and give its path as model.weights"
+    return "use model.weights = none" if name == "resnet10" else ""
 
 
 def url_of(name: str) -> str:
-    """Return the URL of torchvision's ImageNet weights of an encoder.
+    """Return the URL of an encoder's ImageNet weights: IBN-Net's for IBN-a, else torchvision's.
 
-    They are IMAGENET1K_V1, from which BoT and the papers that it is compared with start. V2 is the better classifier,
+    Those are IMAGENET1K_V1, from which BoT and the papers that it is compared with start. V2 is the better classifier,
     but its results could not be compared with theirs; it can be given as a local file.
     """
     from torchvision.models import get_model_weights
 
-    if name == "resnet10":
-        raise ValueError(f"model.weights = imagenet: {NOT_PUBLISHED.format(name)}")
+    if name in IBN_FILES:
+        return f"https://github.com/XingangPan/IBN-Net/releases/download/v1.0/{IBN_FILES[name]}"
+    if fix := fix_of(name):
+        raise ValueError(f"model.weights = imagenet: there are no ImageNet weights for {name} to fetch; {fix}")
     return str(get_model_weights(name)["IMAGENET1K_V1"].url)
 
 

@@ -17,6 +17,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from reid.config import DataConfig
+from reid.data.normalization import describe_pixels
 from reid.files import write_atomically
 from reid.model.positions import grid_of
 from reid.model.saved import (
@@ -31,6 +33,7 @@ from reid.model.saved import (
     naming_damage,
     read_state,
 )
+from reid.model.timm_models import is_timm_resnet
 from reid.model.weights_file import read_header
 
 # Knobs that set what a checkpoint describes, where its own name is none.
@@ -165,15 +168,27 @@ def _write(building: Path, parts: Parts, state: TrainState) -> None:
     _sync(building)
 
 
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint describes, with what earlier versions did not note: they normalized all images as those
+    of ImageNet, resized them bilinearly, and left the strides of timm's ResNets as they are."""
+    facts: dict[str, Any] = dict(read_state(path)["describes"])
+    if "pixels" not in facts:
+        facts["pixels"] = describe_pixels(DataConfig())
+        model = facts.setdefault("model", {})
+        if is_timm_resnet(model.get("encoder", "")):
+            facts["model"] = {**model, "last_stride": 2}
+    return facts
+
+
 def load(path: Path, parts: Parts) -> TrainState:
     """Load a checkpoint into the parts that are given.
 
     Raises:
         ValueError: names the checkpoint, and the first knob or tensor that does not match.
     """
-    state = read_state(path)
+    state, facts = read_state(path), read_facts(path)
     for key, value in parts.describes.items():
-        saved = state["describes"].get(key, value)  # what earlier versions did not note
+        saved = facts.get(key, value)  # what earlier versions did not note
         if saved != value:
             raise ValueError(f"{path} belongs to another run: its {_difference(key, saved, value)}, or another --name")
     load_weights(path, parts.model)

@@ -14,6 +14,7 @@ from torch import nn
 from reid.config import Config, SpeedConfig
 from reid.config.schema import NOT_SAVED
 from reid.data.manifest import JUNK_PID, Manifest, Split, load_manifest
+from reid.data.normalization import describe_pixels
 from reid.data.plan import Plan
 from reid.distributed import gather_objects
 from reid.metrics.features import UNKNOWN
@@ -105,6 +106,7 @@ def checkpoint_facts(config: Config, manifest: Manifest, num_classes: int) -> di
         "data": manifest.fingerprint,
         "held_out": {"data.val_identities": config.data.val_identities},
         "classes": num_classes,
+        "pixels": describe_pixels(config.data),
         "plan": {"seed": config.seed, **batches, "data.pool_images": config.data.pool_images},
         "optimizer": {"optim.algorithm": config.optim.algorithm},
     }

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from reid.data.augmentation import normalize
+from reid.data.normalization import Normalization
 from reid.model.__main__ import main
 from reid.model.encoders import ENCODERS
 from reid.model.network import Classifier, ReIDModel, drop_frozen_gradients, freeze_heads
@@ -174,7 +174,7 @@ def test_other_encoders_train(encoder):
 
 def test_list_names_every_encoder_and_what_is_in_the_cache(capsys, monkeypatch, tmp_path):
     """Of a short list; tests/model/test_encoders.py builds all."""
-    names = ("resnet10", "resnet50", "swin_t", "vit_b_16")
+    names = ("resnet10", "resnet50", "swin_t", "solider_swin_t")
     assert set(names) < set(ENCODERS)
     monkeypatch.setattr("reid.model.__main__.ENCODERS", names)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -183,9 +183,13 @@ def test_list_names_every_encoder_and_what_is_in_the_cache(capsys, monkeypatch, 
     file.touch()
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:-1]] == list(names)
-    assert f" 2048   23,508,032  {file}" in "".join(line for line in lines if line.startswith("resnet50"))
-    assert sum("not fetched" in line for line in lines) == len(names) - 2  # resnet10 has none
+    assert lines[0] == "at 256 x 128 pixels (data.height, data.width)"
+    rows = {line.split()[0]: line.split() for line in lines[2:-1]}
+    assert list(rows) == list(names)
+    imagenet = ["0.485", "0.456", "0.406", "0.229", "0.224", "0.225", "bilinear"]
+    assert rows["resnet50"] == ["resnet50", "2048", "23,508,032", *imagenet, str(file)]
+    assert rows["solider_swin_t"][3:10] == ["0.500"] * 6 + ["bicubic"] and "SOLIDER" in rows["solider_swin_t"]
+    assert "none" in rows["resnet10"] and "(not" in rows["swin_t"]
 
 
 def test_fetch_prints_path_and_hash(capsys, monkeypatch, tmp_path):
@@ -238,7 +242,7 @@ def test_inspect_shows_what_a_file_holds_and_which_encoder_it_fits(capsys, monke
 def test_colour_histogram_against_numpy(stripes, bins, height):
     images = np.random.default_rng(0).integers(0, 256, (3, 3, height, 6), dtype=np.uint8)
     images[0, :, :, :2], images[1] = 0, 255
-    found = ColourHistogram(stripes, bins, side=1 / 6)(normalize(torch.from_numpy(images)))
+    found = ColourHistogram(stripes, bins, side=1 / 6)(Normalization().apply(torch.from_numpy(images)))
     assert found.shape == (3, stripes * np.prod(bins))
     edges = [np.linspace(0, 256, b + 1) for b in bins]
     for image, features in zip(images, found.numpy(), strict=True):

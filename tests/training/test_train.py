@@ -243,6 +243,10 @@ def test_a_stop_at_the_end_of_an_epoch_leaves_the_evaluation_to_the_resumed_run(
             {"data__val_identities": 2},
             r"held_out has data.val_identities = 0, here it is 2; .* \(data.val_identities\)",
         ),
+        (
+            {"data__mean": (0.5, 0.5, 0.5)},
+            r"pixels has data\.mean = \[0\.485, .* is \[0\.5, 0\.5, 0\.5\]; .* \(data\.mean\)",
+        ),
         ({"optim__algorithm": "sgd"}, "optimizer has optim.algorithm = 'adam', here it is 'sgd'"),
         ({"optim__bias_lr_factor": 2.0, "optim__weight_decay": 0.1}, ""),
     ],
