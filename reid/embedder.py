@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from reid import config
-from reid.config.schema import DTYPES, NOT_SAVED
+from reid.config.schema import DTYPES, LATER, NOT_SAVED
 from reid.data.image_file import read_image_file
 from reid.data.images import Pixels
 from reid.model.saved import is_checkpoint
@@ -164,9 +164,16 @@ class Embedder:
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """Return what another program must know besides the weights to get the same features; JSON."""
+        """Return what another program must know besides the weights to get the same features; JSON.
+
+        A knob of LATER at what earlier versions did is left out: fingerprints, and so indexes, stay.
+        """
         return {
-            "model": {name: value for name, value in self.knobs.items() if name not in LEARNING},
+            "model": {
+                name: value
+                for name, value in self.knobs.items()
+                if name not in LEARNING and not (name in LATER and value == LATER[name])
+            },
             "dim": self.dim,
             "height": self.size[0],
             "width": self.size[1],

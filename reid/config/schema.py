@@ -13,6 +13,7 @@ MAX_DIVISOR = 1024
 # Knobs of `model` that do not change what a checkpoint is.
 OF_A_FILE = ("weights_key", "weights_grid", "weights_partial", "weights_neck")  # how a file of weights is read
 NOT_SAVED = ("weights", *OF_A_FILE, "norm", "sync_batchnorm", "frozen_epochs")
+LATER = {"embedding": 0}  # knobs of `model` that earlier versions did not have, and what these did
 DTYPES = ("float32", "bfloat16", "float16")  # of an Embedder; here, so that parsers need no torch
 
 
@@ -111,13 +112,15 @@ class ModelConfig(Section):
     weights_partial: bool = False
     """Load what fits of a file that has less than 90% of the encoder, other shapes or more layers."""
     weights_neck: bool = False
-    """Load the neck of a run, too, not only its encoder."""
+    """Load the neck of a run, too, and its embedding layer, not only its encoder."""
     last_stride: Literal[1, 2] = 1
     """Stride of a ResNet's last stage, timm's too; 1 doubles the resolution (BoT: +1.4 mAP). Others have none."""
     stem_stride: Literal[1, 2, 4] = 4
     """Reduction before the first stage: 4 as for ImageNet; 2 without the max-pool; 1 without any stride."""
     pool: Literal["gap", "gem"] = "gap"
     """Global average pooling, or generalized-mean pooling with a learned exponent; a ViT uses its class token."""
+    embedding: Count = 0
+    """Length of the features, by a linear layer between encoder and neck; 0 = the encoder's own, without the layer."""
     norm: Literal["batch", "frozen"] = "batch"
     """Encoder's BatchNorm: statistics of each batch, or always those of `weights` (weight and bias still learn)."""
     sync_batchnorm: bool = False

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reid.config import DataConfig
+from reid.config.schema import LATER
 from reid.data.normalization import describe_pixels
 from reid.files import write_atomically
 from reid.model.positions import grid_of
@@ -174,9 +175,8 @@ def read_facts(path: Path) -> dict[str, Any]:
     facts: dict[str, Any] = dict(read_state(path)["describes"])
     if "pixels" not in facts:
         facts["pixels"] = describe_pixels(DataConfig())
-        model = facts.setdefault("model", {})
-        if is_timm_resnet(model.get("encoder", "")):
-            facts["model"] = {**model, "last_stride": 2}
+        if is_timm_resnet(facts.get("model", {}).get("encoder", "")):
+            facts["model"] = {**facts["model"], "last_stride": 2}
     return facts
 
 
@@ -189,6 +189,8 @@ def load(path: Path, parts: Parts) -> TrainState:
     state, facts = read_state(path), read_facts(path)
     for key, value in parts.describes.items():
         saved = facts.get(key, value)  # what earlier versions did not note
+        if key == "model":
+            saved = {name: default for name, default in LATER.items() if name in value} | saved
         if saved != value:
             raise ValueError(f"{path} belongs to another run: its {_difference(key, saved, value)}, or another --name")
     load_weights(path, parts.model)

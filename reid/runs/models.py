@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from reid.config import Config, load
-from reid.config.schema import NOT_SAVED
+from reid.config.schema import LATER, NOT_SAVED
 from reid.data.normalization import IMAGENET, Normalization, describe_pixels
 from reid.model.network import ReIDModel
 from reid.model.saved import MODEL, check, find_undamaged, is_checkpoint
@@ -63,7 +63,7 @@ def build_models(found: Path, run: Config, baselines: Sequence[str] = ()) -> dic
     """
     knobs, size = asdict(run.model), run.data.image_size
     state = checkpoint.read_facts(found)
-    saved = state.get("model", {})
+    saved = LATER | state.get("model", {})
     for name in sorted(saved.keys() & knobs.keys() - set(NOT_SAVED)):
         if saved[name] != knobs[name]:
             raise ValueError(
@@ -91,7 +91,8 @@ def read_config(folder: RunFolder, found: Path) -> Config:
     """Return a run's configuration, with what the version that trained its checkpoint meant by it."""
     config = load(folder.config)
     if "pixels" not in checkpoint.read_state(found)["describes"]:
-        config.model.last_stride = checkpoint.read_facts(found)["model"].get("last_stride", config.model.last_stride)
+        facts = checkpoint.read_facts(found).get("model", {})
+        config.model.last_stride = facts.get("last_stride", config.model.last_stride)
     return config
 
 

@@ -137,7 +137,7 @@ def format_start_up(
         "memory": f"{per_rank} streams x {in_stream} encoded images, about "
         f"{per_rank * in_stream * image_bytes / 2**20:,.0f} MiB a process",
         "device": f"{accelerator.device}, precision {accelerator.mixed_precision}",
-        "encoder": f"{config.model.encoder}, {parameters / 1e6:.1f} million parameters",
+        "encoder": f"{config.model.encoder}, features of {model.dim}, {parameters / 1e6:.1f} million parameters",
         "weights": model.initial_weights,
         "steps": f"{plan.steps_per_epoch} an epoch, {config.optim.epochs} epochs, "
         + (f"from epoch {state.epoch + 1} step {state.step + 1}" if state.epoch < config.optim.epochs else "all made"),

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from reid.data.normalization import Normalization
@@ -49,6 +50,32 @@ def test_training_gives_feature_and_logits_evaluation_the_feature_after_the_neck
         pooled = small.encoder(images)
     mean, var = small.neck.running_mean, small.neck.running_var
     torch.testing.assert_close(found, (pooled - mean) / (var + small.neck.eps).sqrt() * small.neck.weight)
+
+
+@pytest.mark.usefixtures("_narrow")
+def test_an_embedding_gives_features_their_length(tmp_path):
+    """It is linear, without bias, learns with the heads, and comes with the neck of a run; 0 changes no tensor."""
+    torch.manual_seed(0)
+    model = make_model(5, embedding=16)
+    encoded: list[torch.Tensor] = []
+    model.encoder.register_forward_hook(lambda module, inputs, output: encoded.append(output))
+    features, after_neck, logits = model(torch.randn(4, 3, 32, 16))
+    torch.testing.assert_close(features, encoded[0] @ model.embedding.weight.T)
+    assert model.dim == 16 and after_neck.shape == (4, 16) and logits.shape == (4, 5)
+    logits.square().sum().backward()
+    assert model.embedding.weight.grad.abs().sum() > 0
+    save_file({**model.state_dict()}, tmp_path / "model.safetensors")
+    again = make_model(7, embedding=16, weights=str(tmp_path / "model.safetensors"), weights_neck=True)
+    assert torch.equal(again.embedding.weight, model.embedding.weight)
+    assert torch.equal(again.neck.running_mean, model.neck.running_mean)
+    assert "with its embedding and neck" in again.initial_weights
+    fresh = make_model(7, embedding=16, weights=str(tmp_path / "model.safetensors"))
+    assert not torch.equal(fresh.embedding.weight, model.embedding.weight)
+    with pytest.raises(
+        ValueError, match=r"weights_neck = true: embedding\.weight is \(16, 64\) in the file, here \(8, 64\)"
+    ):
+        make_model(7, embedding=8, weights=str(tmp_path / "model.safetensors"), weights_neck=True)
+    assert not [name for name in make_model(5).state_dict() if "embedding" in name]
 
 
 def test_neck_bias_is_frozen_at_zero_and_the_classifier_has_none(small):
