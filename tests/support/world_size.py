@@ -33,7 +33,8 @@ def train(
     rank, world_size = dist.get_rank(), dist.get_world_size()
     loader = TrainLoader(data, split, plan, augmentation, rank, world_size)
     torch.manual_seed(0)
-    model = make_model(len(split.pids), encoder, norm=norm, sync_batchnorm=True, image_size=(HEIGHT, WIDTH))
+    knobs = {"norm": norm, "sync_batchnorm": True, "last_stride": 2}
+    model = make_model(len(split.pids), encoder, image_size=(HEIGHT, WIDTH), **knobs)
     model = model.to(dtype)
     convert_sync(model)
     config = LossConfig(triplet_scope="global", margin=5.0)

@@ -19,9 +19,10 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from reid.config import Config, LossConfig
+from reid.config import Config, LossConfig, load
 from reid.data.images import Pixels
 from reid.data.manifest import load_manifest
+from reid.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from reid.data.plan import Plan
 from reid.distributed import start_accelerator
 from reid.evaluation.evaluator import extract
@@ -270,10 +271,12 @@ def test_a_resume_with_other_batches_is_refused_and_with_other_rates_goes_on(
 def test_the_start_table_says_what_of_a_run_is_loaded(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     config.optim.epochs = 1
     assert not train(config)
-    config.model.weights = str(checkpoint.find(config.folder / "checkpoints")[0] / "model.safetensors")
+    written = load(config.folder / "config.yaml").data
+    assert (written.mean, written.std, written.interpolation) == (IMAGENET_MEAN, IMAGENET_STD, "bilinear")
+    config.model.weights = str(config.folder)
     config.name, config.dry_run = "next", True
     assert not again(config)
-    (row,) = (line for line in capsys.readouterr().out.splitlines() if config.model.weights in line)
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if f"{config.model.weights}/checkpoints/" in line)
     assert row.split()[0] == "weights" and row.endswith("under encoder; left out: classifier (1), neck (4)")
 
 
