@@ -25,13 +25,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from reid import config
-from reid.config.schema import DTYPES, NOT_SAVED
-from reid.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalize
+from reid.config.schema import DTYPES, LATER, NOT_SAVED
 from reid.data.image_file import read_image_file
 from reid.data.images import Pixels
 from reid.model.saved import is_checkpoint
 from reid.precision import find_wrong_convolution, forward_pass
-from reid.runs.models import TRAINED, build_models, find_run
+from reid.runs.models import TRAINED, build_models, find_run, read_config
 
 Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 """A file, an encoded image, a PIL image, or (height, width, 3) uint8 RGB."""
@@ -84,7 +83,7 @@ class Embedder:
         """
         name = os.fspath(path)
         folder, found = find_run("", name) if is_checkpoint(Path(name)) else find_run(name, "newest")
-        run = config.load(folder.config)
+        run = read_config(folder, found)
         return cls(build_models(found, run)[TRAINED], run, found, device, dtype, batch_size)
 
     def embed(self, images: Iterable[Picture]) -> np.ndarray:
@@ -148,7 +147,7 @@ class Embedder:
     def embed_pixels(self, images: Tensor) -> np.ndarray:
         """Return the features (B, D) float32 of images (B, 3, height, width) uint8, in one forward pass."""
         with forward_pass(self.device, self.dtype):
-            features: Tensor = self.model(normalize(images.to(self.device, non_blocking=True)))
+            features: Tensor = self.model(self.pixels.normalization.apply(images.to(self.device, non_blocking=True)))
         return features.float().cpu().numpy()
 
     @cached_property
@@ -165,16 +164,23 @@ class Embedder:
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """Return what another program must know besides the weights to get the same features; JSON."""
+        """Return what another program must know besides the weights to get the same features; JSON.
+
+        A knob of LATER at what earlier versions did is left out: fingerprints, and so indexes, stay.
+        """
         return {
-            "model": {name: value for name, value in self.knobs.items() if name not in LEARNING},
+            "model": {
+                name: value
+                for name, value in self.knobs.items()
+                if name not in LEARNING and not (name in LATER and value == LATER[name])
+            },
             "dim": self.dim,
             "height": self.size[0],
             "width": self.size[1],
             "colours": "RGB",
-            "resize": "bilinear with antialiasing, to height x width whatever the shape was",
-            "mean": IMAGENET_MEAN,
-            "std": IMAGENET_STD,
+            "resize": f"{self.pixels.interpolation} with antialiasing, to height x width whatever the shape was",
+            "mean": self.pixels.normalization.mean,
+            "std": self.pixels.normalization.std,
             "feature": "after the neck, not normalized; compare by cosine",
         }
 

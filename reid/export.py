@@ -27,8 +27,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from reid.config import ModelConfig, normalize_flags
-from reid.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalize
 from reid.data.manifest import load_manifest
+from reid.data.normalization import Normalization
 from reid.embedder import Embedder
 from reid.files import write_atomically
 from reid.model.network import ReIDModel
@@ -46,11 +46,11 @@ Runner = Callable[[Tensor], np.ndarray]  # (B, 3, height, width) uint8 -> (B, D)
 class Graph(nn.Module):
     """The exported graph: images (B, 3, H, W) float32 in 0..1 -> features (B, D)."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, embedder: Embedder) -> None:
         super().__init__()
-        self.model = model
-        self.mean = nn.Buffer(torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
-        self.std = nn.Buffer(torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+        self.model = embedder.model
+        self.mean = nn.Buffer(torch.tensor(embedder.pixels.normalization.mean).view(1, 3, 1, 1))
+        self.std = nn.Buffer(torch.tensor(embedder.pixels.normalization.std).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.model((images - self.mean) / self.std)
@@ -149,7 +149,7 @@ def _trace(embedder: Embedder) -> torch.export.ExportedProgram:
     example = torch.rand(2, 3, *embedder.size)
     shapes = {"images": {0: torch.export.Dim("batch", min=1)}}
     try:
-        return torch.export.export(Graph(embedder.model).eval(), (example,), dynamic_shapes=shapes)
+        return torch.export.export(Graph(embedder).eval(), (example,), dynamic_shapes=shapes)
     except Exception as error:  # torch raises many kinds for a model that it cannot trace
         reason = str(error).strip().splitlines()[0]
         encoder = embedder.knobs["encoder"]
@@ -201,12 +201,12 @@ def _load_weights(path: Path) -> Runner:
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     size = int(metadata["height"]), int(metadata["width"])
-    knobs = json.loads(metadata["model"]) | {"weights": "none", "norm": "batch", "frozen_epochs": 0}
-    model = ReIDModel(1, ModelConfig(**knobs), size).eval()
+    model = ReIDModel(1, ModelConfig(**json.loads(metadata["model"])).without_weights(), size).eval()
     missing = model.load_state_dict(load_file(path), strict=False).missing_keys
     assert missing == ["classifier.weight"], missing
     model.requires_grad_(False)
-    return lambda images: model(normalize(images)).numpy()
+    normalization = Normalization(*(tuple(json.loads(metadata[name])) for name in ("mean", "std")))
+    return lambda images: model(normalization.apply(images)).numpy()
 
 
 # How a file is written, and how a program that has only the file runs it.

@@ -16,6 +16,7 @@ from PIL import Image
 
 import reid
 from reid import Embedder
+from reid.config import load, save
 from reid.evaluation.evaluator import extract
 from reid.export import TOLERANCE
 from reid.metrics.features import JUNK
@@ -267,3 +268,18 @@ def test_importing_the_package_is_quick() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert reid.Embedder is Embedder and not hasattr(reid, "Nothing")
+
+
+def test_an_embedding_of_another_length(tmp_path: Path, drawn: Drawn) -> None:
+    """A knob that is part of the fingerprint, except where it does nothing: indexes of earlier versions stay."""
+    run = make_run(tmp_path / "run", drawn, model__embedding=24)
+    embedder = Embedder.load(run, device="cpu")
+    assert embedder.dim == 24 and embedder.embed([drawn.sources("query")[0][0]]).shape == (1, 24)
+    assert embedder.describe()["model"]["embedding"] == 24
+    plain = Embedder.load(make_run(tmp_path / "plain", drawn), device="cpu")
+    assert "embedding" not in plain.describe()["model"]
+    config = load(run / "config.yaml")
+    config.model.embedding = 0
+    save(config, run / "config.yaml")
+    with pytest.raises(ValueError, match=r"another model: its embedding is 24, the run's config\.yaml says 0"):
+        Embedder.load(run, device="cpu")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from reid.config.ranges import Count, Fraction, NonNegative, Positive, Section, Seed, Size, Weight, weights_of
 
 MAX_NAME = 200  # bytes of a run's name; file systems allow 255
 MAX_DIVISOR = 1024
 # Knobs of `model` that do not change what a checkpoint is.
-NOT_SAVED = ("weights", "weights_grid", "norm", "sync_batchnorm", "frozen_epochs")
+OF_A_FILE = ("weights_key", "weights_grid", "weights_partial", "weights_neck")  # how a file of weights is read
+NOT_SAVED = ("weights", *OF_A_FILE, "norm", "sync_batchnorm", "frozen_epochs")
+LATER = {"embedding": 0}  # knobs of `model` that earlier versions did not have, and what these did
 DTYPES = ("float32", "bfloat16", "float16")  # of an Embedder; here, so that parsers need no torch
 
 
@@ -25,6 +27,12 @@ class DataConfig(Section):
     """Height in pixels of the encoder's input."""
     width: Size = 128
     """Width in pixels of the encoder's input."""
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """How pictures are resized, with antialiasing; null = as the encoder was pre-trained."""
+    mean: tuple[Fraction, Fraction, Fraction] | None = None
+    """Mean of red, green and blue (0 to 1) that is subtracted from pixels; null = the encoder's own."""
+    std: tuple[Positive, Positive, Positive] | None = None
+    """Standard deviation of red, green and blue that pixels are then divided by; null = the encoder's own."""
     workers: Count = 2
     """Decoding processes per rank, at most one per stream; 0 decodes in the training process."""
     max_pixels: Size = 50_000_000
@@ -100,17 +108,25 @@ class ModelConfig(Section):
     """Encoder, pooling and heads."""
 
     encoder: str = "resnet50"
-    """Backbone; `python -m reid.model list` shows all; resnet10 is for CPUs; timm/<name> is any model of timm."""
+    """Backbone: `python -m reid.model list` shows all; resnet10 is for CPUs; timm/<name>, timm/hf-hub:<org>/<name>."""
     weights: str = "imagenet"
-    """Initial encoder weights: imagenet (torchvision's V1, downloaded once), none, or a .safetensors or .pth file."""
+    """Initial weights: imagenet (published, downloaded once), none, a .safetensors or .pth file, or a run's folder."""
+    weights_key: str = ""
+    """Part of a file that holds the encoder, e.g. teacher or state_dict.module; empty = the one that fits best."""
     weights_grid: tuple[Size, Size] | None = None
     """Rows and columns of patches that a file's position embeddings are for; null = as the file says."""
+    weights_partial: bool = False
+    """Load what fits of a file that has less than 90% of the encoder, other shapes or more layers."""
+    weights_neck: bool = False
+    """Load the neck of a run, too, and its embedding layer, not only its encoder."""
     last_stride: Literal[1, 2] = 1
-    """Stride of a ResNet's last stage; 1 keeps twice the resolution (BoT: +1.4 mAP). No effect on other encoders."""
+    """Stride of a ResNet's last stage, timm's too; 1 doubles the resolution (BoT: +1.4 mAP). Others have none."""
     stem_stride: Literal[1, 2, 4] = 4
     """Reduction before the first stage: 4 as for ImageNet; 2 without the max-pool; 1 without any stride."""
     pool: Literal["gap", "gem"] = "gap"
     """Global average pooling, or generalized-mean pooling with a learned exponent; a ViT uses its class token."""
+    embedding: Count = 0
+    """Length of the features, by a linear layer between encoder and neck; 0 = the encoder's own, without the layer."""
     norm: Literal["batch", "frozen"] = "batch"
     """Encoder's BatchNorm: statistics of each batch, or always those of `weights` (weight and bias still learn)."""
     sync_batchnorm: bool = False
@@ -122,12 +138,19 @@ class ModelConfig(Section):
     head_temperature: Positive = 1.0
     """Divisor of the logits; about 0.06 for the cosine head, 1 or more for the euclidean head."""
 
+    def without_weights(self) -> ModelConfig:
+        """Return the same network with weights = none, to which trained weights can be loaded."""
+        start: dict[str, Any] = {knob.name: knob.default for knob in fields(self) if knob.name in NOT_SAVED}
+        return replace(self, **start | {"weights": "none"})
+
     def check(self) -> None:
-        if self.weights_grid and self.weights in ("none", "imagenet"):
-            raise ValueError(
-                f"model.weights_grid = {list(self.weights_grid)} is that of a file, and model.weights = {self.weights} "
-                "is none; leave it at null"
-            )
+        for name in OF_A_FILE:
+            if (value := getattr(self, name)) and self.weights in ("none", "imagenet"):
+                given = list(value) if isinstance(value, tuple) else value
+                raise ValueError(
+                    f"model.{name} = {given} is about a file, and model.weights = {self.weights} is none; leave it at "
+                    f"its default"
+                )
         if self.weights != "none":
             return
         for name, value, default in (("norm", self.norm, "batch"), ("frozen_epochs", self.frozen_epochs, 0)):

@@ -14,9 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reid.config import AugmentConfig
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from reid.data.normalization import IMAGENET, Normalization
 
 
 class Parameters(NamedTuple):
@@ -58,9 +56,10 @@ def concatenate(parts: Sequence[Changes]) -> Changes:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The changes of the section `augment`."""
+    """The changes of the section `augment`, and the normalization after them."""
 
     config: AugmentConfig
+    normalization: Normalization = IMAGENET
 
     def draw(self, rng: np.random.Generator, count: int, height: int, width: int) -> Parameters:
         """Draw the parameters of `count` images of height x width pixels. The knobs do not change how much is drawn."""
@@ -118,7 +117,7 @@ class Augmentation:
         moved = images.permute(0, 2, 3, 1)[which, changes.rows[:, :, None], changes.columns[:, None, :]]
         if self.config.fill == "black":
             moved = moved * _cross(changes.inside_rows, changes.inside_columns)[..., None]
-        pixels = normalize(moved.permute(0, 3, 1, 2))
+        pixels = self.normalization.apply(moved.permute(0, 3, 1, 2))
         if self.config.rotate_degrees or self.config.scale:  # pixels from outside repeat the border
             grid = F.affine_grid(changes.affine, list(pixels.shape), align_corners=False)
             pixels = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
@@ -146,23 +145,3 @@ def _between(size: int, start: np.ndarray, length: np.ndarray) -> np.ndarray:
 def _cross(rows: Tensor, columns: Tensor) -> Tensor:
     """Return (B, H, W) bool, whether a pixel's row (B, H) and column (B, W) are both true."""
     return rows[:, :, None] & columns[:, None, :]
-
-
-@cache
-def _channel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation (1, 3, 1, 1) of pixel values 0 to 255, on the device."""
-    with torch.inference_mode(False):
-        mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-        return mean * 255, std * 255
-
-
-def normalize(images: Tensor) -> Tensor:
-    """Return uint8 images (B, 3, H, W) as float32 with ImageNet's mean 0 and standard deviation 1 per channel."""
-    mean, std = _channel_statistics(images.device)
-    return (images.float() - mean) / std
-
-
-def denormalize(pixels: Tensor) -> Tensor:
-    """Return the inverse of `normalize`, rounded and clipped to uint8."""
-    mean, std = _channel_statistics(pixels.device)
-    return (pixels * std + mean).round().clamp(0, 255).to(torch.uint8)

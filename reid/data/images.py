@@ -14,6 +14,7 @@ from torch import Tensor
 
 from reid.config import DataConfig
 from reid.data.image_file import MAX_PIXELS, check_size, open_rgb
+from reid.data.normalization import BILINEAR, IMAGENET, Normalization
 
 _HAS_SIZE = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG frame headers; the three are tables
 _NO_LENGTH = frozenset({0x01, *range(0xD0, 0xDA)})  # markers without a length; no encoder writes one before a frame
@@ -25,16 +26,24 @@ _JPEG_COMPONENTS = (1, 3)  # grey, colour; Pillow decodes four (CMYK)
 
 @dataclass(frozen=True)
 class Pixels:
-    """Decoder to a size in pixels; an image with more than `max_pixels`, or over the limits of files, is refused."""
+    """Decoder to a size in pixels; an image with more than `max_pixels`, or over the limits of files, is refused.
+
+    `normalization` is what the encoder expects of the pixels; decoding does not apply it.
+    """
 
     height: int
     width: int
     max_pixels: int = MAX_PIXELS
+    interpolation: str = BILINEAR
+    normalization: Normalization = IMAGENET
 
     @classmethod
     def from_config(cls, data: DataConfig, scale: int = 1) -> Pixels:
         """Return the decoder of a configuration, at `scale` times the encoder's height and width."""
-        return cls(scale * data.height, scale * data.width, data.max_pixels)
+        interpolation = data.interpolation or BILINEAR
+        return cls(
+            scale * data.height, scale * data.width, data.max_pixels, interpolation, Normalization.from_config(data)
+        )
 
     def decode(self, data: bytes | memoryview, where: str) -> Tensor:
         """Return an encoded image as (3, height, width) uint8 RGB, upright by its EXIF orientation."""
@@ -46,7 +55,7 @@ class Pixels:
         """Write an encoded image to `place` (height, width, 3) uint8, in RGB, upright by its EXIF orientation.
 
         simplejpeg decodes a usual JPEG in a third of Pillow's time, to the same pixels; Pillow decodes all others.
-        Another size is resized (bilinear, antialiased).
+        Another size is resized, with antialiasing.
 
         Raises ValueError, which names `where()`, if the image cannot be decoded or is too large.
         """
@@ -60,7 +69,7 @@ class Pixels:
             return
         if image.shape != place.shape:
             pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
-            resized = F.interpolate(pixels, (self.height, self.width), mode="bilinear", antialias=True)[0]
+            resized = F.interpolate(pixels, (self.height, self.width), mode=self.interpolation, antialias=True)[0]
             place[:] = resized.permute(1, 2, 0).numpy()
         else:
             place[:] = image

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from reid.config import EvaluateConfig
+from reid.config import DataConfig, EvaluateConfig
+from reid.data.normalization import describe_pixels
 from reid.evaluation.external_features import write_features
 from reid.files import write_atomically
 from reid.metrics import retrieval
@@ -48,6 +49,8 @@ class About:
     data_fingerprint: of the shards' manifest, "" for feature files.
     labels_fingerprint: of pids and camids in their order, which identifies the images of another system's features.
     num_queries, num_gallery: images.
+    pixels: how pictures became the encoder's input (`describe_pixels`); empty for feature files. Reports of earlier
+        versions do not say it: ImageNet's mean and std, bilinear.
     """
 
     dataset: str
@@ -56,9 +59,17 @@ class About:
     labels_fingerprint: str
     num_queries: int
     num_gallery: int
+    pixels: dict[str, Any] = field(default_factory=dict)
 
 
-def describe(dataset: str, source: str, data_fingerprint: str, query: Features, gallery: Features) -> About:
+def describe(
+    dataset: str,
+    source: str,
+    data_fingerprint: str,
+    query: Features,
+    gallery: Features,
+    pixels: Mapping[str, Any] | None = None,
+) -> About:
     digest, sizes = hashlib.sha256(), []
     for split in (query, gallery):
         kept = split.pids != JUNK
@@ -66,18 +77,20 @@ def describe(dataset: str, source: str, data_fingerprint: str, query: Features, 
         digest.update(torch.stack([pids[kept], split.camids[kept]]).cpu().numpy().astype("<i8").tobytes())
         sizes.append(int(kept.sum()))
     digest.update(f"{sizes}".encode())
-    return About(dataset, source, data_fingerprint, digest.hexdigest(), *sizes)
+    return About(dataset, source, data_fingerprint, digest.hexdigest(), sizes[0], sizes[1], dict(pixels or {}))
 
 
 def load_about(folder: Path) -> About:
     """Read about.json. Raises ValueError if it is damaged."""
     path = folder / ABOUT
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = {"pixels": {}, **json.loads(path.read_text(encoding="utf-8"))}
         about = About(**{f.name: document[f.name] for f in fields(About)})
         for f in fields(About):
-            if type(getattr(about, f.name)).__name__ != f.type:
+            if type(getattr(about, f.name)).__name__ != str(f.type).split("[")[0]:
                 raise TypeError(f"{f.name} is no {f.type}")
+        if about.data_fingerprint and not about.pixels:
+            return replace(about, pixels=describe_pixels(DataConfig()))
         return about
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); evaluate again to write it") from error
@@ -110,6 +123,7 @@ class DatasetReport:
     facts: what was evaluated and how, name -> value, in the order shown.
     read_images: reads images for the rank lists.
     data_fingerprint: of the shards' manifest, "" for feature files.
+    pixels: how pictures became the encoder's input; empty for feature files.
     no_images: a sentence that says why there are none, or "".
     notes: what a reader must know that is no fault.
     warnings: what may be wrong with the data.
@@ -121,6 +135,7 @@ class DatasetReport:
     facts: dict[str, str]
     read_images: Read
     data_fingerprint: str = ""
+    pixels: dict[str, Any] = field(default_factory=dict)
     no_images: str = ""
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -139,7 +154,8 @@ class DatasetReport:
             The page and the warnings in it.
         """
         (_, evaluation), *others = evaluations.items()
-        about = describe(self.dataset, self.source, self.data_fingerprint, evaluation.query, evaluation.gallery)
+        query, gallery = evaluation.query, evaluation.gallery
+        about = describe(self.dataset, self.source, self.data_fingerprint, query, gallery, self.pixels)
         folder = self._choose_folder(about, taken)
         replaces = _read_about(folder) is not None
         folder.mkdir(parents=True, exist_ok=True)

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reid.config import EvaluateConfig, load
-from reid.data.augmentation import normalize
+from reid.config import EvaluateConfig
 from reid.data.eval_loader import EvalLoader, read_images
 from reid.data.images import Pixels
 from reid.data.manifest import Manifest, load_manifest
+from reid.data.normalization import describe_pixels
 from reid.distributed import check_precision, gather_objects, gather_padded, gather_sizes, rank, world_size
 from reid.evaluation.dataset_report import DatasetReport, Evaluation
 from reid.evaluation.external_features import ExternalFeatures, check_finite, read_features, read_image
@@ -27,7 +27,7 @@ from reid.metrics.rerank import Ranks, Reranked
 from reid.metrics.retrieval import Result, evaluate, evaluate_search, merge
 from reid.precision import AUTOCAST_DTYPES, forward_pass
 from reid.runs import checkpoint
-from reid.runs.models import build_models, find_run
+from reid.runs.models import build_models, find_run, read_config
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -66,7 +66,7 @@ def extract(
     embeddings, labels = [], [torch.empty(0, 3, dtype=torch.int64)]
     for batch in loader.batches(workers):
         with forward_pass(device, dtype):
-            embeddings.append(model(normalize(batch.images.to(device, non_blocking=True))).float())
+            embeddings.append(model(pixels.normalization.apply(batch.images.to(device, non_blocking=True))).float())
         labels.append(torch.stack([batch.index, batch.pids, batch.camids], dim=1))
     model.train(was_training)
     width = max(gather_sizes(embeddings[0].shape[1] if embeddings else 0, device))
@@ -127,7 +127,7 @@ class RunSource:
     def __init__(self, options: EvaluateConfig) -> None:
         self.options = options
         run, self.checkpoint = find_run(options.run, options.checkpoint)
-        self.folder, self.config = run.path, load(run.config)
+        self.folder, self.config = run.path, read_config(run, self.checkpoint)
         self.out = Path(options.out or run.reports)
         if os.environ.get("RANK", "0") == "0":  # ranks that check at once would remove each other's folder
             check_writable(self.out, "--out")
@@ -171,7 +171,9 @@ class RunSource:
             "encoder": f"{config.model.encoder}, {config.data.height}x{config.data.width} pixels",
         }
         name = manifest.dataset or "data"
-        report = DatasetReport(self.out, name, str(self.checkpoint), facts, read, manifest.fingerprint)
+        report = DatasetReport(
+            self.out, name, str(self.checkpoint), facts, read, manifest.fingerprint, describe_pixels(config.data)
+        )
         trained_on = checkpoint.read_state(self.checkpoint)["describes"].get("data", "")
         if trained_on and trained_on != manifest.fingerprint:
             report.notes.append(

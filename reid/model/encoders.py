@@ -1,29 +1,29 @@
-"""Encoders: images (B, 3, H, W) to one vector (B, D) each; torchvision's models without classifier, or any of timm.
+"""Encoders: images (B, 3, H, W) to one vector (B, D) each; our own, torchvision's without classifier, or any of timm.
 
-Modules keep torchvision's (or timm's) names, so published files load as they are. Feature maps are pooled by GAP or
+Modules keep the names of published files, which load as they are. Feature maps are pooled by GAP or
 GeM; a ViT gives its class token, and timm's models pool as they were trained to.
 """
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from reid.config import ModelConfig
-from reid.model import pretrained
+from reid.model.osnet import DIM, OSNet
+from reid.model.solider import SIZES, SoliderSwin
+from reid.model.timm_models import TIMM, build_timm, is_timm_resnet
 
 if TYPE_CHECKING:
     from torchvision.models import ResNet, VisionTransformer
 
 ENCODERS = (
     "resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "resnext101_32x8d",
-    "convnext_tiny", "convnext_small", "convnext_base", "swin_t", "swin_s", "swin_b", "vit_b_16",
+    "resnet50_ibn_a", "resnet101_ibn_a", "osnet_x1_0", "osnet_x0_75", "osnet_x0_5", "osnet_x0_25", "osnet_ain_x1_0",
+    "convnext_tiny", "convnext_small", "convnext_base", "swin_t", "swin_s", "swin_b", *SIZES, "vit_b_16",
 )  # fmt: skip
-TIMM = "timm/"
 
 
 class GeneralizedMean(nn.Module):
@@ -71,38 +71,44 @@ class ImageTransformer(nn.Module):
 
 
 def build_encoder(config: ModelConfig, image_size: tuple[int, int]) -> tuple[nn.Module, int]:
-    """Build an encoder with its initial weights.
+    """Build an encoder. `reid.model.pretrained.initialize` gives it its initial weights.
 
     Args:
-        config: its encoder, weights, strides and pool. A stride other than the default is refused for encoders without
-            that stage, and GeM for those that pool nothing or by themselves.
+        config: its encoder, strides and pool; its weights only for timm, which loads published ones as it builds. A
+            stride other than the default is refused for encoders without that stage, and GeM for those that pool
+            nothing or by themselves.
         image_size: (height, width) of the images. Only transformers depend on it.
 
     Returns:
-        The encoder, and the length D of its vectors. `encoder.loaded` says which weights it has.
+        The encoder, and the length D of its vectors.
 
     Raises:
         ValueError: names the knob that does not fit the encoder.
     """
-    name, weights = config.encoder, config.weights
+    name = config.encoder
     is_timm = name.startswith(TIMM)
     if name not in ENCODERS and not is_timm:
         raise ValueError(f"model.encoder = {name!r}; choose one of {', '.join(ENCODERS)}, or timm/<a model of timm>")
-    if not name.startswith(("resnet", "resnext")):
-        for knob, default in (("last_stride", 1), ("stem_stride", 4)):
-            if (value := getattr(config, knob)) != default:
-                raise ValueError(f"model.{knob} = {value}: only ResNets have it, not {name}; leave it at {default}")
+    is_resnet = name.startswith(("resnet", "resnext"))
+    for knob, value, default in (("last_stride", config.last_stride, 1), ("stem_stride", config.stem_stride, 4)):
+        if value != default and not is_resnet and not (knob == "last_stride" and is_timm_resnet(name)):
+            raise ValueError(f"model.{knob} = {value}: only ResNets have it, not {name}; leave it at {default}")
     if config.pool == "gem" and (is_timm or name.startswith("vit")):
         what = "timm's models pool by themselves" if is_timm else "a ViT gives its class token and pools nothing"
         raise ValueError(f"model.pool = gem: {what}; use model.pool = gap with {name}")
-    encoder, dim = (_build_timm if is_timm else _build_torchvision)(config, image_size)
-    loaded = weights
-    if weights == "imagenet" and not is_timm:
-        loaded = pretrained.load_weights(encoder, pretrained.fetch(name))
-    elif weights not in ("imagenet", "none"):
-        loaded = pretrained.load_weights(encoder, Path(weights), config.weights_grid)
-    encoder.loaded = loaded  # type: ignore[assignment]
-    return encoder, dim
+    if is_timm:
+        return build_timm(config, image_size)
+    pool = GeneralizedMean() if config.pool == "gem" else nn.AdaptiveAvgPool2d(1)
+    if name.startswith("osnet"):
+        width = name.rpartition("_x")[2].replace("_", ".")
+        osnet = OSNet(float(width), ain="_ain" in name)
+        osnet.avgpool = pool
+        return osnet, DIM
+    if name in SIZES:
+        swin = SoliderSwin(*SIZES[name])
+        swin.avgpool = pool
+        return swin, 8 * SIZES[name][0]
+    return _build_torchvision(config, image_size, pool)
 
 
 def resnet10() -> ResNet:
@@ -113,15 +119,20 @@ def resnet10() -> ResNet:
     return ResNet(BasicBlock, [1, 1, 1, 1])
 
 
-def _build_torchvision(config: ModelConfig, image_size: tuple[int, int]) -> tuple[nn.Module, int]:
+def _build_torchvision(config: ModelConfig, image_size: tuple[int, int], pool: nn.Module) -> tuple[nn.Module, int]:
     """Build the model without its ImageNet classifier, and with our pooling if it pools."""
     from torchvision.models import ConvNeXt, ResNet, SwinTransformer, VisionTransformer, get_model
 
-    encoder = resnet10() if config.encoder == "resnet10" else get_model(config.encoder, weights=None)
+    from reid.model.ibn import add_instance_norm
+
+    name = config.encoder.removesuffix("_ibn_a")
+    encoder = resnet10() if name == "resnet10" else get_model(name, weights=None)
     if isinstance(encoder, VisionTransformer):
         return ImageTransformer(encoder, *image_size), int(encoder.hidden_dim)
-    encoder.avgpool = GeneralizedMean() if config.pool == "gem" else nn.AdaptiveAvgPool2d(1)
+    encoder.avgpool = pool
     if isinstance(encoder, ResNet):
+        if name != config.encoder:
+            add_instance_norm(encoder)
         if config.last_stride == 1:
             for module in encoder.layer4[0].modules():
                 if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
@@ -136,32 +147,4 @@ def _build_torchvision(config: ModelConfig, image_size: tuple[int, int]) -> tupl
     else:
         assert isinstance(encoder, ConvNeXt)  # whose classifier begins with a LayerNorm that belongs to the encoder
         dim, encoder.classifier[2] = encoder.classifier[2].in_features, nn.Identity()
-    return encoder, int(dim)
-
-
-def _build_timm(config: ModelConfig, image_size: tuple[int, int]) -> tuple[nn.Module, int]:
-    """Build a model of timm by its name there; weights = imagenet are those that timm publishes for it."""
-    try:
-        timm: Any = importlib.import_module("timm")
-    except ImportError as error:
-        raise ValueError("model.encoder = timm/...: timm is not installed; run `pip install timm`") from error
-    name = config.encoder.removeprefix(TIMM)
-    if not timm.is_model(name):
-        near = ", ".join(timm.list_models(f"*{name.split('.')[0][:6]}*")[:5]) or "timm.list_models() has them all"
-        raise ValueError(f"model.encoder = timm/{name}: timm {timm.__version__} has no such model; near: {near}")
-    knobs: dict[str, Any] = {"num_classes": 0, "pretrained": config.weights == "imagenet"}
-    known = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    if known is not None and known.fixed_input_size:
-        knobs["img_size"] = image_size
-    try:
-        encoder = timm.create_model(name, **knobs)
-    except Exception as error:  # the hub's, HTTP's and timm's own errors have no common base
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"model.encoder = timm/{name}: {reason}; for its weights run `python -m reid.model fetch timm/{name}` on a "
-            "machine with internet and copy the Hugging Face cache (HF_HOME) here, or give model.weights a local file"
-        ) from error
-    if getattr(encoder, "pos_embed", None) is not None:
-        encoder.grid = getattr(getattr(encoder, "patch_embed", None), "grid_size", None)
-    dim: Any = getattr(encoder, "head_hidden_size", encoder.num_features)
     return encoder, int(dim)

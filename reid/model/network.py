@@ -1,4 +1,4 @@
-"""The network: encoder, neck (BNNeck) and classifier."""
+"""The network: encoder, embedding, neck (BNNeck) and classifier."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from reid.config import ModelConfig
 from reid.model.encoders import build_encoder
+from reid.model.pretrained import initialize
 
 
 class Classifier(nn.Module):
@@ -44,7 +45,7 @@ class Outputs(NamedTuple):
     """What the model gives in training."""
 
     features: Tensor
-    """(B, D) before the neck."""
+    """(B, D) before the neck, after the embedding."""
     after_neck: Tensor
     """(B, D), what evaluation compares."""
     logits: Tensor
@@ -53,6 +54,8 @@ class Outputs(NamedTuple):
 
 class ReIDModel(nn.Module):
     """Encoder -> feature f -> BNNeck -> classifier (Luo et al., "Bag of Tricks", 2019).
+
+    With `model.embedding` a linear layer without bias, which the neck would take away, gives f its length.
 
     In training, `forward(images)` returns Outputs; in evaluation the feature after the neck (B, D), not normalized.
 
@@ -63,22 +66,32 @@ class ReIDModel(nn.Module):
         num_classes: C, the number of training identities.
         config: encoder and heads. `convert_sync` applies `sync_batchnorm`, when the model is on its device.
         image_size: height and width of the images, in pixels.
+
+    `initial_weights` says which weights it starts from.
     """
 
     def __init__(self, num_classes: int, config: ModelConfig, image_size: tuple[int, int]) -> None:
         super().__init__()
-        self.encoder, self.dim = build_encoder(config, image_size)
+        self.encoder, dim = build_encoder(config, image_size)
+        self.dim = config.embedding or dim
         if config.norm == "frozen" and not any(isinstance(module, _BatchNorm) for module in self.encoder.modules()):
             raise ValueError(f"model.norm = frozen: {config.encoder} has no BatchNorm; use model.norm = batch")
         self.norm, self.frozen_epochs = config.norm, config.frozen_epochs
-        self.encoder_frozen = False
-        self.neck = nn.BatchNorm1d(self.dim)
+        self.encoder_frozen, self.has_embedding = False, bool(config.embedding)
+        heads: dict[str, nn.Module] = {}
+        if config.embedding:
+            self.embedding = heads["embedding"] = nn.Linear(dim, self.dim, bias=False)
+            nn.init.xavier_normal_(self.embedding.weight)
+        self.neck = heads["neck"] = nn.BatchNorm1d(self.dim)
         self.neck.bias.requires_grad_(False)
+        self.initial_weights = initialize(self.encoder, config, heads)
         self.classifier = Classifier(self.dim, num_classes, config.head, config.head_temperature)
         self.train()
 
     def forward(self, images: Tensor) -> Tensor | Outputs:
         features = self.encoder(images)
+        if self.has_embedding:
+            features = self.embedding(features)
         after_neck = self.neck(features)
         return Outputs(features, after_neck, self.classifier(after_neck)) if self.training else after_neck
 

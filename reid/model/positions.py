@@ -18,7 +18,7 @@ Grid = tuple[int, int]  # rows, columns
 # Position embeddings, patch embeddings and tokens, as torchvision and timm name them.
 POSITIONS = ("encoder.pos_embedding", "pos_embed")
 PATCHES = ("conv_proj.weight", "patch_embed.proj.weight")
-TOKENS = ("class_token", "cls_token", "dist_token", "reg_token", "register_tokens")
+TOKENS = ("class_token", "cls_token", "dist_token", "reg_token", "register_tokens", "storage_tokens")
 STRETCH = 4  # a grid of this proportion or more is not guessed: 28 x 7 for the 196 positions of 14 x 14
 
 
@@ -34,7 +34,7 @@ def find_stated_grid(path: Path, header: Mapping[str, str], state: Mapping[str, 
     Args:
         path: the file.
         header: its metadata. Exports and checkpoints of earlier versions have no `grid` in it.
-        state: tensors by the encoder's names.
+        state: its tensors by the encoder's names.
     """
     if "grid" in header:
         try:
@@ -111,3 +111,45 @@ def resize_positions(stored: Tensor, grid: Grid, stored_grid: Grid, num_prefix: 
     as_map = patches.float().unflatten(1, stored_grid).permute(0, 3, 1, 2)
     resized = F.interpolate(as_map, size=grid, mode="bicubic", antialias=True, align_corners=False)
     return torch.cat([prefix, resized.flatten(2).transpose(1, 2).to(stored.dtype)], dim=1)
+
+
+def fit_positions(
+    encoder: nn.Module, own: Mapping[str, Tensor], state: dict[str, Tensor], stated: Grid | None, given: Grid | None
+) -> str:
+    """Resize the position embeddings in `state` to the encoder's grid, and return what was done, for the log.
+
+    Args:
+        encoder: has the grid.
+        own: its tensors.
+        state: the file's tensors by the encoder's names, of which the position embeddings are replaced.
+        stated: the grid that the file states.
+        given: model.weights_grid.
+
+    Raises:
+        ValueError: the file's grid is unknown, or the grids do not agree.
+    """
+    grid, name = grid_of(encoder), next((name for name in POSITIONS if name in own), "")
+    if grid is None or not name:
+        if given:
+            raise ValueError(
+                f"model.weights_grid = {list(given)}: the encoder has no grid of patches; leave it at null"
+            )
+        if name in state and state[name].shape != own[name].shape:
+            raise ValueError(
+                f"{name} is {tuple(state[name].shape)}, the encoder's {tuple(own[name].shape)}, and cannot be resized "
+                "for this encoder; give images of the size that the file was trained with"
+            )
+        return ""
+    stored, num_prefix = state.get(name), own[name].shape[1] - math.prod(grid)
+    if stored is None or stored.ndim != 3 or stored.shape[2] != own[name].shape[2]:
+        return ""  # does not fit
+    if stated and given and stated != given:
+        raise ValueError(
+            f"model.weights_grid = {list(given)}, but the file says {list(stated)}; leave model.weights_grid at null"
+        )
+    num_tokens = sum(state[token].shape[1] for token in TOKENS if token in state and state[token].ndim == 3)
+    known = stated or given or infer_grid(stored.shape[1], grid, num_prefix, num_tokens)
+    state[name] = resize_positions(stored, grid, known, num_prefix)
+    how = "" if stated or given else " (assumed: the file does not say)"
+    to = "" if known == grid else f", resized to {grid[0]} x {grid[1]}"
+    return f", position embeddings of {known[0]} x {known[1]} patches{how}{to}"

@@ -17,6 +17,7 @@ STATE, MODEL, OBJECTIVE, OPTIMIZER = "state.json", "model.safetensors", "objecti
 HASHED = (MODEL, OBJECTIVE, OPTIMIZER)
 RANKS = {"ranks", "follows_processes"}
 OPTIONAL = {2: {"due", "dropped_total", *RANKS}, 3: RANKS}  # what early checkpoints of a format do not have
+CHECKPOINTS = "checkpoints"  # their folder in that of a run
 FIX = "restore it from a copy, or use another checkpoint"
 
 
@@ -113,6 +114,30 @@ def check(path: Path, names: Sequence[str] = HASHED) -> None:
             found = hash_file(path / name)
         if found != hashes[name]:
             raise ValueError(f"{path}: damaged checkpoint: {name} has other bytes than were written; {FIX}")
+
+
+def find(folder: Path) -> list[Path]:
+    """Return the complete checkpoints in `folder`, newest first."""
+    if not folder.is_dir():
+        return []
+    named = [(NAME.fullmatch(path.name), path) for path in folder.iterdir()]
+    return [path for _, path in sorted(((int(m[1]), int(m[2])), path) for m, path in named if m)][::-1]
+
+
+def find_undamaged(folder: Path) -> tuple[Path | None, list[str]]:
+    """Return the newest undamaged checkpoint and what is wrong with newer ones. ValueError if all are damaged."""
+    damaged = []
+    for path in find(folder):
+        try:
+            check(path)
+        except ValueError as error:
+            if path.exists():  # otherwise a run that trains has removed it in the meantime
+                damaged.append(str(error))
+        else:
+            return path, damaged
+    if damaged:
+        raise ValueError(f"{folder} holds no undamaged checkpoint: {'; '.join(damaged)}")
+    return None, []
 
 
 @contextmanager

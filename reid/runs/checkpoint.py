@@ -17,21 +17,24 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from reid.config import DataConfig
+from reid.config.schema import LATER
+from reid.data.normalization import describe_pixels
 from reid.files import write_atomically
 from reid.model.positions import grid_of
 from reid.model.saved import (
     HASHED,
     MODEL,
-    NAME,
     OBJECTIVE,
     OPTIMIZER,
     STATE,
-    check,
+    find,
     format_state,
     hash_file,
     naming_damage,
     read_state,
 )
+from reid.model.timm_models import is_timm_resnet
 from reid.model.weights_file import read_header
 
 # Knobs that set what a checkpoint describes, where its own name is none.
@@ -170,28 +173,15 @@ def _write(building: Path, parts: Parts, state: TrainState) -> None:
     _sync(building)
 
 
-def find(folder: Path) -> list[Path]:
-    """Return the complete checkpoints in `folder`, newest first."""
-    if not folder.is_dir():
-        return []
-    named = [(NAME.fullmatch(path.name), path) for path in folder.iterdir()]
-    return [path for _, path in sorted(((int(m[1]), int(m[2])), path) for m, path in named if m)][::-1]
-
-
-def find_undamaged(folder: Path) -> tuple[Path | None, list[str]]:
-    """Return the newest undamaged checkpoint and what is wrong with newer ones. ValueError if all are damaged."""
-    damaged = []
-    for path in find(folder):
-        try:
-            check(path)
-        except ValueError as error:
-            if path.exists():  # otherwise a run that trains has removed it in the meantime
-                damaged.append(str(error))
-        else:
-            return path, damaged
-    if damaged:
-        raise ValueError(f"{folder} holds no undamaged checkpoint: {'; '.join(damaged)}")
-    return None, []
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint describes, with what earlier versions did not note: they normalized all images as those
+    of ImageNet, resized them bilinearly, and left the strides of timm's ResNets as they are."""
+    facts: dict[str, Any] = dict(read_state(path)["describes"])
+    if "pixels" not in facts:
+        facts["pixels"] = describe_pixels(DataConfig())
+        if is_timm_resnet(facts.get("model", {}).get("encoder", "")):
+            facts["model"] = {**facts["model"], "last_stride": 2}
+    return facts
 
 
 def load(path: Path, parts: Parts) -> TrainState:
@@ -200,9 +190,11 @@ def load(path: Path, parts: Parts) -> TrainState:
     Raises:
         ValueError: names the checkpoint, and the first knob or tensor that does not match.
     """
-    state = read_state(path)
+    state, facts = read_state(path), read_facts(path)
     for key, value in parts.describes.items():
-        saved = state["describes"].get(key, value)  # what earlier versions did not note
+        saved = facts.get(key, value)  # what earlier versions did not note
+        if key == "model":
+            saved = {name: default for name, default in LATER.items() if name in value} | saved
         if saved != value:
             raise ValueError(f"{path} belongs to another run: its {_difference(key, saved, value)}, or another --name")
     load_weights(path, parts.model)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reid.files import write_atomically
+from reid.model.saved import CHECKPOINTS
 
 if TYPE_CHECKING:
     from reid.runs.checkpoint import TrainState
@@ -23,7 +24,7 @@ class RunFolder:
         self.path = path
         self.lock = path / ".lock"
         self.config = path / "config.yaml"
-        self.checkpoints = path / "checkpoints"
+        self.checkpoints = path / CHECKPOINTS
         self.metrics = path / "metrics.jsonl"
         self.stopped = path / "stopped.json"
         self.wandb_run_id = path / "wandb_run_id.txt"

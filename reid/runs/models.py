@@ -6,17 +6,17 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from reid.config import Config
-from reid.config.schema import NOT_SAVED
-from reid.data.augmentation import denormalize
+from reid.config import Config, load
+from reid.config.schema import LATER, NOT_SAVED
+from reid.data.normalization import IMAGENET, Normalization, describe_pixels
 from reid.model.network import ReIDModel
-from reid.model.saved import MODEL, is_checkpoint
+from reid.model.saved import MODEL, check, find_undamaged, is_checkpoint
 from reid.runs import checkpoint
 from reid.runs.folder import RunFolder
 
@@ -28,13 +28,20 @@ class ColourHistogram(nn.Module):
     shares. Sides are cut off because there the background outweighs the person.
     """
 
-    def __init__(self, stripes: int = 6, bins: tuple[int, int, int] = (3, 8, 8), side: float = 0.22) -> None:
+    def __init__(
+        self,
+        stripes: int = 6,
+        bins: tuple[int, int, int] = (3, 8, 8),
+        side: float = 0.22,
+        normalization: Normalization = IMAGENET,
+    ) -> None:
         super().__init__()
+        self.normalization = normalization
         self.stripes, self.bins, self.side = stripes, bins, side
 
     def forward(self, images: Tensor) -> Tensor:
         cut = round(self.side * images.shape[3])
-        colours = denormalize(images[..., cut : images.shape[3] - cut]).long()
+        colours = self.normalization.invert(images[..., cut : images.shape[3] - cut]).long()
         red, green, blue = (colours[:, i] * self.bins[i] // 256 for i in range(3))
         joint = (red * self.bins[1] + green) * self.bins[2] + blue
         num_bins = math.prod(self.bins)
@@ -55,8 +62,8 @@ def build_models(found: Path, run: Config, baselines: Sequence[str] = ()) -> dic
     Raises ValueError if the checkpoint holds another model than the run's configuration describes.
     """
     knobs, size = asdict(run.model), run.data.image_size
-    state = checkpoint.read_state(found)["describes"]
-    saved = state.get("model", {})
+    state = checkpoint.read_facts(found)
+    saved = LATER | state.get("model", {})
     for name in sorted(saved.keys() & knobs.keys() - set(NOT_SAVED)):
         if saved[name] != knobs[name]:
             raise ValueError(
@@ -64,16 +71,29 @@ def build_models(found: Path, run: Config, baselines: Sequence[str] = ()) -> dic
                 f"{knobs[name]!r}; give the run that it belongs to"
             )
     # Neither the initial weights nor what was frozen in training changes the features of a trained model.
-    bare = replace(run.model, weights="none", weights_grid=None, norm="batch", frozen_epochs=0)
-    trained = ReIDModel(state["classes"], bare, size)
+    if state["pixels"] != (pixels := describe_pixels(run.data)):
+        raise ValueError(
+            f"{found} holds another model: it was trained with {state['pixels']}, the run's config.yaml says {pixels}; "
+            f"give the run that it belongs to"
+        )
+    trained = ReIDModel(state["classes"], run.model.without_weights(), size)
     checkpoint.load_weights(found, trained)
     models: dict[str, nn.Module] = {TRAINED: trained}
     if "untrained" in baselines:
         torch.manual_seed(run.seed)
         models[UNTRAINED] = ReIDModel(state["classes"], run.model, size)
     if "histogram" in baselines:
-        models[HISTOGRAM] = ColourHistogram()
+        models[HISTOGRAM] = ColourHistogram(normalization=Normalization.from_config(run.data))
     return models
+
+
+def read_config(folder: RunFolder, found: Path) -> Config:
+    """Return a run's configuration, with what the version that trained its checkpoint meant by it."""
+    config = load(folder.config)
+    if "pixels" not in checkpoint.read_state(found)["describes"]:
+        facts = checkpoint.read_facts(found).get("model", {})
+        config.model.last_stride = facts.get("last_stride", config.model.last_stride)
+    return config
 
 
 def find_run(run: str, name: str) -> tuple[RunFolder, Path]:
@@ -89,7 +109,7 @@ def find_run(run: str, name: str) -> tuple[RunFolder, Path]:
     """
     if is_checkpoint(Path(name)):
         found = Path(name)
-        checkpoint.check(found, [MODEL])
+        check(found, [MODEL])
         return RunFolder(Path(run) if run else found.resolve().parent.parent), found
     if not run:
         raise ValueError(f"--checkpoint={name} is not a checkpoint's folder; give --run with its name, or its path")
@@ -97,7 +117,7 @@ def find_run(run: str, name: str) -> tuple[RunFolder, Path]:
     if not folder.path.is_dir():
         raise ValueError(f"--run={run}: no such folder; give that of a training run, e.g. runs/quickstart")
     if name in ("newest", "best"):
-        newest, damaged = checkpoint.find_undamaged(folder.checkpoints)
+        newest, damaged = find_undamaged(folder.checkpoints)
         for text in damaged if newest and os.environ.get("RANK", "0") == "0" else []:
             print(f"warning: {text}; {newest} is used instead", file=sys.stderr, flush=True)
         if name == "newest" and newest:
@@ -110,5 +130,5 @@ def find_run(run: str, name: str) -> tuple[RunFolder, Path]:
         raise ValueError(f"{folder.checkpoints} holds no checkpoint yet; train the run first")
     if wanted not in saved:
         raise ValueError(f"--checkpoint={name}: {folder.checkpoints} holds {', '.join(saved)}")
-    checkpoint.check(folder.checkpoints / wanted, [MODEL])
+    check(folder.checkpoints / wanted, [MODEL])
     return folder, folder.checkpoints / wanted

@@ -10,6 +10,7 @@ from pathlib import Path
 from reid.config import Config, save, to_yaml
 from reid.distributed import from_rank_0
 from reid.files import Held, hold
+from reid.model.saved import find_undamaged
 from reid.runs import checkpoint
 from reid.runs.checkpoint import Parts, TrainState
 from reid.runs.folder import RunFolder
@@ -61,7 +62,7 @@ def find_resume_point(folder: RunFolder, resume: str, read_only: bool = False) -
             f"{folder.path} holds a run already ({found[0].name}); continue it with --resume=auto, "
             "or give another --name"
         )
-    return checkpoint.find_undamaged(folder.checkpoints) if resume == "auto" else (None, [])
+    return find_undamaged(folder.checkpoints) if resume == "auto" else (None, [])
 
 
 class RunStore:

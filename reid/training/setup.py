@@ -14,6 +14,7 @@ from torch import nn
 from reid.config import BatchConfig, Config, SpeedConfig
 from reid.config.schema import NOT_SAVED
 from reid.data.manifest import JUNK_PID, Manifest, Split, load_manifest
+from reid.data.normalization import describe_pixels
 from reid.data.plan import Plan
 from reid.distributed import gather_objects
 from reid.metrics.features import UNKNOWN
@@ -110,6 +111,7 @@ def checkpoint_facts(config: Config, manifest: Manifest, num_classes: int) -> di
         "data": manifest.fingerprint,
         "held_out": {"data.val_identities": config.data.val_identities},
         "classes": num_classes,
+        "pixels": describe_pixels(config.data),
         "plan": {"seed": config.seed, **batches, "data.pool_images": config.data.pool_images},
         "optimizer": {"optim.algorithm": config.optim.algorithm},
     }
@@ -134,7 +136,7 @@ def check_ranks(state: TrainState, batch: BatchConfig, world_size: int) -> list[
 
 
 def format_start_up(
-    config: Config, data: TrainData, accelerator: Accelerator, state: TrainState, model: nn.Module
+    config: Config, data: TrainData, accelerator: Accelerator, state: TrainState, model: ReIDModel
 ) -> str:
     """Return the table that a run prints before its first step."""
     split, plan = data.split, data.plan
@@ -161,8 +163,8 @@ def format_start_up(
         "memory": f"{per_rank} streams x {in_stream} encoded images, about "
         f"{per_rank * in_stream * image_bytes / 2**20:,.0f} MiB a process",
         "device": f"{accelerator.device}, precision {accelerator.mixed_precision}",
-        "encoder": f"{config.model.encoder}, {parameters / 1e6:.1f} million parameters",
-        "weights": str(model.encoder.loaded),  # type: ignore[union-attr]
+        "encoder": f"{config.model.encoder}, features of {model.dim}, {parameters / 1e6:.1f} million parameters",
+        "weights": model.initial_weights,
         "steps": f"{plan.steps_per_epoch} an epoch, {config.optim.epochs} epochs, "
         + (f"from epoch {state.epoch + 1} step {state.step + 1}" if state.epoch < config.optim.epochs else "all made"),
         "evaluates": evaluates,

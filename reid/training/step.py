@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from reid.config import Config
 from reid.data.augmentation import Augmentation
+from reid.data.normalization import Normalization
 from reid.data.train_loader import Batch
 from reid.losses.objective import Losses, Objective
 from reid.model.network import ReIDModel, drop_frozen_gradients
@@ -46,7 +47,7 @@ class TrainingStep:
         self.config, self.accelerator = config, accelerator
         self.model, self.bare, self.objective, self.optimizer = model, bare, objective, optimizer
         self.schedule = Schedule(config.optim, steps_per_epoch, config.batch.identities)
-        self.augmentation = Augmentation(config.augment)
+        self.augmentation = Augmentation(config.augment, Normalization.from_config(config.data))
         self.memory_format = memory_format(config, accelerator.device)
 
     def take(self, epoch: int, global_step: int, batch: Batch) -> Step:

@@ -10,6 +10,7 @@ from reid import program
 from reid.config import Config, check
 from reid.distributed import from_rank_0, start_accelerator
 from reid.files import check_writable
+from reid.model.preprocessing import complete
 from reid.runs.environment import code_version
 from reid.runs.folder import RunFolder
 from reid.runs.store import claim_run_folder
@@ -37,6 +38,7 @@ def train(config: Config) -> bool:
     config.name = name_in_sweep(config.name)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     check(config, ranks)
+    config.data = complete(config.data, config.model.encoder)
     data = load_data(config, ranks)
     set_speed(config.speed)
     accelerator = start_accelerator(config.precision, config.timeout_s, config.device)

@@ -88,6 +88,10 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "triplet neck, m 0.5": ("--loss.triplet_space=neck", "--loss.triplet_margin=0.5"),
     "triplet neck, m 0.2": ("--loss.triplet_space=neck", "--loss.triplet_margin=0.2"),
     "triplet neck, m 0.3, weight 2": (*NECK_TRIPLET, "--loss.triplet=2"),
+    "triplet neck, m 0.3; MCTL neck, m √2, w1 0.1, weight 1": (
+        *NECK_TRIPLET,
+        *centroids("mctl", "neck", 1.414, 1, 0.1),
+    ),
     "triplet neck, m 0.3; MCTL neck, m √2, w1 0.5, weight 3": (
         *NECK_TRIPLET,
         *centroids("mctl", "neck", 1.414, 3, 0.5),
@@ -110,8 +114,9 @@ FINALISTS = (
     "nothing added",
     "CTL raw, m 0.5",
     LETTER,
-    "MCTL neck, m √2, w1 0.5, weight 3",
-    "CTL neck, m 0.3, weight 2",
+    "triplet neck, m 0.3",
+    "triplet neck, m 0.3; CTL neck, m 0.3, weight 1",
+    "triplet neck, m 0.3; MCTL neck, m √2, w1 0.3, weight 1",
 )
 STAGES = {"screening": (tuple(SETTINGS), 1), "finalists": (FINALISTS, 5)}  # settings and seeds
 

@@ -28,8 +28,8 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from reid.config import LossConfig, OptimConfig
-from reid.data.augmentation import normalize
 from reid.data.images import Pixels
+from reid.data.normalization import Normalization
 from reid.losses.gather import find_layout
 from reid.losses.objective import Objective
 from reid.training.optim import build_optimizer
@@ -66,7 +66,7 @@ def bare_loop(
     if compiled:
         model.compile()
         objective.compile(fullgraph=True, dynamic=True)
-    images = normalize(torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, device=device))
+    images = Normalization().apply(torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, device=device))
     labels = torch.arange(batch // K, device=device).repeat_interleave(K)
     rows = find_layout(labels)
     images = images.contiguous(memory_format=layout)

@@ -237,7 +237,7 @@ def changed(**knobs) -> Config:
         (
             {"model__weights_grid": (16, 8)},
             1,
-            r"weights_grid = \[16, 8\] is that of a file, and model\.weights = imagenet",
+            r"weights_grid = \[16, 8\] is about a file, and model\.weights = imagenet",
         ),
         ({"model__norm": "frozen", "model__weights": "none"}, 1, r"norm = frozen .*give weights, or leave it at batch"),
         (

@@ -9,15 +9,12 @@ from PIL import Image
 
 from reid.config import AugmentConfig
 from reid.data.augmentation import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     Augmentation,
     Changes,
     Parameters,
     concatenate,
-    denormalize,
-    normalize,
 )
+from reid.data.normalization import IMAGENET_MEAN, IMAGENET_STD, Normalization
 
 H, W = 12, 8
 
@@ -49,14 +46,14 @@ def slowly_normalized(image: np.ndarray) -> np.ndarray:
 def test_normalize_and_back():
     batch = images(3)
     wanted = np.stack([slowly_normalized(image) for image in batch.numpy()])
-    assert normalize(batch).dtype == torch.float32
-    np.testing.assert_allclose(normalize(batch), wanted, atol=1e-5)
-    assert torch.equal(denormalize(normalize(batch)), batch)
+    assert Normalization().apply(batch).dtype == torch.float32
+    np.testing.assert_allclose(Normalization().apply(batch), wanted, atol=1e-5)
+    assert torch.equal(Normalization().invert(Normalization().apply(batch)), batch)
 
 
 def test_values_outside_are_clipped_on_the_way_back():
-    batch = normalize(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 1, 1)) * 3
-    assert denormalize(batch).flatten(1).tolist() == [[0, 0, 0], [255, 255, 255]]
+    batch = Normalization().apply(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 1, 1)) * 3
+    assert Normalization().invert(batch).flatten(1).tolist() == [[0, 0, 0], [255, 255, 255]]
 
 
 @pytest.mark.parametrize("knobs", [{}, {"rotate_degrees": 20.0}, {"scale": 0.2}, {"fill": "edge", "pad": 0}])
@@ -64,7 +61,7 @@ def test_parameters_of_nothing_give_plain_normalisation(knobs):
     """Coordinates up to 12 are off by up to 4e-6 in float32, between neighbours that differ by up to 4.9."""
     augmentation = Augmentation(AugmentConfig(**knobs))
     found = change(augmentation, images(3), identity(3, augmentation.config.pad))
-    torch.testing.assert_close(found, normalize(images(3)), atol=2e-5, rtol=0)
+    torch.testing.assert_close(found, Normalization().apply(images(3)), atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("fill", ["black", "edge"])
@@ -119,7 +116,7 @@ def test_rotation_turns_as_pillow_does():
     parameters = identity(1)
     parameters.affine[0, 0] = math.radians(25)
     augmentation = Augmentation(AugmentConfig(pad=0, rotate_degrees=25.0))
-    found = denormalize(change(augmentation, torch.from_numpy(smooth)[None], parameters))[0]
+    found = Normalization().invert(change(augmentation, torch.from_numpy(smooth)[None], parameters))[0]
     turned = Image.fromarray(smooth.transpose(1, 2, 0)).rotate(25, Image.Resampling.BILINEAR)
     inside = (y - 19.5) ** 2 + (x - 11.5) ** 2 < 10**2
     difference = np.abs(found.numpy().astype(int) - np.asarray(turned).transpose(2, 0, 1))[:, inside]

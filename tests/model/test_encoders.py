@@ -1,5 +1,6 @@
 """reid/model/encoders.py: every encoder against torchvision's (or timm's) own model with the same weights."""
 
+import json
 import sys
 from functools import cache
 
@@ -7,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from safetensors.torch import save_file
 from torch import nn
 
+from reid.data.normalization import IMAGENET_STD
 from reid.model.encoders import ENCODERS, GeneralizedMean, ImageTransformer, resnet10
+from reid.model.preprocessing import own_preprocessing
 from reid.model.pretrained import load_weights
-from tests.support.models import make_encoder, small_vit
+from tests.support.models import make_encoder, model_config, small_vit
 
 HAS_TIMM_REASON = "timm, an optional dependency, is not installed"
 
@@ -66,7 +70,7 @@ def build():
     return build
 
 
-@pytest.mark.parametrize("name", [name for name in ENCODERS if name != "resnet10"])
+@pytest.mark.parametrize("name", [name for name in ENCODERS if name in torchvision.models.list_models()])
 def test_parameters_are_those_that_torchvision_publishes_less_the_classifier(name):
     encoder, dim = build_on_meta(name, image_size=(224, 224))
     published = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].meta["num_params"]
@@ -124,7 +128,7 @@ def map_size(encoder: nn.Module) -> tuple[int, ...]:
     return sizes[0]
 
 
-@pytest.mark.parametrize("name", ["convnext_tiny", "swin_t", "vit_b_16", "timm/resnet18"])
+@pytest.mark.parametrize("name", ["convnext_tiny", "swin_t", "vit_b_16", "osnet_x1_0", "timm/vit_tiny_patch16_224"])
 @pytest.mark.parametrize(("knob", "value"), [("last_stride", 2), ("stem_stride", 2)])
 def test_strides_of_other_encoders_are_refused(name, knob, value):
     with pytest.raises(ValueError, match=rf"model\.{knob} = 2: only ResNets have it, not {name}; leave it at"):
@@ -228,7 +232,8 @@ def test_timm_features(name):
     """The model of timm with the same seed; a ViT is built for the images' size."""
     timm = pytest.importorskip("timm", reason=HAS_TIMM_REASON)
     torch.manual_seed(0)
-    encoder, dim = make_encoder(f"timm/{name}", image_size=(64, 32))
+    stride = 2 if name == "resnet10t" else 1
+    encoder, dim = make_encoder(f"timm/{name}", image_size=(64, 32), last_stride=stride)
     torch.manual_seed(0)
     size = {"img_size": (64, 32)} if name.startswith("vit") else {}
     reference = timm.create_model(name, num_classes=0, **size)
@@ -237,6 +242,75 @@ def test_timm_features(name):
         found = encoder.eval()(images)
         torch.testing.assert_close(found, reference.eval()(images), rtol=0, atol=0)
     assert found.shape == (2, dim)
+
+
+def test_last_stride_of_timms_resnets():
+    """Features are torchvision's, whose names and layers are the same; a variant with pools doubles its map, too."""
+    pytest.importorskip("timm", reason=HAS_TIMM_REASON)
+    own, _ = make_encoder("resnet18")
+    encoder, _ = make_encoder("timm/resnet18")
+    encoder.load_state_dict(own.state_dict())
+    images = torch.randn(2, 3, 64, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.eval()(images), own.eval()(images))
+    for name in ("resnet26d", "resnetaa50"):
+        with torch.device("meta"):
+            sizes = [map_size(make_encoder(f"timm/{name}", last_stride=stride)[0]) for stride in (2, 1)]
+            names = [list(make_encoder(f"timm/{name}", last_stride=stride)[0].state_dict()) for stride in (2, 1)]
+        assert sizes == [(2, 1), (4, 2)] and names[0] == names[1]
+    with torch.device("meta"), pytest.raises(ValueError, match=r"model\.last_stride = 1: timm/res2net.*set .* to 2"):
+        make_encoder("timm/res2net50_26w_4s")
+
+
+TOWERS = {
+    "vit_small_patch16_dinov3": (16, 8), "vit_small_patch14_dinov2": None, "vit_base_patch16_clip_224.openai": (16, 8),
+    "vit_base_patch16_siglip_224": (16, 8), "vit_small_patch16_224.augreg_in21k": (16, 8),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_towers_of_timm_take_pictures_that_are_not_square(name):
+    pytest.importorskip("timm", reason=HAS_TIMM_REASON)
+    with torch.device("meta"):
+        if TOWERS[name] is None:  # timm would leave out what its patches do not cover
+            with pytest.raises(
+                ValueError, match=r"14 x 14 pixels; data\.height = 256 .* multiples, e\.g\. 252 and 126"
+            ):
+                make_encoder(f"timm/{name}")
+        size = (252, 126) if TOWERS[name] is None else (256, 128)
+        encoder, dim = make_encoder(f"timm/{name}", image_size=size)
+        assert encoder.eval()(torch.zeros(2, 3, *size)).shape == (2, dim)
+    assert encoder.patch_embed.grid_size == (TOWERS[name] or (18, 9))
+
+
+def fill_hub(folder, architecture, **card):
+    """The Hugging Face cache with one model, "people/tiny"."""
+    timm = pytest.importorskip("timm", reason=HAS_TIMM_REASON)
+    torch.manual_seed(3)
+    model = timm.create_model(architecture, num_classes=0)
+    snapshot = folder / "models--people--tiny" / "snapshots" / "1234"
+    snapshot.mkdir(parents=True)
+    (folder / "models--people--tiny" / "refs").mkdir()
+    (folder / "models--people--tiny" / "refs" / "main").write_text("1234")
+    config = {"architecture": architecture, "num_classes": 0, "pretrained_cfg": {"num_classes": 0, **card}}
+    (snapshot / "config.json").write_text(json.dumps(config))
+    save_file(model.state_dict(), snapshot / "model.safetensors")
+    return model
+
+
+def test_a_model_of_the_hub(monkeypatch, tmp_path):
+    """Offline: from the cache, with its own mean; without one, an error that says how to fill it."""
+    for name, value in (("HF_HUB_OFFLINE", True), ("HF_HUB_CACHE", str(tmp_path))):
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    model = fill_hub(tmp_path, "vit_tiny_patch16_224", mean=[0.4, 0.5, 0.6], interpolation="bilinear")
+    encoder, dim = make_encoder("timm/hf-hub:people/tiny", "imagenet", image_size=(64, 32))
+    assert torch.equal(encoder.blocks[0].attn.qkv.weight, model.blocks[0].attn.qkv.weight) and encoder.grid == (4, 2)
+    assert own_preprocessing("timm/hf-hub:people/tiny") == ((0.4, 0.5, 0.6), IMAGENET_STD, "bilinear")
+    assert not torch.equal(
+        make_encoder("timm/hf-hub:people/tiny", image_size=(64, 32))[0].norm.weight, torch.zeros(dim)
+    )
+    with pytest.raises(ValueError, match=r"timm/hf-hub:people/none: .*reid\.model fetch timm/hf-hub:people/none"):
+        make_encoder("timm/hf-hub:people/none")
 
 
 def test_timm_position_embeddings_from_a_file_of_another_size(tmp_path):
@@ -263,7 +337,7 @@ def test_a_vit_learns_positions_from_a_file_of_another_size(tmp_path):
     vit = small_vit()
     torch.save(vit.state_dict(), tmp_path / "vit.pth")
     encoder = ImageTransformer(small_vit(), 48, 16)
-    load_weights(encoder, tmp_path / "vit.pth")
+    load_weights(encoder, tmp_path / "vit.pth", model_config())
     positions = encoder.encoder.pos_embedding
     assert positions.shape == (1, 13, 12)
     assert torch.equal(positions[:, :1], vit.encoder.pos_embedding[:, :1])

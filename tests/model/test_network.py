@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from reid.data.augmentation import normalize
+from reid.data.normalization import Normalization
 from reid.model.__main__ import main
 from reid.model.encoders import ENCODERS
 from reid.model.network import Classifier, ReIDModel, drop_frozen_gradients, freeze_heads
@@ -49,6 +50,32 @@ def test_training_gives_feature_and_logits_evaluation_the_feature_after_the_neck
         pooled = small.encoder(images)
     mean, var = small.neck.running_mean, small.neck.running_var
     torch.testing.assert_close(found, (pooled - mean) / (var + small.neck.eps).sqrt() * small.neck.weight)
+
+
+@pytest.mark.usefixtures("_narrow")
+def test_an_embedding_gives_features_their_length(tmp_path):
+    """It is linear, without bias, learns with the heads, and comes with the neck of a run; 0 changes no tensor."""
+    torch.manual_seed(0)
+    model = make_model(5, embedding=16)
+    encoded: list[torch.Tensor] = []
+    model.encoder.register_forward_hook(lambda module, inputs, output: encoded.append(output))
+    features, after_neck, logits = model(torch.randn(4, 3, 32, 16))
+    torch.testing.assert_close(features, encoded[0] @ model.embedding.weight.T)
+    assert model.dim == 16 and after_neck.shape == (4, 16) and logits.shape == (4, 5)
+    logits.square().sum().backward()
+    assert model.embedding.weight.grad.abs().sum() > 0
+    save_file({**model.state_dict()}, tmp_path / "model.safetensors")
+    again = make_model(7, embedding=16, weights=str(tmp_path / "model.safetensors"), weights_neck=True)
+    assert torch.equal(again.embedding.weight, model.embedding.weight)
+    assert torch.equal(again.neck.running_mean, model.neck.running_mean)
+    assert "with its embedding and neck" in again.initial_weights
+    fresh = make_model(7, embedding=16, weights=str(tmp_path / "model.safetensors"))
+    assert not torch.equal(fresh.embedding.weight, model.embedding.weight)
+    with pytest.raises(
+        ValueError, match=r"weights_neck = true: embedding\.weight is \(16, 64\) in the file, here \(8, 64\)"
+    ):
+        make_model(7, embedding=8, weights=str(tmp_path / "model.safetensors"), weights_neck=True)
+    assert not [name for name in make_model(5).state_dict() if "embedding" in name]
 
 
 def test_neck_bias_is_frozen_at_zero_and_the_classifier_has_none(small):
@@ -174,7 +201,7 @@ def test_other_encoders_train(encoder):
 
 def test_list_names_every_encoder_and_what_is_in_the_cache(capsys, monkeypatch, tmp_path):
     """Of a short list; tests/model/test_encoders.py builds all."""
-    names = ("resnet10", "resnet50", "swin_t", "vit_b_16")
+    names = ("resnet10", "resnet50", "swin_t", "solider_swin_t")
     assert set(names) < set(ENCODERS)
     monkeypatch.setattr("reid.model.__main__.ENCODERS", names)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -183,9 +210,13 @@ def test_list_names_every_encoder_and_what_is_in_the_cache(capsys, monkeypatch, 
     file.touch()
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:-1]] == list(names)
-    assert f" 2048   23,508,032  {file}" in "".join(line for line in lines if line.startswith("resnet50"))
-    assert sum("not fetched" in line for line in lines) == len(names) - 2  # resnet10 has none
+    assert lines[0] == "at 256 x 128 pixels (data.height, data.width)"
+    rows = {line.split()[0]: line.split() for line in lines[2:-1]}
+    assert list(rows) == list(names)
+    imagenet = ["0.485", "0.456", "0.406", "0.229", "0.224", "0.225", "bilinear"]
+    assert rows["resnet50"] == ["resnet50", "2048", "23,508,032", *imagenet, str(file)]
+    assert rows["solider_swin_t"][3:10] == ["0.500"] * 6 + ["bicubic"] and "SOLIDER" in rows["solider_swin_t"]
+    assert "none" in rows["resnet10"] and "(not" in rows["swin_t"]
 
 
 def test_fetch_prints_path_and_hash(capsys, monkeypatch, tmp_path):
@@ -207,6 +238,30 @@ def test_fetch_of_what_there_is_not(capsys, name, words):
     assert said.out == "" and said.err.startswith("error: ") and words in said.err
 
 
+def test_inspect_shows_what_a_file_holds_and_which_encoder_it_fits(capsys, monkeypatch, tmp_path):
+    """A student and a teacher of a ResNet-18, of which a ResNet-10 is a part."""
+    monkeypatch.setattr("reid.model.__main__.ENCODERS", ("vit_b_16", "resnet10", "resnet18"))
+    with torch.device("meta"):
+        state = make_model(5, encoder="resnet18").encoder.state_dict()
+    state = {name: torch.zeros(()).expand(value.shape) for name, value in state.items()}
+    names = {f"{part}.backbone.{name}": value for part in ("student", "teacher") for name, value in state.items()}
+    torch.save({"state_dict": {**names, "head.weight": torch.zeros(7, 2)}, "epoch": 3}, tmp_path / "dino.pth")
+    assert main(["inspect", str(tmp_path / "dino.pth")]) == 0
+    said = capsys.readouterr().out
+    rows = [line.split() for line in said.splitlines()]
+    assert ["state_dict.head", "1", "14"] in rows and rows[-1][0] != "resnet18"
+    best = [row for row in rows if row[:2] == ["resnet18", "yes"]]
+    assert [row[6] for row in best] == ["state_dict.student.backbone", "state_dict.teacher.backbone"]
+    assert next(row[:6] for row in rows if row[:1] == ["resnet10"]) == ["resnet10", "more", "layers", "60", "of", "60"]
+    assert main(["inspect", str(tmp_path / "dino.pth"), "--key", "state_dict.teacher", "--encoder", "resnet18"]) == 0
+    assert capsys.readouterr().out.count("resnet18") == 1
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    assert main(["inspect", str(tmp_path / "other.pth"), "--encoder", "resnet18"]) == 0
+    assert "none of resnet18 has tensors of these names" in capsys.readouterr().out
+    assert main(["inspect", str(tmp_path / "nowhere.pth")]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
 # The baseline without learning
 
 
@@ -214,7 +269,7 @@ def test_fetch_of_what_there_is_not(capsys, name, words):
 def test_colour_histogram_against_numpy(stripes, bins, height):
     images = np.random.default_rng(0).integers(0, 256, (3, 3, height, 6), dtype=np.uint8)
     images[0, :, :, :2], images[1] = 0, 255
-    found = ColourHistogram(stripes, bins, side=1 / 6)(normalize(torch.from_numpy(images)))
+    found = ColourHistogram(stripes, bins, side=1 / 6)(Normalization().apply(torch.from_numpy(images)))
     assert found.shape == (3, stripes * np.prod(bins))
     edges = [np.linspace(0, 256, b + 1) for b in bins]
     for image, features in zip(images, found.numpy(), strict=True):

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import sys
+import types
 import zipfile
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,6 +49,36 @@ def test_numpy_of_both_major_versions(tmp_path: Path) -> None:
     other = data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
     path.write_bytes(other if other != data else data.replace(b"numpy.core.multiarray", b"numpy._core.multiarray"))
     assert read_file(path)[0]["rank1"] == 0.5
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_trainers_save_beside_the_tensors(tmp_path: Path, zipped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning's callbacks by class and its settings, a configuration of omegaconf and yacs, paths, an enumeration."""
+    made = []
+    for module, name, base in (
+        ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint", object), ("yacs.config", "CfgNode", dict),
+        ("pytorch_lightning.utilities.parsing", "AttributeDict", dict), ("omegaconf.dictconfig", "DictConfig", object),
+        ("lightning.pytorch.trainer.states", "TrainerFn", str),
+    ):  # fmt: skip
+        kind = type(name, (base,), {"__module__": module})
+        monkeypatch.setitem(sys.modules, module.split(".")[0], types.ModuleType(module))
+        monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(**{name: kind}))  # type: ignore[arg-type]
+        made.append(kind)
+    checkpoint, node, settings, omega, state = made
+    config = omega()
+    config.__dict__ = {"_content": {"lr": 1}, "_parent": None, "_metadata": (dict, Any)}
+    file = {
+        "state_dict": OrderedDict(TENSORS), "callbacks": {checkpoint: {"best": 0.5}},
+        "hyper_parameters": settings(lr=1), "config": config, "cfg": node(a=node(b=1)), "path": Path("runs"),
+        "fn": state("fit"), "log": defaultdict(list),
+    }  # fmt: skip
+    path = tmp_path / "last.ckpt"
+    torch.save(file, path, _use_new_zipfile_serialization=zipped)
+    for module in {kind.__module__ for kind in made}:
+        monkeypatch.delitem(sys.modules, module)
+    content, _ = read_file(path)
+    assert torch.equal(content["state_dict"]["conv1.weight"], TENSORS["conv1.weight"])
+    assert content["hyper_parameters"] == {"lr": 1} and content.keys() == file.keys()
 
 
 def write_safetensors(path: Path) -> None:

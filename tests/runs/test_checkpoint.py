@@ -11,6 +11,7 @@ from torch import nn
 
 from reid.config import LossConfig, OptimConfig
 from reid.losses.objective import Objective
+from reid.model.saved import check, find_undamaged
 from reid.runs import checkpoint
 from reid.runs.checkpoint import Parts, TrainState
 from reid.training.optim import build_optimizer
@@ -207,7 +208,7 @@ def rewrite(path: Path, changes: dict[str, Any], format: int = 3) -> None:
 def test_a_changed_state_is_damage(tmp_path, run, changes, format):
     older, newest = run.save(tmp_path, 1), run.save(tmp_path, 2)
     rewrite(newest, changes, format)
-    found, (said,) = checkpoint.find_undamaged(tmp_path)
+    found, (said,) = find_undamaged(tmp_path)
     assert found == older and said.startswith(f"{newest}: damaged checkpoint: state.json ") and "\n" not in said
 
 
@@ -238,7 +239,7 @@ def test_a_checkpoint_of_the_format_before_is_read(tmp_path, run):
     rewrite(path, {}, format=2)
     (state := json.loads((path / "state.json").read_text())).pop("due")
     (path / "state.json").write_text(json.dumps(state))
-    checkpoint.check(path)
+    check(path)
     other = Run(9)
     assert other.load(path) == TrainState(1, 0, {"image/mAP": 0.25})
     assert_equal(run, other)
@@ -249,10 +250,10 @@ def test_a_checkpoint_of_the_format_before_is_read(tmp_path, run):
 def test_a_checkpoint_may_be_copied_under_a_name_that_is_no_position(tmp_path, run):
     path = run.save(tmp_path, 1)
     path.rename(tmp_path / "market-best")
-    checkpoint.check(tmp_path / "market-best")
+    check(tmp_path / "market-best")
     (tmp_path / "market-best").rename(tmp_path / "epoch-0002-step-000000")
     with pytest.raises(ValueError, match=r"damaged checkpoint: state\.json is of epoch 1, step 0"):
-        checkpoint.check(tmp_path / "epoch-0002-step-000000")
+        check(tmp_path / "epoch-0002-step-000000")
 
 
 @pytest.mark.parametrize("file", ["state.json", "model.safetensors"])
@@ -354,7 +355,7 @@ def test_an_evaluation_amends_the_checkpoint_and_writes_nothing_else_anew(tmp_pa
     written = {file.name: stamp_of(file) for file in path.iterdir()}
     better = TrainState(2, 0, {"image/mAP": 0.5}, path.name)
     assert checkpoint.amend(tmp_path, better, keep=1) == path
-    checkpoint.check(path)
+    check(path)
     assert run.load(path) == better
     assert checkpoint.find(tmp_path) == [path]
     same = {file.name for file in path.iterdir() if stamp_of(file) == written.get(file.name)}
@@ -381,7 +382,7 @@ def test_what_was_set_aside_is_put_back(tmp_path, run):
     path = run.save(tmp_path, 1)
     path.rename(tmp_path / f".{path.name}.replaced")  # a kill before the new one had this name
     checkpoint.restore(tmp_path)
-    assert checkpoint.find_undamaged(tmp_path) == (path, [])
+    assert find_undamaged(tmp_path) == (path, [])
     checkpoint.restore(tmp_path / "nowhere")
 
 
@@ -399,4 +400,4 @@ def test_an_old_checkpoint_that_cannot_be_removed_is_said_so(tmp_path, run, monk
     with pytest.raises(checkpoint.NotRemoved) as error:
         run.save(tmp_path, 2, keep=1)
     assert error.value.filename == str(old)
-    checkpoint.check(tmp_path / "epoch-0002-step-000000")
+    check(tmp_path / "epoch-0002-step-000000")

@@ -18,7 +18,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reid.config import Config
-from reid.data.augmentation import _channel_statistics
+from reid.data import normalization
 from reid.data.layout import build_layout
 from reid.data.train_loader import Batch
 from reid.data.transfer import map_leaves
@@ -173,7 +173,7 @@ def record_step(config: Config, device: str, ranks: int = 1, **options: Any) -> 
             they can.
         options: of `make_step`.
     """
-    _channel_statistics.cache_clear()
+    normalization._to_device.cache_clear()
     with fake_ranks(ranks), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         step, batch = make_step(config, device, ranks, **options)
         batch = map_leaves(batch, Tensor, lambda t: t if isinstance(t, FakeTensor) else mode.from_tensor(t))
@@ -183,7 +183,7 @@ def record_step(config: Config, device: str, ranks: int = 1, **options: Any) -> 
                 if number:
                     _split(step, recorder, parts)
                 step.take(0, number, batch)
-    _channel_statistics.cache_clear()
+    normalization._to_device.cache_clear()
     return parts
 
 

@@ -9,6 +9,7 @@ from torchvision.models import VisionTransformer
 from reid.config import ModelConfig
 from reid.model.encoders import build_encoder
 from reid.model.network import ReIDModel
+from reid.model.pretrained import initialize
 
 
 def make_model(
@@ -20,7 +21,17 @@ def make_model(
 def make_encoder(
     encoder: str, weights: str = "none", *, image_size: tuple[int, int] = (256, 128), **knobs: Any
 ) -> tuple[nn.Module, int]:
-    return build_encoder(model_config(encoder, weights, **knobs), image_size)
+    built, dim, _ = load_encoder(encoder, weights, image_size=image_size, **knobs)
+    return built, dim
+
+
+def load_encoder(
+    encoder: str, weights: str = "none", *, image_size: tuple[int, int] = (256, 128), **knobs: Any
+) -> tuple[nn.Module, int, str]:
+    """An encoder, its dimension, and what its weights are said to be."""
+    config = model_config(encoder, weights, **knobs)
+    built, dim = build_encoder(config, image_size)
+    return built, dim, initialize(built, config)
 
 
 def model_config(encoder: str = "resnet10", weights: str = "none", **knobs: Any) -> ModelConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,11 +20,16 @@ from tests.support.drawn import HEIGHT, WIDTH, Drawn
 FEW = 6
 
 
-def make_run(folder: Path, drawn: Drawn, seed: int = 0, encoder: str = "resnet10", damage: float | None = None) -> Path:
+def make_run(
+    folder: Path, drawn: Drawn, seed: int = 0, encoder: str = "resnet10", damage: float | None = None, **knobs: Any
+) -> Path:
     """A run as training leaves it, of an encoder that has learned nothing and shows few features: with all of them it
-    tells the drawn identities apart so well that all figures would be 1."""
+    tells the drawn identities apart so well that all figures would be 1. knobs: of `data`, or e.g. model__embedding."""
     config = Config(name=folder.name, runs=str(folder.parent))
     config.data.root, config.data.height, config.data.width = str(drawn.root), HEIGHT, WIDTH
+    for name, value in knobs.items():
+        section, _, knob = name.rpartition("__")
+        setattr(getattr(config, section or "data"), knob, value)
     config.model.encoder, config.model.weights = encoder, "none"
     torch.manual_seed(seed)
     model = ReIDModel(len(drawn.manifest.split("train").pids), config.model, config.data.image_size)

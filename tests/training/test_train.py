@@ -19,9 +19,10 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from reid.config import BatchConfig, Config, LossConfig
+from reid.config import BatchConfig, Config, LossConfig, load
 from reid.data.images import Pixels
 from reid.data.manifest import load_manifest
+from reid.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from reid.data.plan import Plan
 from reid.distributed import start_accelerator
 from reid.evaluation.evaluator import extract
@@ -243,6 +244,10 @@ def test_a_stop_at_the_end_of_an_epoch_leaves_the_evaluation_to_the_resumed_run(
             {"data__val_identities": 2},
             r"held_out has data.val_identities = 0, here it is 2; .* \(data.val_identities\)",
         ),
+        (
+            {"data__mean": (0.5, 0.5, 0.5)},
+            r"pixels has data\.mean = \[0\.485, .* is \[0\.5, 0\.5, 0\.5\]; .* \(data\.mean\)",
+        ),
         ({"optim__algorithm": "sgd"}, "optimizer has optim.algorithm = 'adam', here it is 'sgd'"),
         ({"optim__bias_lr_factor": 2.0, "optim__weight_decay": 0.1}, ""),
     ],
@@ -299,11 +304,13 @@ def test_an_identity_of_one_image_alone_on_a_rank(images: int, ranks: int, knobs
 def test_the_start_table_says_what_of_a_run_is_loaded(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     config.optim.epochs = 1
     assert not train(config)
-    config.model.weights = str(checkpoint.find(config.folder / "checkpoints")[0] / "model.safetensors")
+    written = load(config.folder / "config.yaml").data
+    assert (written.mean, written.std, written.interpolation) == (IMAGENET_MEAN, IMAGENET_STD, "bilinear")
+    config.model.weights = str(config.folder)
     config.name, config.dry_run = "next", True
     assert not again(config)
-    (row,) = (line for line in capsys.readouterr().out.splitlines() if config.model.weights in line)
-    assert row.split()[0] == "weights" and row.endswith("under encoder; left out: neck (4), classifier (1)")
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if f"{config.model.weights}/checkpoints/" in line)
+    assert row.split()[0] == "weights" and row.endswith("under encoder; left out: classifier (1), neck (4)")
 
 
 def test_a_dry_run_says_what_it_saw_and_what_it_cannot_write_and_leaves_nothing(
