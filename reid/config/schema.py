@@ -171,21 +171,21 @@ class LossConfig(Section):
     """Label smoothing."""
     triplet: Weight = 1.0
     """Weight of the batch-hard triplet loss."""
-    triplet_margin: Positive | None = 0.5
+    triplet_margin: Positive | None = 0.3
     """Margin of the triplet loss; null for the soft margin."""
     triplet_scope: Literal["local", "global"] = "local"
     """Mine triplets in the batch of one rank, or of all ranks."""
-    triplet_space: Literal["raw", "unit", "neck"] = "raw"
+    triplet_space: Literal["raw", "unit", "neck"] = "neck"
     """Features that triplet and quadruplet loss compare; see `space`."""
     quadruplet: Weight = 0.0
     """Weight of the quadruplet loss; its first margin is `triplet_margin`, its scope `triplet_scope`."""
     quadruplet_margin2: float = 0.25
     """Second margin of the quadruplet loss; smaller than the first."""
-    mctl: Weight = 3.0
+    mctl: Weight = 1.0
     """Weight of the modified centroid triplet loss."""
     ctl: Weight = 0.0
     """Weight of the centroid triplet loss."""
-    w1: Fraction = 0.5
+    w1: Fraction = 0.3
     """MCTL: weight of the pull towards the positive centroid; the push has 1 - w1 unless w2 is given."""
     w2: NonNegative | None = None
     """MCTL: weight of the push away from the nearest other centroid; null = 1 - w1."""

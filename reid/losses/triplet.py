@@ -14,9 +14,7 @@ from reid.losses.gather import GlobalBatch, find_global_batch
 SCOPES = ("local", "global")
 
 
-def batch_hard_triplet(
-    features: Tensor, pids: Tensor, margin: float | None = LossConfig.triplet_margin, scope: str = "local"
-) -> Tensor:
+def batch_hard_triplet(features: Tensor, pids: Tensor, margin: float | None = 0.3, scope: str = "local") -> Tensor:
     """Batch-hard triplet loss (Hermans, Beyer & Leibe, 2017).
 
         L = mean over anchors of  max(0, max_p d(a, p) - min_n d(a, n) + margin);  margin None: softplus(d_ap - d_an)

@@ -55,7 +55,13 @@ DATASETS = {
     ),
 }  # fmt: skip
 
-NEUTRAL = ("--loss.mctl=0", "--loss.ctl=0", "--loss.space=raw", "--loss.triplet_space=raw")  # whatever a config ships
+NEUTRAL = (
+    "--loss.mctl=0",
+    "--loss.ctl=0",
+    "--loss.space=raw",
+    "--loss.triplet_space=raw",
+    "--loss.triplet_margin=0.5",
+)  # whatever a config ships
 
 
 def centroids(loss: str, space: str, margin: float, weight: float, w1: float = 0.1) -> tuple[str, ...]:

@@ -47,9 +47,9 @@ RECIPE = {
     "model.encoder": "resnet50", "model.weights": "imagenet", "model.last_stride": 1, "model.stem_stride": 4,
     "model.pool": "gap", "model.head": "linear", "model.norm": "batch", "model.sync_batchnorm": False,
     "model.frozen_epochs": 0, "loss.cross_entropy": 1.0, "loss.smoothing": 0.1, "loss.triplet": 1.0,
-    "loss.triplet_margin": 0.5, "loss.triplet_scope": "local", "loss.quadruplet": 0.0, "loss.mctl": 3.0,
-    "loss.ctl": 0.0, "loss.w1": 0.5, "loss.w2": None, "loss.margin": 1.414, "loss.reading": "paper",
-    "loss.space": "neck", "loss.triplet_space": "raw", "loss.circle": 0.0, "loss.contrastive": 0.0,
+    "loss.triplet_margin": 0.3, "loss.triplet_scope": "local", "loss.quadruplet": 0.0, "loss.mctl": 1.0,
+    "loss.ctl": 0.0, "loss.w1": 0.3, "loss.w2": None, "loss.margin": 1.414, "loss.reading": "paper",
+    "loss.space": "neck", "loss.triplet_space": "neck", "loss.circle": 0.0, "loss.contrastive": 0.0,
     "loss.multi_similarity": 0.0, "loss.angular_margin": 0.0, "loss.cosine_margin": 0.0,
     "loss.center": 5e-4, "loss.center_lr": 0.5, "optim.algorithm": "adam", "optim.lr": 3.5e-4,
     "optim.lr_rule": "none", "optim.head_lr_factor": 1.0, "optim.bias_lr_factor": 1.0, "optim.weight_decay": 5e-4,
@@ -63,10 +63,12 @@ RECIPES = {
     "cuhk03": {"data.root": "data/cuhk03"},
     "veri776": {"data.root": "data/veri776", "data.width": 256},
     "baselines/bot": {
-        "data.root": "data/market1501", "loss.mctl": 0.0, "loss.triplet_margin": 0.3, "batch.short": "repeat",
+        "data.root": "data/market1501", "loss.mctl": 0.0, "loss.triplet_space": "raw", "loss.triplet_margin": 0.3,
+        "batch.short": "repeat",
     },
     "baselines/ctl": {
         "data.root": "data/market1501", "loss.mctl": 0.0, "loss.ctl": 1.0, "loss.reading": "rounds", "loss.margin": 0.5,
+        "loss.triplet_space": "raw", "loss.triplet_margin": 0.5,
         "loss.space": "raw",
     },
 }  # fmt: skip

@@ -39,7 +39,15 @@ def test_the_objective_sums_its_weighted_terms_and_says_what_it_saw() -> None:
     features = features.float()
     logits = features @ torch.tensor(ORACLES["full_groups"]["fc_weight"]).T
     config = LossConfig(
-        triplet=2.0, triplet_margin=0.3, mctl=0.5, ctl=0.25, center=0.01, margin=1.0, w1=0.1, space="raw"
+        triplet=2.0,
+        triplet_margin=0.3,
+        mctl=0.5,
+        ctl=0.25,
+        center=0.01,
+        margin=1.0,
+        w1=0.1,
+        space="raw",
+        triplet_space="raw",
     )
     objective = Objective(config, 10, features.shape[1])
     losses = objective(features, features, logits, labels)
@@ -71,7 +79,9 @@ def test_each_loss_compares_features_in_its_own_space(reading: str) -> None:
     spaces = {"raw": (features, "raw"), "unit": (features, "unit"), "neck": (after_neck, "unit")}
     logits, unit = torch.zeros(16, 10, dtype=torch.float64), torch.nn.functional.normalize
     for space, triplet_space in itertools.product(spaces, spaces):
-        config = LossConfig(space=space, triplet_space=triplet_space, margin=1.0, w1=0.1, ctl=0.5, reading=reading)
+        config = LossConfig(
+            space=space, triplet_space=triplet_space, margin=1.0, w1=0.1, ctl=0.5, reading=reading, triplet_margin=0.5
+        )
         objective = Objective(config, 10, 16).double()
         losses = objective(features, after_neck, logits, labels)
         rows, kind = spaces[space]
