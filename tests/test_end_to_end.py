@@ -79,7 +79,7 @@ def test_what_the_training_tells_wandb(workspace: Path, trained: Path) -> None:
     assert first["run_id"] == second["run_id"]
     assert (first["project"], first["display_name"], first["run_group"]) == ("mctl-reid", "resumed", "resumed")
     config = first["config"]["update"]
-    assert config["loss"]["w1"] == 0.1 and config["world_size"] == 2 and len(config["hosts"]) == 1
+    assert config["loss"]["w1"] == 0.3 and config["world_size"] == 2 and len(config["hosts"]) == 1
     assert config["data_fingerprint"] == load_manifest(workspace / "shards").fingerprint
     assert {"commit", "code", "torch", "wandb"} <= set(config["environment"])
     history = [item for records in goes for item in history_of(records)]

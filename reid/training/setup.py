@@ -156,7 +156,7 @@ def format_start_up(
         "data": f"{config.data.root}: {data.manifest.dataset}, {(plan.image_counts > 0).sum()} identities, "
         f"{plan.image_counts.sum()} images, {len(split.shards)} shards"
         + (f"; {held_out} identities held out" if held_out else ""),
-        "batch": f"{describe_batch(plan)} over {processes} process(es), {plan.streams} streams",
+        "batch": f"{describe_batch(plan)}, {plan.streams} streams",
         "ranks": f"{plan.ranks} virtual over {processes} process(es), "
         f"{plan.images_per_step / plan.ranks:.4g} images each"
         + (", computed twice (speed.recompute)" if config.speed.recompute else ""),

@@ -353,7 +353,7 @@ def test_the_first_published_weights_are_meant():
 
 
 def test_no_imagenet_weights_for_resnet10():
-    with pytest.raises(ValueError, match=r"no ImageNet weights for resnet10; use model\.weights = none"):
+    with pytest.raises(ValueError, match=r"no ImageNet weights for resnet10 to fetch; use model\.weights = none"):
         make_encoder("resnet10", "imagenet")
 
 

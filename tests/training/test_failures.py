@@ -193,8 +193,9 @@ def test_a_signal_without_a_launcher_gives_the_exit_status_that_asks_for_more(st
 
 
 def test_two_processes_train_without_a_cross_entropy(start: Start, tmp_path: Path) -> None:
-    """The heads then have no gradient: DDP must not wait for it, and nothing may shrink them."""
-    status, said = start("--loss.cross_entropy=0", "--optim.epochs=1", ranks=2).end()
+    """Heads that no loss uses have no gradient: DDP must not wait for it, and nothing may shrink them."""
+    raw = ("--loss.space=raw", "--loss.triplet_space=raw")
+    status, said = start("--loss.cross_entropy=0", "--optim.epochs=1", *raw, ranks=2).end()
     assert status == 0, said
     assert len([line for line in read_log(tmp_path) if "train/loss" in line]) > 2
     assert bool((weights(tmp_path)["neck.weight"] == 1).all())
