@@ -111,7 +111,7 @@ def _divide_by_camera(raw: RawDataset, people: _People, rule: SplitRule) -> tupl
         sides[side][pid] = [image for image, is_tested in zip(images, on_tested, strict=True) if is_tested == side]
     if not sides[0]:
         raise ValueError(
-            f"{raw.root}: --by camera leaves nobody to train on; lower --test-share or give another --seed"
+            f"{raw.root}: --by camera leaves no person for training; lower --test-share or give another --seed"
         )
     return sides
 

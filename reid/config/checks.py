@@ -35,9 +35,9 @@ def check(config: Config, world_size: int) -> None:
             f"loss.{margins[0]} = {getattr(loss, margins[0])} is for cosines, and model.head = {config.model.head} has "
             "none; set model.head = cosine and model.head_temperature, or the margin to 0"
         )
-    if config.model.frozen_epochs and not loss.cross_entropy:
+    if config.model.frozen_epochs and not loss.cross_entropy and "neck" not in loss.spaces:
         raise ValueError(
-            f"model.frozen_epochs = {config.model.frozen_epochs} trains only the classifier at first, and "
+            f"model.frozen_epochs = {config.model.frozen_epochs} trains only neck and classifier at first, and "
             "loss.cross_entropy = 0 has nothing for it to learn; change one of them"
         )
 

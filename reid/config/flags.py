@@ -47,15 +47,14 @@ def expand_flags(words: Sequence[str], kind: type) -> list[str]:
             expanded.append(f"{flag}={rest.pop(0)}")
         else:
             expanded.append(word)
-    return [_spell_null(flag, types) for word in expanded for flag in _rename_flag(word)]
+    return [_spell_null(_rename_flag(word), types) for word in expanded]
 
 
-def _rename_flag(word: str) -> list[str]:
+def _rename_flag(word: str) -> str:
     flag, _, value = word.partition("=")
     if flag.removeprefix("--") not in RENAMED:
-        return [word]
-    renamed = rename(flag.removeprefix("--"), value)
-    return ["--{}={}".format(*renamed)] if renamed else []
+        return word
+    return "--{}={}".format(*rename(flag.removeprefix("--"), value))
 
 
 def _spell_null(word: str, types: Mapping[str, Any]) -> str:

@@ -222,12 +222,9 @@ def _list_knobs(kind: type, file: Path, document: Any) -> dict[str, Any]:
         inside = {f"{name}.{knob}": entry for knob, entry in content.items()} if name in sections else {name: content}
         for written, entry in inside.items():
             try:
-                renamed = rename(written, entry)
+                knob, value = rename(written, entry)
             except ValueError as error:
                 raise ValueError(f"{file}: {error}") from error
-            if renamed is None:
-                continue
-            knob, value = renamed
             if knob not in known:
                 raise ValueError(f"{file}: unknown knob {knob!r}. {suggest_knob(knob, knob_types(kind))}")
             if knob in knobs:

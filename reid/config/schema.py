@@ -10,6 +10,7 @@ from reid.config.ranges import Count, Fraction, NonNegative, Positive, Section, 
 
 MAX_NAME = 200  # bytes of a run's name; file systems allow 255
 MAX_DIVISOR = 1024
+LONGEST_DISTANCE = 2.0  # of unit vectors
 # Knobs of `model` that do not change what a checkpoint is.
 OF_A_FILE = ("weights_key", "weights_grid", "weights_partial", "weights_neck")  # how a file of weights is read
 NOT_SAVED = ("weights", *OF_A_FILE, "norm", "sync_batchnorm", "frozen_epochs")
@@ -130,9 +131,9 @@ class ModelConfig(Section):
     norm: Literal["batch", "frozen"] = "batch"
     """Encoder's BatchNorm: statistics of each batch, or always those of `weights` (weight and bias still learn)."""
     sync_batchnorm: bool = False
-    """BatchNorm over the images of all ranks instead of each rank's."""
+    """BatchNorm over the images of all ranks instead of each virtual rank's."""
     frozen_epochs: Count = 0
-    """First epochs in which only neck and classifier learn, and the encoder is frozen."""
+    """First epochs in which only embedding, neck and classifier learn, and the encoder is frozen."""
     head: Literal["linear", "cosine", "euclidean"] = "linear"
     """Classifier on the feature after the neck: w·f; cos(w, f); or minus the squared distance to a learned center."""
     head_temperature: Positive = 1.0
@@ -174,11 +175,11 @@ class LossConfig(Section):
     triplet_margin: Positive | None = 0.3
     """Margin of the triplet loss; null for the soft margin."""
     triplet_scope: Literal["local", "global"] = "local"
-    """Mine triplets in the batch of one rank, or of all ranks."""
+    """Mine triplets in the batch of one virtual rank, or of all ranks."""
     triplet_space: Literal["raw", "unit", "neck"] = "neck"
     """Features that triplet and quadruplet loss compare; see `space`."""
     quadruplet: Weight = 0.0
-    """Weight of the quadruplet loss; its first margin is `triplet_margin`, its scope `triplet_scope`."""
+    """Weight of the quadruplet loss; its first margin is `triplet_margin` (0.5 if null), its scope `triplet_scope`."""
     quadruplet_margin2: float = 0.25
     """Second margin of the quadruplet loss; smaller than the first."""
     mctl: Weight = 1.0
@@ -251,6 +252,16 @@ class LossConfig(Section):
                 f"loss.quadruplet_margin2 = {self.quadruplet_margin2} must lie between 0 and loss.triplet_margin = "
                 f"{self.quadruplet_margin}"
             )
+        for name, weight, space in (
+            ("margin", self.mctl or self.ctl, self.space),
+            ("triplet_margin", self.triplet or self.quadruplet, self.triplet_space),
+        ):
+            margin = getattr(self, name)
+            if weight and space != "raw" and margin is not None and margin > LONGEST_DISTANCE:
+                raise ValueError(
+                    f"loss.{name} = {margin} is above {LONGEST_DISTANCE:g}, the largest distance of unit vectors; "
+                    f"lower it, or compare raw features (loss.{name.replace('margin', 'space')} = raw)"
+                )
         if not any(self.weights.values()):
             raise ValueError(f"every loss weight is 0; give one of loss.{{{','.join(self.weights)}}}")
 
@@ -268,7 +279,7 @@ class OptimConfig(Section):
     reference_identities: Size = 16
     """Global number of identities in a batch for which `lr` was chosen; used by `lr_rule`."""
     head_lr_factor: Positive = 1.0
-    """Learning rate of neck and classifier, as a multiple of the encoder's."""
+    """Learning rate of embedding, neck and classifier, as a multiple of the encoder's."""
     bias_lr_factor: Positive = 1.0
     """Learning rate of biases, as a multiple of that of weights (2 in Caffe and in BoT's code)."""
     momentum: Fraction = 0.9

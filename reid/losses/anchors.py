@@ -35,7 +35,7 @@ class Images:
     """The N images among which triplets are mined: those of this rank or of all ranks."""
 
     space: str
-    """In which they are compared."""
+    """Name of the space of `features`."""
     features: Tensor
     """(N, D), with gradient."""
     identity: Tensor

@@ -91,7 +91,7 @@ class CenterLoss(nn.Module):
         A center that would become infinite or NaN, because features overflowed, does not change.
 
         Args:
-            sums: (identities of the global batch, D), from `sum_identities`.
+            sums: (identities of the global batch, D), `GlobalBatch.sums` of the raw features.
             layout: of the global batch, by labels in [0, C).
         """
         centers = self.centers[layout.labels]

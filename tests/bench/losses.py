@@ -38,7 +38,7 @@ def make_batch(rank: int) -> tuple[Tensor, Tensor]:
 
 def whole_objective(features: Tensor, pids: Tensor) -> Tensor:
     """Centroid gather and every loss of the recipe, forward and backward, with the update of the centers."""
-    objective = Objective(LossConfig(margin=5.0, triplet_margin=0.3), 1000, DIM)
+    objective = Objective(LossConfig(), 1000, DIM)
     logits = features[:, :1000]
     losses = objective(features, features, logits, pids)
     losses.total.backward()

@@ -61,7 +61,7 @@ def bare_loop(
     torch.manual_seed(0)
     layout = torch.channels_last if ours else torch.contiguous_format
     model = make_model(classes, encoder, image_size=(height, width)).to(device).to(memory_format=layout)
-    objective = Objective(LossConfig(margin=5.0, triplet_margin=0.3), classes, model.dim).to(device)
+    objective = Objective(LossConfig(), classes, model.dim).to(device)
     optimizer = build_optimizer(model, OptimConfig())
     if compiled:
         model.compile()
@@ -97,7 +97,7 @@ def trainer(
     flags = [
         f"--data.root={shards}", f"--data.height={height}", f"--data.width={width}", f"--batch.streams={streams}",
         f"--batch.identities={batch * processes // K}", f"--batch.steps_per_epoch={warmup + steps}",
-        f"--model.encoder={encoder}", "--model.weights=none", "--loss.margin=5.0", "--optim.epochs=1",
+        f"--model.encoder={encoder}", "--model.weights=none", "--optim.epochs=1",
         "--optim.milestones=[]", "--track.wandb=off", "--track.every_steps=2", f"--runs={runs}", f"--name={name}",
     ]  # fmt: skip
     subprocess.run([*start, "train.py", *flags, *knobs], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},

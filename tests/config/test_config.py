@@ -230,11 +230,13 @@ def changed(**knobs) -> Config:
             1,
             r"frozen_epochs = 3 .*give weights, or leave it at 0",
         ),
+        ({"loss__margin": 5.0}, 1, r"loss\.margin = 5\.0 is above 2, .*\(loss\.space = raw\)"),
+        ({"loss__triplet_margin": 3.0}, 1, r"loss\.triplet_margin = 3\.0 is above 2, .*\(loss\.triplet_space = raw\)"),
         ({"loss__angular_margin": 0.5}, 1, r"loss\.angular_margin = 0\.5 is for cosines.*set model\.head = cosine"),
         (
-            {"model__frozen_epochs": 3, "loss__cross_entropy": 0.0},
+            {"model__frozen_epochs": 3, "loss__cross_entropy": 0.0, "loss__space": "raw", "loss__triplet_space": "raw"},
             1,
-            r"frozen_epochs = 3 trains only the classifier .*loss\.cross_entropy = 0",
+            r"frozen_epochs = 3 trains only neck and classifier .*loss\.cross_entropy = 0",
         ),
         (
             {"model__weights_grid": (16, 8)},

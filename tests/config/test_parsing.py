@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reid.config import Config, EvaluateConfig, load, normalize_flags, parse, save
+from reid.config import Config, EvaluateConfig, LossConfig, load, normalize_flags, parse, save
 
 
 @pytest.mark.parametrize(
@@ -62,10 +62,10 @@ def test_the_run_of_an_evaluation_needs_no_flag(words: list[str]) -> None:
 def test_a_file_extends_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "base.yaml").write_text("seed: 3\nloss:\n  w1: 0.3\n  margin: 2.0\n")
     (tmp_path / "more").mkdir()
-    (tmp_path / "more" / "a.yaml").write_text("base: ../base.yaml  # the recipe\nloss:\n  w1: 3.0e-1\n  margin: 4.0\n")
+    (tmp_path / "more" / "a.yaml").write_text("base: ../base.yaml  # the recipe\nloss:\n  w1: 3.0e-1\n  margin: 1.0\n")
     (tmp_path / "b.yaml").write_text("base: more/a.yaml\nseed: 4\n")
     config = parse(Config, [f"--config={tmp_path / 'b.yaml'}", "--loss.w1=0.5"])
-    assert (config.seed, config.loss.w1, config.loss.margin) == (4, 0.5, 4.0)
+    assert (config.seed, config.loss.w1, config.loss.margin) == (4, 0.5, 1.0)
     for text, reason in (
         ("base: none.yaml", "base: none.yaml: no such file"),
         ("base: c.yaml", "base: c.yaml: it extends itself"),
@@ -201,8 +201,8 @@ def test_a_knob_of_an_earlier_version_keeps_its_meaning(tmp_path):
         assert parse(Config, ["--loss.space=neck", f"--loss.normalize={written}"]).loss.space == space
     assert parse(Config, ["--loss.normalize", "--loss.relative=false"]).loss.space == "unit"
     file.write_text("loss: {relative: false}")
-    assert parse(Config, [f"--config={file}"]) == Config()
-    with pytest.raises(ValueError, match=r"loss\.relative = true: this knob was removed"):
+    assert parse(Config, [f"--config={file}"]).loss == LossConfig(triplet_space="raw")
+    with pytest.raises(ValueError, match=r"loss\.relative = true: this is no longer supported"):
         parse(Config, ["--loss.relative"])
     file.write_text("loss:\n  normalize: true\n  space: neck\n")
     with pytest.raises(SystemExit):
