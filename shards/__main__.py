@@ -212,7 +212,10 @@ def _synth(options: argparse.Namespace) -> int:
 
 def _synth_footage(options: argparse.Namespace) -> int:
     boxes = film.synthesize(options.out, **{name: getattr(options, name) for name in film.ARGUMENTS})
-    print(f"footage: {options.out} ({boxes} boxes); build it with: python -m shards build mot --root {options.out} ...")
+    print(
+        f"footage: {options.out} ({boxes} boxes); build it with: "
+        f"python -m shards build mot --root {options.out} --ids shared --test-share 0.3 --shards 8 --out <folder>"
+    )
     return 0
 
 

@@ -162,9 +162,15 @@ def _check_test(raw: RawDataset, test: _People, queries: dict[int, list[Record]]
         fix = f"all their images are of the camera {name!r}, and matches of one camera are not counted; leave it empty"
         raise ValueError(f"{raw.root}: no test person can be a query: {fix}")
     seen = Counter(len({record.camid for record in images}) > 1 for images in test.values())
+    everywhere = {record.camid for images in test.values() for record in images}
+    fix = (
+        "raise --test-share, lower --distractors, or give another --seed"
+        if seen[True] or len(everywhere) < 2
+        else "give a person one identity in all cameras (tracks: --ids shared or --merge), or leave the cameras empty"
+    )
     raise ValueError(
         f"{raw.root}: no test person can be a query: {seen[True]} of {len(test)} were seen by two cameras or more; "
-        "raise --test-share, lower --distractors, give another --seed, or leave the cameras empty"
+        f"{fix}"
     )
 
 

@@ -38,8 +38,8 @@ def read_card(name: str) -> dict[str, Any]:
         known = timm.get_pretrained_cfg(architecture, allow_unregistered=True)
         return {"fixed_input_size": bool(known and known.fixed_input_size), "architecture": architecture, **card}
     if not timm.is_model(bare):
-        near = ", ".join(timm.list_models(f"*{bare.split('.')[0][:6]}*")[:5]) or "timm.list_models() has them all"
-        raise ValueError(f"model.encoder = timm/{bare}: timm {timm.__version__} has no such model; near: {near}")
+        near = ", ".join(timm.list_models(f"*{bare.split('.')[0][:6]}*")[:5]) or "timm.list_models() lists all"
+        raise ValueError(f"model.encoder = timm/{bare}: timm {timm.__version__} has no such model: {near}")
     known = timm.get_pretrained_cfg(bare, allow_unregistered=True)
     return {**(known.to_dict() if known else {}), "architecture": bare.split(".")[0]}
 

@@ -193,8 +193,9 @@ def make_dataset(
             else:
                 kept.append((footage.camera, row, *_find_frame(footage.frames, row)))
     if not kept:
+        reasons = ", ".join(f"{count} by {reason}" for reason, count in left_out.items())
         raise ValueError(
-            f"{root}: no box is left ({left_out}); lower the thresholds" if left_out else f"{root}: no box"
+            f"{root}: no box is left; left out: {reasons}; lower the thresholds" if left_out else f"{root}: no box"
         )
     people = _name_people([(camera, row) for camera, row, _, _ in kept], ids, merge)
     pids, camids = number_from_one(people), number_from_one(footage.camera for footage in sequences)
