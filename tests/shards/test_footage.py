@@ -197,7 +197,7 @@ def test_where_the_frames_of_tracks_are(tmp_path: Path) -> None:
         tracks.read(tmp_path)
     (tmp_path / "gate.txt").unlink()
     assert [str(record.box) for record in tracks.read(tmp_path).records] == ["10,10,30,60"]
-    with pytest.raises(ValueError, match=r"no box is left .*lower the thresholds"):
+    with pytest.raises(ValueError, match=r"no box is left; left out: 1 by --min-height 100; lower the thresholds"):
         tracks.read(tmp_path, min_height=100)
     for options in ({"every": 0}, {"min_height": float("nan")}, {"ids": "both"}):
         with pytest.raises(ValueError, match="--" + next(iter(options)).replace("_", "-")):

@@ -89,19 +89,19 @@ def test_bayes_listens_to_results() -> None:
     """Twelve results that grow only with w1: the search proposes large w1."""
     sweep = read_sweep(ROOT / "configs" / "sweeps" / "w1_margin_bayes.yaml")
     rng = np.random.default_rng(0)
-    points = [{"loss.w1": w, "loss.margin": 0.3 * (20 / 0.3) ** m, "seed": i % 3}
-              for i, (w, m) in enumerate(zip(rng.uniform(0, 0.6, 12), rng.uniform(0, 1, 12), strict=True))]  # fmt: skip
+    points = [{"loss.w1": w, "loss.margin": 0.8 + m, "seed": i % 3}
+              for i, (w, m) in enumerate(zip(rng.uniform(0, 0.8, 12), rng.uniform(0, 1, 12), strict=True))]  # fmt: skip
 
     def mean_of_proposals(sign: int) -> float:
         np.random.seed(0)  # the engine draws from the global generator
-        runs = [make_run(i, knobs, 0.5 + sign * 0.8 * (knobs["loss.w1"] - 0.3)) for i, knobs in enumerate(points)]
+        runs = [make_run(i, knobs, 0.5 + sign * 0.8 * (knobs["loss.w1"] - 0.4)) for i, knobs in enumerate(points)]
         proposed = [propose(sweep, runs, 1)[0] for _ in range(4)]
-        assert all(0 <= knobs["loss.w1"] <= 0.6 and 0.3 <= knobs["loss.margin"] <= 20 for knobs in proposed)
+        assert all(0 <= knobs["loss.w1"] <= 0.8 and 0.8 <= knobs["loss.margin"] <= 1.8 for knobs in proposed)
         assert all(knobs["seed"] in (0, 1, 2) for knobs in proposed)
         assert all(type(value) in (float, int) for knobs in proposed for value in knobs.values())
         return float(np.mean([knobs["loss.w1"] for knobs in proposed]))
 
-    assert mean_of_proposals(1) > 0.45 and mean_of_proposals(-1) < 0.15
+    assert mean_of_proposals(1) > 0.6 and mean_of_proposals(-1) < 0.2
 
 
 def test_hyperband_ends_a_run_that_should_stop() -> None:
