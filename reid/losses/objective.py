@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,7 @@ class Objective(nn.Module):
             if config.triplet or config.quadruplet:
                 images = images_in_scope(batch, config.triplet_space, config.triplet_scope)
             anchors = self._find_anchors(batch, images)
+            pairs: Any = find_pairs(batch, config.pair_space) if config.compares_pairs else None
             losses = {
                 "cross_entropy": lambda: cross_entropy(
                     self._with_margin(logits, labels), labels, config.smoothing, layout
@@ -96,13 +97,9 @@ class Objective(nn.Module):
                 ),
                 "mctl": lambda: modified_centroid_triplet_of(anchors["centroids"], config.w1, config.margin, config.w2),
                 "ctl": lambda: centroid_triplet_of(anchors["centroids"], config.margin),
-                "circle": lambda: circle_of(
-                    find_pairs(batch, config.pair_space), config.circle_margin, config.circle_scale
-                ),
-                "contrastive": lambda: supervised_contrastive_of(
-                    find_pairs(batch, config.pair_space), config.contrastive_temperature
-                ),
-                "multi_similarity": lambda: multi_similarity_of(find_pairs(batch, config.pair_space)),
+                "circle": lambda: circle_of(pairs, config.circle_margin, config.circle_scale),
+                "contrastive": lambda: supervised_contrastive_of(pairs, config.contrastive_temperature),
+                "multi_similarity": lambda: multi_similarity_of(pairs),
                 "center": lambda: self.center(features, labels, layout),
             }
             terms = {name: losses[name]() for name in self.names}

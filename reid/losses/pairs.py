@@ -91,19 +91,17 @@ def supervised_contrastive_of(pairs: Pairs, temperature: float) -> Tensor:
     return -pairs.weight.dot((log_p * pairs.same).sum(dim=1) / positives)
 
 
-def multi_similarity(
-    features: Tensor, pids: Tensor, alpha: float = 2.0, beta: float = 50.0, base: float = 0.5, margin: float = 0.1
-) -> Tensor:
+def multi_similarity(features: Tensor, pids: Tensor) -> Tensor:
     """Multi-similarity loss (Wang et al., CVPR 2019).
 
         L = mean over rows of  log(1 + sum_p exp(-alpha (c_p - base))) / alpha
                              + log(1 + sum_n exp(beta (c_n - base))) / beta
 
     Only pairs that are hard count: a positive that is at most `margin` nearer than the nearest negative, and a negative
-    that is at most `margin` farther than the farthest positive. Other arguments, and rows that do not count, as in
-    `circle`.
+    that is at most `margin` farther than the farthest positive. Arguments, and rows that do not count, as in `circle`;
+    for other parameters than those of `multi_similarity_of`, call that.
     """
-    return multi_similarity_of(_pairs_of(features, pids), alpha, beta, base, margin)
+    return multi_similarity_of(_pairs_of(features, pids))
 
 
 def multi_similarity_of(
