@@ -1,16 +1,6 @@
-"""Door to reid.evaluation.evaluate, so that `accelerate launch evaluate.py` works from the root."""
+"""Door to reid.evaluation, so that `accelerate launch evaluate.py` works from the root."""
 
-from reid.config import EvaluateConfig, parse
-from reid.program import call
-
-
-def main() -> None:
-    """Parse first: --help and a wrong flag need no torch, which takes seconds to import."""
-    options = call(lambda: parse(EvaluateConfig))
-    from reid.evaluation.evaluate import start
-
-    start(options)
-
+from reid.evaluation.__main__ import main
 
 if __name__ == "__main__":
     main()

@@ -1,16 +1,6 @@
-"""Door to reid.training.train, so that `accelerate launch train.py` works from the root."""
+"""Door to reid.training, so that `accelerate launch train.py` works from the root."""
 
-from reid.config import Config, parse
-from reid.program import call
-
-
-def main() -> None:
-    """Parse first: --help and a wrong flag need no torch, which takes seconds to import."""
-    config = call(lambda: parse(Config))
-    from reid.training.train import start
-
-    start(config)
-
+from reid.training.__main__ import main
 
 if __name__ == "__main__":
     main()

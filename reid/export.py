@@ -33,7 +33,7 @@ from reid.embedder import Embedder
 from reid.files import write_atomically
 from reid.model.network import ReIDModel
 from reid.model.positions import grid_of
-from reid.program import call
+from reid.program import call, name_program
 from reid.runs.environment import PRODUCT, version_of
 from reid.search.sources import is_shards, list_folder, list_shards
 
@@ -59,7 +59,9 @@ class Graph(nn.Module):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Export a model. What the user can fix ends the program with one line on stderr and status 2."""
-    parser = argparse.ArgumentParser(prog="python -m reid.export", description="A trained model for other programs.")
+    parser = argparse.ArgumentParser(
+        prog=name_program("python -m reid.export"), description="A trained model for other programs."
+    )
     parser.add_argument("--checkpoint", required=True, metavar="PATH", help="a run's folder, or one of its checkpoints")
     parser.add_argument("--format", required=True, choices=FORMATS)
     parser.add_argument("--out", required=True, metavar="FILE", help="an earlier file is replaced")

@@ -14,6 +14,7 @@ from reid.data.shard_reader import DamagedData
 Answer = TypeVar("Answer")
 USER_ERROR = 2  # exit status of an error that the user can fix
 STOPPED = 75  # exit status after a request to stop; EX_TEMPFAIL of sysexits.h: try again later
+INTERRUPTED = 128 + signal.SIGINT  # exit status after Ctrl-C, as in shells
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # that request a stop
 
 
@@ -25,6 +26,9 @@ def call(action: Callable[[], Answer]) -> Answer:
     rank, local_rank = os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK", "0")
     try:
         return action()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(INTERRUPTED)
     except ValueError as error:
         reason, everywhere = str(error), not isinstance(error, DamagedData)
     except RuntimeError as error:
@@ -38,6 +42,11 @@ def call(action: Callable[[], Answer]) -> Answer:
     if local_rank == "0" or not everywhere:
         print(f"error: {f'rank {rank}: ' if rank != '0' else ''}{reason}", file=sys.stderr, flush=True)
     sys.exit(USER_ERROR)
+
+
+def name_program(module: str) -> str:
+    """Return what --help calls a program: `reid shards` if it was started so, otherwise `module`."""
+    return sys.argv[0] if sys.argv[0].startswith("reid ") else module
 
 
 def ignore_closed_output() -> None:

@@ -20,6 +20,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from reid.config.flags import expand_flags, knob_types
 from reid.config.renamed import rename
 from reid.config.schema import Config, EvaluateConfig
+from reid.config.shipped import find_config
 from reid.config.yaml_file import read_yaml, to_text
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -172,7 +173,10 @@ def _knob_parser(name: str) -> _Parser:
 def expand_config(parser: _Parser, kind: type, word: str) -> list[str]:
     """Replace `--config=FILE` by the contents of the file, after those of the file that its `base` names."""
     flag, _, name = word.partition("=")
-    if flag != "--config" or not os.path.isfile(name):  # False also for a name that no file can have
+    if flag != "--config":
+        return [word]
+    name = find_config(name)
+    if not os.path.isfile(name):  # False also for a name that no file can have
         return [word]
     words = []
     try:

@@ -16,6 +16,7 @@ from reid.model.preprocessing import own_preprocessing
 from reid.model.published import cached_file, fetch, fix_of
 from reid.model.saved import hash_file
 from reid.model.timm_models import TIMM
+from reid.program import name_program
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,7 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns the exit status, 2 for an error of the user.
     """
-    parser = argparse.ArgumentParser(prog="python -m reid.model", description="Encoders and their weights.")
+    parser = argparse.ArgumentParser(
+        prog=name_program("python -m reid.model"), description="Encoders and their weights."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="the encoders, their parameters, and whether their weights are in the cache")
     fetching = commands.add_parser("fetch", help="download weights into the cache, for machines without internet")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from reid.config import normalize_flags
 from reid.config.schema import DTYPES
-from reid.program import call
+from reid.program import call, name_program
 from reid.search import GALLERIES
 
 
@@ -21,7 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m reid.search", description="Search pictures of your own.")
+    parser = argparse.ArgumentParser(
+        prog=name_program("python -m reid.search"), description="Search pictures of your own."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
 
     index = commands.add_parser("index", help="make an index of images")

@@ -21,7 +21,7 @@ from typing import IO
 from jsonargparse.typing import PositiveInt
 
 from reid.files import Held, hold, make_folder
-from reid.program import SIGNALS, STOPPED, call
+from reid.program import SIGNALS, STOPPED, call, name_program
 from reid.runs.folder import RunFolder
 from reid.runs.logged import why_not_logged
 from reid.sweeps.folder import DONE, SweepFolder, check_knobs, check_run, claim_folder, to_flags
@@ -33,7 +33,11 @@ def main(args: Sequence[str] | None = None) -> int:
     """Return 0 if all runs are done or queued, 1 if some failed, STOPPED after a signal. A user error exits with 2."""
     args = sys.argv[1:] if args is None else args
     end = args.index("--") if "--" in args else len(args)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=name_program("python launch/sweep.py"),
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("sweep", type=Path, nargs="?", help="sweep file, as for `wandb sweep`")
     source.add_argument("--collect", type=Path, metavar="FOLDER", help="only write the tables of an earlier --out")
@@ -43,11 +47,7 @@ def main(args: Sequence[str] | None = None) -> int:
                         help='submit a job array; flags for sbatch: --slurm="--gpus-per-node=4 --nodes=2"')  # fmt: skip
     parser.add_argument("--check", action="store_true", help="only check the file, as before `wandb sweep`")
     options, extra = parser.parse_args(args[:end]), list(args[end + 1 :])
-    try:
-        return call(lambda: run_sweep(options, extra))
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 130
+    return call(lambda: run_sweep(options, extra))
 
 
 def run_sweep(options: argparse.Namespace, extra: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""Stop on request: after a signal to any rank, a stop file or the end of the launcher, all ranks stop together.
+"""Stop on request: after a signal to any rank, Ctrl-C, a stop file or the end of the launcher, all ranks stop together.
 
 SLURM sends a signal some minutes before it ends or requeues a job; `kill` sends SIGTERM. A launcher that is killed
 leaves its processes behind. The current step ends, a checkpoint is written, and the program ends with status STOPPED,
@@ -46,7 +46,7 @@ def stop_signals() -> tuple[signal.Signals, ...]:
     torchrun forwards SIGHUP even then, and kills a process that has not ended after 30 s.
     """
     hangs_up = TORCHRUN in os.environ or signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
-    return (*SIGNALS, signal.SIGHUP) if hangs_up else SIGNALS
+    return (*SIGNALS, signal.SIGINT, signal.SIGHUP) if hangs_up else (*SIGNALS, signal.SIGINT)
 
 
 class StopRequest:
@@ -73,6 +73,8 @@ class StopRequest:
 
     def _handle_signal(self, number: int, frame: FrameType | None) -> None:
         self.reason = signal.Signals(number).name
+        if number == signal.SIGINT:  # a second Ctrl-C ends the program
+            signal.signal(number, signal.default_int_handler)
         if self.on_signal is not None:
             self.on_signal(self.reason)
 

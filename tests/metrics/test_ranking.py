@@ -197,8 +197,7 @@ def test_a_gallery_on_disk_ranks_as_one_in_memory(tmp_path):
         assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
 
 
-@pytest.mark.parametrize("junk", [0, 100])
-@pytest.mark.parametrize("metric", similarity.METRICS)
+@pytest.mark.parametrize(("metric", "junk"), list(zip(similarity.METRICS, (0, 100), strict=True)))
 def test_nothing_as_large_as_the_gallery_is_made(metric, junk):
     query, gallery = random_split(32, 256, 40, seed=13), random_split(6000, 256, 1200, seed=14)
     gallery.pids[::60][:junk] = JUNK

@@ -199,12 +199,12 @@ def test_too_slow_a_stop_and_a_preemption_requeue_and_a_cancellation_does_not(
     assert steps == list(range(len(steps)))
 
 
-def test_a_sweep_as_an_array_of_four(cluster: Cluster, site: Path, built: Path) -> None:
-    """Four runs without a server, one of them preempted; the last to end leaves the whole table and the heat map."""
+def test_a_sweep_as_an_array(cluster: Cluster, site: Path, built: Path) -> None:
+    """Two runs without a server, one of them preempted; the last to end leaves the entire table."""
     document = {
         "method": "grid",
         "metric": {"name": "eval/best_mAP", "goal": "maximize"},
-        "parameters": {"loss.w1": {"values": [0.1, 0.3]}, "loss.margin": {"values": [0.5, 2.0]}},
+        "parameters": {"loss.w1": {"values": [0.1, 0.3]}, "loss.margin": {"values": [0.5]}},
         "command": ["python", "train.py", "--config=configs/quickstart.yaml", "${args}"],
     }
     (site / "sweep.yaml").write_text(yaml.safe_dump(document))
@@ -224,17 +224,15 @@ def test_a_sweep_as_an_array_of_four(cluster: Cluster, site: Path, built: Path) 
                            timeout=TIMEOUT_S, check=False)  # fmt: skip
     assert again.returncode == 2 and f"job {job} of this sweep is still in the queue" in again.stderr
     start_again(cluster, f"{job}_0")
-    for task in range(4):
+    for task in range(2):
         assert cluster.wait(f"{job}_{task}")["JobState"] == "COMPLETED", logs(site)
     rows = list(csv.DictReader((out / "runs.csv").read_text().splitlines()))
-    assert [row["state"] for row in rows] == ["finished"] * 4
-    assert {(row["loss.w1"], row["loss.margin"]) for row in rows} == {
-        (w, m) for w in ("0.1", "0.3") for m in ("0.5", "2.0")
-    }
+    assert [row["state"] for row in rows] == ["finished"] * 2
+    assert {(row["loss.w1"], row["loss.margin"]) for row in rows} == {("0.1", "0.5"), ("0.3", "0.5")}
     for row in rows:
         lines = lines_of(out / f"run-000{row['run']}")
         loss = yaml.safe_load((out / f"run-000{row['run']}" / "config.yaml").read_text())["loss"]
         assert (str(loss["w1"]), str(loss["margin"])) == (row["loss.w1"], row["loss.margin"])
         assert float(row["eval/best_mAP"]) == lines[-1]["eval/best_mAP"]
         assert [line["step"] for line in lines if "train/loss" in line] == list(range(12))
-    assert (out / "heat_map.png").is_file()
+    assert (out / "settings.txt").is_file()

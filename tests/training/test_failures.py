@@ -192,6 +192,19 @@ def test_a_signal_without_a_launcher_gives_the_exit_status_that_asks_for_more(st
     assert status == STOPPED == 75 and "stopped (SIGTERM) with checkpoint" in said, said
 
 
+def test_the_first_ctrl_c_saves_a_checkpoint(data: Path, tmp_path: Path) -> None:
+    """Under `reid train --processes 2`, whose processes do not belong to the terminal."""
+    run = Program("reid", "train", "--processes", "2", *words(data, tmp_path, FOREVER))
+    try:
+        run.wait_for(lambda: steps(tmp_path) >= 1)
+        run.signal(signal.SIGINT)
+        status, said = run.end()
+    finally:
+        run.kill()
+    assert status == STOPPED and "stopped (SIGINT) with checkpoint" in said and "Traceback" not in said, said
+    assert (tmp_path / "run" / "stopped.json").exists()
+
+
 def test_two_processes_train_without_a_cross_entropy(start: Start, tmp_path: Path) -> None:
     """Heads that no loss uses have no gradient: DDP must not wait for it, and nothing may shrink them."""
     raw = ("--loss.space=raw", "--loss.triplet_space=raw")

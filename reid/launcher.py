@@ -1,0 +1,75 @@
+"""Start the processes of a program on this machine, for `reid train --processes N`.
+
+torchrun, which `accelerate launch` calls, starts and watches them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Sequence
+from types import FrameType
+
+import psutil
+
+from reid.program import SIGNALS
+
+FLAG = "--processes"
+
+
+def take_processes(flags: Sequence[str]) -> tuple[int, list[str]]:
+    """Return the N of `--processes N` or `--processes=N`, 1 without the flag, and the other flags.
+
+    Raises:
+        ValueError: N is not a number of 1 or more.
+    """
+    others = list(flags)
+    number = "1"
+    for place, flag in enumerate(flags):
+        if flag == FLAG or flag.startswith(f"{FLAG}="):
+            end = place + 1 if "=" in flag else place + 2
+            number = flag.partition("=")[2] if "=" in flag else "".join(flags[place + 1 : end])
+            others[place:end] = []
+            break
+    if not number.isdecimal() or int(number) < 1:
+        raise ValueError(f"{FLAG} {number or 'without a number'}: give the number of processes, 1 or more")
+    return int(number), others
+
+
+def launch(module: str, flags: Sequence[str], processes: int) -> int:
+    """Run `python -m module` in several processes of this machine, and return the exit status.
+
+    A process that fails has said why, so the launcher's own report of 10 to 30 lines is left out. The status is that of
+    the process that failed first: 2 for an error of the user, 75 for a stop on request.
+
+    Raises:
+        ValueError: the machine has GPUs, but fewer than processes.
+    """
+    import torch
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < processes:
+        raise ValueError(f"{FLAG} {processes}: this machine has {gpus} GPU(s); give at most {gpus}")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
+    words = ["--standalone", "--nproc-per-node", str(processes), "--module", module, *flags]
+    arguments = torchrun.get_args_parser().parse_args(words)
+    arguments.signals_to_handle = "SIGQUIT"  # torchrun kills processes 30 s after a signal that it handles
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for number in (signal.SIGINT, *SIGNALS, signal.SIGHUP):
+        signal.signal(number, _forward)
+    try:
+        torchrun.run(arguments)
+    except ChildFailedError as error:
+        return error.get_first_failure()[1].exitcode
+    return 0
+
+
+def _forward(number: int, frame: FrameType | None) -> None:
+    """Send a signal to the processes, which torchrun started in sessions of their own."""
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)

@@ -1,0 +1,77 @@
+"""The program `reid`, and what its wheel holds."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from reid.__main__ import PROGRAMS, main
+from reid.config import Config, parse
+from reid.launcher import take_processes
+from tests.support.programs import run_program
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], []])
+def test_help_names_every_program(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert all(f"\n  {name} " in said for name in PROGRAMS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["trian"], "train is meant"),
+        (["train", "--processes", "none"], "--processes none"),
+        (["train", "--processes"], "--processes"),
+        (["train", "--config=reid:quickstrat"], "reid:quickstart is meant"),
+        (["evaluate", "--run=/nowhere"], "/nowhere"),
+    ],
+)
+def test_an_error_is_one_line(arguments: list[str], wanted: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert wanted in said and len(said.splitlines()) == 1
+
+
+def test_an_error_of_several_processes_is_one_line_without_the_report_of_the_launcher() -> None:
+    status, said = run_program("reid", "train", "--processes=2", "--config=reid:quickstart", "--data.root=/nowhere")
+    assert status == 2
+    assert said.strip().startswith("error: /nowhere") and len(said.strip().splitlines()) == 1, said
+
+
+def test_processes_are_taken_from_the_flags() -> None:
+    assert take_processes(["--name=a", "--processes", "4", "--seed=1"]) == (4, ["--name=a", "--seed=1"])
+    assert take_processes(["--processes=2"]) == (2, [])
+    assert take_processes(["--seed=1"]) == (1, ["--seed=1"])
+
+
+def test_a_configuration_is_found_by_its_name() -> None:
+    for name in ("quickstart", "ablations/paper"):
+        assert parse(Config, [f"--config=reid:{name}"]) == parse(Config, [f"--config={ROOT}/configs/{name}.yaml"])
+
+
+def test_a_wheel_works_without_the_source_tree(tmp_path: Path) -> None:
+    """It holds the code, its templates, and the files of configs, launch and slurm."""
+    subprocess.run(["hatchling", "build", "-t", "wheel", "-d", tmp_path], cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        archive.extractall(tmp_path / "installed")
+    for folder in ("configs", "launch", "slurm"):
+        files = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*.*") if path.suffix != ".pyc"}
+        assert {f"reid/shipped/{file}" for file in files} <= names
+    assert {"reid/py.typed", "reid/reports/templates/report.html"} <= names
+    assert not any(name.startswith(("tests/", "docs/")) for name in names)
+    ours = ["-c", "import sys; sys.path.insert(0, 'installed'); from reid.__main__ import main; sys.exit(main())"]
+    flags = ["train", "--config", "reid:quickstart", "--print_config"]
+    said = subprocess.run(
+        [sys.executable, "-P", *ours, *flags], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert "encoder: resnet10" in said.stdout
