@@ -324,6 +324,8 @@ class TrackConfig(Section):
     """Weights & Biases mode; offline runs are written to the run's folder, for `wandb sync`."""
     project: str = "mctl-reid"
     """W&B project."""
+    console: bool = True
+    """Keep what the program prints in the W&B run, too."""
     keep_checkpoints: Size = 2
     """Newest checkpoints kept, in addition to the best (one is written each epoch)."""
     artifacts: bool = False

@@ -116,6 +116,8 @@ def track(
         tracker.log_table(0, "eval/domains", *list_raw(by_dataset, "dataset", options.ranks))
     tracker.log(0, scalars)
     tracker.summarize(scalars)
+    if tracker.where:
+        print(f"W&B: {tracker.where}", flush=True)
     tracker.finish()
 
 

@@ -30,6 +30,7 @@ class Tracker:
         mode: online, offline or off, of W&B.
         job_type: `train`, or another one, which makes a W&B run of its own in the same group, whose config names the
             training's (`train_run`).
+        console: whether W&B keeps what the program prints.
         resume_step: global step from which a resumed training logs; later lines of metrics.jsonl are removed, and its
             W&B run is continued.
     """
@@ -45,12 +46,14 @@ class Tracker:
         job_type: str,
         config: Mapping[str, Any],
         resume_step: int | None = None,
+        console: bool = False,
     ) -> None:
         files = RunFolder(folder)
         self.active = active
         self.has_warned = False  # that a line could not be written
         self.lines = files.metrics if job_type == "train" else None
         self.run: Any = None
+        self.offline = False
         if not active:
             return
         if self.lines is not None:
@@ -71,19 +74,41 @@ class Tracker:
             elif resume_step:
                 # Under a W&B agent WANDB_RUN_ID names the run, also after a preemption.
                 knobs |= {"resume": "allow"} | ({} if os.environ.get("WANDB_RUN_ID") else {"id": train_run or None})
-            self._start(knobs, online=mode != "offline")
+            self._start(knobs, mode != "offline", console)
             if self.run is not None and job_type == "train":
                 self._send(lambda run, _: files.wandb_run_id.write_text(f"{run.id}\n"))
+            if resume_step and self.offline and self.lines is not None:
+                self._send(lambda run, _: self._repeat(folder))
 
-    def _start(self, knobs: dict[str, Any], online: bool) -> None:
+    def _repeat(self, folder: Path) -> None:
+        """Log the earlier lines of a resumed training again, and mark its earlier W&B folders as synchronized.
+
+        W&B's server keeps only one of several offline folders of a run, so each has to hold all lines.
+        """
+        run_id, current = self.run.id, Path(self.run.dir).parent
+        for earlier in folder.glob(f"wandb/offline-run-*-{run_id}/run-{run_id}.wandb"):
+            if earlier.parent.resolve() != current.resolve():
+                earlier.with_name(f"{earlier.name}.synced").touch()
+        for entry in read_metrics(self.lines)[0] if self.lines is not None and self.lines.exists() else []:
+            self.run.log({"train/step": entry.pop("step"), **entry})
+
+    @property
+    def where(self) -> str:
+        """Where W&B shows the run: its URL, or the command that uploads it; "" without W&B."""
+        if self.run is None:
+            return ""
+        return f"wandb sync {Path(self.run.dir).parent}" if self.offline else str(self.run.url)
+
+    def _start(self, knobs: dict[str, Any], online: bool, console: bool) -> None:
         try:
             import wandb
 
             settings = wandb.Settings(
-                silent=True, console="off", init_timeout=START_TIMEOUT_S, login_timeout=START_TIMEOUT_S,
-                finish_timeout=FINISH_TIMEOUT_S,
+                silent=True, console="wrap" if console else "off", init_timeout=START_TIMEOUT_S,
+                login_timeout=START_TIMEOUT_S, finish_timeout=FINISH_TIMEOUT_S,
             )  # fmt: skip
             self.run = wandb.init(**knobs, mode="online" if online else "offline", settings=settings)
+            self.offline = not online
             self.run.define_metric("train/step")
             for prefix in ("train/*", "eval/*", "data/*"):
                 self.run.define_metric(prefix, step_metric="train/step")
@@ -92,7 +117,7 @@ class Tracker:
                 self._give_up(error)
                 return
             _warn(f"W&B cannot be reached, so this run is kept offline, for `wandb sync`: {_describe(error)}")
-            self._start(knobs, online=False)
+            self._start(knobs, False, console)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write one line of metrics.jsonl, and the same values to W&B. A full disk gives one warning."""

@@ -102,6 +102,8 @@ class Trainer:
         if self.state.due or not self.is_trained:  # config.yaml of a finished run tells how it was trained
             self.store.prepare(config)
         self.tracker = self._start_tracker(hosts)
+        if self.tracker.where:
+            print(f"      W&B  {self.tracker.where}", flush=True)
         self._start_monitors()
 
     def _start_tracker(self, hosts: Sequence[str]) -> Tracker:
@@ -115,7 +117,7 @@ class Trainer:
         return Tracker(
             self.folder.path, active=self.is_main and not config.dry_run, mode=config.track.wandb,
             project=config.track.project, name=config.name, job_type="train", config=facts,
-            resume_step=self.state.epoch * self.steps + self.state.step,
+            resume_step=self.state.epoch * self.steps + self.state.step, console=config.track.console,
         )  # fmt: skip
 
     def _start_monitors(self) -> None:
@@ -279,6 +281,8 @@ class Trainer:
         if self.config.track.artifacts and not stopped:
             self._log_artifacts()
         # W&B's agent ends runs with SIGTERM, which ends the launcher of a single process at once.
+        if self.tracker.where:
+            print(f"W&B: {self.tracker.where}", flush=True)
         self.tracker.finish(resumes=stopped and self.stop.reason not in (signal.SIGTERM.name, NO_LAUNCHER))
         return stopped
 

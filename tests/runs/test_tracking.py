@@ -207,6 +207,8 @@ def test_the_evaluation_is_a_run_of_its_own_in_the_same_group(tmp_path, monkeypa
 def test_a_resumed_training_goes_on_with_its_run_and_its_evaluation_names_it(tmp_path):
     first = make_tracker(tmp_path, mode="offline", resume_step=0)
     first.log(0, {"train/loss": 2.0})
+    first_folder = first.where.removeprefix("wandb sync ")
+    assert list(Path(first_folder).glob("run-*.wandb"))
     first.finish(resumes=True)
     second = make_tracker(tmp_path, mode="offline", resume_step=10)
     second.log(10, {"train/loss": 1.0})
@@ -214,6 +216,12 @@ def test_a_resumed_training_goes_on_with_its_run_and_its_evaluation_names_it(tmp
     make_tracker(tmp_path, mode="offline", job_type="eval").finish()
     make_tracker(tmp_path, mode="offline", resume_step=0).finish()  # from the start again: another run
     one, two, evaluation, fresh = map(run_of, read_back(tmp_path))
+    histories = [
+        [item["history"]["item"] for item in records if item["type"] == "history"] for records in read_back(tmp_path)
+    ]
+    lines = [[(item["train/step"], item["train/loss"]) for item in history] for history in histories]
+    assert lines == [[(0, 2.0)], [(0, 2.0), (10, 1.0)], [], []]  # the last folder of a run holds all of its lines
+    assert [path.parent.name for path in tmp_path.glob("wandb/*/*.synced")] == [Path(first_folder).name]
     assert one["run_id"] == two["run_id"] == evaluation["config"]["update"]["train_run"] != fresh["run_id"]
     assert evaluation["run_id"] != one["run_id"]
     assert (evaluation["run_group"], evaluation["job_type"]) == (one["run_group"], "eval") == ("mine", "eval")
