@@ -87,6 +87,8 @@ def check_evaluation(options: EvaluateConfig) -> None:
         raise ValueError(f"--{unused[0]} works only with --run")
     if options.images and not options.features:
         raise ValueError("--images works only with --features: it is the folder of the paths in feature files")
+    if options.compare and (options.verification or options.open_set is not None):
+        raise ValueError("--verification and --open_set measure features; --compare reads finished reports")
     if options.rerank and options.compare:
         raise ValueError(
             "--rerank has no effect on --compare, which reads finished reports; re-rank when you make them"

@@ -437,6 +437,10 @@ class EvaluateConfig(Section):
     """k2: number of neighbours averaged in the query expansion."""
     rerank_lambda: Fraction = 0.3
     """Weight of the original distance in the final one."""
+    verification: bool = False
+    """Add thresholds on the cosine of two images, with true and false positive rates, and a file of them."""
+    open_set: Fraction | None = None
+    """Add thresholds for people who are not in the gallery: the share of identities left out; 0 = it lacks some."""
     precision: Literal["no", "bf16"] = "no"
     """Autocast of the forward pass; no = float32 throughout."""
     batch_size: Size = 128

@@ -24,18 +24,23 @@ from reid.reports.analysis import CameraPairs, Read, choose_rank_lists, embed_ce
 from reid.reports.report import Report, write_report
 
 METRICS, BASELINES, ABOUT, CAMERAS = "metrics.json", "baselines.json", "about.json", "cameras.json"
+THRESHOLDS = "thresholds.json"
 PER_QUERY, FEATURES = "per_query.npz", ("query.npz", "gallery.npz")
 DISTRACTOR = -2  # stands for any pid of a distractor in fingerprints
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One model on one dataset: its features, its results by protocol, and warnings about protocols left out."""
+    """One model on one dataset: its features, its results by protocol, and warnings about protocols left out.
+
+    thresholds: of `verification` and `open_set`, if they were asked for (reid/evaluation/verification.py).
+    """
 
     query: Features
     gallery: Features
     results: dict[str, Result]
     warnings: list[str] = field(default_factory=list)
+    thresholds: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, dict[str, Any]]:
         return {protocol: result.to_json() for protocol, result in self.results.items()}
@@ -124,6 +129,7 @@ class DatasetReport:
     read_images: reads images for the rank lists.
     data_fingerprint: of the shards' manifest, "" for feature files.
     pixels: how pictures became the encoder's input; empty for feature files.
+    model: sha256 of the checkpoint's weights, for which thresholds hold; "" for feature files.
     no_images: a sentence that says why there are none, or "".
     notes: what a reader must know that is no fault.
     warnings: what may be wrong with the data.
@@ -136,6 +142,7 @@ class DatasetReport:
     read_images: Read
     data_fingerprint: str = ""
     pixels: dict[str, Any] = field(default_factory=dict)
+    model: str = ""
     no_images: str = ""
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -171,6 +178,10 @@ class DatasetReport:
                 write_features(folder / name, features)
             elif replaces and not options.features:  # with --features they may be the user's own files
                 (folder / name).unlink(missing_ok=True)
+        (folder / THRESHOLDS).unlink(missing_ok=True)
+        if evaluation.thresholds:
+            made = {"metric": "cosine", "source": self.source, "model": self.model}
+            write_json(folder / THRESHOLDS, made | evaluation.thresholds)
         report = self._make_report(about, evaluations, options)
         (folder / CAMERAS).unlink(missing_ok=True)
         if isinstance(report.cameras, CameraPairs):
@@ -218,6 +229,7 @@ class DatasetReport:
             measure_camera_pairs(query, gallery, options.metric),
             embed_centroids(query, gallery, result.ap, result.valid),
             options.ranks,
+            first.thresholds,
         )
 
 

@@ -20,7 +20,7 @@ from reid.evaluation.evaluator import FeatureSource, RunSource
 from reid.files import make_folder, write_atomically
 from reid.metrics.protocols import PROTOCOLS
 from reid.reports.report import list_pictures
-from reid.reports.tables import COST_COLUMNS, Results, format_notes, format_results, list_cost
+from reid.reports.tables import COST_COLUMNS, Results, format_notes, format_results, format_thresholds, list_cost
 from reid.runs.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def evaluate(options: EvaluateConfig) -> None:
             page, warnings = report.write(evaluations, options, taken=reports)
             reports[page.parent] = {name: evaluation.to_json() for name, evaluation in evaluations.items()}
             lines = [f"\n{page.parent.name}", format_results(reports[page.parent], options.ranks)]
+            lines += filter(None, [format_thresholds(next(iter(evaluations.values())).thresholds)])
             print("\n".join([*lines, *(f"warning: {text}" for text in warnings), f"report: {page}"]), flush=True)
 
     if accelerator.is_main_process:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,14 +21,16 @@ from reid.data.normalization import describe_pixels
 from reid.distributed import check_precision, gather_objects, gather_padded, gather_sizes, rank, world_size
 from reid.evaluation.dataset_report import DatasetReport, Evaluation
 from reid.evaluation.external_features import ExternalFeatures, check_finite, read_features, read_image
+from reid.evaluation.verification import identify, verify
 from reid.files import check_writable, is_inside, make_folder
 from reid.metrics.features import JUNK, UNKNOWN, Features
 from reid.metrics.protocols import PROTOCOLS
 from reid.metrics.rerank import Ranks, Reranked
 from reid.metrics.retrieval import Result, evaluate, evaluate_search, merge
+from reid.model.saved import MODEL, hash_file
 from reid.precision import AUTOCAST_DTYPES, forward_pass
 from reid.runs import checkpoint
-from reid.runs.models import build_models, find_run, read_config
+from reid.runs.models import TRAINED, build_models, find_run, read_config
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -121,6 +124,23 @@ def rank_protocols(query: Features, gallery: Features, options: EvaluateConfig) 
     return Evaluation(query, gallery, results, [f"{name} is left out: {error}" for name, error in errors.items()])
 
 
+def add_thresholds(evaluation: Evaluation, options: EvaluateConfig) -> Evaluation:
+    """Measure the thresholds that the options ask for; one that cannot be measured is a warning."""
+    query, gallery = evaluation.query, evaluation.gallery
+    measures: dict[str, Callable[[], dict[str, Any]]] = {}
+    if options.verification:
+        measures["verification"] = lambda: verify(query, gallery)
+    if (share := options.open_set) is not None:
+        measures["open_set"] = lambda: identify(query, gallery, share)
+    thresholds, warnings = {}, list(evaluation.warnings)
+    for name, measure in measures.items():
+        try:
+            thresholds[name] = measure()
+        except ValueError as error:
+            warnings.append(f"{name} is left out: {error}")
+    return replace(evaluation, thresholds=thresholds, warnings=warnings)
+
+
 class RunSource:
     """A run's checkpoint and baselines, on one dataset or several."""
 
@@ -143,6 +163,7 @@ class RunSource:
                 name: self._evaluate(model.to(accelerator.device), root, manifest, accelerator.device)
                 for name, model in self.models.items()
             }
+            rows[TRAINED] = add_thresholds(rows[TRAINED], self.options)
             yield self._describe(root, manifest), rows
 
     def _evaluate(self, model: nn.Module, root: str, manifest: Manifest, device: torch.device) -> Evaluation:
@@ -172,7 +193,14 @@ class RunSource:
         }
         name = manifest.dataset or "data"
         report = DatasetReport(
-            self.out, name, str(self.checkpoint), facts, read, manifest.fingerprint, describe_pixels(config.data)
+            self.out,
+            name,
+            str(self.checkpoint),
+            facts,
+            read,
+            manifest.fingerprint,
+            describe_pixels(config.data),
+            hash_file(self.checkpoint / MODEL),
         )
         trained_on = checkpoint.read_state(self.checkpoint)["describes"].get("data", "")
         if trained_on and trained_on != manifest.fingerprint:
@@ -253,7 +281,8 @@ class FeatureSource:
                 f"{number:,} gallery images have pid 0 and the file has no distractors key: they count as one identity"
             )
         moved = [split.features.to(accelerator.device) for split in (query, gallery)]
-        yield report, {"features": rank_protocols(moved[0], moved[1], self.options)}
+        evaluation = rank_protocols(moved[0], moved[1], self.options)
+        yield report, {"features": add_thresholds(evaluation, self.options)}
 
     def _read_images(
         self, files: ExternalFeatures, rows: Sequence[int], warnings: list[str]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -57,6 +58,22 @@ def draw_camera_pairs(pairs: CameraPairs, theme: Theme = LIGHT) -> bytes:
             axes.text(j, i, cell, ha="center", va="center", fontsize=8.5, color=ink)
     _add_colorbar(figure, axes, image, "mAP (%)", theme)
     axes.spines[:].set_visible(False)
+    return to_png(figure)
+
+
+def draw_roc(verification: Mapping[str, Any], theme: Theme = LIGHT) -> bytes:
+    """Draw the true positive rate by the false positive rate, with the chosen thresholds. verification: `verify`."""
+    labels = ("false positive rate (%)", "true positive rate (%)")
+    figure, axes = start_chart(theme, "Pairs of images: ROC", labels)
+    curve = (100 * np.asarray(verification["roc"][name]) for name in ("false_positive_rate", "true_positive_rate"))
+    axes.plot(*curve, color=theme.lines[0], linewidth=1.8)
+    for point in verification["thresholds"].values():
+        place = 100 * point["false_positive_rate"], 100 * point["true_positive_rate"]
+        axes.plot(*place, "o", color=theme.lines[0], markersize=6)
+        axes.annotate(f"{point['threshold']:.3f}", place, xytext=(6, -4), textcoords="offset points", ha="left",
+                      va="top", color=theme.ink, fontsize=9)  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_ylim(-2, 102)
     return to_png(figure)
 
 

@@ -3,21 +3,22 @@
 Takes `Result.to_json()`, arrays and pixels, so it can report the results of any system.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from reid.reports import tables
 from reid.reports.analysis import CameraPairs, Embedding, RankList
-from reid.reports.charts import draw_ap_histogram, draw_camera_pairs, draw_points
+from reid.reports.charts import draw_ap_histogram, draw_camera_pairs, draw_points, draw_roc
 from reid.reports.figures import DARK, LIGHT, Theme, draw_cmc, draw_cmc_zoom, draw_rank_lists
 from reid.reports.html import render
 from reid.reports.tables import RANKS, Results, percent
 
-PICTURES = ("cmc", "cmc_zoom", "rank_lists", "ap_histogram", "cameras", "pca", "tsne")
+PICTURES = ("cmc", "cmc_zoom", "rank_lists", "ap_histogram", "cameras", "roc", "pca", "tsne")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Report:
     cameras: mAP by pair of cameras, or the reason why there is none.
     embedding: centroids in two dimensions, or the reason why there are none.
     ranks: the ranks of the CMC that the tables show.
+    thresholds: of verification and open_set (thresholds.json), if they were measured.
     """
 
     dataset: str
@@ -49,6 +51,7 @@ class Report:
     cameras: CameraPairs | str | None = None
     embedding: Embedding | str | None = None
     ranks: Sequence[int] = RANKS
+    thresholds: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.results or not all(self.results.values()):
@@ -93,6 +96,8 @@ def list_charts(report: Report) -> dict[str, Callable[[Theme], bytes]]:
         charts["ap_histogram"] = partial(draw_ap_histogram, report.ap)
     if isinstance(report.cameras, CameraPairs):
         charts["cameras"] = partial(draw_camera_pairs, report.cameras)
+    if "verification" in report.thresholds:
+        charts["roc"] = partial(draw_roc, report.thresholds["verification"])
     if isinstance(report.embedding, Embedding):
         embedding = report.embedding
         first, second = (percent(share) for share in embedding.explained)

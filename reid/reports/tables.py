@@ -2,7 +2,8 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from reid.metrics.protocols import PROTOCOLS
 
@@ -100,6 +101,57 @@ def list_cost(results: dict[str, dict]) -> list[tuple[str, ...]]:
         for protocol, metrics in results.items()
         if protocol not in RERANKED.values() and "comparisons" in metrics
     ]
+
+
+THRESHOLD_COLUMNS = ("wanted", "threshold", "FPR", "95%", "TPR", "95%")
+OPEN_SET_COLUMNS = ("wanted", "threshold", "false alarms", "identified")
+
+
+def list_thresholds(verification: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return rows of THRESHOLD_COLUMNS, the last for the equal error rate. verification: of thresholds.json."""
+    rows = [
+        (
+            f"FPR {wanted}",
+            f"{point['threshold']:.4f}",
+            f"{point['false_positive_rate']:.2e}",
+            "–".join(f"{end:.1e}" for end in point["false_positive_rate_interval"]),
+            percent(point["true_positive_rate"]),
+            format_interval(point["true_positive_rate_interval"]),
+        )
+        for wanted, point in verification["thresholds"].items()
+    ]
+    equal = verification["equal_error"]
+    error, right = f"{equal['rate']:.2e}", percent(1 - equal["rate"])
+    return [*rows, ("equal error", f"{equal['threshold']:.4f}", error, "-", right, "-")]
+
+
+def list_open_set(open_set: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return rows of OPEN_SET_COLUMNS. open_set: of thresholds.json."""
+    return [
+        (
+            f"false alarms {wanted}",
+            f"{point['threshold']:.4f}",
+            f"{percent(point['false_alarm_rate'])}%",
+            f"{percent(point['identification_rate'])}%",
+        )
+        for wanted, point in open_set["thresholds"].items()
+    ]
+
+
+def format_thresholds(thresholds: Mapping[str, Any]) -> str:
+    """Format the tables of thresholds for a terminal; "" without any."""
+    tables = []
+    if verification := thresholds.get("verification"):
+        pairs = verification["pairs"]
+        title = (
+            f"pairs of images by different cameras: {pairs['genuine']:,} of one person, {pairs['impostor']:,} of two"
+        )
+        tables += [title, format_table(THRESHOLD_COLUMNS, list_thresholds(verification))]
+    if open_set := thresholds.get("open_set"):
+        queries = open_set["queries"]
+        title = f"open set: {queries['mated']:,} queries of people in the gallery, {queries['unmated']:,} of others"
+        tables += [title, format_table(OPEN_SET_COLUMNS, list_open_set(open_set))]
+    return "\n".join(tables)
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
