@@ -328,6 +328,7 @@ def test_unchecked_commands_are_in_use() -> None:
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 SHORTER = {  # flags after those of the tutorial: footage of seconds, two steps, small images
     "synth-footage": ["--frames=40", "--width=480", "--height=80"],
+    "evaluate.py": ["--wandb=off"],
     "train.py": ["--optim.epochs=1", "--batch.steps_per_epoch=2", "--data.height=32", "--data.width=16"],
 }
 
