@@ -302,6 +302,9 @@ class OptimConfig(Section):
     """Fraction of `lr` at the first step."""
     clip_norm: NonNegative = 0.0
     """Clip the gradient's global norm to this; 0 = never."""
+    ema: Fraction = 0.0
+    """Decay, e.g. 0.999, of an exponential moving average of all weights, which is evaluated and saved as the model; at
+    step t at most (1 + t) / (10 + t); 0 = no average."""
 
 
 @dataclass
