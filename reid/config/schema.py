@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from reid.config.ranges import Count, Fraction, NonNegative, Positive, Section, Seed, Size, Weight, weights_of
+from reid.config.ranges import Count, Factor, Fraction, NonNegative, Positive, Section, Seed, Size, Weight, weights_of
 
 MAX_NAME = 200  # bytes of a run's name; file systems allow 255
 MAX_DIVISOR = 1024
@@ -282,8 +282,13 @@ class OptimConfig(Section):
     """Learning rate of embedding, neck and classifier, as a multiple of the encoder's."""
     bias_lr_factor: Positive = 1.0
     """Learning rate of biases, as a multiple of that of weights (2 in Caffe and in BoT's code)."""
+    layer_decay: Factor = 1.0
+    """Factor of the learning rate for each layer of the encoder, from the heads down, e.g. 0.75; 1 = equal rates.
+    Layers are blocks of a transformer or ConvNeXt, and stages of a ResNet."""
     momentum: Fraction = 0.9
     """Momentum of SGD."""
+    nesterov: bool = False
+    """Nesterov's form of the momentum of SGD."""
     weight_decay: NonNegative = 5e-4
     """L2 penalty, or the decay of AdamW."""
     decay_norm: bool = True
@@ -305,6 +310,13 @@ class OptimConfig(Section):
     ema: Fraction = 0.0
     """Decay, e.g. 0.999, of an exponential moving average of all weights, which is evaluated and saved as the model; at
     step t at most (1 + t) / (10 + t); 0 = no average."""
+
+    def check(self) -> None:
+        if self.nesterov and (self.algorithm != "sgd" or not self.momentum):
+            raise ValueError(
+                f"optim.nesterov = true is for SGD with momentum, here it is {self.algorithm}, optim.momentum = "
+                f"{self.momentum}; set optim.algorithm = sgd and a momentum above 0, or optim.nesterov = false"
+            )
 
 
 @dataclass

@@ -55,6 +55,7 @@ RECIPE = {
     "optim.lr_rule": "none", "optim.head_lr_factor": 1.0, "optim.bias_lr_factor": 1.0, "optim.weight_decay": 5e-4,
     "optim.decay_norm": True, "optim.epochs": 120, "optim.schedule": "milestones", "optim.milestones": [40, 70],
     "optim.gamma": 0.1, "optim.warmup_epochs": 10, "optim.warmup_factor": 0.01, "optim.clip_norm": 0.0,
+    "optim.layer_decay": 1.0, "optim.nesterov": False, "optim.ema": 0.0,
 }  # fmt: skip
 RECIPES = {
     "market1501": {"data.root": "data/market1501"},
@@ -223,6 +224,12 @@ def changed(**knobs) -> Config:
         ({"optim__head_lr_factor": 0.0}, 1, r"optim\.head_lr_factor = 0\.0 must be greater than 0"),
         ({"optim__bias_lr_factor": -1.0}, 1, r"optim\.bias_lr_factor = -1\.0"),
         ({"optim__momentum": 1.5}, 1, r"optim\.momentum = 1\.5 lies outside"),
+        ({"optim__layer_decay": 0.0}, 1, r"optim\.layer_decay = 0\.0 must be greater than 0, and at most 1"),
+        (
+            {"optim__nesterov": True},
+            1,
+            r"nesterov = true is for SGD .* it is adam, .* set optim\.algorithm = sgd",
+        ),
         ({"model__head_temperature": 0.0}, 1, r"model\.head_temperature = 0\.0 must be greater than 0"),
         ({"model__frozen_epochs": -1}, 1, r"model\.frozen_epochs = -1 must be a finite number, 0 or more"),
         (
