@@ -13,7 +13,7 @@ MAX_DIVISOR = 1024
 LONGEST_DISTANCE = 2.0  # of unit vectors
 # Knobs of `model` that do not change what a checkpoint is.
 OF_A_FILE = ("weights_key", "weights_grid", "weights_partial", "weights_neck")  # how a file of weights is read
-NOT_SAVED = ("weights", *OF_A_FILE, "norm", "sync_batchnorm", "frozen_epochs")
+NOT_SAVED = ("weights", *OF_A_FILE, "drop_path", "norm", "sync_batchnorm", "frozen_epochs")
 LATER = {"embedding": 0}  # knobs of `model` that earlier versions did not have, and what these did
 DTYPES = ("float32", "bfloat16", "float16")  # of an Embedder; here, so that parsers need no torch
 
@@ -128,6 +128,9 @@ class ModelConfig(Section):
     """Global average pooling, or generalized-mean pooling with a learned exponent; a ViT uses its class token."""
     embedding: Count = 0
     """Length of the features, by a linear layer between encoder and neck; 0 = the encoder's own, without the layer."""
+    drop_path: Fraction | None = None
+    """Stochastic depth: chance to leave out the last residual block of the encoder for an image, falling to 0 in the
+    first; null = the encoder's own (0.1 to 0.5 for Swin and ConvNeXt of torchvision and Swin of timm, 0 for most)."""
     norm: Literal["batch", "frozen"] = "batch"
     """Encoder's BatchNorm: statistics of each batch, or always those of `weights` (weight and bias still learn)."""
     sync_batchnorm: bool = False
@@ -145,6 +148,8 @@ class ModelConfig(Section):
         return replace(self, **start | {"weights": "none"})
 
     def check(self) -> None:
+        if self.drop_path == 1:
+            raise ValueError("model.drop_path = 1.0 would always leave out the last block; give less than 1, e.g. 0.1")
         for name in OF_A_FILE:
             if (value := getattr(self, name)) and self.weights in ("none", "imagenet"):
                 given = list(value) if isinstance(value, tuple) else value
@@ -362,6 +367,9 @@ class SpeedConfig(Section):
     recompute: bool = False
     """Forget a virtual rank's activations after its forward pass, and compute them again for its backward pass: the
     memory of one virtual rank instead of all, for a third more time."""
+    gradient_checkpointing: bool = False
+    """Keep only the inputs of a transformer's blocks, and compute the blocks again in the backward pass: less memory,
+    for a third more time."""
 
 
 @dataclass

@@ -18,6 +18,7 @@ from reid.data.normalization import describe_pixels
 from reid.data.plan import Plan
 from reid.distributed import gather_objects
 from reid.metrics.features import UNKNOWN
+from reid.model.checkpointing import checkpoint_blocks
 from reid.model.network import ReIDModel, freeze_heads
 from reid.model.sync_batchnorm import convert_sync
 from reid.runs.checkpoint import NO_AVERAGE, TrainState
@@ -85,6 +86,8 @@ def load_data(config: Config, world_size: int = 1) -> TrainData:
 def build_model(config: Config, num_classes: int, device: torch.device) -> ReIDModel:
     """Return the model on the device, ready for the optimizer and for DDP. ValueError if it cannot take the images."""
     model = ReIDModel(num_classes, config.model, config.data.image_size).to(device)
+    if config.speed.gradient_checkpointing:
+        checkpoint_blocks(model.encoder, config.model.encoder)
     model = model.to(memory_format=memory_format(config, device))
     check_image_size(config, model, device)
     if not config.loss.cross_entropy:

@@ -46,7 +46,8 @@ RECIPE = {
     "augment.erase_area": (0.02, 0.4), "augment.rotate_degrees": 0.0, "augment.scale": 0.0,
     "model.encoder": "resnet50", "model.weights": "imagenet", "model.last_stride": 1, "model.stem_stride": 4,
     "model.pool": "gap", "model.head": "linear", "model.norm": "batch", "model.sync_batchnorm": False,
-    "model.frozen_epochs": 0, "loss.cross_entropy": 1.0, "loss.smoothing": 0.1, "loss.triplet": 1.0,
+    "model.frozen_epochs": 0, "model.drop_path": None,
+    "loss.cross_entropy": 1.0, "loss.smoothing": 0.1, "loss.triplet": 1.0,
     "loss.triplet_margin": 0.3, "loss.triplet_scope": "local", "loss.quadruplet": 0.0, "loss.mctl": 1.0,
     "loss.ctl": 0.0, "loss.w1": 0.3, "loss.w2": None, "loss.margin": 1.414, "loss.reading": "paper",
     "loss.space": "neck", "loss.triplet_space": "neck", "loss.circle": 0.0, "loss.contrastive": 0.0,
@@ -224,6 +225,7 @@ def changed(**knobs) -> Config:
         ({"optim__head_lr_factor": 0.0}, 1, r"optim\.head_lr_factor = 0\.0 must be greater than 0"),
         ({"optim__bias_lr_factor": -1.0}, 1, r"optim\.bias_lr_factor = -1\.0"),
         ({"optim__momentum": 1.5}, 1, r"optim\.momentum = 1\.5 lies outside"),
+        ({"model__drop_path": 1.0}, 1, r"model\.drop_path = 1\.0 would always leave out the last block; give less"),
         ({"optim__layer_decay": 0.0}, 1, r"optim\.layer_decay = 0\.0 must be greater than 0, and at most 1"),
         (
             {"optim__nesterov": True},

@@ -34,6 +34,7 @@ def make_config(root: Path, runs: Path, name: str, steps: int = 20, ranks: int =
     batch.identities, batch.images, batch.streams, batch.ranks, batch.steps_per_epoch = 8, 3, 4, ranks, steps
     config.augment.pad = 2
     config.model.encoder, config.model.weights, config.model.last_stride = ENCODER, "none", 2
+    config.model.drop_path = 0.2
     config.optim.epochs, config.optim.warmup_epochs, config.optim.milestones, config.optim.ema = 1, 0, [], 0.9
     config.track.wandb, config.track.every_steps = "off", 1
     return config

@@ -84,6 +84,10 @@ def break_device(config: Config) -> None:
     config.device = "cuda"
 
 
+def break_checkpointing(config: Config) -> None:
+    config.speed.gradient_checkpointing = True
+
+
 def break_losses(config: Config) -> None:
     config.loss.cross_entropy = config.loss.triplet = config.loss.mctl = config.loss.center = 0.0
 
@@ -97,6 +101,7 @@ def break_losses(config: Config) -> None:
         (break_margin, r"loss.margin = 0.0 must be greater than 0"),
         (break_weights, "model.weights = no/such/file.safetensors: no such file"),
         (break_losses, "every loss weight is 0"),
+        (break_checkpointing, "gradient_checkpointing = true: resnet10 is no transformer .*; use speed.recompute"),
         pytest.param(
             break_device,
             "device = cuda, and torch finds no CUDA device",
