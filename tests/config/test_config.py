@@ -86,6 +86,20 @@ def test_recipes_hold_the_published_numbers(recipe):
     assert config.name == Path(recipe).name
 
 
+@pytest.mark.parametrize("recipe", ["resnet50_ibn", "vit_s", "swin_s"])
+def test_recipes_on_top_of_a_dataset(recipe):
+    """The dataset keeps its name, shards and objective; the recipe sets knobs of other sections, so it fits each."""
+    folder = ROOT / "configs" / "recipes"
+    files = [ROOT / "configs" / "msmt17.yaml", folder / f"{recipe}.yaml", folder / "384x128.yaml"]
+    assert yaml.safe_load(files[1].read_text()).keys() == {"model", "optim"}
+    dataset, own, size = map(shipped, files)
+    config = parse(Config, [f"--config={file}" for file in files])
+    check(config, world_size=1)
+    assert config.data == replace(dataset.data, height=size.data.height, width=size.data.width)
+    assert (config.name, config.loss, config.batch) == (dataset.name, dataset.loss, dataset.batch)
+    assert (config.model.encoder, config.optim) == (own.model.encoder, replace(own.optim, milestones=[40, 70]))
+
+
 def write(path: Path, **values) -> Path:
     path.write_text(yaml.safe_dump(values))
     return path
