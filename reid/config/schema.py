@@ -6,14 +6,14 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from reid.config.ranges import Count, Fraction, NonNegative, Positive, Section, Seed, Size, Weight, weights_of
+from reid.config.ranges import Count, Factor, Fraction, NonNegative, Positive, Section, Seed, Size, Weight, weights_of
 
 MAX_NAME = 200  # bytes of a run's name; file systems allow 255
 MAX_DIVISOR = 1024
 LONGEST_DISTANCE = 2.0  # of unit vectors
 # Knobs of `model` that do not change what a checkpoint is.
 OF_A_FILE = ("weights_key", "weights_grid", "weights_partial", "weights_neck")  # how a file of weights is read
-NOT_SAVED = ("weights", *OF_A_FILE, "norm", "sync_batchnorm", "frozen_epochs")
+NOT_SAVED = ("weights", *OF_A_FILE, "drop_path", "norm", "sync_batchnorm", "frozen_epochs")
 LATER = {"embedding": 0}  # knobs of `model` that earlier versions did not have, and what these did
 DTYPES = ("float32", "bfloat16", "float16")  # of an Embedder; here, so that parsers need no torch
 
@@ -128,6 +128,9 @@ class ModelConfig(Section):
     """Global average pooling, or generalized-mean pooling with a learned exponent; a ViT uses its class token."""
     embedding: Count = 0
     """Length of the features, by a linear layer between encoder and neck; 0 = the encoder's own, without the layer."""
+    drop_path: Fraction | None = None
+    """Stochastic depth: chance to leave out the last residual block of the encoder for an image, falling to 0 in the
+    first; null = the encoder's own (0.1 to 0.5 for Swin and ConvNeXt of torchvision and Swin of timm, 0 for most)."""
     norm: Literal["batch", "frozen"] = "batch"
     """Encoder's BatchNorm: statistics of each batch, or always those of `weights` (weight and bias still learn)."""
     sync_batchnorm: bool = False
@@ -145,6 +148,8 @@ class ModelConfig(Section):
         return replace(self, **start | {"weights": "none"})
 
     def check(self) -> None:
+        if self.drop_path == 1:
+            raise ValueError("model.drop_path = 1.0 would always leave out the last block; give less than 1, e.g. 0.1")
         for name in OF_A_FILE:
             if (value := getattr(self, name)) and self.weights in ("none", "imagenet"):
                 given = list(value) if isinstance(value, tuple) else value
@@ -282,8 +287,13 @@ class OptimConfig(Section):
     """Learning rate of embedding, neck and classifier, as a multiple of the encoder's."""
     bias_lr_factor: Positive = 1.0
     """Learning rate of biases, as a multiple of that of weights (2 in Caffe and in BoT's code)."""
+    layer_decay: Factor = 1.0
+    """Factor of the learning rate for each layer of the encoder, from the heads down, e.g. 0.75; 1 = equal rates.
+    Layers are blocks of a transformer or ConvNeXt, and stages of a ResNet."""
     momentum: Fraction = 0.9
     """Momentum of SGD."""
+    nesterov: bool = False
+    """Nesterov's form of the momentum of SGD."""
     weight_decay: NonNegative = 5e-4
     """L2 penalty, or the decay of AdamW."""
     decay_norm: bool = True
@@ -302,6 +312,16 @@ class OptimConfig(Section):
     """Fraction of `lr` at the first step."""
     clip_norm: NonNegative = 0.0
     """Clip the gradient's global norm to this; 0 = never."""
+    ema: Fraction = 0.0
+    """Decay, e.g. 0.999, of an exponential moving average of all weights, which is evaluated and saved as the model; at
+    step t at most (1 + t) / (10 + t); 0 = no average."""
+
+    def check(self) -> None:
+        if self.nesterov and (self.algorithm != "sgd" or not self.momentum):
+            raise ValueError(
+                f"optim.nesterov = true is for SGD with momentum, here it is {self.algorithm}, optim.momentum = "
+                f"{self.momentum}; set optim.algorithm = sgd and a momentum above 0, or optim.nesterov = false"
+            )
 
 
 @dataclass
@@ -349,6 +369,9 @@ class SpeedConfig(Section):
     recompute: bool = False
     """Forget a virtual rank's activations after its forward pass, and compute them again for its backward pass: the
     memory of one virtual rank instead of all, for a third more time."""
+    gradient_checkpointing: bool = False
+    """Keep only the inputs of a transformer's blocks, and compute the blocks again in the backward pass: less memory,
+    for a third more time."""
 
 
 @dataclass

@@ -169,6 +169,7 @@ class RunSource:
             "checkpoint": self.checkpoint.name,
             "data": f"{root} ({manifest.dataset}, fingerprint {manifest.fingerprint[:12]})",
             "encoder": f"{config.model.encoder}, {config.data.height}x{config.data.width} pixels",
+            **({"weights": f"average over steps, optim.ema = {config.optim.ema}"} if config.optim.ema else {}),
         }
         name = manifest.dataset or "data"
         report = DatasetReport(

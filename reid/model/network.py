@@ -76,7 +76,7 @@ class ReIDModel(nn.Module):
         self.dim = config.embedding or dim
         if config.norm == "frozen" and not any(isinstance(module, _BatchNorm) for module in self.encoder.modules()):
             raise ValueError(f"model.norm = frozen: {config.encoder} has no BatchNorm; use model.norm = batch")
-        self.norm, self.frozen_epochs = config.norm, config.frozen_epochs
+        self.norm, self.frozen_epochs, self.encoder_name = config.norm, config.frozen_epochs, config.encoder
         self.encoder_frozen, self.has_embedding = False, bool(config.embedding)
         heads: dict[str, nn.Module] = {}
         if config.embedding:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reid.config import AugmentConfig, Config, LossConfig
+from reid.config import AugmentConfig, Config, LossConfig, OptimConfig
 from tests.support.fake_device import Record, make_step, record_step
 from tests.support.gpu_only import needs_cuda
 
@@ -38,9 +38,10 @@ def count_launches(parts: dict[str, Record], *names: str) -> int:
     ids=["default", "global", "rounds", "raw", "spaces, 32 virtual ranks"],
 )
 def test_the_host_never_waits_for_the_device(loss: LossConfig, share: int) -> None:
-    parts = record_step(config_of(loss=loss), "cuda", ranks=8, share=share)
+    parts = record_step(config_of(loss=loss, optim=OptimConfig(ema=0.999)), "cuda", ranks=8, share=share)
     assert [part for part, record in parts.items() if record.waits] == []
     assert parts["batch to device"].launches == {"_to_copy": 2}  # the images, and all the rest
+    assert parts["average"].launches == {"_foreach_lerp_": 1, "_foreach_copy_": 1}
 
 
 @pytest.mark.parametrize("share", [1, 4])
