@@ -28,6 +28,7 @@ from reid import config
 from reid.config.schema import DTYPES, LATER, NOT_SAVED
 from reid.data.image_file import read_image_file
 from reid.data.images import Pixels
+from reid.model.features import compute_features
 from reid.model.saved import is_checkpoint
 from reid.precision import find_wrong_convolution, forward_pass
 from reid.runs.models import TRAINED, build_models, find_run, read_config
@@ -43,13 +44,15 @@ THREADS = 8  # at most, to decode images while the model works
 class Embedder:
     """Computes features after the neck, as the evaluator does: not normalized. Compare them by their cosine.
 
+    With `flip` they are the means of the features of an image and of its mirror image.
     `size` is the (height, width) that images are resized to, `dim` the length of a feature, `source` the checkpoint's
     folder, `data` the shards that it was trained on, and `knobs` the run's `model` configuration.
     """
 
     def __init__(
-        self, model: nn.Module, run: config.Config, source: Path, device: str, dtype: str, batch_size: int
-    ) -> None:
+        self, model: nn.Module, run: config.Config, source: Path, device: str, dtype: str, batch_size: int,
+        flip: bool = False,
+    ) -> None:  # fmt: skip
         if dtype not in DTYPES:
             raise ValueError(f"dtype = {dtype!r}: choose {', '.join(DTYPES)}")
         if batch_size < 1:
@@ -66,11 +69,13 @@ class Embedder:
         self.knobs, self.source, self.data = asdict(run.model), source, run.data.root
         self.pixels, self.size = Pixels.from_config(run.data), (run.data.height, run.data.width)
         self.dim: int = model.dim  # type: ignore[assignment]
+        self.flip = flip
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], device: str = "auto", dtype: str = "float32", batch_size: int = 64
-    ) -> Embedder:
+        cls, path: str | os.PathLike[str], device: str = "auto", dtype: str = "float32", batch_size: int = 64,
+        flip: bool = False,
+    ) -> Embedder:  # fmt: skip
         """Load the model of a run's folder (its newest undamaged checkpoint), or of a checkpoint's folder inside a run.
 
         Raises ValueError if there is no such model or device, or if this machine computes wrong features in `dtype`.
@@ -80,11 +85,12 @@ class Embedder:
             device: auto (CUDA if there is one), or any of torch's names.
             dtype: float32, or bfloat16 or float16, which autocast the forward pass.
             batch_size: images per forward pass.
+            flip: see `compute_features`; twice the time.
         """
         name = os.fspath(path)
         folder, found = find_run("", name) if is_checkpoint(Path(name)) else find_run(name, "newest")
         run = read_config(folder, found)
-        return cls(build_models(found, run)[TRAINED], run, found, device, dtype, batch_size)
+        return cls(build_models(found, run)[TRAINED], run, found, device, dtype, batch_size, flip)
 
     def embed(self, images: Iterable[Picture]) -> np.ndarray:
         """Return the features (N, D) float32 of N images, any mix of kinds, in their order.
@@ -145,10 +151,14 @@ class Embedder:
 
     @torch.inference_mode()
     def embed_pixels(self, images: Tensor) -> np.ndarray:
-        """Return the features (B, D) float32 of images (B, 3, height, width) uint8, in one forward pass."""
+        """Return the features (B, D) float32 of images (B, 3, height, width) uint8, in one forward pass, or two."""
+        normalized = self.pixels.normalization.apply(images.to(self.device, non_blocking=True))
         with forward_pass(self.device, self.dtype):
-            features: Tensor = self.model(self.pixels.normalization.apply(images.to(self.device, non_blocking=True)))
-        return features.float().cpu().numpy()
+            return self.compute(normalized).cpu().numpy()
+
+    def compute(self, images: Tensor) -> Tensor:
+        """Return the features (B, D) float32 of normalized images (B, 3, height, width) on the device."""
+        return compute_features(self.model, images, self.flip)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -166,8 +176,10 @@ class Embedder:
     def describe(self) -> dict[str, Any]:
         """Return what another program must know besides the weights to get the same features; JSON.
 
-        A knob of LATER at what earlier versions did is left out: fingerprints, and so indexes, stay.
+        What earlier versions did without saying it (a knob of LATER, no flip test) is left out: fingerprints, and so
+        indexes, stay.
         """
+        mirrored = "mean of those of the image and of its mirror image, " if self.flip else ""
         return {
             "model": {
                 name: value
@@ -181,7 +193,8 @@ class Embedder:
             "resize": f"{self.pixels.interpolation} with antialiasing, to height x width whatever the shape was",
             "mean": self.pixels.normalization.mean,
             "std": self.pixels.normalization.std,
-            "feature": "after the neck, not normalized; compare by cosine",
+            "feature": f"{mirrored}after the neck, not normalized; compare by cosine",
+            **({"flip": True} if self.flip else {}),
         }
 
 

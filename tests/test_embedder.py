@@ -270,6 +270,17 @@ def test_importing_the_package_is_quick() -> None:
     assert reid.Embedder is Embedder and not hasattr(reid, "Nothing")
 
 
+def test_the_flip_test_is_the_mean_of_an_image_and_its_mirror_image(run: Path, embedder: Embedder) -> None:
+    flipped = Embedder.load(run, device="cpu", batch_size=8, flip=True)
+    images = [picture(seed=i) for i in range(3)]
+    mirrored = [image[:, ::-1].copy() for image in images]
+    found = flipped.embed(images)
+    assert np.allclose(found, (embedder.embed(images) + embedder.embed(mirrored)) / 2, atol=1e-6)
+    assert np.array_equal(found, flipped.embed(mirrored)) and not close(found, embedder.embed(images))
+    assert flipped.fingerprint != embedder.fingerprint
+    assert flipped.describe()["flip"] and "flip" not in embedder.describe()
+
+
 def test_an_embedding_of_another_length(tmp_path: Path, drawn: Drawn) -> None:
     """A knob that is part of the fingerprint, except where it does nothing: indexes of earlier versions stay."""
     run = make_run(tmp_path / "run", drawn, model__embedding=24)

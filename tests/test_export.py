@@ -152,6 +152,20 @@ def test_metadata_is_inside_and_beside(exported, embedder: Embedder, name: str) 
         } == found
 
 
+@pytest.mark.parametrize("name", ["torch_export", "safetensors"])
+def test_the_flip_test_is_in_the_graph_and_in_the_metadata(run: Path, files, tmp_path: Path, capsys, name: str) -> None:
+    out = tmp_path / f"a.{name}"
+    assert call(run, out, "--flip", name=name) == 0  # the features of the file are those of the embedder
+    assert "flip test" in capsys.readouterr().out
+    found = metadata_of(name, out)
+    assert found["flip"] == "true" and "mirror image" in found["feature"]
+    wanted = Embedder.load(run, device="cpu", flip=True)
+    assert found["fingerprint"] == wanted.fingerprint
+    images = torch.stack([wanted.read(path) for path in files[:3]])
+    features = export.FORMATS[name][1](out)(images)
+    assert np.abs(features - wanted.embed_pixels(images)).max() <= export.TOLERANCE * np.abs(features).max()
+
+
 def test_the_grid_of_position_embeddings_is_in_the_metadata(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

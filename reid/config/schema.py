@@ -435,6 +435,8 @@ class EvaluateConfig(Section):
     """k2: number of neighbours averaged in the query expansion."""
     rerank_lambda: Fraction = 0.3
     """Weight of the original distance in the final one."""
+    flip: bool = False
+    """Flip test: features are the means of those of an image and of its mirror image; twice the time."""
     precision: Literal["no", "bf16"] = "no"
     """Autocast of the forward pass; no = float32 throughout."""
     batch_size: Size = 128
