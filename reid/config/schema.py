@@ -98,10 +98,28 @@ class AugmentConfig(Section):
     """Probability of random erasing (one rectangle, filled with the mean colour)."""
     erase_area: tuple[Fraction, Fraction] = (0.02, 0.4)
     """Minimum and maximum erased area, as a fraction of the image."""
+    jitter: Fraction = 0.0
+    """Probability of colour jitter: a random change of brightness, contrast, saturation and hue."""
+    jitter_strengths: tuple[Fraction, Fraction, Fraction, Fraction] = (0.15, 0.15, 0.1, 0.1)
+    """Maximum change of brightness, contrast and saturation (0.1 = 0.9x to 1.1x), and of hue (turns, at most 0.5)."""
+    grey: Fraction = 0.0
+    """Probability of a picture without colours."""
+    blur: Fraction = 0.0
+    """Probability of a Gaussian blur."""
+    blur_sigma: tuple[Positive, Positive] = (0.1, 2.0)
+    """Minimum and maximum standard deviation of the blur, in pixels."""
+    policy: Literal["none", "trivial"] = "none"
+    """trivial: for each image one of eight operations on colours and sharpness, of random strength (TrivialAugment)."""
 
     def check(self) -> None:
-        if self.erase_area[0] > self.erase_area[1]:
-            raise ValueError(f"augment.erase_area = {self.erase_area}: give the smaller fraction first")
+        for name in ("erase_area", "blur_sigma"):
+            if (ends := getattr(self, name))[0] > ends[1]:
+                raise ValueError(f"augment.{name} = {ends}: give the smaller number first")
+        if self.jitter_strengths[3] > 0.5:
+            raise ValueError(
+                f"augment.jitter_strengths = {self.jitter_strengths}: the last one is of the hue, in turns of the "
+                "colour wheel; 0.5 allows all hues"
+            )
 
 
 @dataclass

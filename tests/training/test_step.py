@@ -66,6 +66,17 @@ def test_augmentation_launches_few_operations_with_rotation() -> None:
     assert count_launches(record_step(config_of(augment=augment), "cpu"), "augmentation") <= 20
 
 
+@pytest.mark.parametrize(
+    ("knobs", "most"),
+    [({"grey": 0.1}, 20), ({"blur": 0.5}, 20), ({"jitter": 0.5}, 52), ({"policy": "trivial"}, 52)],
+)
+def test_changes_of_colours_launch_few_operations_and_do_not_wait(knobs: dict, most: int) -> None:
+    parts = record_step(config_of(augment=AugmentConfig(**knobs)), "cuda")
+    assert count_launches(parts, "augmentation") <= most
+    assert [part for part, record in parts.items() if record.waits] == []
+    assert parts["batch to device"].launches == {"_to_copy": 2}
+
+
 @needs_cuda
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_the_host_never_waits_for_a_real_device(precision: str) -> None:
