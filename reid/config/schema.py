@@ -14,7 +14,8 @@ LONGEST_DISTANCE = 2.0  # of unit vectors
 # Knobs of `model` that do not change what a checkpoint is.
 OF_A_FILE = ("weights_key", "weights_grid", "weights_partial", "weights_neck")  # how a file of weights is read
 NOT_SAVED = ("weights", *OF_A_FILE, "norm", "sync_batchnorm", "frozen_epochs")
-LATER = {"embedding": 0}  # knobs of `model` that earlier versions did not have, and what these did
+# Knobs of `model` that earlier versions did not have, and what these did.
+LATER: dict[str, Any] = {"embedding": 0, "nested": []}
 DTYPES = ("float32", "bfloat16", "float16")  # of an Embedder; here, so that parsers need no torch
 
 
@@ -146,6 +147,8 @@ class ModelConfig(Section):
     """Global average pooling, or generalized-mean pooling with a learned exponent; a ViT uses its class token."""
     embedding: Count = 0
     """Length of the features, by a linear layer between encoder and neck; 0 = the encoder's own, without the layer."""
+    nested: list[Size] = field(default_factory=list)
+    """Lengths, ascending, at which the first numbers of a feature are trained to be features, too (Matryoshka)."""
     norm: Literal["batch", "frozen"] = "batch"
     """Encoder's BatchNorm: statistics of each batch, or always those of `weights` (weight and bias still learn)."""
     sync_batchnorm: bool = False
@@ -163,6 +166,8 @@ class ModelConfig(Section):
         return replace(self, **start | {"weights": "none"})
 
     def check(self) -> None:
+        if self.nested != sorted(set(self.nested)):
+            raise ValueError(f"model.nested = {self.nested}: give different lengths, the smallest first")
         for name in OF_A_FILE:
             if (value := getattr(self, name)) and self.weights in ("none", "imagenet"):
                 given = list(value) if isinstance(value, tuple) else value
@@ -244,15 +249,19 @@ class LossConfig(Section):
         return {name: getattr(self, name) for name in weights_of(LossConfig)}
 
     @property
-    def spaces(self) -> tuple[str, ...]:
-        """The spaces in which losses compare features."""
+    def compared_spaces(self) -> tuple[str, ...]:
+        """The spaces in which losses compare features with each other."""
         used = (
             self.space if self.mctl or self.ctl else None,
             self.triplet_space if self.triplet or self.quadruplet else None,
             self.pair_space if self.compares_pairs else None,
-            "raw" if self.center else None,
         )
         return tuple(dict.fromkeys(space for space in used if space is not None))
+
+    @property
+    def spaces(self) -> tuple[str, ...]:
+        """The spaces in which losses use features."""
+        return tuple(dict.fromkeys([*self.compared_spaces, *(["raw"] if self.center else [])]))
 
     @property
     def compares_pairs(self) -> bool:

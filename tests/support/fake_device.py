@@ -151,8 +151,8 @@ def make_step(
     classes, shape, rows = ranks * identities, config.data.image_size, len(labels[rank])
     virtual = [part for own in labels for part in np.array_split(own, share)]
     with torch.device(device):
-        model = make_model(classes, encoder, image_size=shape)
-        objective = Objective(config.loss, classes, model.dim)
+        model = make_model(classes, encoder, image_size=shape, nested=config.model.nested)
+        objective = Objective(config.loss, classes, model.dim, nested=model.nested)
     optimizer = build_optimizer(model, config.optim)
     wrapped = VirtualRanks(model, config.speed)
     accelerator: Any = Accelerator(device, precision, wrapped)

@@ -61,6 +61,17 @@ def test_the_default_objective_launches_few_operations(ranks: int, precision: st
     assert count_launches(parts, "augmentation") <= 20
 
 
+def test_nested_lengths_share_one_gather_and_one_transfer() -> None:
+    config = config_of()
+    config.model.nested = [64, 128]
+    parts = record_step(config, "cpu", ranks=8)
+    sums = 16 * (2 * 512 + 64 + 128) * 4  # bytes
+    assert [record.collectives for part, record in parts.items() if record.collectives] == [
+        [("allgather_base", sums)], [("reduce_scatter_base", 8 * sums)],
+    ]  # fmt: skip
+    assert [part for part, record in record_step(config, "cuda", ranks=8).items() if record.waits] == []
+
+
 def test_augmentation_launches_few_operations_with_rotation() -> None:
     augment = AugmentConfig(rotate_degrees=10.0, scale=0.1)
     assert count_launches(record_step(config_of(augment=augment), "cpu"), "augmentation") <= 20
