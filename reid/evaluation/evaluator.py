@@ -28,7 +28,7 @@ from reid.metrics.retrieval import Result, evaluate, evaluate_search, merge
 from reid.model.features import FLIP_TEST, compute_features
 from reid.precision import AUTOCAST_DTYPES, forward_pass
 from reid.runs import checkpoint
-from reid.runs.models import build_models, find_run, read_config
+from reid.runs.models import TRAINED, build_models, find_run, read_config
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -147,7 +147,16 @@ class RunSource:
                 self._label(name): self._evaluate(model.to(accelerator.device), root, manifest, accelerator.device)
                 for name, model in self.models.items()
             }
-            yield self._describe(root, manifest), rows
+            yield self._describe(root, manifest), rows | self._cut(next(iter(rows.values())))
+
+    def _cut(self, trained: Evaluation) -> dict[str, Evaluation]:
+        """Evaluate the first numbers of the trained model's features, at each length that they were trained for."""
+        return {
+            self._label(f"{TRAINED}, first {length}"): rank_protocols(
+                trained.query.cut(length), trained.gallery.cut(length), self.options
+            )
+            for length in self.config.model.nested
+        }
 
     def _label(self, name: str) -> str:
         return f"{name} + {FLIP_TEST}" if self.options.flip else name

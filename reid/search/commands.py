@@ -69,13 +69,13 @@ def run(options: Namespace) -> None:
 
 def _index(options: Namespace) -> None:
     images = _list_images(options)
-    embedder = _load(options.checkpoint, options, options.flip)
+    embedder = _load(options.checkpoint, options, options.flip, options.dimensions)
     meta = Meta(embedder.fingerprint, embedder.dim, embedder.size, str(embedder.source.resolve()), flip=embedder.flip)
     _append(create(options.index, meta), embedder, images, options)
 
 
-def _load(checkpoint: str, options: Namespace, flip: bool) -> Embedder:
-    return Embedder.load(checkpoint, options.device, options.dtype, options.batch_size, flip)
+def _load(checkpoint: str, options: Namespace, flip: bool, dimensions: int) -> Embedder:
+    return Embedder.load(checkpoint, options.device, options.dtype, options.batch_size, flip, dimensions)
 
 
 def _add(options: Namespace) -> None:
@@ -100,7 +100,7 @@ def _load_model_of(index: Index, options: Namespace) -> Embedder:
     path = options.checkpoint or index.meta.checkpoint
     if not Path(path).exists():
         raise ValueError(f"{index.folder}: the checkpoint of its model, {path}, does not exist; give --checkpoint")
-    embedder = _load(path, options, index.meta.flip)
+    embedder = _load(path, options, index.meta.flip, index.meta.dim)
     if embedder.fingerprint != index.meta.fingerprint:
         raise ValueError(
             f"{index.folder} holds features of another model (fingerprint {index.meta.fingerprint[:12]}) than "

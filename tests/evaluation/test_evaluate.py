@@ -339,6 +339,23 @@ def test_the_flip_test_changes_the_features_and_says_so_everywhere(
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_nested_lengths_have_rows_of_their_own(
+    drawn: Drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run", drawn, model__nested=[2, 4])
+    call(str(run), "--save_features", "--protocols=[image]")
+    folder = run / "eval" / "drawn"
+    found, said = read(folder / BASELINES), capsys.readouterr().out
+    assert list(found) == ["trained, first 2", "trained, first 4"]
+    query, gallery = (read_features(folder / name).features for name in FEATURES)
+    for length in (2, 4):
+        wanted = retrieval.evaluate(query.cut(length), gallery.cut(length), "image").to_json()
+        assert found[f"trained, first {length}"]["image"] == wanted and wanted["dimension"] == length
+        assert f"\ntrained, first {length}  image" in said
+        assert f"trained, first {length}" in (folder / "report.html").read_text()
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_wandb_gets_the_same_tables_and_pictures(drawn: Drawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, object] = {}
 

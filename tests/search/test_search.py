@@ -307,13 +307,18 @@ def test_removing(album: Album, copy: Path, capsys) -> None:
     assert call("remove", copy) == 2
 
 
-def test_an_index_of_a_flip_test_is_searched_with_it(album: Album, tmp_path: Path, capsys) -> None:
+def test_an_index_of_a_flip_test_and_fewer_dimensions_is_searched_with_them(
+    album: Album, drawn: Drawn, tmp_path: Path, capsys
+) -> None:
+    run = make_run(tmp_path / "run", drawn, model__nested=[4])  # of few numbers that the model uses
     index, photo_of_anna = tmp_path / "index", album.photos / "anna" / "0.png"
     photo(tmp_path / "more" / "dora" / "0.png", 7)
     photo(tmp_path / "photos" / "anna" / "0.png", 0)
-    made = ["index", "--checkpoint", album.run, "--images", tmp_path / "photos", "--out", index, "--flip"]
+    made = ["index", "--checkpoint", run, "--images", tmp_path / "photos", "--out", index, "--flip", "--dimensions", 4]
     assert call(*made) == call("add", index, "--images", tmp_path / "more") == 0
-    wanted = Embedder.load(album.run, device="cpu", flip=True).embed([photo_of_anna, tmp_path / "more/dora/0.png"])
+    embedder = Embedder.load(run, device="cpu", flip=True, dimensions=4)
+    wanted = embedder.embed([photo_of_anna, tmp_path / "more/dora/0.png"])
+    assert Index(index).features.shape == (2, 4)
     assert np.allclose(Index(index).features, wanted, atol=TOLERANCE * np.abs(wanted).max())
     page, table = tmp_path / "page.html", tmp_path / "found.json"
     assert call("query", index, photo_of_anna, "--out", page, "--json", table) == call("info", index) == 0
