@@ -122,7 +122,7 @@ class Objective(nn.Module):
     ) -> tuple[dict[str, Tensor], dict[str, Anchors]]:
         """Return the losses of a length by name, and its anchors. logits: (B, C) of this length; features: of all."""
         config, layout = self.config, batch.layout
-        images: Any = None
+        images = None
         if config.triplet or config.quadruplet:
             images = images_in_scope(batch, _name(config.triplet_space, length), config.triplet_scope)
         anchors = self._find_anchors(batch, images, _name(config.space, length))
@@ -131,7 +131,10 @@ class Objective(nn.Module):
             "cross_entropy": lambda: cross_entropy(self._with_margin(logits, labels), labels, config.smoothing, layout),
             "triplet": lambda: batch_hard_triplet_of(anchors["images"], config.triplet_margin),
             "quadruplet": lambda: quadruplet_of(
-                anchors["images"], images, layout.identity, config.quadruplet_margin,
+                anchors["images"],
+                images_in_scope(batch, _name(config.triplet_space, length), config.triplet_scope),
+                layout.identity,
+                config.quadruplet_margin,
                 config.quadruplet_margin2,
             ),
             "mctl": lambda: modified_centroid_triplet_of(anchors["centroids"], config.w1, config.margin, config.w2),
@@ -140,7 +143,7 @@ class Objective(nn.Module):
             "contrastive": lambda: supervised_contrastive_of(pairs, config.contrastive_temperature),
             "multi_similarity": lambda: multi_similarity_of(pairs),
             "center": lambda: self.center(features, labels, layout),
-        }  # fmt: skip
+        }
         return {name: losses[name]() for name in self._names_at(length)}, anchors
 
     def _with_margin(self, logits: Tensor, labels: Tensor) -> Tensor:
