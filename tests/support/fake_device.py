@@ -153,11 +153,11 @@ def make_step(
     classes, shape, rows = ranks * identities, config.data.image_size, len(labels[rank])
     virtual = [part for own in labels for part in np.array_split(own, share)]
     with torch.device(device):
-        model = make_model(classes, encoder, image_size=shape)
-        objective = Objective(config.loss, classes, model.dim)
+        model = make_model(classes, encoder, image_size=shape, nested=config.model.nested)
+        objective = Objective(config.loss, classes, model.dim, nested=model.nested)
         average = None
         if config.optim.ema:  # torch's deepcopy of fake tensors damages memory
-            twin = make_model(classes, encoder, image_size=shape)
+            twin = make_model(classes, encoder, image_size=shape, nested=config.model.nested)
             with mock.patch("copy.deepcopy", return_value=twin):
                 average = WeightAverage(model, config.optim.ema)
     optimizer = build_optimizer(model, config.optim)
