@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 QUICKSTART := data/quickstart
+TUTORIAL := data/tutorial
 LAUNCH := $(BIN)/accelerate launch --config_file launch/cpu.yaml
 
 # Variables of `make reproduce`: see docs/reproduction.md. DATA is the user's own copy of Market-1501.
@@ -15,9 +16,10 @@ FLAGS :=
 
 export WANDB_SILENT ?= true
 
-.PHONY: help quickstart reproduce market-folder test check bench bench-gpu docs format clean
+.PHONY: help quickstart tutorial reproduce market-folder test check bench bench-gpu docs format clean
 help:
 	@echo "make quickstart   draw pedestrians, build shards, train on two processes, evaluate, write a report"
+	@echo "make tutorial     run the commands of docs/tutorial.md: footage, people cut out, training, report, search"
 	@echo "make reproduce    DATA=<folder of Market-1501>: build shards, train on a GPU, evaluate; docs/reproduction.md"
 	@echo "make test         run ruff, mypy and all tests"
 	@echo "make check        run ruff and mypy"
@@ -25,7 +27,7 @@ help:
 	@echo "make bench        measure exactness, losses, loader, ranking and trainer; print Markdown tables, draw a figure"
 	@echo "make docs         check the links and commands of the documentation"
 	@echo "make format       format the code with ruff"
-	@echo "make clean        remove the environment, caches and the output of the quickstart"
+	@echo "make clean        remove the environment, caches and the output of quickstart and tutorial"
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -39,6 +41,21 @@ quickstart: .venv/installed
 	$(BIN)/python -m shards build market1501 --dataset pedestrians --root $(QUICKSTART)/pedestrians --out $(QUICKSTART)/shards
 	$(LAUNCH) train.py --config configs/quickstart.yaml
 	$(LAUNCH) evaluate.py --run runs/quickstart '--baselines=[untrained,histogram]'
+
+# Deletes data/tutorial and runs/tutorial and starts again each time. docs/tutorial.md explains the steps.
+tutorial: .venv/installed
+	rm -rf $(TUTORIAL) runs/tutorial
+	$(BIN)/python -m shards synth-footage --people 60 --frames 120 --width 960 --height 160 --out $(TUTORIAL)/footage
+	$(BIN)/python -m shards build mot --root $(TUTORIAL)/footage --dataset tutorial --ids shared --every 2 \
+	    --min-visibility 0.5 --pad-box 0.05 --test-share 0.4 --out $(TUTORIAL)/shards
+	$(BIN)/python -m shards verify $(TUTORIAL)/shards --decode
+	$(BIN)/python train.py --config configs/tutorial.yaml
+	$(BIN)/python evaluate.py --run runs/tutorial --baselines untrained histogram
+	$(BIN)/python -m reid.search index --checkpoint runs/tutorial --images $(TUTORIAL)/shards \
+	    --out $(TUTORIAL)/people.index
+	tar -xf $(TUTORIAL)/shards/query-0000.tar --one-top-level=$(TUTORIAL)/queries
+	$(BIN)/python -m reid.search query $(TUTORIAL)/people.index $(TUTORIAL)/queries/tutorial-query-000026.000.jpg \
+	    --camera 1 --top 8 --out $(TUTORIAL)/result.html --images $(TUTORIAL)/shards
 
 # Uses existing shards and resumes an existing run: repeat the command to finish an interrupted run.
 reproduce: market-folder .venv/installed
@@ -87,4 +104,5 @@ format: .venv/installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build *.egg-info $(QUICKSTART) runs/quickstart
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build *.egg-info \
+	    $(QUICKSTART) runs/quickstart $(TUTORIAL) runs/tutorial

@@ -17,17 +17,19 @@ from dataclasses import asdict
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from reid import config
 from reid.config.schema import DTYPES, LATER, NOT_SAVED
 from reid.data.image_file import read_image_file
 from reid.data.images import Pixels
+from reid.model.features import check_dimensions, compute_features
+from reid.model.network import ReIDModel
 from reid.model.saved import is_checkpoint
 from reid.precision import find_wrong_convolution, forward_pass
 from reid.runs.models import TRAINED, build_models, find_run, read_config
@@ -35,7 +37,7 @@ from reid.runs.models import TRAINED, build_models, find_run, read_config
 Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 """A file, an encoded image, a PIL image, or (height, width, 3) uint8 RGB."""
 # Knobs of `model` that change how a model learns, not what its features are.
-LEARNING = {*NOT_SAVED, "head", "head_temperature"}
+LEARNING = {*NOT_SAVED, "head", "head_temperature", "nested"}
 ORIENTATION = 0x0112  # the EXIF tag
 THREADS = 8  # at most, to decode images while the model works
 
@@ -43,15 +45,19 @@ THREADS = 8  # at most, to decode images while the model works
 class Embedder:
     """Computes features after the neck, as the evaluator does: not normalized. Compare them by their cosine.
 
+    With `flip` they are the means of the features of an image and of its mirror image, with `dimensions` their first
+    numbers, a size that the model was trained for (`model.nested`).
     `size` is the (height, width) that images are resized to, `dim` the length of a feature, `source` the checkpoint's
     folder, `data` the shards that it was trained on, and `knobs` the run's `model` configuration.
     """
 
     def __init__(
-        self, model: nn.Module, run: config.Config, source: Path, device: str, dtype: str, batch_size: int
-    ) -> None:
+        self, model: ReIDModel, run: config.Config, source: Path, device: str, dtype: str, batch_size: int,
+        flip: bool = False, dimensions: int = 0,
+    ) -> None:  # fmt: skip
         if dtype not in DTYPES:
             raise ValueError(f"dtype = {dtype!r}: choose {', '.join(DTYPES)}")
+        check_dimensions(dimensions, model, str(source))
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size} must be at least 1")
         try:
@@ -65,12 +71,13 @@ class Embedder:
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.knobs, self.source, self.data = asdict(run.model), source, run.data.root
         self.pixels, self.size = Pixels.from_config(run.data), (run.data.height, run.data.width)
-        self.dim: int = model.dim  # type: ignore[assignment]
+        self.flip, self.dim = flip, dimensions or model.dim
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], device: str = "auto", dtype: str = "float32", batch_size: int = 64
-    ) -> Embedder:
+        cls, path: str | os.PathLike[str], device: str = "auto", dtype: str = "float32", batch_size: int = 64,
+        flip: bool = False, dimensions: int = 0,
+    ) -> Embedder:  # fmt: skip
         """Load the model of a run's folder (its newest undamaged checkpoint), or of a checkpoint's folder inside a run.
 
         Raises ValueError if there is no such model or device, or if this machine computes wrong features in `dtype`.
@@ -80,11 +87,14 @@ class Embedder:
             device: auto (CUDA if there is one), or any of torch's names.
             dtype: float32, or bfloat16 or float16, which autocast the forward pass.
             batch_size: images per forward pass.
+            flip: see `compute_features`; twice the time.
+            dimensions: length of the features: one of the model's `nested`; 0 = all numbers.
         """
         name = os.fspath(path)
         folder, found = find_run("", name) if is_checkpoint(Path(name)) else find_run(name, "newest")
         run = read_config(folder, found)
-        return cls(build_models(found, run)[TRAINED], run, found, device, dtype, batch_size)
+        model = cast(ReIDModel, build_models(found, run)[TRAINED])
+        return cls(model, run, found, device, dtype, batch_size, flip, dimensions)
 
     def embed(self, images: Iterable[Picture]) -> np.ndarray:
         """Return the features (N, D) float32 of N images, any mix of kinds, in their order.
@@ -145,10 +155,14 @@ class Embedder:
 
     @torch.inference_mode()
     def embed_pixels(self, images: Tensor) -> np.ndarray:
-        """Return the features (B, D) float32 of images (B, 3, height, width) uint8, in one forward pass."""
+        """Return the features (B, D) float32 of images (B, 3, height, width) uint8, in one forward pass, or two."""
+        normalized = self.pixels.normalization.apply(images.to(self.device, non_blocking=True))
         with forward_pass(self.device, self.dtype):
-            features: Tensor = self.model(self.pixels.normalization.apply(images.to(self.device, non_blocking=True)))
-        return features.float().cpu().numpy()
+            return self.compute(normalized).cpu().numpy()
+
+    def compute(self, images: Tensor) -> Tensor:
+        """Return the features (B, D) float32 of normalized images (B, 3, height, width) on the device."""
+        return compute_features(self.model, images, self.flip, self.dim)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -166,8 +180,12 @@ class Embedder:
     def describe(self) -> dict[str, Any]:
         """Return what another program must know besides the weights to get the same features; JSON.
 
-        A knob of LATER at what earlier versions did is left out: fingerprints, and so indexes, stay.
+        What earlier versions did without saying it (a knob of LATER, no flip test) is left out: fingerprints, and so
+        indexes, stay.
         """
+        is_cut = self.dim < self.model.dim
+        which = f"first {self.dim} of {self.model.dim} numbers, " * is_cut
+        which += "mean of those of the image and of its mirror image, " * self.flip
         return {
             "model": {
                 name: value
@@ -181,7 +199,9 @@ class Embedder:
             "resize": f"{self.pixels.interpolation} with antialiasing, to height x width whatever the shape was",
             "mean": self.pixels.normalization.mean,
             "std": self.pixels.normalization.std,
-            "feature": "after the neck, not normalized; compare by cosine",
+            "feature": f"{which}after the neck, not normalized; compare by cosine",
+            **({"flip": True} if self.flip else {}),
+            **({"dimensions": self.dim} if is_cut else {}),
         }
 
 

@@ -31,6 +31,7 @@ from reid.data.manifest import load_manifest
 from reid.data.normalization import Normalization
 from reid.embedder import Embedder
 from reid.files import write_atomically
+from reid.model.features import FLIP_TEST, compute_features
 from reid.model.network import ReIDModel
 from reid.model.positions import grid_of
 from reid.program import call, name_program
@@ -48,13 +49,12 @@ class Graph(nn.Module):
 
     def __init__(self, embedder: Embedder) -> None:
         super().__init__()
-        self.model = embedder.model
+        self.model, self.flip, self.dim = embedder.model, embedder.flip, embedder.dim
         self.mean = nn.Buffer(torch.tensor(embedder.pixels.normalization.mean).view(1, 3, 1, 1))
         self.std = nn.Buffer(torch.tensor(embedder.pixels.normalization.std).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.model((images - self.mean) / self.std)
-        return features
+        return compute_features(self.model, (images - self.mean) / self.std, self.flip, self.dim)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -67,24 +67,43 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, metavar="FILE", help="an earlier file is replaced")
     images = "pictures or shards to compare on; default: the run's data, or noise"
     parser.add_argument("--images", default="", metavar="DIR", help=images)
+    flip = "flip test: the features are means of those of an image and of its mirror image"
+    parser.add_argument("--flip", action="store_true", help=flip)
+    dimensions = "length of the features: one of the run's model.nested; default: all numbers"
+    parser.add_argument("--dimensions", type=int, default=0, metavar="N", help=dimensions)
     share = "largest difference, as a share of the largest feature; default: %(default)s"
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help=share)
     options = parser.parse_args(normalize_flags(sys.argv[1:] if arguments is None else arguments))
-    call(lambda: export(options.checkpoint, options.format, Path(options.out), options.images, options.tolerance))
+    call(
+        lambda: export(
+            options.checkpoint,
+            options.format,
+            Path(options.out),
+            options.images,
+            options.tolerance,
+            options.flip,
+            options.dimensions,
+        )
+    )
 
 
-def export(checkpoint: str, name: str, out: Path, images: str = "", tolerance: float = TOLERANCE) -> None:
+def export(
+    checkpoint: str, name: str, out: Path, images: str = "", tolerance: float = TOLERANCE, flip: bool = False,
+    dimensions: int = 0,
+) -> None:  # fmt: skip
     """Write a model to `out` in the format `name`, compare the file with the model and print the difference.
 
     Raises ValueError, and leaves no new file, if the features differ by more than `tolerance` times the largest one.
     """
     (write, load), part = FORMATS[name], out.with_name(f".part-{out.name}")
     try:
-        embedder = Embedder.load(checkpoint, device="cpu")
+        embedder = Embedder.load(checkpoint, device="cpu", flip=flip, dimensions=dimensions)
         inputs, which = choose_images(embedder, images)
         scaling = "; normalization with mean and std is inside"
         if name == "safetensors":
             scaling = ", then (images - mean) / std, which is not inside"
+            scaling += f"; nor is the cut to {dimensions} numbers" if dimensions else ""
+            scaling += "; nor is the mean over the mirror image" if flip else ""
         metadata = {
             "made_by": f"{PRODUCT} {version_of(PRODUCT)}",
             "checkpoint": embedder.source.name,
@@ -108,7 +127,10 @@ def export(checkpoint: str, name: str, out: Path, images: str = "", tolerance: f
     finally:
         with suppress(OSError):
             part.unlink()
-    print(f"{out}: {name}, {out.stat().st_size / 2**20:.1f} MiB, fingerprint {embedder.fingerprint[:12]}")
+    print(
+        f"{out}: {name}, {out.stat().st_size / 2**20:.1f} MiB, fingerprint {embedder.fingerprint[:12]}"
+        + f", {FLIP_TEST}" * flip
+    )
     print(f"compared {result}")
 
 
@@ -208,7 +230,9 @@ def _load_weights(path: Path) -> Runner:
     assert missing == ["classifier.weight"], missing
     model.requires_grad_(False)
     normalization = Normalization(*(tuple(json.loads(metadata[name])) for name in ("mean", "std")))
-    return lambda images: model(normalization.apply(images)).numpy()
+    flip = bool(json.loads(metadata.get("flip", "false")))
+    dim = int(metadata["dim"])
+    return lambda images: compute_features(model, normalization.apply(images), flip, dim).numpy()
 
 
 # How a file is written, and how a program that has only the file runs it.

@@ -18,13 +18,16 @@ from shards.readers import (
     mot,
     msmt17,
     occluded_duke,
+    prcc,
     tracking,
     tracks,
+    vehicleid,
     veri776,
 )
 from shards.records import RawDataset, WrongLayoutError, looks_published
 
-MODULES = (market1501, dukemtmc, occluded_duke, msmt17, cuhk03, veri776, ltcc, folder, csv_file, mot, coco, tracks)
+DATASETS = (market1501, dukemtmc, occluded_duke, msmt17, cuhk03, ltcc, prcc, veri776, vehicleid)
+MODULES = (*DATASETS, folder, csv_file, mot, coco, tracks)
 # datasets in the layout of others, which are named to the user only if the counts are theirs
 SAME_LAYOUT = (occluded_duke.NAME, msmt17.IN_MARKET_LAYOUT)
 READERS: dict[str, Callable[..., RawDataset]] = {reader.NAME: reader.read for reader in MODULES}
@@ -34,6 +37,9 @@ READER_FLAGS = {
     "boxes": "--boxes",
     "extra": "--extra",
     "with_val": "--without-val",
+    "queries": "--queries",
+    "vehicles": "--vehicles",
+    "draw": "--draw",
     "ids": "--ids",
     "merge": "--merge",
     "every": "--every",
@@ -55,6 +61,9 @@ def add_reader_flags(parser: argparse.ArgumentParser) -> None:
     help_extra = "csv only: further columns of the table, which are stored with each image"
     add("--extra", type=lambda names: names.split(","), metavar="COLUMN,...", help=help_extra)
     add("--without-val", dest="with_val", action="store_const", const=False, help="msmt17 only: train without val")
+    add("--queries", choices=prcc.QUERIES, help="prcc only: clothes changed since the gallery (default), or the same")
+    add("--vehicles", type=int, choices=vehicleid.TESTED, help="vehicleid only: which test list; default: 800")
+    add("--draw", type=int, metavar="N", help="vehicleid only: another number draws another gallery; default: 0")
     help_ids = "mot, tracks: a track number of two cameras is one person, or a person in each"
     add("--ids", choices=tracking.IDS, help=help_ids)
     help_merge = "mot, tracks: a table camera,track,identity of the tracks that are one person"

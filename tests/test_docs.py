@@ -7,12 +7,14 @@ import contextlib
 import functools
 import importlib
 import itertools
+import json
 import os
 import pkgutil
 import re
 import shlex
 import subprocess
 import sys
+import tarfile
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,6 +31,7 @@ from reid.search import __main__ as search
 from reid.sweeps import __main__ as sweep_program
 from shards.__main__ import main as shards_main
 from tests.support.features import random_split
+from tests.support.programs import run_program
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -41,6 +44,9 @@ UNCHECKED = {
     "wandb agent": "needs W&B's server",
     "$EDITOR": "is interactive",
     "source": "needs a cluster",
+    "git clone": "needs a repository elsewhere",
+    "cd": "is the shell's",
+    "tar": "test_the_tutorial_runs runs it",
 }
 
 
@@ -317,6 +323,56 @@ def test_unchecked_commands_are_in_use() -> None:
     assert [prefix for prefix in UNCHECKED if not any(prefix in command for command in commands)] == []
 
 
+# Tutorial
+
+TUTORIAL = ROOT / "docs" / "tutorial.md"
+SHORTER = {  # flags after those of the tutorial: footage of seconds, two steps, small images
+    "synth-footage": ["--frames=40", "--width=480", "--height=80"],
+    "evaluate.py": ["--wandb=off"],
+    "train.py": ["--optim.epochs=1", "--batch.steps_per_epoch=2", "--data.height=32", "--data.width=16"],
+}
+
+
+def test_the_tutorial_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every command of docs/tutorial.md in order, as written but for the folder of its output and SHORTER."""
+    for command in (command for text in blocks(TUTORIAL, "") for command in split_commands(text)):
+        if " photos " in command and not (tmp_path / "photos").exists():
+            unpack_people(tmp_path / "data" / "tutorial" / "shards", tmp_path / "photos")
+        words = [re.sub(r"(^|=)(data/|runs/|photos)", rf"\1{tmp_path}/\2", word) for word in shlex.split(command)]
+        run_of_tutorial(words, tmp_path)
+    for run, dataset, queries in (("tutorial", "tutorial", 10), ("mine", "folder", 5)):
+        evaluation = tmp_path / "runs" / run / "eval" / dataset
+        metrics = json.loads((evaluation / "metrics.json").read_text())["image"]
+        assert metrics["num_valid_queries"] >= queries and 0 < metrics["mAP"] <= 1
+        assert (evaluation / "report.html").is_file()
+    assert (tmp_path / "data" / "tutorial" / "result.html").read_text().count("data:image") >= 9
+    assert "camera 2" in capsys.readouterr().out
+
+
+def run_of_tutorial(words: Sequence[str], folder: Path) -> None:
+    program, *words = (words[0], *words[1:], *next((more for name, more in SHORTER.items() if name in words), ()))
+    if program != ".venv/bin/python":
+        subprocess.run([program, *words], check=True, timeout=60)
+    elif words[0] == "-m":
+        assert {"shards": shards_main, "reid.search": search.main}[words[1]](words[2:]) in (0, None)
+    else:
+        if words[0] == "train.py":
+            words += [f"--runs={folder / 'runs'}"]
+            words += [f"--data.root={folder / 'data/tutorial/shards'}"] if "--name=mine" not in words else []
+        status, said = run_program(*words)
+        assert status == 0, said
+
+
+def unpack_people(shards: Path, photos: Path) -> None:
+    """Write the images of train as `photos/<person>/<number>.jpg`."""
+    for shard in shards.glob("train-*.tar"):
+        with tarfile.open(shard) as tar:
+            for member in tar.getmembers():
+                key, _, *suffix = member.name.split(".")
+                if suffix:
+                    tar.extract(member, photos / key, filter="data")
+
+
 # Code
 
 
@@ -369,6 +425,19 @@ def test_reproduce_builds_trains_and_evaluates(tmp_path: Path) -> None:
     assert f"--root {tmp_path} " in build
     assert "--name=bot " in train and train.endswith("--seed=1 --optim.epochs=2")
     assert "--run runs/bot " in evaluate and evaluate.endswith("--baselines untrained histogram --rerank")
+
+
+@pytest.mark.usefixtures("at_root")
+def test_make_runs_the_tutorial() -> None:
+    """Steps 1 to 5, which need no pictures of the user."""
+    environment = Path(sys.executable).parent
+    made = [
+        command.replace(f"{environment}/", ".venv/bin/")
+        for command in split_commands(dry_make("tutorial"))
+        if not command.startswith("rm ")
+    ]
+    written = [command for text in blocks(TUTORIAL, "") for command in split_commands(text) if "photos" not in command]
+    assert [command for command in written if "mine" not in command] == made
 
 
 @pytest.mark.usefixtures("at_root")

@@ -270,6 +270,36 @@ def test_importing_the_package_is_quick() -> None:
     assert reid.Embedder is Embedder and not hasattr(reid, "Nothing")
 
 
+def test_the_flip_test_is_the_mean_of_an_image_and_its_mirror_image(run: Path, embedder: Embedder) -> None:
+    flipped = Embedder.load(run, device="cpu", batch_size=8, flip=True)
+    images = [picture(seed=i) for i in range(3)]
+    mirrored = [image[:, ::-1].copy() for image in images]
+    found = flipped.embed(images)
+    assert np.allclose(found, (embedder.embed(images) + embedder.embed(mirrored)) / 2, atol=1e-6)
+    assert np.array_equal(found, flipped.embed(mirrored)) and not close(found, embedder.embed(images))
+    assert flipped.fingerprint != embedder.fingerprint
+    assert flipped.describe()["flip"] and "flip" not in embedder.describe()
+
+
+def test_features_are_cut_at_lengths_that_were_trained(tmp_path: Path, drawn: Drawn, embedder: Embedder) -> None:
+    run = make_run(tmp_path / "run", drawn, model__nested=[16, 64])
+    whole, cut = (Embedder.load(run, device="cpu", flip=True, dimensions=n) for n in (0, 16))
+    images = [picture(seed=i) for i in range(3)]
+    assert np.array_equal(cut.embed(images), whole.embed(images)[:, :16]) and cut.dim == 16
+    assert cut.fingerprint != whole.fingerprint == Embedder.load(run, "cpu", flip=True, dimensions=512).fingerprint
+    assert cut.describe()["dimensions"] == 16 and "dimensions" not in whole.describe()
+    assert "nested" not in whole.describe()["model"]  # it changes how the model learned
+    for path, length, message in [
+        (run, 32, "512 numbers, and were trained at 16, 64, too; choose one of these"),
+        (run, -1, "choose one"),
+        (embedder.source, 16, r"trained as one; leave it out, or train with model\.nested = \[16\]"),
+    ]:
+        with pytest.raises(ValueError, match=f"dimensions = {length}: .*{message}"):
+            Embedder.load(path, device="cpu", dimensions=length)
+    with pytest.raises(ValueError, match=r"model\.nested = \[16, 512\]: a feature of resnet10 has 512 numbers"):
+        make_run(tmp_path / "other", drawn, model__nested=[16, 512])
+
+
 def test_an_embedding_of_another_length(tmp_path: Path, drawn: Drawn) -> None:
     """A knob that is part of the fingerprint, except where it does nothing: indexes of earlier versions stay."""
     run = make_run(tmp_path / "run", drawn, model__embedding=24)

@@ -166,21 +166,3 @@ def test_training_images_alone_are_enough_to_train_on(workspace: Path) -> None:
     assert status == 0, said
     assert "nothing: the data has no query and gallery" in said
     assert newest(workspace / "alone").name == "epoch-0001-step-000000"
-
-
-def test_footage_of_two_cameras_to_a_model(workspace: Path) -> None:
-    """Drawn people who walk past cameras: boxes, division, shards, training and evaluation."""
-    film, built = str(workspace / "film"), str(workspace / "people")
-    sizes = ["--people=14", "--frames=40", "--height=120", "--width=160"]
-    assert shards_main(["synth-footage", "--out", film, *sizes]) == 0
-    division = ["--ids=shared", "--every=2", "--min-visibility=0.3", "--test-share=0.4"]
-    words = ["build", "mot", "--root", film, *division, "--pad-box=0.05", "--out", built, "--shards=4"]
-    assert shards_main(words) == 0
-    assert shards_main(["verify", built, "--decode"]) == 0
-    small = [*SMALL, f"--data.root={built}", f"--runs={workspace}", "--name=film", "--track.wandb=off"]
-    status, said = run_program("train.py", *small, "--optim.epochs=1", "--batch.steps_per_epoch=2")
-    assert status == 0, said
-    status, said = run_program("evaluate.py", f"--run={workspace / 'film'}", "--wandb=off")
-    assert status == 0, said
-    metrics = json.loads((workspace / "film" / "eval" / "mot" / "metrics.json").read_text())
-    assert metrics["image"]["num_valid_queries"] >= 4 and 0 < metrics["image"]["mAP"] <= 1

@@ -152,6 +152,27 @@ def test_metadata_is_inside_and_beside(exported, embedder: Embedder, name: str) 
         } == found
 
 
+@pytest.mark.parametrize("name", ["torch_export", "safetensors"])
+def test_flip_test_and_dimensions_are_in_the_graph_and_in_the_metadata(
+    drawn: Drawn, files, tmp_path: Path, capsys, name: str
+) -> None:
+    run, out = make_run(tmp_path / "run", drawn, model__nested=[16]), tmp_path / f"a.{name}"
+    # the features of the file are those of the embedder
+    assert call(run, out, "--flip", "--dimensions", 16, name=name) == 0
+    assert "flip test" in capsys.readouterr().out
+    found = metadata_of(name, out)
+    assert found["flip"] == "true" and "mirror image" in found["feature"]
+    assert found["dim"] == found["dimensions"] == "16" and "first 16 of 512 numbers" in found["feature"]
+    wanted = Embedder.load(run, device="cpu", flip=True, dimensions=16)
+    assert found["fingerprint"] == wanted.fingerprint
+    images = torch.stack([wanted.read(path) for path in files[:3]])
+    features = export.FORMATS[name][1](out)(images)
+    assert features.shape == (3, 16)
+    assert np.abs(features - wanted.embed_pixels(images)).max() <= export.TOLERANCE * np.abs(features).max()
+    assert call(run, out, "--dimensions", 8, name=name) == 2
+    assert "dimensions = 8" in capsys.readouterr().err
+
+
 def test_the_grid_of_position_embeddings_is_in_the_metadata(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

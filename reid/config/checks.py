@@ -82,7 +82,7 @@ def check_evaluation(options: EvaluateConfig) -> None:
         raise ValueError("--out is missing: the folder for the report on --features, e.g. --out reports/other")
     if options.compare and len(options.compare) < 2:
         raise ValueError(f"--compare {options.compare[0]}: give two runs or reports, or more")
-    unused = [name for name in ("data", "baselines", "save_features") if getattr(options, name) and not runs]
+    unused = [name for name in ("data", "baselines", "save_features", "flip") if getattr(options, name) and not runs]
     if unused:
         raise ValueError(f"--{unused[0]} works only with --run")
     if options.images and not options.features:

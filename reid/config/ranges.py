@@ -22,6 +22,7 @@ Count = Annotated[int, Range(lambda value: value >= 0, "must be a finite number,
 NonNegative = Annotated[float, Range(lambda value: 0 <= value < math.inf, "must be a finite number, 0 or more")]
 Positive = Annotated[float, Range(lambda value: 0 < value < math.inf, "must be greater than 0, and finite")]
 Fraction = Annotated[float, Range(lambda value: 0 <= value <= 1, "lies outside [0, 1]")]
+Factor = Annotated[float, Range(lambda value: 0 < value <= 1, "must be greater than 0, and at most 1")]
 Seed = Annotated[int, Range(lambda value: 0 <= value < 2**64, "must be at least 0 and less than 2^64")]
 Weight = Annotated[NonNegative, "weight"]
 

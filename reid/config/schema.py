@@ -6,15 +6,16 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from reid.config.ranges import Count, Fraction, NonNegative, Positive, Section, Seed, Size, Weight, weights_of
+from reid.config.ranges import Count, Factor, Fraction, NonNegative, Positive, Section, Seed, Size, Weight, weights_of
 
 MAX_NAME = 200  # bytes of a run's name; file systems allow 255
 MAX_DIVISOR = 1024
 LONGEST_DISTANCE = 2.0  # of unit vectors
 # Knobs of `model` that do not change what a checkpoint is.
 OF_A_FILE = ("weights_key", "weights_grid", "weights_partial", "weights_neck")  # how a file of weights is read
-NOT_SAVED = ("weights", *OF_A_FILE, "norm", "sync_batchnorm", "frozen_epochs")
-LATER = {"embedding": 0}  # knobs of `model` that earlier versions did not have, and what these did
+NOT_SAVED = ("weights", *OF_A_FILE, "drop_path", "norm", "sync_batchnorm", "frozen_epochs")
+# Knobs of `model` that earlier versions did not have, and what these did.
+LATER: dict[str, Any] = {"embedding": 0, "nested": []}
 DTYPES = ("float32", "bfloat16", "float16")  # of an Embedder; here, so that parsers need no torch
 
 
@@ -98,10 +99,28 @@ class AugmentConfig(Section):
     """Probability of random erasing (one rectangle, filled with the mean colour)."""
     erase_area: tuple[Fraction, Fraction] = (0.02, 0.4)
     """Minimum and maximum erased area, as a fraction of the image."""
+    jitter: Fraction = 0.0
+    """Probability of colour jitter: a random change of brightness, contrast, saturation and hue."""
+    jitter_strengths: tuple[Fraction, Fraction, Fraction, Fraction] = (0.15, 0.15, 0.1, 0.1)
+    """Maximum change of brightness, contrast and saturation (0.1 = 0.9x to 1.1x), and of hue (turns, at most 0.5)."""
+    grey: Fraction = 0.0
+    """Probability of a picture without colours."""
+    blur: Fraction = 0.0
+    """Probability of a Gaussian blur."""
+    blur_sigma: tuple[Positive, Positive] = (0.1, 2.0)
+    """Minimum and maximum standard deviation of the blur, in pixels."""
+    policy: Literal["none", "trivial"] = "none"
+    """trivial: for each image one of eight operations on colours and sharpness, of random strength (TrivialAugment)."""
 
     def check(self) -> None:
-        if self.erase_area[0] > self.erase_area[1]:
-            raise ValueError(f"augment.erase_area = {self.erase_area}: give the smaller fraction first")
+        for name in ("erase_area", "blur_sigma"):
+            if (ends := getattr(self, name))[0] > ends[1]:
+                raise ValueError(f"augment.{name} = {ends}: give the smaller number first")
+        if self.jitter_strengths[3] > 0.5:
+            raise ValueError(
+                f"augment.jitter_strengths = {self.jitter_strengths}: the last one is of the hue, in turns of the "
+                "colour wheel; 0.5 allows all hues"
+            )
 
 
 @dataclass
@@ -128,6 +147,11 @@ class ModelConfig(Section):
     """Global average pooling, or generalized-mean pooling with a learned exponent; a ViT uses its class token."""
     embedding: Count = 0
     """Length of the features, by a linear layer between encoder and neck; 0 = the encoder's own, without the layer."""
+    drop_path: Fraction | None = None
+    """Stochastic depth: chance to leave out the last residual block of the encoder for an image, falling to 0 in the
+    first; null = the encoder's own (0.1 to 0.5 for Swin and ConvNeXt of torchvision and Swin of timm, 0 for most)."""
+    nested: list[Size] = field(default_factory=list)
+    """Lengths, ascending, at which the first numbers of a feature are trained to be features, too (Matryoshka)."""
     norm: Literal["batch", "frozen"] = "batch"
     """Encoder's BatchNorm: statistics of each batch, or always those of `weights` (weight and bias still learn)."""
     sync_batchnorm: bool = False
@@ -145,6 +169,10 @@ class ModelConfig(Section):
         return replace(self, **start | {"weights": "none"})
 
     def check(self) -> None:
+        if self.drop_path == 1:
+            raise ValueError("model.drop_path = 1.0 would always leave out the last block; give less than 1, e.g. 0.1")
+        if self.nested != sorted(set(self.nested)):
+            raise ValueError(f"model.nested = {self.nested}: give different lengths, the smallest first")
         for name in OF_A_FILE:
             if (value := getattr(self, name)) and self.weights in ("none", "imagenet"):
                 given = list(value) if isinstance(value, tuple) else value
@@ -226,15 +254,19 @@ class LossConfig(Section):
         return {name: getattr(self, name) for name in weights_of(LossConfig)}
 
     @property
-    def spaces(self) -> tuple[str, ...]:
-        """The spaces in which losses compare features."""
+    def compared_spaces(self) -> tuple[str, ...]:
+        """The spaces in which losses compare features with each other."""
         used = (
             self.space if self.mctl or self.ctl else None,
             self.triplet_space if self.triplet or self.quadruplet else None,
             self.pair_space if self.compares_pairs else None,
-            "raw" if self.center else None,
         )
         return tuple(dict.fromkeys(space for space in used if space is not None))
+
+    @property
+    def spaces(self) -> tuple[str, ...]:
+        """The spaces in which losses use features."""
+        return tuple(dict.fromkeys([*self.compared_spaces, *(["raw"] if self.center else [])]))
 
     @property
     def compares_pairs(self) -> bool:
@@ -282,8 +314,13 @@ class OptimConfig(Section):
     """Learning rate of embedding, neck and classifier, as a multiple of the encoder's."""
     bias_lr_factor: Positive = 1.0
     """Learning rate of biases, as a multiple of that of weights (2 in Caffe and in BoT's code)."""
+    layer_decay: Factor = 1.0
+    """Factor of the learning rate for each layer of the encoder, from the heads down, e.g. 0.75; 1 = equal rates.
+    Layers are blocks of a transformer or ConvNeXt, and stages of a ResNet."""
     momentum: Fraction = 0.9
     """Momentum of SGD."""
+    nesterov: bool = False
+    """Nesterov's form of the momentum of SGD."""
     weight_decay: NonNegative = 5e-4
     """L2 penalty, or the decay of AdamW."""
     decay_norm: bool = True
@@ -302,6 +339,16 @@ class OptimConfig(Section):
     """Fraction of `lr` at the first step."""
     clip_norm: NonNegative = 0.0
     """Clip the gradient's global norm to this; 0 = never."""
+    ema: Fraction = 0.0
+    """Decay, e.g. 0.999, of an exponential moving average of all weights, which is evaluated and saved as the model; at
+    step t at most (1 + t) / (10 + t); 0 = no average."""
+
+    def check(self) -> None:
+        if self.nesterov and (self.algorithm != "sgd" or not self.momentum):
+            raise ValueError(
+                f"optim.nesterov = true is for SGD with momentum, here it is {self.algorithm}, optim.momentum = "
+                f"{self.momentum}; set optim.algorithm = sgd and a momentum above 0, or optim.nesterov = false"
+            )
 
 
 @dataclass
@@ -349,6 +396,9 @@ class SpeedConfig(Section):
     recompute: bool = False
     """Forget a virtual rank's activations after its forward pass, and compute them again for its backward pass: the
     memory of one virtual rank instead of all, for a third more time."""
+    gradient_checkpointing: bool = False
+    """Keep only the inputs of a transformer's blocks, and compute the blocks again in the backward pass: less memory,
+    for a third more time."""
 
 
 @dataclass
@@ -441,6 +491,8 @@ class EvaluateConfig(Section):
     """Add thresholds on the cosine of two images, with true and false positive rates, and a file of them."""
     open_set: Fraction | None = None
     """Add thresholds for people who are not in the gallery: the share of identities left out; 0 = it lacks some."""
+    flip: bool = False
+    """Flip test: features are the means of those of an image and of its mirror image; twice the time."""
     precision: Literal["no", "bf16"] = "no"
     """Autocast of the forward pass; no = float32 throughout."""
     batch_size: Size = 128

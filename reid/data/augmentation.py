@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reid.config import AugmentConfig
+from reid.data.colour import blur_kernels, change_colours, draw_colours
 from reid.data.normalization import IMAGENET, Normalization
 
 
@@ -28,6 +29,10 @@ class Parameters(NamedTuple):
     """(B, 2) float32: rotation in radians, zoom factor."""
     erase: np.ndarray
     """(B, 4) int64: top, left, height, width of the erased box; 0 for none."""
+    colours: np.ndarray
+    """(B, 8) float32: see `ColourParameters`."""
+    sigma: np.ndarray
+    """(B,) float32: of the blur in pixels; 0 for none."""
 
 
 class Changes(NamedTuple):
@@ -47,6 +52,10 @@ class Changes(NamedTuple):
     """(B, W) bool."""
     affine: Tensor
     """(B, 2, 3) float32: rotation and zoom in normalized coordinates."""
+    colours: Tensor
+    """(B, 8) float32: see `ColourParameters`."""
+    kernels: Tensor
+    """(B, K) float32: of the blur."""
 
 
 def concatenate(parts: Sequence[Changes]) -> Changes:
@@ -70,7 +79,9 @@ class Augmentation:
         zoom = 1 + rng.uniform(-1, 1, size=count) * config.scale
         erase = self._draw_boxes(rng, count, height, width)
         erase[rng.random(count) >= config.erase] = 0
-        return Parameters(flip, crop, np.stack([turn, zoom], axis=1).astype(np.float32), erase)
+        affine = np.stack([turn, zoom], axis=1).astype(np.float32)
+        # From a generator of their own, so that a change here moves no other draw.
+        return Parameters(flip, crop, affine, erase, *draw_colours(config, rng.spawn(1)[0], count))
 
     def _draw_boxes(self, rng: np.random.Generator, count: int, height: int, width: int, tries: int = 10) -> np.ndarray:
         """Draw boxes (count, 4) of random erasing (Zhong et al., AAAI 2020).
@@ -92,7 +103,7 @@ class Augmentation:
 
     def expand(self, parameters: Parameters, height: int, width: int) -> Changes:
         """Work the parameters out for images of height x width pixels, on the host: the device runs few operations."""
-        flip, crop, affine, erase = parameters
+        flip, crop, affine, erase, colours, sigma = parameters
         (rows, inside_rows), (columns, inside_columns) = (_crop_table(n, self.config.pad) for n in (height, width))
         top, left, box_height, box_width = erase.T[:, :, None]
         turn, zoom = affine.T.astype(np.float64)
@@ -109,10 +120,13 @@ class Augmentation:
             erased_rows=torch.from_numpy(_between(height, top, box_height)),
             erased_columns=torch.from_numpy(_between(width, left, box_width)),
             affine=torch.from_numpy(matrix),
+            colours=torch.from_numpy(colours),
+            kernels=torch.from_numpy(blur_kernels(self.config, sigma, min(height, width))),
         )
 
     def apply(self, images: Tensor, changes: Changes) -> Tensor:
         """Change images (B, 3, H, W) uint8 on any device; returns normalized float32 of the same shape."""
+        images = change_colours(self.config, images, changes.colours, changes.kernels)  # before any padding or erasing
         which = torch.arange(len(images), device=images.device)[:, None, None]
         moved = images.permute(0, 2, 3, 1)[which, changes.rows[:, :, None], changes.columns[:, None, :]]
         if self.config.fill == "black":

@@ -12,8 +12,10 @@ from reid.evaluation.dataset_report import ABOUT, PER_QUERY, About, difference, 
 from reid.files import write_atomically
 from reid.metrics.bootstrap import Difference, paired
 from reid.metrics.retrieval import load_results
+from reid.model.features import FLIP_TEST
 from reid.reports.tables import format_interval, format_table, percent
 
+FLIP_NOTE = "Some of these reports are of a flip test (twice the computation), and some are not: Δ contains its effect."
 NOTE = (
     "In percent. Δ: mAP minus the first report's over the same queries, with its 95% bootstrap interval.\n"
     "p: two-sided, of no difference, not corrected for the number of rows; it does not cover other training seeds."
@@ -22,7 +24,11 @@ NOTE = (
 
 @dataclass(frozen=True)
 class Row:
-    """Metrics of one report under one protocol. `against`: the difference from the first report, None in its row."""
+    """Metrics of one report under one protocol.
+
+    against: the difference from the first report, None in its row.
+    flip: whether the report is of a flip test.
+    """
 
     place: str
     mAP: float
@@ -31,6 +37,7 @@ class Row:
     rank1: float
     num_valid_queries: int
     against: Difference | None
+    flip: bool = False
 
 
 Comparison = dict[str, dict[str, list[Row]]]  # dataset -> protocol -> rows, the first report's first
@@ -75,12 +82,13 @@ def _compare(places: Sequence[str], folders: Sequence[Path]) -> dict[str, list[R
         if not (folder / PER_QUERY).is_file():
             raise ValueError(f"{folder} holds no {PER_QUERY}; evaluate again to write it")
     results = [load_results(folder / PER_QUERY) for folder in folders]
+    flips = [load_about(folder).flip for folder in folders]
     table: dict[str, list[Row]] = {}
     for protocol, first in results[0].items():
         if not all(protocol in others for others in results):
             continue
         table[protocol] = []
-        for place, folder, of_folder in zip(places, folders, results, strict=True):
+        for place, folder, of_folder, flip in zip(places, folders, results, flips, strict=True):
             result = of_folder[protocol]
             if not np.array_equal(result.valid, first.valid):
                 raise ValueError(
@@ -89,7 +97,7 @@ def _compare(places: Sequence[str], folders: Sequence[Path]) -> dict[str, list[R
                 )
             interval, rank1 = result.intervals["mAP"], float(result.cmc[0])
             against = None if result is first else paired(result.ap, first.ap)
-            row = Row(place, result.mAP, interval, result.mINP, rank1, result.num_valid_queries, against)
+            row = Row(place, result.mAP, interval, result.mINP, rank1, result.num_valid_queries, against, flip)
             table[protocol].append(row)
     if not table:
         raise ValueError(
@@ -110,9 +118,11 @@ def format_comparison(compared: Comparison) -> str:
                 ends = f"{100 * row.against.low:+.1f} to {100 * row.against.high:+.1f}"
                 against = [f"{100 * row.against.mean:+.1f}", ends, f"{row.against.p:.3f}"]
             metrics = percent(row.mAP), format_interval(row.mAP_interval), percent(row.mINP), percent(row.rank1)
-            rows.append([row.place, protocol, f"{row.num_valid_queries:,}", *metrics, *against])
+            place = f"{row.place} + {FLIP_TEST}" if row.flip else row.place
+            rows.append([place, protocol, f"{row.num_valid_queries:,}", *metrics, *against])
         parts.append(f"{dataset}\n{format_table(header, rows, left=2)}")
-    return "\n\n".join([*parts, NOTE])
+    flips = {row.flip for protocols in compared.values() for rows in protocols.values() for row in rows}
+    return "\n\n".join([*parts, *([FLIP_NOTE] if len(flips) > 1 else []), NOTE])
 
 
 def write_comparison(folder: Path, compared: Comparison) -> Path:

@@ -56,6 +56,7 @@ class About:
     num_queries, num_gallery: images.
     pixels: how pictures became the encoder's input (`describe_pixels`); empty for feature files. Reports of earlier
         versions do not say it: ImageNet's mean and std, bilinear.
+    flip: whether features are means of those of an image and of its mirror image.
     """
 
     dataset: str
@@ -65,6 +66,7 @@ class About:
     num_queries: int
     num_gallery: int
     pixels: dict[str, Any] = field(default_factory=dict)
+    flip: bool = False
 
 
 def describe(
@@ -74,6 +76,7 @@ def describe(
     query: Features,
     gallery: Features,
     pixels: Mapping[str, Any] | None = None,
+    flip: bool = False,
 ) -> About:
     digest, sizes = hashlib.sha256(), []
     for split in (query, gallery):
@@ -82,14 +85,14 @@ def describe(
         digest.update(torch.stack([pids[kept], split.camids[kept]]).cpu().numpy().astype("<i8").tobytes())
         sizes.append(int(kept.sum()))
     digest.update(f"{sizes}".encode())
-    return About(dataset, source, data_fingerprint, digest.hexdigest(), sizes[0], sizes[1], dict(pixels or {}))
+    return About(dataset, source, data_fingerprint, digest.hexdigest(), sizes[0], sizes[1], dict(pixels or {}), flip)
 
 
 def load_about(folder: Path) -> About:
     """Read about.json. Raises ValueError if it is damaged."""
     path = folder / ABOUT
     try:
-        document = {"pixels": {}, **json.loads(path.read_text(encoding="utf-8"))}
+        document = {"pixels": {}, "flip": False, **json.loads(path.read_text(encoding="utf-8"))}
         about = About(**{f.name: document[f.name] for f in fields(About)})
         for f in fields(About):
             if type(getattr(about, f.name)).__name__ != str(f.type).split("[")[0]:
@@ -129,6 +132,7 @@ class DatasetReport:
     read_images: reads images for the rank lists.
     data_fingerprint: of the shards' manifest, "" for feature files.
     pixels: how pictures became the encoder's input; empty for feature files.
+    flip: whether features are means of those of an image and of its mirror image.
     model: sha256 of the checkpoint's weights, for which thresholds hold; "" for feature files.
     no_images: a sentence that says why there are none, or "".
     notes: what a reader must know that is no fault.
@@ -142,6 +146,7 @@ class DatasetReport:
     read_images: Read
     data_fingerprint: str = ""
     pixels: dict[str, Any] = field(default_factory=dict)
+    flip: bool = False
     model: str = ""
     no_images: str = ""
     notes: list[str] = field(default_factory=list)
@@ -162,7 +167,7 @@ class DatasetReport:
         """
         (_, evaluation), *others = evaluations.items()
         query, gallery = evaluation.query, evaluation.gallery
-        about = describe(self.dataset, self.source, self.data_fingerprint, query, gallery, self.pixels)
+        about = describe(self.dataset, self.source, self.data_fingerprint, query, gallery, self.pixels, self.flip)
         folder = self._choose_folder(about, taken)
         replaces = _read_about(folder) is not None
         folder.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from reid.evaluation.dataset_report import write_json
 from reid.evaluation.evaluator import FeatureSource, RunSource
 from reid.files import make_folder, write_atomically
 from reid.metrics.protocols import PROTOCOLS
+from reid.model.features import FLIP_TEST
 from reid.reports.report import list_pictures
 from reid.reports.tables import COST_COLUMNS, Results, format_notes, format_results, format_thresholds, list_cost
 from reid.runs.tracking import Tracker
@@ -70,7 +71,8 @@ def evaluate(options: EvaluateConfig) -> None:
             table = format_results(by_dataset, options.ranks, "dataset")
             write_json(source.out / "domains.json", by_dataset)
             write_atomically(source.out / "domains.txt", table + "\n")
-            print(f"\nall datasets\n{table}\ntable: {source.out / 'domains.txt'}", flush=True)
+            heading = f"all datasets, {FLIP_TEST}" if options.flip else "all datasets"
+            print(f"\n{heading}\n{table}\ntable: {source.out / 'domains.txt'}", flush=True)
         print(f"\n{format_notes(by_dataset)}", flush=True)
         track(options, source, reports, by_dataset)
     accelerator.wait_for_everyone()

@@ -27,6 +27,7 @@ from reid.metrics.features import JUNK, UNKNOWN, Features
 from reid.metrics.protocols import PROTOCOLS
 from reid.metrics.rerank import Ranks, Reranked
 from reid.metrics.retrieval import Result, evaluate, evaluate_search, merge
+from reid.model.features import FLIP_TEST, compute_features
 from reid.model.saved import MODEL, hash_file
 from reid.precision import AUTOCAST_DTYPES, forward_pass
 from reid.runs import checkpoint
@@ -51,6 +52,7 @@ def extract(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     rows: np.ndarray | None = None,
+    flip: bool = False,
 ) -> Features:
     """Extract the features (after the neck, not normalized) of a split; ranks share the shards.
 
@@ -58,6 +60,7 @@ def extract(
         model: the unwrapped module, because a DDP wrapper would wait for the other ranks.
         dtype: autocast of the forward pass, if not float32.
         rows: identities to extract; None = all.
+        flip: see `compute_features`.
 
     Returns:
         Float32 features of every image but junk, each exactly once, in storage order; equal on every rank.
@@ -69,7 +72,8 @@ def extract(
     embeddings, labels = [], [torch.empty(0, 3, dtype=torch.int64)]
     for batch in loader.batches(workers):
         with forward_pass(device, dtype):
-            embeddings.append(model(pixels.normalization.apply(batch.images.to(device, non_blocking=True))).float())
+            images = pixels.normalization.apply(batch.images.to(device, non_blocking=True))
+            embeddings.append(compute_features(model, images, flip))
         labels.append(torch.stack([batch.index, batch.pids, batch.camids], dim=1))
     model.train(was_training)
     width = max(gather_sizes(embeddings[0].shape[1] if embeddings else 0, device))
@@ -160,11 +164,24 @@ class RunSource:
         make_folder(self.out)
         for root, manifest in self.manifests.items():
             rows = {
-                name: self._evaluate(model.to(accelerator.device), root, manifest, accelerator.device)
+                self._label(name): self._evaluate(model.to(accelerator.device), root, manifest, accelerator.device)
                 for name, model in self.models.items()
             }
-            rows[TRAINED] = add_thresholds(rows[TRAINED], self.options)
-            yield self._describe(root, manifest), rows
+            trained = next(iter(rows))
+            rows[trained] = add_thresholds(rows[trained], self.options)
+            yield self._describe(root, manifest), rows | self._cut(rows[trained])
+
+    def _cut(self, trained: Evaluation) -> dict[str, Evaluation]:
+        """Evaluate the first numbers of the trained model's features, at each length that they were trained for."""
+        return {
+            self._label(f"{TRAINED}, first {length}"): rank_protocols(
+                trained.query.cut(length), trained.gallery.cut(length), self.options
+            )
+            for length in self.config.model.nested
+        }
+
+    def _label(self, name: str) -> str:
+        return f"{name} + {FLIP_TEST}" if self.options.flip else name
 
     def _evaluate(self, model: nn.Module, root: str, manifest: Manifest, device: torch.device) -> Evaluation:
         """Extract the features of query and gallery once, for all protocols."""
@@ -173,6 +190,7 @@ class RunSource:
             features = extract(
                 model, root, manifest, split, Pixels.from_config(self.config.data), batch_size=self.options.batch_size,
                 workers=self.options.workers, device=device, dtype=AUTOCAST_DTYPES[self.options.precision],
+                flip=self.options.flip,
             )  # fmt: skip
             check_finite(features, f"{root}: {split}", partial(name_image, manifest, split))
             splits.append(features)
@@ -190,18 +208,15 @@ class RunSource:
             "checkpoint": self.checkpoint.name,
             "data": f"{root} ({manifest.dataset}, fingerprint {manifest.fingerprint[:12]})",
             "encoder": f"{config.model.encoder}, {config.data.height}x{config.data.width} pixels",
+            **({"weights": f"average over steps, optim.ema = {config.optim.ema}"} if config.optim.ema else {}),
         }
+        if self.options.flip:
+            facts[FLIP_TEST] = "features are means of those of an image and of its mirror image"
         name = manifest.dataset or "data"
         report = DatasetReport(
-            self.out,
-            name,
-            str(self.checkpoint),
-            facts,
-            read,
-            manifest.fingerprint,
-            describe_pixels(config.data),
-            hash_file(self.checkpoint / MODEL),
-        )
+            self.out, name, str(self.checkpoint), facts, read, manifest.fingerprint, describe_pixels(config.data),
+            self.options.flip, hash_file(self.checkpoint / MODEL),
+        )  # fmt: skip
         trained_on = checkpoint.read_state(self.checkpoint)["describes"].get("data", "")
         if trained_on and trained_on != manifest.fingerprint:
             report.notes.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,9 @@ from reid.losses.gather import GlobalBatch, find_layout
 from reid.losses.identity import CenterLoss, cross_entropy, with_margin
 from reid.losses.pairs import circle_of, find_pairs, multi_similarity_of, supervised_contrastive_of
 from reid.losses.triplet import batch_hard_triplet_of, images_in_scope, quadruplet_of
+
+FULL = 0  # stands for all numbers of a feature among its lengths
+ONLY_FULL = ("center",)  # losses that nested lengths do not have
 
 
 class Losses(NamedTuple):
@@ -44,20 +48,28 @@ class Objective(nn.Module):
         dim: D, length of a feature.
         generator: of the initial centers; default: torch's global one.
         temperature: divisor of the logits, if they are cosines.
+        nested: lengths at which the first numbers of a feature are features, too (Matryoshka; Kusupati et al., NeurIPS
+            2022). A loss is then the mean of itself over these lengths and the full one. The center loss, a sum over
+            the numbers of a feature, has the full length only.
     """
 
     weights: Tensor
 
     def __init__(
         self, config: LossConfig, num_classes: int, dim: int, generator: torch.Generator | None = None,
-        temperature: float = 1.0,
+        temperature: float = 1.0, nested: Sequence[int] = (),
     ) -> None:  # fmt: skip
         super().__init__()
         self.config, self.temperature = config, temperature
+        self.lengths = (FULL, *nested)
         self.center = CenterLoss(num_classes, dim, config.center_lr, generator)
-        weights = {name: weight for name, weight in config.weights.items() if weight}
-        self.names = tuple(weights)
-        self.register_buffer("weights", torch.tensor(list(weights.values())), persistent=False)
+        self.names = tuple(name for name, weight in config.weights.items() if weight)
+        weights = [
+            config.weights[name] / (1 if name in ONLY_FULL else len(self.lengths))
+            for length in self.lengths
+            for name in self._names_at(length)
+        ]
+        self.register_buffer("weights", torch.tensor(weights), persistent=False)
 
     def forward(
         self, features: Tensor, after_neck: Tensor, logits: Tensor, labels: Tensor, layout: Layout | None = None
@@ -67,52 +79,72 @@ class Objective(nn.Module):
         Args:
             features: (B, D), before the neck.
             after_neck: (B, D), after it.
-            logits: (B, number of classes).
+            logits: (B, number of classes); with Z nested lengths (B, 1 + Z, number of classes), the full length first.
             labels: (B,) int64, in [0, number of classes).
             layout: of the global batch; default: found, for which the host waits for the device.
         """
-        config = self.config
         with torch.autocast(features.device.type, enabled=False):
             # Widened once, so that the gradients of the losses add up in float32.
             features, logits = as_float(features), as_float(logits)
             layout = layout or find_layout(labels, features.dtype)
-            rows = {space: _in_space(space, features, after_neck) for space in config.spaces}
-            batch = GlobalBatch(rows, layout, self._shared_spaces, self._shares_images)
-            images = None
-            if config.triplet or config.quadruplet:
-                images = images_in_scope(batch, config.triplet_space, config.triplet_scope)
-            anchors = self._find_anchors(batch, images)
-            pairs: Any = find_pairs(batch, config.pair_space) if config.compares_pairs else None
-            losses = {
-                "cross_entropy": lambda: cross_entropy(
-                    self._with_margin(logits, labels), labels, config.smoothing, layout
-                ),
-                "triplet": lambda: batch_hard_triplet_of(anchors["images"], config.triplet_margin),
-                "quadruplet": lambda: quadruplet_of(
-                    anchors["images"],
-                    images_in_scope(batch, config.triplet_space, config.triplet_scope),
-                    layout.identity,
-                    config.quadruplet_margin,
-                    config.quadruplet_margin2,
-                ),
-                "mctl": lambda: modified_centroid_triplet_of(anchors["centroids"], config.w1, config.margin, config.w2),
-                "ctl": lambda: centroid_triplet_of(anchors["centroids"], config.margin),
-                "circle": lambda: circle_of(pairs, config.circle_margin, config.circle_scale),
-                "contrastive": lambda: supervised_contrastive_of(pairs, config.contrastive_temperature),
-                "multi_similarity": lambda: multi_similarity_of(pairs),
-                "center": lambda: self.center(features, labels, layout),
-            }
-            terms = {name: losses[name]() for name in self.names}
-            stacked = torch.stack(list(terms.values()))
+            rows = self._in_spaces(features, after_neck)
+            batch = GlobalBatch(rows, layout, self._shared_spaces, self._shares_images)  # one gather for all lengths
+            of_lengths = logits.unbind(dim=1) if len(self.lengths) > 1 else (logits,)
+            found = [
+                self._compute(batch, length, of_length, labels, features)
+                for length, of_length in zip(self.lengths, of_lengths, strict=True)
+            ]
+            stacked = torch.stack([term for terms, _ in found for term in terms.values()])
             total = stacked.dot(self.weights.to(stacked.dtype))
         return Losses(
             total=total,
-            terms={name: term.detach() for name, term in terms.items()},
+            terms={name: _mean([terms[name].detach() for terms, _ in found if name in terms]) for name in self.names},
             features=features.detach(),
             layout=layout,
-            sums=batch.sums["raw"].detach() if config.center else None,
-            anchors=anchors,
+            sums=batch.sums["raw"].detach() if self.config.center else None,
+            anchors=found[0][1],
         )
+
+    def _names_at(self, length: int) -> tuple[str, ...]:
+        """Return the names of the losses that a length has."""
+        return tuple(name for name in self.names if length == FULL or name not in ONLY_FULL)
+
+    def _in_spaces(self, features: Tensor, after_neck: Tensor) -> dict[str, Tensor]:
+        """Return what the losses use of features, by space and length."""
+        rows = {space: _in_space(space, features, after_neck) for space in self.config.spaces}
+        for length in self.lengths[1:]:
+            for space in self.config.compared_spaces:
+                rows[_name(space, length)] = _in_space(space, features[:, :length], after_neck[:, :length])
+        return rows
+
+    def _compute(
+        self, batch: GlobalBatch, length: int, logits: Tensor, labels: Tensor, features: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Anchors]]:
+        """Return the losses of a length by name, and its anchors. logits: (B, C) of this length; features: of all."""
+        config, layout = self.config, batch.layout
+        images = None
+        if config.triplet or config.quadruplet:
+            images = images_in_scope(batch, _name(config.triplet_space, length), config.triplet_scope)
+        anchors = self._find_anchors(batch, images, _name(config.space, length))
+        pairs: Any = find_pairs(batch, _name(config.pair_space, length)) if config.compares_pairs else None
+        losses = {
+            "cross_entropy": lambda: cross_entropy(self._with_margin(logits, labels), labels, config.smoothing, layout),
+            "triplet": lambda: batch_hard_triplet_of(anchors["images"], config.triplet_margin),
+            "quadruplet": lambda: quadruplet_of(
+                anchors["images"],
+                images_in_scope(batch, _name(config.triplet_space, length), config.triplet_scope),
+                layout.identity,
+                config.quadruplet_margin,
+                config.quadruplet_margin2,
+            ),
+            "mctl": lambda: modified_centroid_triplet_of(anchors["centroids"], config.w1, config.margin, config.w2),
+            "ctl": lambda: centroid_triplet_of(anchors["centroids"], config.margin),
+            "circle": lambda: circle_of(pairs, config.circle_margin, config.circle_scale),
+            "contrastive": lambda: supervised_contrastive_of(pairs, config.contrastive_temperature),
+            "multi_similarity": lambda: multi_similarity_of(pairs),
+            "center": lambda: self.center(features, labels, layout),
+        }
+        return {name: losses[name]() for name in self._names_at(length)}, anchors
 
     def _with_margin(self, logits: Tensor, labels: Tensor) -> Tensor:
         config = self.config
@@ -125,10 +157,13 @@ class Objective(nn.Module):
         """The spaces in which a loss needs other ranks: all but that of triplets which are mined in one rank."""
         config = self.config
         needed = {config.space} if config.mctl or config.ctl else set()
-        needed |= {"raw"} if config.center else set()
         needed |= {config.triplet_space} if config.triplet_scope == "global" else set()
         needed |= {config.pair_space} if config.compares_pairs else set()
-        return [space for space in config.spaces if space in needed]
+        nested = [
+            _name(space, length) for length in self.lengths[1:] for space in config.compared_spaces if space in needed
+        ]
+        needed |= {"raw"} if config.center else set()
+        return [space for space in config.spaces if space in needed] + nested
 
     @property
     def _shares_images(self) -> bool:
@@ -138,15 +173,15 @@ class Objective(nn.Module):
         in_rounds = (config.mctl or config.ctl) and config.reading == "rounds"
         return bool(mines_globally or in_rounds or config.compares_pairs)
 
-    def _find_anchors(self, batch: GlobalBatch, images: Images | None) -> dict[str, Anchors]:
-        """Return the anchors among `images`, and those of MCTL and CTL among `centroids`."""
+    def _find_anchors(self, batch: GlobalBatch, images: Images | None, space: str) -> dict[str, Anchors]:
+        """Return the anchors among `images`, and those of MCTL and CTL, in `space`, among `centroids`."""
         config = self.config
         uses_centroids = bool(config.mctl or config.ctl)
         in_rounds = uses_centroids and config.reading == "rounds"
-        space = config.space if uses_centroids and not in_rounds else None
-        anchors = find_anchors(batch, images, space) if images or space else {}
+        centroids = space if uses_centroids and not in_rounds else None
+        anchors = find_anchors(batch, images, centroids) if images or centroids else {}
         if in_rounds:
-            anchors["centroids"] = anchors_in_rounds(batch, config.space)
+            anchors["centroids"] = anchors_in_rounds(batch, space)
         return anchors
 
     def update_centers(self, losses: Losses) -> None:
@@ -173,6 +208,15 @@ class Objective(nn.Module):
             centroids, against_positive = losses.anchors["centroids"], not self.config.mctl
             found |= diagnose(centroids, self.config.margin, against_positive, losses.layout)
         return found
+
+
+def _name(space: str, length: int) -> str:
+    """Name the space of the first `length` numbers of the features in a space."""
+    return space if length == FULL else f"{space}, first {length}"
+
+
+def _mean(values: list[Tensor]) -> Tensor:
+    return values[0] if len(values) == 1 else torch.stack(values).mean()
 
 
 def _in_space(space: str, features: Tensor, after_neck: Tensor) -> Tensor:

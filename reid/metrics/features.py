@@ -77,6 +77,10 @@ class Features:
             taken_from=self if self.taken_from is None else self.taken_from,
         )
 
+    def cut(self, length: int) -> Features:
+        """Return the same images with the first `length` numbers of their features."""
+        return Features(self.embeddings[:, :length].contiguous(), self.pids, self.camids, self.distractors)
+
     def is_distractor(self) -> Tensor:
         """Return (N,) bool, all False without a mask."""
         return torch.zeros_like(self.pids, dtype=torch.bool) if self.distractors is None else self.distractors

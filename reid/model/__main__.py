@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _list() -> None:
     height, width = DataConfig().image_size
-    print(f"at {height} x {width} pixels (data.height, data.width)")
+    print(f"default size of all: {height} x {width} pixels (data.height, data.width)")
     print(f"{'encoder':<18}{'dim':>5}{'parameters':>13}  {'mean':<18}{'std':<18}{'resized':<10}ImageNet weights")
     for name in ENCODERS:
         with torch.device("meta"):

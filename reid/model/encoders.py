@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from reid.config import ModelConfig
+from reid.model.drop_path import set_drop_path
 from reid.model.osnet import DIM, OSNet
 from reid.model.solider import SIZES, SoliderSwin
 from reid.model.timm_models import TIMM, build_timm, is_timm_resnet
@@ -74,9 +75,9 @@ def build_encoder(config: ModelConfig, image_size: tuple[int, int]) -> tuple[nn.
     """Build an encoder. `reid.model.pretrained.initialize` gives it its initial weights.
 
     Args:
-        config: its encoder, strides and pool; its weights only for timm, which loads published ones as it builds. A
-            stride other than the default is refused for encoders without that stage, and GeM for those that pool
-            nothing or by themselves.
+        config: its encoder, strides, pool and drop_path; its weights only for timm, which loads published ones as it
+            builds. A stride other than the default is refused for encoders without that stage, GeM for those that pool
+            nothing or by themselves, and drop_path for those without blocks that can be left out.
         image_size: (height, width) of the images. Only transformers depend on it.
 
     Returns:
@@ -98,17 +99,22 @@ def build_encoder(config: ModelConfig, image_size: tuple[int, int]) -> tuple[nn.
         raise ValueError(f"model.pool = gem: {what}; use model.pool = gap with {name}")
     if is_timm:
         return build_timm(config, image_size)
+    encoder: nn.Module
     pool = GeneralizedMean() if config.pool == "gem" else nn.AdaptiveAvgPool2d(1)
     if name.startswith("osnet"):
         width = name.rpartition("_x")[2].replace("_", ".")
         osnet = OSNet(float(width), ain="_ain" in name)
         osnet.avgpool = pool
-        return osnet, DIM
-    if name in SIZES:
+        encoder, dim = osnet, DIM
+    elif name in SIZES:
         swin = SoliderSwin(*SIZES[name])
         swin.avgpool = pool
-        return swin, 8 * SIZES[name][0]
-    return _build_torchvision(config, image_size, pool)
+        encoder, dim = swin, 8 * SIZES[name][0]
+    else:
+        encoder, dim = _build_torchvision(config, image_size, pool)
+    if config.drop_path is not None:
+        set_drop_path(encoder, name, config.drop_path)
+    return encoder, dim
 
 
 def resnet10() -> ResNet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,20 +23,31 @@ class Classifier(nn.Module):
         cosine: cos(w, f) / T, in float32
         euclidean: -|f - w|^2 / T, in float32, up to the term |f|^2, which is equal for all identities. w is then a
             learned center of each identity. The MCTL paper leaves this classifier for future work.
+
+    With Z `nested` lengths it returns logits (B, 1 + Z, C): those of all numbers, then for each length those of the
+    first numbers of f and w.
     """
 
-    def __init__(self, dim: int, num_classes: int, head: str = "linear", temperature: float = 1.0) -> None:
+    def __init__(
+        self, dim: int, num_classes: int, head: str = "linear", temperature: float = 1.0, nested: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         if head not in ("linear", "cosine", "euclidean"):
             raise ValueError(f"model.head = {head!r}; choose linear, cosine or euclidean")
-        self.head, self.temperature = head, temperature
+        self.head, self.temperature, self.nested = head, temperature, tuple(nested)
         self.weight = nn.Parameter(torch.empty(num_classes, dim).normal_(std=0.001))
 
     def forward(self, features: Tensor) -> Tensor:
+        logits = self._compute(features, self.weight)
+        if not self.nested:
+            return logits
+        return torch.stack([logits, *(self._compute(features[:, :n], self.weight[:, :n]) for n in self.nested)], dim=1)
+
+    def _compute(self, features: Tensor, weight: Tensor) -> Tensor:
         if self.head == "linear":
-            return F.linear(features, self.weight) / self.temperature
+            return F.linear(features, weight) / self.temperature
         with torch.autocast(features.device.type, enabled=False):
-            features, weight = features.float(), self.weight.float()
+            features, weight = features.float(), weight.float()
             if self.head == "cosine":
                 return F.linear(F.normalize(features), F.normalize(weight)) / self.temperature
             return (2 * F.linear(features, weight) - weight.square().sum(dim=1)) / self.temperature
@@ -49,7 +61,7 @@ class Outputs(NamedTuple):
     after_neck: Tensor
     """(B, D), what evaluation compares."""
     logits: Tensor
-    """(B, C) of the classifier."""
+    """(B, C) of the classifier; with nested lengths (B, 1 + Z, C)."""
 
 
 class ReIDModel(nn.Module):
@@ -74,9 +86,15 @@ class ReIDModel(nn.Module):
         super().__init__()
         self.encoder, dim = build_encoder(config, image_size)
         self.dim = config.embedding or dim
+        self.nested = tuple(config.nested)
+        if self.nested and self.nested[-1] >= self.dim:
+            raise ValueError(
+                f"model.nested = {config.nested}: a feature of {config.encoder} has {self.dim} numbers; give "
+                "lengths below that"
+            )
         if config.norm == "frozen" and not any(isinstance(module, _BatchNorm) for module in self.encoder.modules()):
             raise ValueError(f"model.norm = frozen: {config.encoder} has no BatchNorm; use model.norm = batch")
-        self.norm, self.frozen_epochs = config.norm, config.frozen_epochs
+        self.norm, self.frozen_epochs, self.encoder_name = config.norm, config.frozen_epochs, config.encoder
         self.encoder_frozen, self.has_embedding = False, bool(config.embedding)
         heads: dict[str, nn.Module] = {}
         if config.embedding:
@@ -85,7 +103,7 @@ class ReIDModel(nn.Module):
         self.neck = heads["neck"] = nn.BatchNorm1d(self.dim)
         self.neck.bias.requires_grad_(False)
         self.initial_weights = initialize(self.encoder, config, heads)
-        self.classifier = Classifier(self.dim, num_classes, config.head, config.head_temperature)
+        self.classifier = Classifier(self.dim, num_classes, config.head, config.head_temperature, self.nested)
         self.train()
 
     def forward(self, images: Tensor) -> Tensor | Outputs:

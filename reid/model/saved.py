@@ -14,6 +14,7 @@ FORMAT = 3  # 3: state.json has a hash of itself; 2: hashes of the other files
 READABLE = (2, 3)
 NAME = re.compile(r"epoch-(\d+)-step-(\d+)")
 STATE, MODEL, OBJECTIVE, OPTIMIZER = "state.json", "model.safetensors", "objective.safetensors", "optimizer.pt"
+TRAINING = "training.safetensors"  # the weights that training continues from, where MODEL is their average
 HASHED = (MODEL, OBJECTIVE, OPTIMIZER)
 RANKS = {"ranks", "follows_processes"}
 OPTIONAL = {2: {"due", "dropped_total", *RANKS}, 3: RANKS}  # what early checkpoints of a format do not have
@@ -81,7 +82,7 @@ _RULES: dict[str, Callable[[Any], bool]] = {
     "describes": lambda about: (
         isinstance(about, dict) and _is_count(about.get("classes")) and isinstance(about.get("model", {}), dict)
     ),
-    "files": lambda files: isinstance(files, dict) and files.keys() == set(HASHED),
+    "files": lambda files: isinstance(files, dict) and files.keys() - {TRAINING} == set(HASHED),
 }
 
 
@@ -104,10 +105,11 @@ def _find_fault(state: Any, folder: str) -> str | None:
     return None
 
 
-def check(path: Path, names: Sequence[str] = HASHED) -> None:
-    """Raise ValueError if state.json is damaged, or one of the files `names` is missing or has other bytes."""
+def check(path: Path, names: Sequence[str] = ()) -> None:
+    """Raise ValueError if state.json is damaged, or one of the files `names` (default: all) is missing or has other
+    bytes."""
     hashes = read_state(path)["files"]
-    for name in names:
+    for name in names or hashes:
         if not (path / name).is_file():
             raise ValueError(f"{path}: damaged checkpoint: {name} is missing; {FIX}")
         with naming_damage(path):

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reid.model.drop_path import DropPath
+
 WINDOW = 7
 SEMANTIC_WEIGHT = 0.2  # share of semantics against appearance, with which SOLIDER is used for re-identification
 # Width, blocks of each stage, heads of each stage.
@@ -58,11 +60,11 @@ class Block(nn.Module):
         self.attn = nn.ModuleDict({"w_msa": WindowAttention(dim, heads)})
         hidden = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU())
         self.ffn = nn.Sequential(OrderedDict(layers=nn.Sequential(hidden, nn.Linear(4 * dim, dim))))
-        self.shift = shift
+        self.shift, self.drop_path = shift, DropPath()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self._attend(self.norm1(x))
-        out: Tensor = x + self.ffn(self.norm2(x))
+        x = x + self.drop_path(self._attend(self.norm1(x)))
+        out: Tensor = x + self.drop_path(self.ffn(self.norm2(x)))
         return out
 
     def _attend(self, x: Tensor) -> Tensor:

@@ -23,11 +23,11 @@ from reid.data.normalization import describe_pixels
 from reid.files import write_atomically
 from reid.model.positions import grid_of
 from reid.model.saved import (
-    HASHED,
     MODEL,
     OBJECTIVE,
     OPTIMIZER,
     STATE,
+    TRAINING,
     find,
     format_state,
     hash_file,
@@ -39,6 +39,7 @@ from reid.model.weights_file import read_header
 
 # Knobs that set what a checkpoint describes, where its own name is none.
 KNOBS = {"data": "data.root", "classes": "data.root, data.val_identities"}
+NO_AVERAGE = {"optim.ema": "off"}
 
 
 class NotRemoved(OSError):
@@ -85,6 +86,7 @@ class Parts:
     """What a checkpoint holds in addition to the TrainState.
 
     describes (JSON): what the checkpoint belongs to: model knobs, number of classes, data, plan, optimizer.
+    average: of the model's weights; MODEL is then the average, and TRAINING the model.
     """
 
     model: nn.Module
@@ -92,6 +94,7 @@ class Parts:
     objective: nn.Module | None = None
     optimizer: Optimizer | None = None
     scaler: Scaler | None = None
+    average: nn.Module | None = None
 
 
 def save(folder: Path, parts: Parts, state: TrainState, keep: int) -> Path:
@@ -158,14 +161,16 @@ def _write(building: Path, parts: Parts, state: TrainState) -> None:
     torch.save({**parts.optimizer.state_dict(), "names": _names(parts.optimizer, parts.model)}, optimizer_state)
     # Written as bytes: the libraries' own writers turn a full disk into errors of their own.
     header = {"grid": json.dumps(grid)} if (grid := grid_of(parts.model)) else None
-    (building / MODEL).write_bytes(save_tensors(_tensors(parts.model), header))
+    modules = {MODEL: parts.model} if parts.average is None else {MODEL: parts.average, TRAINING: parts.model}
+    for name, module in modules.items():
+        (building / name).write_bytes(save_tensors(_tensors(module), header))
     (building / OBJECTIVE).write_bytes(save_tensors(_tensors(parts.objective)))
     (building / OPTIMIZER).write_bytes(optimizer_state.getbuffer())
     document = {
         **asdict(state),
         "scaler": parts.scaler.state_dict() if parts.scaler is not None else None,
         "describes": parts.describes,
-        "files": {name: hash_file(building / name) for name in HASHED},
+        "files": {name: hash_file(building / name) for name in (*modules, OBJECTIVE, OPTIMIZER)},
     }
     (building / STATE).write_text(format_state(document))
     for path in building.iterdir():
@@ -175,8 +180,8 @@ def _write(building: Path, parts: Parts, state: TrainState) -> None:
 
 def read_facts(path: Path) -> dict[str, Any]:
     """Return what a checkpoint describes, with what earlier versions did not note: they normalized all images as those
-    of ImageNet, resized them bilinearly, and left the strides of timm's ResNets as they are."""
-    facts: dict[str, Any] = dict(read_state(path)["describes"])
+    of ImageNet, resized them bilinearly, left the strides of timm's ResNets as they are, and averaged no weights."""
+    facts: dict[str, Any] = {"average": NO_AVERAGE} | read_state(path)["describes"]
     if "pixels" not in facts:
         facts["pixels"] = describe_pixels(DataConfig())
         if is_timm_resnet(facts.get("model", {}).get("encoder", "")):
@@ -197,7 +202,9 @@ def load(path: Path, parts: Parts) -> TrainState:
             saved = {name: default for name, default in LATER.items() if name in value} | saved
         if saved != value:
             raise ValueError(f"{path} belongs to another run: its {_difference(key, saved, value)}, or another --name")
-    load_weights(path, parts.model)
+    load_weights(path, parts.model if parts.average is None else parts.average)
+    if parts.average is not None:
+        _load_tensors(path / TRAINING, parts.model)
     if parts.objective is not None:
         _load_tensors(path / OBJECTIVE, parts.objective)
     with naming_damage(path):

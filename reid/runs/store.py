@@ -83,7 +83,8 @@ class RunStore:
                 for module in (self.parts.model, self.parts.objective)
             )
             number = max(self.keep + 2 - len(checkpoint.find(self.folder.checkpoints)), 1)
-            wanted = (3 * weights + centers) * number  # weights and Adam's two moments
+            copies = 3 if self.parts.average is None else 4  # weights, Adam's two moments, and the average
+            wanted = (copies * weights + centers) * number
             free = shutil.disk_usage(self.folder.path).free
             if free < wanted:
                 raise ValueError(

@@ -29,6 +29,10 @@ def _parser() -> argparse.ArgumentParser:
     index = commands.add_parser("index", help="make an index of images")
     index.add_argument("--checkpoint", required=True, metavar="PATH", help="a run's folder, or one of its checkpoints")
     index.add_argument("--out", required=True, dest="index", metavar="INDEX", help="a folder that does not exist yet")
+    flip = "flip test: features are means of those of an image and of its mirror image, also those of later queries"
+    dimensions = "length of the features, also of later queries: one of the run's model.nested; default: all numbers"
+    index.add_argument("--dimensions", type=int, default=0, metavar="N", help=dimensions)
+    index.add_argument("--flip", action="store_true", help=flip)
     _add_images(index)
 
     add = commands.add_parser("add", help="append images to an index, without those that it has")

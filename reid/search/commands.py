@@ -21,6 +21,7 @@ from tqdm import tqdm
 from reid.data.image_file import read_image_file
 from reid.data.images import Pixels
 from reid.embedder import Embedder
+from reid.model.features import FLIP_TEST
 from reid.reports.html import render
 from reid.search.index import Entry, Hit, Index
 from reid.search.index_files import Meta, Source
@@ -68,9 +69,13 @@ def run(options: Namespace) -> None:
 
 def _index(options: Namespace) -> None:
     images = _list_images(options)
-    embedder = Embedder.load(options.checkpoint, options.device, options.dtype, options.batch_size)
-    meta = Meta(embedder.fingerprint, embedder.dim, embedder.size, str(embedder.source.resolve()))
+    embedder = _load(options.checkpoint, options, options.flip, options.dimensions)
+    meta = Meta(embedder.fingerprint, embedder.dim, embedder.size, str(embedder.source.resolve()), flip=embedder.flip)
     _append(create(options.index, meta), embedder, images, options)
+
+
+def _load(checkpoint: str, options: Namespace, flip: bool, dimensions: int) -> Embedder:
+    return Embedder.load(checkpoint, options.device, options.dtype, options.batch_size, flip, dimensions)
 
 
 def _add(options: Namespace) -> None:
@@ -95,7 +100,7 @@ def _load_model_of(index: Index, options: Namespace) -> Embedder:
     path = options.checkpoint or index.meta.checkpoint
     if not Path(path).exists():
         raise ValueError(f"{index.folder}: the checkpoint of its model, {path}, does not exist; give --checkpoint")
-    embedder = Embedder.load(path, options.device, options.dtype, options.batch_size)
+    embedder = _load(path, options, index.meta.flip, index.meta.dim)
     if embedder.fingerprint != index.meta.fingerprint:
         raise ValueError(
             f"{index.folder} holds features of another model (fingerprint {index.meta.fingerprint[:12]}) than "
@@ -182,7 +187,7 @@ def _query(options: Namespace) -> None:
         facts = {
             "index": f"{options.index}: {len(index):,} images of {len(index.meta.identities):,} identities",
             "gallery": options.gallery + (f", camera {options.camera} left out" if options.camera else ""),
-            "model": f"{embedder.source}, fingerprint {embedder.fingerprint[:12]}",
+            "model": f"{embedder.source}, fingerprint {embedder.fingerprint[:12]}" + f", {FLIP_TEST}" * embedder.flip,
             "time": times,
         }
         entries = [index.entry(hit.row) for found in hits for hit in found]
@@ -251,7 +256,7 @@ def _info(options: Namespace) -> None:
         "identities": f"{len(meta.identities):,}, and {int((index.pids < 0).sum()):,} images without an identity",
         "cameras": f"{len(meta.cameras)}: {', '.join(meta.cameras[:20])}" if meta.cameras else "none known",
         "features": f"{meta.dim} numbers, of images of {meta.size[0]} x {meta.size[1]} pixels",
-        "model": f"{meta.checkpoint}, fingerprint {meta.fingerprint[:12]}",
+        "model": f"{meta.checkpoint}, fingerprint {meta.fingerprint[:12]}" + f", {FLIP_TEST}" * meta.flip,
         **{f"source {i}": " ".join([source.root, source.split]).strip() for i, source in enumerate(meta.sources, 1)},
     }
     print("\n".join(f"{name:>10}  {_printable(value)}" for name, value in rows.items()))

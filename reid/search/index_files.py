@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-FORMAT = 2
-READ = (1, FORMAT)  # 1 had no checksums
+FORMAT = 3
+READ = (1, 2, FORMAT)  # 1 had no checksums; 2 had no `flip`
 META, ENTRIES = "index.json", "entries.jsonl"
 COLUMNS: dict[str, type[np.generic]] = {
     "features.npy": np.float32,
@@ -50,7 +50,7 @@ class Source:
 class Meta:
     """index.json. fingerprint: of the model (Embedder.fingerprint). checkpoint: its folder, empty if unknown.
     size: (height, width) of its images. count: entries. text_bytes: length of entries.jsonl. sums: by column, the
-    CRC-32 of each SUM_BYTES of its array; empty in version 1."""
+    CRC-32 of each SUM_BYTES of its array; empty in version 1. flip: whether features are those of a flip test."""
 
     fingerprint: str
     dim: int
@@ -62,6 +62,7 @@ class Meta:
     identities: tuple[str, ...] = ()
     cameras: tuple[str, ...] = ()
     sums: dict[str, list[int]] = field(default_factory=dict)
+    flip: bool = False
 
     def __post_init__(self) -> None:
         """Raises TypeError or ValueError if a field cannot be what it is named."""
@@ -69,6 +70,8 @@ class Meta:
         names += [text for source in self.sources for text in (source.root, source.split)]
         if not all(isinstance(name, str) for name in names):
             raise TypeError("a name is no text")
+        if type(self.flip) is not bool:
+            raise TypeError(f"flip is {self.flip!r}")
         numbers = {"dim": (1, self.dim), "count": (0, self.count), "text_bytes": (0, self.text_bytes)}
         numbers |= {"height": (1, self.size[0]), "width": (1, self.size[1])}
         for name, (least, number) in numbers.items():

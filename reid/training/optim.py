@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from reid.config import OptimConfig
+from reid.model.depths import find_depths
+from reid.model.network import ReIDModel
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
     parameters = [parameter for group in groups for parameter in group["params"]]
     fused = all(parameter.is_cuda for parameter in parameters) or None  # None: torch's own choice
     if config.algorithm == "sgd":
-        return SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
+        return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
     return {"adam": Adam, "adamw": AdamW}[config.algorithm](groups, lr=config.lr, fused=fused)
 
 
@@ -86,14 +89,20 @@ def take_step(optimizer: Optimizer, scaler: torch.amp.GradScaler | None = None) 
 def group_parameters(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Return optimizer groups with `lr_factor` and `weight_decay`, in the order in which the model names their members.
 
-    The factors multiply; heads are all parameters outside `model.encoder`. decay_norm = False: no decay on biases and
-    weights of normalization layers, which are vectors as well.
+    The factors multiply; heads are all parameters outside `model.encoder`; with layer_decay each layer of the encoder
+    has groups of its own. decay_norm = False: no decay on biases and weights of normalization layers, which are vectors
+    as well.
     """
+    depths: Mapping[str, int] = {}
+    if config.layer_decay < 1:
+        assert isinstance(model, ReIDModel)
+        depths = find_depths(model.encoder, model.encoder_name)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        factor = 1.0 if name.startswith("encoder.") else config.head_lr_factor
+        place, _, inside = name.partition(".")
+        factor = config.layer_decay ** depths.get(inside, 0) if place == "encoder" else config.head_lr_factor
         if name.endswith("bias"):
             factor *= config.bias_lr_factor
         decay = config.weight_decay if config.decay_norm or parameter.ndim > 1 else 0.0

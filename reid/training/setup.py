@@ -18,9 +18,10 @@ from reid.data.normalization import describe_pixels
 from reid.data.plan import Plan
 from reid.distributed import gather_objects
 from reid.metrics.features import UNKNOWN
+from reid.model.checkpointing import checkpoint_blocks
 from reid.model.network import ReIDModel, freeze_heads
 from reid.model.sync_batchnorm import convert_sync
-from reid.runs.checkpoint import TrainState
+from reid.runs.checkpoint import NO_AVERAGE, TrainState
 from reid.training.validation import has_test_set, hold_out
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ def load_data(config: Config, world_size: int = 1) -> TrainData:
 def build_model(config: Config, num_classes: int, device: torch.device) -> ReIDModel:
     """Return the model on the device, ready for the optimizer and for DDP. ValueError if it cannot take the images."""
     model = ReIDModel(num_classes, config.model, config.data.image_size).to(device)
+    if config.speed.gradient_checkpointing:
+        checkpoint_blocks(model.encoder, config.model.encoder)
     model = model.to(memory_format=memory_format(config, device))
     check_image_size(config, model, device)
     if not config.loss.cross_entropy:
@@ -114,6 +117,7 @@ def checkpoint_facts(config: Config, manifest: Manifest, num_classes: int) -> di
         "pixels": describe_pixels(config.data),
         "plan": {"seed": config.seed, **batches, "data.pool_images": config.data.pool_images},
         "optimizer": {"optim.algorithm": config.optim.algorithm},
+        "average": {"optim.ema": "on"} if config.optim.ema else NO_AVERAGE,
     }
 
 
@@ -152,6 +156,10 @@ def format_start_up(
         evaluates = "query against gallery"
     else:
         evaluates = "nothing: the data has no query and gallery"
+    if config.optim.ema:
+        evaluates += (
+            f"; the average of the weights (optim.ema = {config.optim.ema}) is evaluated and saved as the model"
+        )
     rows = {
         "data": f"{config.data.root}: {data.manifest.dataset}, {(plan.image_counts > 0).sum()} identities, "
         f"{plan.image_counts.sum()} images, {len(split.shards)} shards"

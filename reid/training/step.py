@@ -13,6 +13,7 @@ from reid.data.normalization import Normalization
 from reid.data.train_loader import Batch
 from reid.losses.objective import Losses, Objective
 from reid.model.network import ReIDModel, drop_frozen_gradients
+from reid.training.ema import WeightAverage
 from reid.training.optim import Schedule, take_step
 from reid.training.setup import memory_format
 
@@ -38,13 +39,14 @@ class TrainingStep:
     Args:
         model: VirtualRanks, in DDP's wrapper if there are several processes.
         bare: the model in it.
+        average: of its weights, if there is one.
     """
 
     def __init__(
         self, config: Config, accelerator: Accelerator, model: nn.Module, bare: ReIDModel, objective: Objective,
-        optimizer: Optimizer, steps_per_epoch: int,
+        optimizer: Optimizer, steps_per_epoch: int, average: WeightAverage | None = None,
     ) -> None:  # fmt: skip
-        self.config, self.accelerator = config, accelerator
+        self.config, self.accelerator, self.average = config, accelerator, average
         self.model, self.bare, self.objective, self.optimizer = model, bare, objective, optimizer
         self.schedule = Schedule(config.optim, steps_per_epoch, config.batch.identities)
         self.augmentation = Augmentation(config.augment, Normalization.from_config(config.data))
@@ -70,4 +72,6 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
         if taken:  # features that overflowed, in fp16, must not move the centers
             self.objective.update_centers(losses)
+            if self.average is not None:
+                self.average.update(self.bare, global_step)
         return Step(losses, lr)

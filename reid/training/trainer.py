@@ -25,6 +25,7 @@ from reid.runs.checkpoint import Parts, TrainState
 from reid.runs.folder import RunFolder
 from reid.runs.store import NullStore, RunStore, find_resume_point
 from reid.runs.tracking import Tracker
+from reid.training.ema import WeightAverage
 from reid.training.layouts import agree_on_layouts
 from reid.training.monitors import DamageWatch, FiniteWatch, HingeWatch, MarginGuide, Meter, mean_over_ranks
 from reid.training.optim import build_optimizer
@@ -61,13 +62,18 @@ class Trainer:
 
         torch.manual_seed(config.seed)
         model = build_model(config, data.num_classes, self.device)
+        average = WeightAverage(model, config.optim.ema) if config.optim.ema else None
+        # Without the autocast that accelerate puts around what it wraps: evaluations are float32.
+        self.model = average.model if average else model
         centers = torch.Generator().manual_seed(config.seed)
         temperature = config.model.head_temperature
-        self.objective = Objective(config.loss, data.num_classes, model.dim, centers, temperature).to(self.device)
+        self.objective = Objective(config.loss, data.num_classes, model.dim, centers, temperature, model.nested).to(
+            self.device
+        )
         optimizer = build_optimizer(model, config.optim)
         self.ranks = config.batch.count_ranks(accelerator.num_processes)
         about = checkpoint_facts(config, data.manifest, data.num_classes)
-        parts = Parts(model, about, self.objective, optimizer, accelerator.scaler)
+        parts = Parts(model, about, self.objective, optimizer, accelerator.scaler, average.model if average else None)
         self.state = checkpoint.load(self.resumed, parts) if self.resumed else TrainState()
         warnings = [f"{text}; resuming from {self.resumed}" for text in damaged]
         if self.resumed:
@@ -80,13 +86,12 @@ class Trainer:
         if config.speed.compile:
             model.compile()
             self.objective.compile(fullgraph=True, dynamic=True)
-        self.model = model  # without the autocast that accelerate puts around what it wraps: evaluations are float32
         virtual_ranks = VirtualRanks(model, config.speed, config.seed)
         self.wrapped, self.optimizer = accelerator.prepare(virtual_ranks, optimizer)
         parts.optimizer = self.optimizer
 
         self.step = TrainingStep(
-            config, accelerator, self.wrapped, self.model, self.objective, self.optimizer, self.steps
+            config, accelerator, self.wrapped, model, self.objective, self.optimizer, self.steps, average
         )
         self.loader = TrainLoader(
             config.data, data.split, data.plan, self.step.augmentation, accelerator.process_index,

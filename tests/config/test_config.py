@@ -46,7 +46,8 @@ RECIPE = {
     "augment.erase_area": (0.02, 0.4), "augment.rotate_degrees": 0.0, "augment.scale": 0.0,
     "model.encoder": "resnet50", "model.weights": "imagenet", "model.last_stride": 1, "model.stem_stride": 4,
     "model.pool": "gap", "model.head": "linear", "model.norm": "batch", "model.sync_batchnorm": False,
-    "model.frozen_epochs": 0, "loss.cross_entropy": 1.0, "loss.smoothing": 0.1, "loss.triplet": 1.0,
+    "model.frozen_epochs": 0, "model.drop_path": None,
+    "loss.cross_entropy": 1.0, "loss.smoothing": 0.1, "loss.triplet": 1.0,
     "loss.triplet_margin": 0.3, "loss.triplet_scope": "local", "loss.quadruplet": 0.0, "loss.mctl": 1.0,
     "loss.ctl": 0.0, "loss.w1": 0.3, "loss.w2": None, "loss.margin": 1.414, "loss.reading": "paper",
     "loss.space": "neck", "loss.triplet_space": "neck", "loss.circle": 0.0, "loss.contrastive": 0.0,
@@ -55,6 +56,7 @@ RECIPE = {
     "optim.lr_rule": "none", "optim.head_lr_factor": 1.0, "optim.bias_lr_factor": 1.0, "optim.weight_decay": 5e-4,
     "optim.decay_norm": True, "optim.epochs": 120, "optim.schedule": "milestones", "optim.milestones": [40, 70],
     "optim.gamma": 0.1, "optim.warmup_epochs": 10, "optim.warmup_factor": 0.01, "optim.clip_norm": 0.0,
+    "optim.layer_decay": 1.0, "optim.nesterov": False, "optim.ema": 0.0,
 }  # fmt: skip
 RECIPES = {
     "market1501": {"data.root": "data/market1501"},
@@ -82,6 +84,20 @@ def test_recipes_hold_the_published_numbers(recipe):
     }
     assert found == RECIPE | RECIPES[recipe]
     assert config.name == Path(recipe).name
+
+
+@pytest.mark.parametrize("recipe", ["resnet50_ibn", "vit_s", "swin_s"])
+def test_recipes_on_top_of_a_dataset(recipe):
+    """The dataset keeps its name, shards and objective; the recipe sets knobs of other sections, so it fits each."""
+    folder = ROOT / "configs" / "recipes"
+    files = [ROOT / "configs" / "msmt17.yaml", folder / f"{recipe}.yaml", folder / "384x128.yaml"]
+    assert yaml.safe_load(files[1].read_text()).keys() == {"model", "optim"}
+    dataset, own, size = map(shipped, files)
+    config = parse(Config, [f"--config={file}" for file in files])
+    check(config, world_size=1)
+    assert config.data == replace(dataset.data, height=size.data.height, width=size.data.width)
+    assert (config.name, config.loss, config.batch) == (dataset.name, dataset.loss, dataset.batch)
+    assert (config.model.encoder, config.optim) == (own.model.encoder, replace(own.optim, milestones=[40, 70]))
 
 
 def write(path: Path, **values) -> Path:
@@ -223,6 +239,13 @@ def changed(**knobs) -> Config:
         ({"optim__head_lr_factor": 0.0}, 1, r"optim\.head_lr_factor = 0\.0 must be greater than 0"),
         ({"optim__bias_lr_factor": -1.0}, 1, r"optim\.bias_lr_factor = -1\.0"),
         ({"optim__momentum": 1.5}, 1, r"optim\.momentum = 1\.5 lies outside"),
+        ({"model__drop_path": 1.0}, 1, r"model\.drop_path = 1\.0 would always leave out the last block; give less"),
+        ({"optim__layer_decay": 0.0}, 1, r"optim\.layer_decay = 0\.0 must be greater than 0, and at most 1"),
+        (
+            {"optim__nesterov": True},
+            1,
+            r"nesterov = true is for SGD .* it is adam, .* set optim\.algorithm = sgd",
+        ),
         ({"model__head_temperature": 0.0}, 1, r"model\.head_temperature = 0\.0 must be greater than 0"),
         ({"model__frozen_epochs": -1}, 1, r"model\.frozen_epochs = -1 must be a finite number, 0 or more"),
         (

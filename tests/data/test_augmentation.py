@@ -14,6 +14,7 @@ from reid.data.augmentation import (
     Parameters,
     concatenate,
 )
+from reid.data.colour import COLUMN, NEUTRAL
 from reid.data.normalization import IMAGENET_MEAN, IMAGENET_STD, Normalization
 
 H, W = 12, 8
@@ -30,6 +31,8 @@ def identity(count: int, pad: int = 0) -> Parameters:
         crop=np.full((count, 2), pad),
         affine=np.array([[0.0, 1.0]] * count, dtype=np.float32),
         erase=np.zeros((count, 4), dtype=np.int64),
+        colours=np.array([[*NEUTRAL.values()]] * count, dtype=np.float32),
+        sigma=np.zeros(count, dtype=np.float32),
     )
 
 
@@ -146,6 +149,19 @@ def test_the_erased_box_neither_moves_with_the_crop_nor_with_the_rotation():
     assert (found[0] == 0).sum() == 27
 
 
+def test_colours_change_before_padding_and_erasing():
+    """A solarized image is white where it was black, and its padding is not."""
+    parameters = identity(1)
+    parameters.colours[0, COLUMN["solarize"]] = 0.0
+    parameters.erase[0] = [5, 4, 2, 2]
+    augmentation = Augmentation(AugmentConfig(pad=2, policy="trivial"))  # a crop of the first rows: two of padding
+    found = change(augmentation, torch.zeros(1, 3, H, W, dtype=torch.uint8), parameters)[0]
+    black, white = (slowly_normalized(np.full((3, 1, 1), value))[:, 0, 0] for value in (0, 255))
+    np.testing.assert_allclose(found[:, 0, 0], black, atol=1e-5)
+    np.testing.assert_allclose(found[:, 3, 3], white, atol=1e-5)
+    assert (found[:, 5:7, 4:6] == 0).all()
+
+
 def draw(count: int, seed: int = 0, height: int = 64, width: int = 32, **knobs) -> Parameters:
     return Augmentation(AugmentConfig(**knobs)).draw(np.random.default_rng(seed), count, height, width)
 
@@ -156,6 +172,8 @@ def test_drawn_shapes_and_dtypes():
     assert (parameters.crop.shape, parameters.crop.dtype) == ((5, 2), np.int64)
     assert (parameters.affine.shape, parameters.affine.dtype) == ((5, 2), np.float32)
     assert (parameters.erase.shape, parameters.erase.dtype) == ((5, 4), np.int64)
+    assert (parameters.colours.shape, parameters.colours.dtype) == ((5, 8), np.float32)
+    assert (parameters.sigma.shape, parameters.sigma.dtype) == ((5,), np.float32)
 
 
 def test_draws_lie_where_the_knobs_say():
@@ -205,6 +223,8 @@ def test_the_generator_alone_decides():
         ({"rotate_degrees": 0.0, "scale": 0.0}, {"affine"}),
         ({"erase": 0.0}, {"erase"}),
         ({"erase_area": (0.3, 0.3)}, {"erase"}),
+        ({"jitter": 0.5, "grey": 0.5, "policy": "trivial"}, {"colours"}),
+        ({"blur": 0.5}, {"sigma"}),
     ],
 )
 def test_a_knob_changes_its_own_parameters_only(knobs, changed):

@@ -13,6 +13,7 @@ from reid.distributed import gather_padded, gather_sizes, world_size
 from reid.losses import centroid, pairs, triplet
 from reid.losses.gather import find_global_batch, find_layout
 from reid.losses.objective import Objective
+from reid.model.network import Classifier
 from tests.support.batches import DIM, PIDS, split_batch
 from tests.support.pool import Pool
 
@@ -102,27 +103,30 @@ SPACES = ({"space": "raw"}, {"space": "neck"}, {"space": "unit", "triplet_space"
 class Net(nn.Module):
     """A model small enough for float64: features through a layer, logits through a neck without batch statistics."""
 
-    def __init__(self) -> None:
+    def __init__(self, nested: tuple[int, ...] = ()) -> None:
         super().__init__()
         self.encoder = nn.Sequential(nn.Linear(DIM, 16), nn.Tanh(), nn.Linear(16, DIM))
-        self.classifier = nn.Linear(DIM, CLASSES, bias=False)
+        self.classifier = Classifier(DIM, CLASSES, nested=nested)
+        nn.init.normal_(self.classifier.weight)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         features = 3 * self.encoder(images)
         return features, features - 1, self.classifier(features)
 
 
-def train_net(reading: str, spaces: dict[str, str], compiled: bool = False) -> dict[str, Tensor]:
+def train_net(
+    reading: str, spaces: dict[str, str], compiled: bool = False, nested: tuple[int, ...] = ()
+) -> dict[str, Tensor]:
     """Five optimizer steps of the whole objective, on this rank's part of each batch; also without a process group."""
     torch.manual_seed(3)
     torch.set_default_dtype(torch.float64)
     try:
-        net = Net()
+        net = Net(nested)
         config = LossConfig(
             triplet_margin=0.3, triplet_scope="global", quadruplet=0.3, margin=2.0, ctl=0.5, center=0.01,
-            reading=reading, **spaces,
+            reading=reading, circle=0.1 if nested else 0.0, **spaces,
         )  # fmt: skip
-        objective = Objective(config, CLASSES, DIM)
+        objective = Objective(config, CLASSES, DIM, nested=nested)
         if compiled:
             net.compile(dynamic=True, backend="aot_eager")  # traces like any backend, and starts no C++ compiler
             objective.compile(fullgraph=True, dynamic=True, backend="aot_eager")
@@ -156,6 +160,15 @@ def test_five_steps_of_ddp_equal_one_process(pool: Pool, reading: str, spaces: d
     expected = train_net(reading, spaces)
     for ranks in (2, 3, 4):
         for state in pool.run(ranks, train_net, reading, spaces):
+            assert_same_state(state, expected, f"{ranks} ranks")
+
+
+@pytest.mark.parametrize("reading", centroid.READINGS)
+def test_nested_lengths_equal_one_process(pool: Pool, reading: str) -> None:
+    expected = train_net(reading, SPACES[1], nested=(2, 4))
+    assert not torch.equal(expected["encoder.0.weight"], train_net(reading, SPACES[1])["encoder.0.weight"])
+    for ranks in (2, 3):
+        for state in pool.run(ranks, train_net, reading, SPACES[1], False, (2, 4)):
             assert_same_state(state, expected, f"{ranks} ranks")
 
 

@@ -20,7 +20,7 @@ DROPOUT = 0.1
 
 
 def train(pool: Pool, processes: int, config: Config, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    """Train, and return the logged values of all steps, and the weights, centers and buffers that a run leaves."""
+    """Train, and return the logged values of all steps, and the weights, their average, centers and buffers."""
     pool.run(processes, run, config, dtype, DROPOUT)
     return read(config)
 
@@ -32,7 +32,9 @@ def read(config: Config) -> dict[str, Tensor]:
     names = [name for name in steps[0] if name.startswith("train/") and not name.endswith(timed)]
     curves = {name: torch.tensor([line[name] for line in steps.values()], dtype=torch.float64) for name in names}
     newest = checkpoint.find(config.folder / "checkpoints")[0]
-    return curves | load_file(newest / "model.safetensors") | load_file(newest / "objective.safetensors")
+    average = {f"average of {name}": value for name, value in load_file(newest / "model.safetensors").items()}
+    assert not torch.equal(average["average of neck.weight"], load_file(newest / "training.safetensors")["neck.weight"])
+    return curves | average | load_file(newest / "training.safetensors") | load_file(newest / "objective.safetensors")
 
 
 def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float, where: str) -> None:

@@ -156,3 +156,6 @@ def test_about_is_read_back(tmp_path):
     report(tmp_path / "a", dataset="ä")
     found = load_about(tmp_path / "a")
     assert (found.dataset, found.num_queries, found.num_gallery) == ("ä", 30, 50)
+    earlier = {name: value for name, value in about(tmp_path / "a").items() if name != "flip"}
+    (tmp_path / "a" / ABOUT).write_text(json.dumps(earlier))
+    assert load_about(tmp_path / "a") == found and not found.flip

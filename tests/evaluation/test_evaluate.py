@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from reid import program
+from reid import Embedder, program
 from reid.config import Config, EvaluateConfig, parse
 from reid.data.images import Pixels
 from reid.data.manifest import load_manifest
@@ -318,6 +318,44 @@ def test_bfloat16_features_are_near_those_of_float32_and_not_the_same(done: Done
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_the_flip_test_changes_the_features_and_says_so_everywhere(
+    done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The features of a few images are computed one by one, here and from their mirror images."""
+    features, _ = evaluate_with(done, "--flip", tmp_path)
+    assert "\ntrained + flip test  image" in capsys.readouterr().out
+    assert "trained + flip test" in (tmp_path / "drawn" / "report.html").read_text()
+    assert read(tmp_path / "drawn" / ABOUT)["flip"] and not read(folders(done)[0] / ABOUT)["flip"]
+    embedder = Embedder.load(done.run, device="cpu")
+    images = torch.stack([embedder.read(paths[0]) for paths in done.drawn.sources("query")[:3]])
+    wanted = (embedder.embed_pixels(images) + embedder.embed_pixels(images.flip(3))) / 2
+    rows = np.cumsum([0, *(len(paths) for paths in done.drawn.sources("query")[:2])])
+    np.testing.assert_allclose(features[rows], wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
+    call("--compare", str(done.run), str(tmp_path / "drawn"))
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'drawn'} + flip test  image" in said and "Some of these reports are of a flip test" in said
+    call("--compare", str(tmp_path / "drawn"), str(tmp_path / "drawn"))
+    assert "Some of these" not in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_nested_lengths_have_rows_of_their_own(
+    drawn: Drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run", drawn, model__nested=[2, 4])
+    call(str(run), "--save_features", "--protocols=[image]")
+    folder = run / "eval" / "drawn"
+    found, said = read(folder / BASELINES), capsys.readouterr().out
+    assert list(found) == ["trained, first 2", "trained, first 4"]
+    query, gallery = (read_features(folder / name).features for name in FEATURES)
+    for length in (2, 4):
+        wanted = retrieval.evaluate(query.cut(length), gallery.cut(length), "image").to_json()
+        assert found[f"trained, first {length}"]["image"] == wanted and wanted["dimension"] == length
+        assert f"\ntrained, first {length}  image" in said
+        assert f"trained, first {length}" in (folder / "report.html").read_text()
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_wandb_gets_the_same_tables_and_pictures(drawn: Drawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, object] = {}
 
@@ -511,6 +549,7 @@ def no_match(drawn: Drawn, tmp_path: Path) -> list[str]:
         (lambda *_: ["--features", "a", "b"], "--out is missing"),
         (lambda *_: ["--features", "a", "--out=b"], "give two, the query's and the gallery's"),
         (lambda *_: ["--features", "a", "b", "--out=c", "--data", "d"], "--data works only with --run"),
+        (lambda *_: ["--features", "a", "b", "--out=c", "--flip"], "--flip works only with --run"),
         (lambda *_: ["--run=a", "--ranks", "0", "5"], "--ranks [0, 5]: the first rank is 1"),
         (lambda *_: ["--run=a", "--ranks"], "give at least one rank"),
         (lambda *_: ["--run=a", "--protocols=[]"], "--protocols is empty"),

@@ -12,6 +12,7 @@ from reid.data.layout import Layout, build_layout
 from reid.losses import centroid, identity, triplet
 from reid.losses.anchors import Anchors
 from reid.losses.objective import Objective, diagnose
+from reid.model.network import Classifier
 from tests.support.batches import DIM, PIDS, split_batch
 from tests.support.oracles import ORACLES, real_rows
 
@@ -94,6 +95,35 @@ def test_each_loss_compares_features_in_its_own_space(reading: str) -> None:
         torch.testing.assert_close(losses.terms["triplet"], expected.detach())
         sums = torch.stack([features[labels == label].sum(dim=0) for label in losses.layout.labels])
         torch.testing.assert_close(losses.sums, sums.detach())
+
+
+@pytest.mark.parametrize("head", ["linear", "cosine", "euclidean"])
+def test_nested_lengths_are_the_mean_of_objectives_on_the_first_numbers(head: str) -> None:
+    """Of features that are cut before they reach the objective, with a classifier that has the first columns."""
+    features, labels = real_rows(ORACLES["full_groups"])
+    after_neck = 3 * features.flip(0) - 1
+    lengths = (16, 3, 5, 8)  # a quarter of the weights is exact, as they are float32
+    config = LossConfig(triplet_space="raw", ctl=0.5, quadruplet=0.5, circle=0.1, contrastive=0.5, center=0.0)
+    whole = Classifier(16, 10, head, nested=lengths[1:]).double()
+    torch.nn.init.normal_(whole.weight)
+    losses = Objective(config, 10, 16, nested=lengths[1:]).double()(features, after_neck, whole(after_neck), labels)
+    (found,) = torch.autograd.grad(losses.total, features, retain_graph=True)
+    parts = []
+    for length in lengths:
+        short = Classifier(length, 10, head).double()
+        short.weight.data = whole.weight.data[:, :length]
+        cut, neck = features[:, :length], after_neck[:, :length]
+        parts.append(Objective(config, 10, length).double()(cut, neck, short(neck), labels))
+    total = torch.stack([part.total for part in parts]).mean()
+    (wanted,) = torch.autograd.grad(total, features)
+    torch.testing.assert_close(losses.total, total, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+    for name, term in losses.terms.items():
+        torch.testing.assert_close(term, torch.stack([part.terms[name] for part in parts]).mean(), rtol=1e-12, atol=0)
+    with_center = Objective(LossConfig(center=0.1), 10, 16, nested=(3,)).double()
+    losses = with_center(features, after_neck, torch.zeros(16, 2, 10, dtype=torch.float64), labels)
+    torch.testing.assert_close(losses.terms["center"], with_center.center(features, labels).detach())
+    assert losses.sums is not None and losses.sums.shape == (4, 16)
 
 
 def test_entropy_tells_whether_one_identity_attracts_everybody() -> None:

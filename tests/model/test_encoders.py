@@ -3,6 +3,7 @@
 import json
 import sys
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +12,15 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
+from reid.config import Config, parse
 from reid.data.normalization import IMAGENET_STD
-from reid.model.encoders import ENCODERS, GeneralizedMean, ImageTransformer, resnet10
+from reid.model.depths import find_depths
+from reid.model.encoders import ENCODERS, GeneralizedMean, ImageTransformer, build_encoder, resnet10
 from reid.model.preprocessing import own_preprocessing
 from reid.model.pretrained import load_weights
 from tests.support.models import make_encoder, model_config, small_vit
 
+ROOT = Path(__file__).parents[2]
 HAS_TIMM_REASON = "timm, an optional dependency, is not installed"
 
 
@@ -68,6 +72,19 @@ def build():
         return encoder, dim
 
     return build
+
+
+@pytest.mark.parametrize("recipe", ["resnet50_ibn", "vit_s", "swin_s"])
+def test_encoders_of_the_recipes(recipe):
+    config = parse(Config, [f"--config={ROOT / 'configs' / 'recipes' / recipe}.yaml"])
+    config.model.weights = "none"
+    if recipe == "vit_s":
+        pytest.importorskip("timm", reason=HAS_TIMM_REASON)
+    with torch.device("meta"):
+        encoder, dim = build_encoder(config.model, (384, 128))
+        assert encoder(torch.zeros(2, 3, 384, 128)).shape == (2, dim)
+    depths = find_depths(encoder, config.model.encoder)
+    assert min(depths.values()) == 1 and max(depths.values()) > 4
 
 
 @pytest.mark.parametrize("name", [name for name in ENCODERS if name in torchvision.models.list_models()])

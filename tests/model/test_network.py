@@ -210,7 +210,7 @@ def test_list_names_every_encoder_and_what_is_in_the_cache(capsys, monkeypatch, 
     file.touch()
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "at 256 x 128 pixels (data.height, data.width)"
+    assert lines[0] == "default size of all: 256 x 128 pixels (data.height, data.width)"
     rows = {line.split()[0]: line.split() for line in lines[2:-1]}
     assert list(rows) == list(names)
     imagenet = ["0.485", "0.456", "0.406", "0.229", "0.224", "0.225", "bilinear"]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from reid.config import SpeedConfig
+from reid.model.checkpointing import checkpoint_blocks
 from reid.model.network import ReIDModel
 from reid.model.sync_batchnorm import convert_sync
 from reid.model.virtual_ranks import VirtualRanks
@@ -84,6 +85,26 @@ def test_virtual_ranks_are_processes_of_their_own(frozen_epochs: int, precision:
 def test_what_is_computed_again_is_the_same(sizes: tuple[int, ...], sync: bool, precision: str) -> None:
     wanted = step(build(sync=sync), sizes, precision=precision)
     assert_same(step(build(sync=sync), sizes, precision=precision, recompute=True), wanted)
+
+
+def test_stochastic_depth_is_drawn_for_each_virtual_rank_and_again_when_computed_again() -> None:
+    torch.manual_seed(0)
+    model = make_model(5, "timm/test_vit", image_size=(32, 16), drop_path=0.5)
+    kept = {key: value.clone() for key, value in model.state_dict().items()}
+
+    def computed(sizes: tuple[int, ...], first: int, recompute: bool = False):
+        model.load_state_dict(kept)
+        model.zero_grad()
+        outputs, gradients, buffers = step(model, sizes, first, recompute=recompute)
+        return outputs, {key: value.clone() for key, value in gradients.items()}, dict(buffers)
+
+    together = computed(SIZES, 1)
+    torch.testing.assert_close(together[0][0][:3], computed((3,), 1)[0][0][:3])
+    assert not torch.allclose(together[0][0][:3], computed((3,), 2)[0][0][:3])
+    assert_same(computed(SIZES, 1, recompute=True), together)
+    checkpoint_blocks(model.encoder, "timm/test_vit")
+    for recompute in (False, True):
+        assert_same(computed(SIZES, 1, recompute), together)
 
 
 @pytest.mark.parametrize("recompute", [False, True])

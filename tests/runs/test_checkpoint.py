@@ -308,6 +308,7 @@ def grouped(model: nn.Module, **knobs) -> torch.optim.Optimizer:
     [
         ({}, {"head_lr_factor": 10.0, "weight_decay": 0.5}),
         ({}, {"bias_lr_factor": 2.0}),
+        ({"layer_decay": 0.5}, {"layer_decay": 0.8, "bias_lr_factor": 2.0}),
         ({"decay_norm": False}, {}),
         ({"bias_lr_factor": 2.0, "decay_norm": False}, {"head_lr_factor": 3.0}),
     ],

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import zlib
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -146,6 +147,15 @@ def test_an_index_of_an_older_program(tmp_path: Path) -> None:
     assert remove(path, lambda entry: entry.path.startswith("0/")) == 20
     assert content(path) == content(make(tmp_path / "rest", parts[1]).folder)
     assert {file.name for file in path.iterdir()} == {file.name for file in new.folder.iterdir()}
+
+
+def test_an_index_of_version_2_has_no_flip_test(tmp_path: Path) -> None:
+    index = make(tmp_path / "i", draw(20))
+    document = {"format": 2, **asdict(index.meta)}
+    del document["flip"]
+    document["checksum"] = zlib.crc32(json.dumps(document, sort_keys=True).encode())
+    (index.folder / "index.json").write_text(json.dumps(document))
+    assert Index(index.folder).meta == index.meta and not index.meta.flip
 
 
 def slow_search(features, entries, queries, k, gallery="images", without="") -> list[list[tuple[float, int, int]]]:
@@ -358,6 +368,7 @@ def forge(path: Path, read: object) -> None:
 WRONG = (
     {"count": -1}, {"count": True}, {"count": "20"}, {"dim": 0}, {"size": [32]}, {"size": 7}, {"text_bytes": 1.5},
     {"identities": [7]}, {"fingerprint": None}, {"sources": [{"root": 7}]}, {"sums": {"x": [1]}}, {"unknown": 1},
+    {"flip": 1},
 )  # fmt: skip
 ENTRY = {"path": "a.jpg", "time": "", "source": 0, "place": 1}
 FORGED = (
@@ -412,7 +423,7 @@ def test_checksums_continue_across_parts(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda p: edit(p, format=3), "index version 3, this program reads version 2; index again"),
+        (lambda p: edit(p, format=4), "index version 4, this program reads version 3; index again"),
         (lambda p: edit(p, format=None), "is damaged"),
         (lambda p: edit(p, checksum=None), "is damaged"),
         (lambda p: edit(p, cameras=["cam 1", "cam 0", "cam 2"]), "is damaged.*checksum"),

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from reid.data.train_loader import Batch
 from reid.data.transfer import map_leaves
 from reid.losses.objective import Objective
 from reid.model.virtual_ranks import VirtualRanks
+from reid.training.ema import WeightAverage
 from reid.training.optim import build_optimizer
 from reid.training.step import TrainingStep
 from tests.support.models import make_model
@@ -151,12 +153,17 @@ def make_step(
     classes, shape, rows = ranks * identities, config.data.image_size, len(labels[rank])
     virtual = [part for own in labels for part in np.array_split(own, share)]
     with torch.device(device):
-        model = make_model(classes, encoder, image_size=shape)
-        objective = Objective(config.loss, classes, model.dim)
+        model = make_model(classes, encoder, image_size=shape, nested=config.model.nested)
+        objective = Objective(config.loss, classes, model.dim, nested=model.nested)
+        average = None
+        if config.optim.ema:  # torch's deepcopy of fake tensors damages memory
+            twin = make_model(classes, encoder, image_size=shape, nested=config.model.nested)
+            with mock.patch("copy.deepcopy", return_value=twin):
+                average = WeightAverage(model, config.optim.ema)
     optimizer = build_optimizer(model, config.optim)
     wrapped = VirtualRanks(model, config.speed)
     accelerator: Any = Accelerator(device, precision, wrapped)
-    step = TrainingStep(config, accelerator, wrapped, model, objective, optimizer, steps_per_epoch=100)
+    step = TrainingStep(config, accelerator, wrapped, model, objective, optimizer, 100, average)
     drawn = step.augmentation.draw(np.random.default_rng(0), rows, *shape)
     return step, Batch(
         images=torch.zeros(rows, 3, *shape, dtype=torch.uint8), labels=torch.from_numpy(labels[rank]),
@@ -207,5 +214,6 @@ def _split(step: TrainingStep, recorder: Recorder, parts: dict[str, Record]) -> 
         (step.accelerator, "backward_encoder", "encoder, backward"),
         (step.optimizer, "step", "optimizer"),
         (step.objective, "update_centers", "centers"),
+        *([(step.average, "update", "average")] if step.average else []),
     ):
         setattr(owner, name, begins(part, getattr(owner, name)))

@@ -16,7 +16,9 @@ from reid.data.train_loader import Batch, TrainLoader
 from tests.support.drawn import HEIGHT, WIDTH
 
 PIXELS = Pixels(HEIGHT, WIDTH)
-AUGMENTATION = Augmentation(AugmentConfig(pad=4, rotate_degrees=10, scale=0.1))
+AUGMENTATION = Augmentation(
+    AugmentConfig(pad=4, rotate_degrees=10, scale=0.1, jitter=0.5, grey=0.1, blur=0.5, policy="trivial")
+)
 STEPS = 5  # more than one pass of every stream
 
 

@@ -26,14 +26,16 @@ ENCODER = "timm/test_resnet"  # stem, residual blocks and BatchNorm of a ResNet,
 
 
 def make_config(root: Path, runs: Path, name: str, steps: int = 20, ranks: int = 4) -> Config:
-    """The default recipe for small images: batch statistics, local triplets, short groups, augmentation, centers."""
+    """The default recipe for small images: batch statistics, local triplets, short groups, augmentation, centers,
+    and an average of the weights."""
     config = Config(name=name, runs=str(runs), device="cpu")
     config.data.root, config.data.height, config.data.width, config.data.workers = str(root), HEIGHT, WIDTH, 0
     batch = config.batch
     batch.identities, batch.images, batch.streams, batch.ranks, batch.steps_per_epoch = 8, 3, 4, ranks, steps
     config.augment.pad = 2
     config.model.encoder, config.model.weights, config.model.last_stride = ENCODER, "none", 2
-    config.optim.epochs, config.optim.warmup_epochs, config.optim.milestones = 1, 0, []
+    config.model.drop_path = 0.2
+    config.optim.epochs, config.optim.warmup_epochs, config.optim.milestones, config.optim.ema = 1, 0, [], 0.9
     config.track.wandb, config.track.every_steps = "off", 1
     return config
 

@@ -157,6 +157,45 @@ def test_no_decay_on_norms_and_biases(model):
     assert all(".bn" in name or ".downsample.1." in name for name in spared - wanted)
 
 
+@pytest.mark.parametrize(
+    ("encoder", "at"),
+    [
+        ("resnet18", {"layer4.0.conv1.weight": 1, "layer4.1.bn2.bias": 1, "layer3.1.bn2.weight": 2, "bn1.weight": 5}),
+        ("osnet_ain_x1_0", {"fc.0.weight": 1, "conv4.0.IN.weight": 2, "pool3.0.bn.bias": 3, "conv1.bn.bias": 5}),
+        (
+            "swin_t",
+            {"norm.bias": 1, "features.7.0.norm1.weight": 2, "features.6.norm.bias": 3, "features.0.2.bias": 13},
+        ),
+        ("convnext_tiny", {"classifier.0.bias": 1, "features.6.1.weight": 4, "features.0.0.weight": 19}),
+        ("vit_b_16", {"encoder.ln.bias": 1, "encoder.layers.encoder_layer_9.ln_1.bias": 3, "class_token": 13}),
+        ("solider_swin_t", {"norm3.bias": 1, "stages.2.downsample.norm.bias": 3, "patch_embed.norm.bias": 13}),
+        ("timm/test_vit", {"norm.weight": 1, "blocks.4.norm1.bias": 2, "pos_embed": 7}),
+        ("timm/resnet18", {"layer4.1.bn2.bias": 1, "layer3.1.bn2.weight": 2, "conv1.weight": 5}),
+    ],
+)
+def test_rates_fall_from_the_heads_down(encoder, at):
+    """By layer_decay for each block or stage, times the other factors, in a few groups."""
+    if encoder.startswith("timm"):
+        pytest.importorskip("timm", reason="timm, an optional dependency, is not installed")
+    with torch.device("meta"):
+        model = make_model(5, encoder, image_size=(224, 224))
+    knobs = {"layer_decay": 0.5, "head_lr_factor": 10.0, "bias_lr_factor": 3.0, "decay_norm": False}
+    found = rates_and_decays(model, **knobs)
+    assert found["neck.weight"] == (10, 0) and found["classifier.weight"] == (10, 0.1)
+    for name, depth in at.items():
+        bias, decays = 3 if name.endswith("bias") else 1, dict(model.encoder.named_parameters())[name].ndim > 1
+        assert found[f"encoder.{name}"] == (bias * 0.5**depth, 0.1 * decays), name
+    encoders = {rate for name, (rate, _) in found.items() if name.startswith("encoder.") and not name.endswith("bias")}
+    assert encoders == {0.5**depth for depth in range(1, max(at.values()) + 1)}
+    assert len(build_optimizer(model, OptimConfig(**knobs)).param_groups) <= 3 * max(at.values()) + 2
+
+
+def test_layers_that_timm_does_not_name(model, monkeypatch):
+    monkeypatch.setattr(model, "encoder_name", "timm/x")
+    with pytest.raises(ValueError, match=r"optim\.layer_decay: timm does not say what the layers of timm/x are"):
+        build_optimizer(model, OptimConfig(layer_decay=0.5))
+
+
 def test_groups_saved_without_factors_are_read():
     """Checkpoints of one group, from before there were factors."""
     optimizer = build_optimizer(nn.Linear(2, 2), OptimConfig())
@@ -166,11 +205,12 @@ def test_groups_saved_without_factors_are_read():
     assert optimizer.param_groups[0]["lr"] == 1.0
 
 
-@pytest.mark.parametrize("algorithm", ["adamw", "sgd"])
-def test_other_algorithms_step_by_step(algorithm):
+@pytest.mark.parametrize(("algorithm", "nesterov"), [("adamw", False), ("sgd", False), ("sgd", True)])
+def test_other_algorithms_step_by_step(algorithm, nesterov):
     model = nn.Linear(3, 2, bias=False).double()
     weight = model.weight.detach().numpy().copy()
-    optimizer = build_optimizer(model, OptimConfig(lr=0.01, weight_decay=0.1, algorithm=algorithm, momentum=0.8))
+    knobs = {"algorithm": algorithm, "momentum": 0.8, "nesterov": nesterov}
+    optimizer = build_optimizer(model, OptimConfig(lr=0.01, weight_decay=0.1, **knobs))
     first, second, rng = np.zeros_like(weight), np.zeros_like(weight), np.random.default_rng(0)
     for t in range(1, 4):
         gradient = rng.normal(size=weight.shape)
@@ -181,8 +221,9 @@ def test_other_algorithms_step_by_step(algorithm):
             update = (first / (1 - 0.9**t)) / (np.sqrt(second / (1 - 0.999**t)) + 1e-8)
             weight = weight - 0.01 * 0.1 * weight - 0.01 * update
         else:
-            first = 0.8 * first + gradient + 0.1 * weight
-            weight = weight - 0.01 * first
+            gradient = gradient + 0.1 * weight
+            first = 0.8 * first + gradient
+            weight = weight - 0.01 * (gradient + 0.8 * first if nesterov else first)
     np.testing.assert_allclose(model.weight.detach().numpy(), weight, rtol=1e-10)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reid.config import AugmentConfig, Config, LossConfig
+from reid.config import AugmentConfig, Config, LossConfig, OptimConfig
 from tests.support.fake_device import Record, make_step, record_step
 from tests.support.gpu_only import needs_cuda
 
@@ -38,9 +38,10 @@ def count_launches(parts: dict[str, Record], *names: str) -> int:
     ids=["default", "global", "rounds", "raw", "spaces, 32 virtual ranks"],
 )
 def test_the_host_never_waits_for_the_device(loss: LossConfig, share: int) -> None:
-    parts = record_step(config_of(loss=loss), "cuda", ranks=8, share=share)
+    parts = record_step(config_of(loss=loss, optim=OptimConfig(ema=0.999)), "cuda", ranks=8, share=share)
     assert [part for part, record in parts.items() if record.waits] == []
     assert parts["batch to device"].launches == {"_to_copy": 2}  # the images, and all the rest
+    assert parts["average"].launches == {"_foreach_lerp_": 1, "_foreach_copy_": 1}
 
 
 @pytest.mark.parametrize("share", [1, 4])
@@ -61,9 +62,31 @@ def test_the_default_objective_launches_few_operations(ranks: int, precision: st
     assert count_launches(parts, "augmentation") <= 20
 
 
+def test_nested_lengths_share_one_gather_and_one_transfer() -> None:
+    config = config_of()
+    config.model.nested = [64, 128]
+    parts = record_step(config, "cpu", ranks=8)
+    sums = 16 * (2 * 512 + 64 + 128) * 4  # bytes
+    assert [record.collectives for part, record in parts.items() if record.collectives] == [
+        [("allgather_base", sums)], [("reduce_scatter_base", 8 * sums)],
+    ]  # fmt: skip
+    assert [part for part, record in record_step(config, "cuda", ranks=8).items() if record.waits] == []
+
+
 def test_augmentation_launches_few_operations_with_rotation() -> None:
     augment = AugmentConfig(rotate_degrees=10.0, scale=0.1)
     assert count_launches(record_step(config_of(augment=augment), "cpu"), "augmentation") <= 20
+
+
+@pytest.mark.parametrize(
+    ("knobs", "most"),
+    [({"grey": 0.1}, 20), ({"blur": 0.5}, 20), ({"jitter": 0.5}, 52), ({"policy": "trivial"}, 52)],
+)
+def test_changes_of_colours_launch_few_operations_and_do_not_wait(knobs: dict, most: int) -> None:
+    parts = record_step(config_of(augment=AugmentConfig(**knobs)), "cuda")
+    assert count_launches(parts, "augmentation") <= most
+    assert [part for part, record in parts.items() if record.waits] == []
+    assert parts["batch to device"].launches == {"_to_copy": 2}
 
 
 @needs_cuda

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import signal
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 from torch import nn
 
 from reid.config import BatchConfig, Config, LossConfig, load
@@ -29,6 +31,7 @@ from reid.evaluation.evaluator import extract
 from reid.files import check_writable
 from reid.losses.objective import Objective
 from reid.metrics import Features
+from reid.model.saved import find_undamaged
 from reid.runs import checkpoint
 from reid.runs.checkpoint import Parts, TrainState
 from reid.runs.folder import RunFolder
@@ -81,6 +84,10 @@ def break_device(config: Config) -> None:
     config.device = "cuda"
 
 
+def break_checkpointing(config: Config) -> None:
+    config.speed.gradient_checkpointing = True
+
+
 def break_losses(config: Config) -> None:
     config.loss.cross_entropy = config.loss.triplet = config.loss.mctl = config.loss.center = 0.0
 
@@ -94,6 +101,7 @@ def break_losses(config: Config) -> None:
         (break_margin, r"loss.margin = 0.0 must be greater than 0"),
         (break_weights, "model.weights = no/such/file.safetensors: no such file"),
         (break_losses, "every loss weight is 0"),
+        (break_checkpointing, "gradient_checkpointing = true: resnet10 is no transformer .*; use speed.recompute"),
         pytest.param(
             break_device,
             "device = cuda, and torch finds no CUDA device",
@@ -249,6 +257,7 @@ def test_a_stop_at_the_end_of_an_epoch_leaves_the_evaluation_to_the_resumed_run(
             r"pixels has data\.mean = \[0\.485, .* is \[0\.5, 0\.5, 0\.5\]; .* \(data\.mean\)",
         ),
         ({"optim__algorithm": "sgd"}, "optimizer has optim.algorithm = 'adam', here it is 'sgd'"),
+        ({"optim__ema": 0.9}, r"average has optim\.ema = 'off', here it is 'on'; .* \(optim\.ema\)"),
         ({"optim__bias_lr_factor": 2.0, "optim__weight_decay": 0.1}, ""),
     ],
 )
@@ -265,6 +274,43 @@ def test_a_resume_with_other_batches_is_refused_and_with_other_rates_goes_on(
         assert not again(config)
         return
     with pytest.raises(ValueError, match=f"belongs to another run: its {words}"):
+        again(config)
+
+
+def test_an_average_is_evaluated_and_saved_and_resumed_to_the_bit(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.optim.ema, config.eval.every_epochs = 0.9, 1
+    stop = config.folder.parent / "stop"
+    stop.touch()
+    assert train(replace(config, stop_file=str(stop)))
+    evaluated: list[dict[str, torch.Tensor]] = []
+    evaluate = Validation.evaluate_test
+    monkeypatch.setattr(
+        Validation,
+        "evaluate_test",
+        lambda self, model: evaluated.append(copy.deepcopy(model.state_dict())) or evaluate(self, model),
+    )
+    assert not again(config)
+    assert "the average of the weights (optim.ema = 0.9) is evaluated" in capsys.readouterr().out
+    straight, skipped = replace(config, name="straight"), replace(config, name="skipped")
+    assert not again(straight)
+    resumed, uninterrupted = (checkpoint.find(c.folder / "checkpoints")[0] for c in (config, straight))
+    hashes = checkpoint.read_state(resumed)["files"]
+    assert hashes == checkpoint.read_state(uninterrupted)["files"] and len(hashes) == 4
+    assert checkpoint.read_state(resumed)["best"] == checkpoint.read_state(uninterrupted)["best"]
+    average, weights = (load_file(resumed / f"{name}.safetensors") for name in ("model", "training"))
+    assert not torch.equal(average["classifier.weight"], weights["classifier.weight"])
+    assert all(torch.equal(value, evaluated[-1][name]) for name, value in average.items())
+    (resumed / "training.safetensors").unlink()
+    assert find_undamaged(config.folder / "checkpoints")[0] != resumed
+
+    monkeypatch.setattr("reid.training.step.take_step", lambda *args: False)  # as fp16's scaler skips one
+    assert not again(skipped)
+    newest = checkpoint.find(skipped.folder / "checkpoints")[0]
+    assert load_file(newest / "model.safetensors")["neck.num_batches_tracked"] == 0
+    config.optim.ema = 0.0
+    with pytest.raises(ValueError, match=r"average has optim\.ema = 'on', here it is 'off'"):
         again(config)
 
 
