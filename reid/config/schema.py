@@ -10,6 +10,7 @@ from reid.config.ranges import Count, Fraction, NonNegative, Positive, Section, 
 
 MAX_NAME = 200  # bytes of a run's name; file systems allow 255
 MAX_DIVISOR = 1024
+AUTO = "auto"  # of a knob whose value is chosen from the data or the machine
 LONGEST_DISTANCE = 2.0  # of unit vectors
 # Knobs of `model` that do not change what a checkpoint is.
 OF_A_FILE = ("weights_key", "weights_grid", "weights_partial", "weights_neck")  # how a file of weights is read
@@ -34,8 +35,9 @@ class DataConfig(Section):
     """Mean of red, green and blue (0 to 1) that is subtracted from pixels; null = the encoder's own."""
     std: tuple[Positive, Positive, Positive] | None = None
     """Standard deviation of red, green and blue that pixels are then divided by; null = the encoder's own."""
-    workers: Count = 2
-    """Decoding processes per rank, at most one per stream; 0 decodes in the training process."""
+    workers: Count | Literal["auto"] = "auto"
+    """Decoding processes per rank, at most one per stream; 0 decodes in the training process; auto = as many as the
+    rank's share of the CPUs, less one for the training process."""
     max_pixels: Size = 50_000_000
     """Refuse images with more pixels (protection against decompression bombs)."""
     pool_images: Count = 16_384
@@ -59,8 +61,9 @@ class BatchConfig(Section):
     """P, identities in the global batch, shared equally by the ranks."""
     images: Size = 4
     """K, images per identity."""
-    streams: Size = 8
-    """S, parts of an epoch: divides `identities`, is a multiple of the number of ranks; other S, other batches."""
+    streams: Size | Literal["auto"] = "auto"
+    """S, parts of an epoch: divides `identities`, is a multiple of the number of ranks; other S, other batches. auto =
+    the most that shards and identities allow with two identities of a stream in a step; a resumed run keeps its S."""
     ranks: Count = 0
     """V, virtual ranks: each has its own BatchNorm statistics and local triplets; 0 = the number of processes."""
     short: Literal["keep", "repeat"] = "keep"
@@ -69,7 +72,7 @@ class BatchConfig(Section):
     """Optimizer steps per epoch; 0 = one pass over the images."""
 
     def check(self) -> None:
-        if self.identities % self.streams:
+        if isinstance(self.streams, int) and self.identities % self.streams:
             raise ValueError(
                 f"batch.identities = {self.identities} does not divide among batch.streams = {self.streams}; "
                 f"use one of {list_divisors(self.identities)} streams"

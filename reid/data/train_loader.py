@@ -21,7 +21,7 @@ from reid.data.pool import Pool
 from reid.data.shard_reader import DamagedData, Dropped, Identity
 from reid.data.storage import file_version
 from reid.data.transfer import copy_to, move
-from reid.data.workers import AHEAD, describe_full_memory, receive, start_workers
+from reid.data.workers import AHEAD, count_workers, describe_full_memory, receive, start_workers
 
 STEPS_PER_BLOCK = 64  # steps whose augmentation is drawn at once
 
@@ -91,7 +91,7 @@ class TrainLoader:
         Raises:
             DamagedData: at the first damage; with on_damage = skip, if nothing of a step is left.
         """
-        workers = min(self.data.workers, len(self.streams))
+        workers = count_workers(self.data.workers, len(self.streams))
         version = file_version(self.data.root, MANIFEST_NAME)
         shared = SharedImages(workers, -(-len(self.streams) // workers) * self.slots, self.pixels) if workers else None
         parts = start_workers(partial(self._read, start, epochs, dropped, version, shared), workers)

@@ -44,7 +44,7 @@ def extract(
     pixels: Pixels,
     *,
     batch_size: int,
-    workers: int,
+    workers: int | str,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     rows: np.ndarray | None = None,

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from reid.config import BatchConfig, Config, SpeedConfig
-from reid.config.schema import NOT_SAVED
+from reid.config import BatchConfig, Config, SpeedConfig, check_streams
+from reid.config.schema import AUTO, NOT_SAVED
 from reid.data.manifest import JUNK_PID, Manifest, Split, load_manifest
 from reid.data.normalization import describe_pixels
 from reid.data.plan import Plan
+from reid.data.streams import Stock
+from reid.data.workers import count_workers
 from reid.distributed import gather_objects
 from reid.metrics.features import UNKNOWN
 from reid.model.network import ReIDModel, freeze_heads
 from reid.model.sync_batchnorm import convert_sync
+from reid.runs import checkpoint
 from reid.runs.checkpoint import TrainState
+from reid.runs.folder import RunFolder
 from reid.training.validation import has_test_set, hold_out
 
 if TYPE_CHECKING:
@@ -53,7 +58,7 @@ class TrainData:
 
 
 def load_data(config: Config, world_size: int = 1) -> TrainData:
-    """Read the manifest and make the plan of batches.
+    """Read the manifest and make the plan of batches, which chooses the streams if `batch.streams` is auto.
 
     Raises:
         ValueError: no shards, too few identities for the plan, the ranks or validation, or an evaluation without a
@@ -64,22 +69,46 @@ def load_data(config: Config, world_size: int = 1) -> TrainData:
     held_out = np.zeros(len(split.pids), dtype=bool)
     if config.data.val_identities:
         held_out[hold_out(split, config.data.val_identities)] = True
+    counts = np.where(held_out, 0, split.images)
+    batch = config.batch
+    if batch.streams == AUTO:
+        batch = replace(batch, streams=_choose_streams(config, counts, split, world_size))
     plan = Plan(
-        image_counts=np.where(held_out, 0, split.images),
+        image_counts=counts,
         shard_of=split.shard,
         num_shards=len(split.shards),
-        identities=config.batch.identities,
-        images=config.batch.images,
-        streams=config.batch.streams,
+        identities=batch.identities,
+        images=batch.images,
+        streams=int(batch.streams),
         seed=config.seed,
-        repeat_short=config.batch.short == "repeat",
-        steps=config.batch.steps_per_epoch,
+        repeat_short=batch.short == "repeat",
+        steps=batch.steps_per_epoch,
         pool_images=config.data.pool_images,
-        ranks=config.batch.count_ranks(world_size),
+        ranks=batch.count_ranks(world_size),
     )
     check_rank_sizes(config, plan)
     check_matches(config, manifest)
     return TrainData(manifest, held_out, plan)
+
+
+def _choose_streams(config: Config, image_counts: np.ndarray, split: Split, world_size: int) -> int:
+    """Return what `batch.streams` = auto is. It does not depend on the number of processes, only whether it fits."""
+    batch, ranks = config.batch, config.batch.count_ranks(world_size)
+    stock = Stock.count(image_counts, split.shard, np.zeros(len(split.shards), dtype=np.int64))
+    streams = _streams_of_run(config) or stock.choose(batch.identities, ranks=batch.ranks or 1)
+    if streams % ranks and not stock.list_fitting(batch.identities, ranks=ranks):
+        return ranks  # for the plan to tell what these ranks lack
+    check_streams(replace(batch, streams=streams), world_size)
+    return streams
+
+
+def _streams_of_run(config: Config) -> int | None:
+    """Return the streams of the run that is resumed, of whichever version; None for a new run."""
+    saved = checkpoint.find(RunFolder(config.folder).checkpoints) if config.resume == "auto" else []
+    for path in saved:
+        with contextlib.suppress(ValueError, LookupError):  # damaged: the resume tells
+            return int(checkpoint.read_state(path)["describes"]["plan"]["batch.streams"])
+    return None
 
 
 def build_model(config: Config, num_classes: int, device: torch.device) -> ReIDModel:
@@ -160,6 +189,7 @@ def format_start_up(
         "ranks": f"{plan.ranks} virtual over {processes} process(es), "
         f"{plan.images_per_step / plan.ranks:.4g} images each"
         + (", computed twice (speed.recompute)" if config.speed.recompute else ""),
+        "reading": f"{count_workers(config.data.workers, per_rank)} decoding process(es) for each process",
         "memory": f"{per_rank} streams x {in_stream} encoded images, about "
         f"{per_rank * in_stream * image_bytes / 2**20:,.0f} MiB a process",
         "device": f"{accelerator.device}, precision {accelerator.mixed_precision}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from dataclasses import replace
 
 from reid import program
 from reid.config import Config, check
@@ -40,6 +41,7 @@ def train(config: Config) -> bool:
     check(config, ranks)
     config.data = complete(config.data, config.model.encoder)
     data = load_data(config, ranks)
+    config.batch = replace(config.batch, streams=data.plan.streams)
     set_speed(config.speed)
     accelerator = start_accelerator(config.precision, config.timeout_s, config.device)
     hosts = check_same_everywhere(code_version(), data.manifest.fingerprint)

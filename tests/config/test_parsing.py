@@ -178,6 +178,7 @@ def test_a_type_error_says_what_the_knob_may_be(capsys: pytest.CaptureFixture[st
         "--loss.triplet_margin=x": "loss.triplet_margin = x: give a number, or null",
         "--batch.short=drop": "batch.short = drop: give one of keep, repeat",
         "--optim.milestones=[a]": "optim.milestones = a: give a list, each a whole number",
+        "--batch.streams=many": "batch.streams = many: give a whole number, or auto",
         "--frobnicate=1": "--frobnicate=1",
         "--loss=null": "loss is a section",
     }.items():

@@ -23,7 +23,7 @@ from reid.data.manifest import Manifest, Split, load_manifest, save_manifest
 from reid.data.pool import Pool
 from reid.data.shard_reader import damage_advice, read_identities, read_sound_identities
 from reid.data.train_loader import Batch, TrainLoader, join
-from reid.data.workers import explain_killed_worker, receive
+from reid.data.workers import count_workers, explain_killed_worker, receive
 from tests.support.drawn import HEIGHT, WIDTH, Drawn
 from tests.support.loading import PIXELS, STEPS, assert_same, make_loader, tensors_of
 from tests.support.plans import peak_pool_images
@@ -86,6 +86,16 @@ def read_on_ranks(root: Path, manifest: Manifest, world_size: int, workers: int,
         for rank in range(world_size)
     ]
     return [(*entries[0][:2], join([batch for _, _, batch in entries])) for entries in zip(*ranks, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "ranks", "most", "number"), [(1, 1, 8, 1), (16, 1, 8, 8), (16, 4, 8, 3), (2, 2, 8, 1)]
+)
+def test_auto_workers_share_the_cpus_that_this_process_may_use(monkeypatch, cpus, ranks, most, number):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cpus)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    assert count_workers("auto", most) == number
+    assert count_workers(0, most) == 0 and count_workers(99, most) == most
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")  # more than there are cores

@@ -35,13 +35,21 @@ from reid.runs.folder import RunFolder
 from reid.runs.store import RunStore
 from reid.training import preemption as stopping
 from reid.training import validation
-from reid.training.setup import check_image_size, check_matches, check_rank_sizes, check_ranks, describe_batch
+from reid.training.setup import (
+    check_image_size,
+    check_matches,
+    check_rank_sizes,
+    check_ranks,
+    describe_batch,
+    load_data,
+)
 from reid.training.train import train
 from reid.training.trainer import format_progress
 from reid.training.validation import Validation
 from shards.build import build
 from shards.pedestrians.dataset import synthesize
 from shards.readers import market1501
+from tests.support.drawn import Drawn
 from tests.support.models import make_model
 from tests.support.narrow import use_narrow_resnet10
 
@@ -277,6 +285,28 @@ def test_the_number_of_ranks_is_shown_and_kept(config: Config, capsys: pytest.Ca
         config.batch.ranks = ranks
         with pytest.raises(ValueError, match=r"trained with 2 ranks, here it is batch.ranks = 1; --batch.ranks=2 "):
             again(config)
+
+
+def test_streams_are_chosen_for_the_data_and_kept_by_a_resume(
+    config: Config, drawn: Drawn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.batch.streams, config.optim.epochs = "auto", 1
+    assert not train(replace(config, name="chosen", batch=replace(config.batch), dry_run=True))
+    assert "4 identities x 2 images, 2 streams" in capsys.readouterr().out
+    assert not train(replace(config, batch=replace(config.batch, streams=1)))
+    config.optim.epochs = 2
+    assert not again(config)  # an earlier version may have chosen 1
+    assert load(config.folder / "config.yaml").batch.streams == 1
+    config.name = "ranks"
+    with pytest.raises(
+        ValueError, match=r"2 training shards are too few for batch.streams = 4; rebuild with --shards 4"
+    ):
+        load_data(config, world_size=4)
+    config.data.root, config.batch.identities = str(drawn.root), 12
+    with pytest.raises(ValueError, match=r"batch.streams = 6 does not divide among 4 ranks; .* launch 1, 2, 3, 6 proc"):
+        load_data(config, world_size=4)
+    config.batch.ranks = 4  # which the configuration says: not a matter of processes
+    assert load_data(config, world_size=2).plan.streams == 4
 
 
 def test_a_number_of_ranks_that_followed_the_processes() -> None:
