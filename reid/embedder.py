@@ -44,7 +44,8 @@ class Embedder:
     """Computes features after the neck, as the evaluator does: not normalized. Compare them by their cosine.
 
     `size` is the (height, width) that images are resized to, `dim` the length of a feature, `source` the checkpoint's
-    folder, `data` the shards that it was trained on, and `knobs` the run's `model` configuration.
+    folder, `data` the shards that it was trained on (of several datasets the first), and `knobs` the run's `model`
+    configuration.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Embedder:
         if wrong := find_wrong_convolution(self.device, self.dtype):
             raise ValueError(f"dtype = {dtype!r}: {wrong}")
         self.model = model.to(self.device).eval().requires_grad_(False)
-        self.knobs, self.source, self.data = asdict(run.model), source, run.data.root
+        self.knobs, self.source, self.data = asdict(run.model), source, run.data.roots[0]
         self.pixels, self.size = Pixels.from_config(run.data), (run.data.height, run.data.width)
         self.dim: int = model.dim  # type: ignore[assignment]
 

@@ -87,7 +87,7 @@ def test_the_files_are_found():
         "torch",
         "numpy",
         "reid.data.plan",
-        "reid.data.manifest",
+        "reid.data.joined",
     }
 
 

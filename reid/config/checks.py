@@ -18,6 +18,11 @@ def check(config: Config, world_size: int) -> None:
         if isinstance(section, Section):
             section.validate()
     batch, loss = config.batch, config.loss
+    if batch.shares is not None and len(batch.shares) != len(config.data.roots):
+        raise ValueError(
+            f"batch.shares = {batch.shares}: give one number for each of the {len(config.data.roots)} datasets in "
+            "data.root, or null"
+        )
     _check_ranks(batch, world_size)
     paired = [
         name

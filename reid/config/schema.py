@@ -23,8 +23,9 @@ DTYPES = ("float32", "bfloat16", "float16")  # of an Embedder; here, so that par
 class DataConfig(Section):
     """The shards and how they are read."""
 
-    root: str = "data/market1501"
-    """Folder of shards (`python -m shards build`), with manifest.json; or its http, https, s3 or gs URL."""
+    root: list[str] | str = "data/market1501"
+    """Folder of shards (`python -m shards build`), with manifest.json, or its http, https, s3 or gs URL; or a list of
+    several datasets to train on together."""
     height: Size = 256
     """Height in pixels of the encoder's input."""
     width: Size = 128
@@ -48,6 +49,15 @@ class DataConfig(Section):
     """Damaged training data: stop, with its place; or skip the identity for the epoch, and count it."""
 
     @property
+    def roots(self) -> list[str]:
+        """The folders or URLs of shards."""
+        return [self.root] if isinstance(self.root, str) else self.root
+
+    def check(self) -> None:
+        if not self.roots or not all(self.roots):
+            raise ValueError(f"data.root = {self.root!r}: give the folder of shards, or a list of such folders")
+
+    @property
     def image_size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.height, self.width
@@ -64,6 +74,9 @@ class BatchConfig(Section):
     streams: Size | Literal["auto"] = "auto"
     """S, parts of an epoch: divides `identities`, is a multiple of the number of ranks; other S, other batches. auto =
     the most that shards and identities allow with two identities of a stream in a step; a resumed run keeps its S."""
+    shares: list[Size] | None = None
+    """With several datasets in `data.root`: how many of `identities` are of each; null = in proportion to their
+    identities."""
     ranks: Count = 0
     """V, virtual ranks: each has its own BatchNorm statistics and local triplets; 0 = the number of processes."""
     short: Literal["keep", "repeat"] = "keep"
@@ -76,6 +89,12 @@ class BatchConfig(Section):
             raise ValueError(
                 f"batch.identities = {self.identities} does not divide among batch.streams = {self.streams}; "
                 f"use one of {list_divisors(self.identities)} streams"
+            )
+
+        if self.shares is not None and sum(self.shares) != self.identities:
+            raise ValueError(
+                f"batch.shares = {self.shares} are {sum(self.shares)} together, not batch.identities = "
+                f"{self.identities}; change one of them, or set batch.shares = null"
             )
 
     def count_ranks(self, world_size: int) -> int:

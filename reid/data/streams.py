@@ -52,29 +52,37 @@ class Stock:
 
         shares: default: `share_out`.
         """
-        if streams < len(self.fewest):
-            return False
         of_stream = identities // streams
-        return all(
-            share % of_stream == 0
-            and share // of_stream <= self.shards[number]
+        return self._can_divide(identities, streams, shares) and all(
+            share // of_stream <= self.shards[number]
             and share <= self.most_identities(number, share // of_stream)
             for number, share in enumerate(shares or self.share_out(identities, streams))
         )
 
+    def _can_divide(self, identities: int, streams: int, shares: Sequence[int]) -> bool:
+        """Return whether each dataset gets entire streams, at least one."""
+        return streams >= len(self.fewest) and not any(share % (identities // streams) for share in shares)
+
     def list_fitting(self, identities: int, shares: Sequence[int] = (), ranks: int = 1) -> list[int]:
         """Return the numbers of streams that divide `identities`, are multiples of `ranks` and fit, ascending."""
-        possible = range(ranks, min(identities, sum(self.shards)) + 1, ranks)
-        return [streams for streams in possible if not identities % streams and self.fits(identities, streams, shares)]
+        possible = self._list_possible(identities, ranks)
+        return [streams for streams in possible if self.fits(identities, streams, shares)]
+
+    def _list_possible(self, identities: int, ranks: int) -> list[int]:
+        most = min(identities, sum(self.shards))
+        return [streams for streams in range(ranks, most + 1, ranks) if not identities % streams]
 
     def choose(self, identities: int, shares: Sequence[int] = (), ranks: int = 1) -> int:
-        """Return the number of streams of `batch.streams` = auto; `ranks` if none fits.
+        """Return the number of streams of `batch.streams` = auto; if none fits, one of which a plan tells why.
 
         It is the largest of which a step takes two identities: with one, two identities of a shard, which are always in
         the same stream, would never meet in a step. If only streams of one fit, it is the largest.
         """
         fitting = self.list_fitting(identities, shares, ranks)
-        return max([streams for streams in fitting if identities >= 2 * streams] or fitting, default=ranks)
+        if fitting:
+            return max([streams for streams in fitting if identities >= 2 * streams] or fitting)
+        possible = self._list_possible(identities, ranks)
+        return next((streams for streams in possible if self._can_divide(identities, streams, shares)), ranks)
 
 
 def apportion(total: int, weights: Sequence[int]) -> list[int]:

@@ -131,7 +131,7 @@ class RunSource:
         self.out = Path(options.out or run.reports)
         if os.environ.get("RANK", "0") == "0":  # ranks that check at once would remove each other's folder
             check_writable(self.out, "--out")
-        self.manifests = load_manifests(options.data or [self.config.data.root])
+        self.manifests = load_manifests(options.data or self.config.data.roots)
         self.models = build_models(self.checkpoint, self.config, options.baselines)
 
     def evaluate(self, accelerator: Accelerator) -> Iterator[tuple[DatasetReport, dict[str, Evaluation]]]:
@@ -175,10 +175,12 @@ class RunSource:
             self.out, name, str(self.checkpoint), facts, read, manifest.fingerprint, describe_pixels(config.data)
         )
         trained_on = checkpoint.read_state(self.checkpoint)["describes"].get("data", "")
-        if trained_on and trained_on != manifest.fingerprint:
+        fingerprints = [trained_on] if isinstance(trained_on, str) else trained_on
+        if trained_on and manifest.fingerprint not in fingerprints:
             report.notes.append(
-                f"Across domains: the checkpoint was trained on other data (fingerprint {trained_on[:12]}) than it is "
-                f"evaluated on ({manifest.fingerprint[:12]})."
+                f"Across domains: the checkpoint was trained on other data (fingerprint "
+                f"{', '.join(each[:12] for each in fingerprints)}) than it is evaluated on "
+                f"({manifest.fingerprint[:12]})."
             )
         if manifest.skipped:
             report.warnings.append(f"{len(manifest.skipped)} broken images were left out when the shards were built")

@@ -553,7 +553,7 @@ def test_a_manifest_that_is_swapped_under_a_run_stops_it(damaged, workers):
             pass
 
 
-TRAINING = "TrainLoader(data, split, plan, Augmentation(AugmentConfig())).batches(10**6)"
+TRAINING = "TrainLoader(data, joined, plan, Augmentation(AugmentConfig())).batches(10**6)"
 EVALUATION = "EvalLoader(root, split, list(range(8)) * 1000, Pixels(32, 16), batch_size=1).batches(2)"
 
 
@@ -566,12 +566,13 @@ from reid.data.augmentation import Augmentation
 from reid.data.eval_loader import EvalLoader
 from reid.data.train_loader import TrainLoader
 from reid.data.workers import explain_killed_worker
-from reid.data.manifest import load_manifest
+from reid.data.joined import Joined
 from reid.data.images import Pixels
 from reid.data.plan import Plan
 root = {str(drawn.root)!r}
 data = DataConfig(root=root, height=32, width=16, workers=2)
-split = load_manifest(root).split("train")
+joined = Joined.load([root])
+split = joined.split
 plan = Plan(split.images, split.shard, len(split.shards), identities=8, images=3, streams=4)
 sys.kept = batches = {batches}  # to the end, as the stack trace of an error keeps it
 try:

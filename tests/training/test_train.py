@@ -21,6 +21,7 @@ from torch import nn
 
 from reid.config import BatchConfig, Config, LossConfig, load
 from reid.data.images import Pixels
+from reid.data.joined import Dataset
 from reid.data.manifest import load_manifest
 from reid.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from reid.data.plan import Plan
@@ -35,14 +36,8 @@ from reid.runs.folder import RunFolder
 from reid.runs.store import RunStore
 from reid.training import preemption as stopping
 from reid.training import validation
-from reid.training.setup import (
-    check_image_size,
-    check_matches,
-    check_rank_sizes,
-    check_ranks,
-    describe_batch,
-    load_data,
-)
+from reid.training.data import check_matches, check_rank_sizes, describe_batch, load_data
+from reid.training.setup import check_image_size, check_ranks
 from reid.training.train import train
 from reid.training.trainer import format_progress
 from reid.training.validation import Validation
@@ -458,7 +453,7 @@ def test_metrics_without_a_camera_rule_say_so(config: Config, root: Path) -> Non
         (replace(manifest, splits=splits), ["2 of 2 query", "3 of 3 held", "gal"]),
     ):
         for (held, last), words in zip(cases, where, strict=True):
-            evaluates = Validation(config.data, whole, held, 8, torch.device("cpu"), enabled=True)
+            evaluates = Validation(config.data, Dataset("here", "drawn", whole), held, 8, torch.device("cpu"))
             text = evaluates.warn_of_cameras(last) or ""
             assert bool(text) == bool(words) and words in text
             assert ("query" in text) == (bool(words) and (last or not held.any()))
@@ -489,14 +484,14 @@ def test_an_image_that_is_too_small_for_the_encoder(config: Config) -> None:
 
 def test_query_and_gallery_without_a_match(config: Config, root: Path) -> None:
     manifest = load_manifest(root)
-    check_matches(config, manifest)
+    check_matches(str(root), manifest)
     gallery, query = manifest.split("gallery"), manifest.split("query")
     one_camera = {"query": replace(query, cameras=((1,),) * len(query.pids)),
                   "gallery": replace(gallery, cameras=((1,),) * len(gallery.pids))}  # fmt: skip
     others = {"gallery": replace(gallery, pids=gallery.pids + 1000)}
     unknown = {name: replace(split, cameras=((-1,),) * len(split.pids)) for name, split in one_camera.items()}
-    check_matches(config, replace(manifest, splits={**manifest.splits, **unknown}))
-    check_matches(config, replace(manifest, splits={"train": manifest.split("train")}))
+    check_matches(str(root), replace(manifest, splits={**manifest.splits, **unknown}))
+    check_matches(str(root), replace(manifest, splits={"train": manifest.split("train")}))
     for splits in (one_camera, others):
         with pytest.raises(ValueError, match=f"data.root = {root}: no query has an image of its identity"):
-            check_matches(config, replace(manifest, splits={**manifest.splits, **splits}))
+            check_matches(str(root), replace(manifest, splits={**manifest.splits, **splits}))
