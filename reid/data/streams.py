@@ -54,8 +54,7 @@ class Stock:
         """
         of_stream = identities // streams
         return self._can_divide(identities, streams, shares) and all(
-            share // of_stream <= self.shards[number]
-            and share <= self.most_identities(number, share // of_stream)
+            share // of_stream <= self.shards[number] and share <= self.most_identities(number, share // of_stream)
             for number, share in enumerate(shares or self.share_out(identities, streams))
         )
 

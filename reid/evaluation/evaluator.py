@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -131,7 +132,7 @@ class RunSource:
         self.out = Path(options.out or run.reports)
         if os.environ.get("RANK", "0") == "0":  # ranks that check at once would remove each other's folder
             check_writable(self.out, "--out")
-        self.manifests = load_manifests(options.data or self.config.data.roots)
+        self.manifests = load_manifests(options.data or list_testable(self.config.data.roots))
         self.models = build_models(self.checkpoint, self.config, options.baselines)
 
     def evaluate(self, accelerator: Accelerator) -> Iterator[tuple[DatasetReport, dict[str, Evaluation]]]:
@@ -185,6 +186,16 @@ class RunSource:
         if manifest.skipped:
             report.warnings.append(f"{len(manifest.skipped)} broken images were left out when the shards were built")
         return report
+
+
+def list_testable(roots: Sequence[str]) -> Sequence[str]:
+    """Return those of several datasets of a training that have query and gallery. Others are named on stderr."""
+    without = [root for root in roots if not {"query", "gallery"} <= load_manifest(root).splits.keys()]
+    if not without or len(without) == len(roots):
+        return roots
+    if os.environ.get("RANK", "0") == "0":
+        print(f"note: {', '.join(without)}: no query and gallery, not evaluated", file=sys.stderr, flush=True)
+    return [root for root in roots if root not in without]
 
 
 def load_manifests(roots: Sequence[str]) -> dict[str, Manifest]:

@@ -111,20 +111,22 @@ def _count_streams(config: Config, joined: Joined, held_out: np.ndarray, shares:
     if batch.streams != AUTO:
         return int(batch.streams)
     stock = Stock.count(np.where(held_out, 0, joined.split.images), joined.split.shard, joined.dataset_of_shard)
-    streams = _streams_of_run(config) or stock.choose(batch.identities, shares, batch.ranks or 1)
+    streams = _streams_of_run(config)
+    if streams not in stock.list_fitting(batch.identities, shares):  # a new run, or one of another batch: refused later
+        streams = stock.choose(batch.identities, shares, batch.ranks or 1)
     if streams % ranks and not stock.list_fitting(batch.identities, shares, ranks):
         return ranks  # for the plan to tell what these ranks lack
     check_streams(replace(batch, streams=streams), world)
     return streams
 
 
-def _streams_of_run(config: Config) -> int | None:
-    """Return the streams of the run that is resumed, of whichever version; None for a new run."""
+def _streams_of_run(config: Config) -> int:
+    """Return the streams of the run that is resumed, of whichever version; 0 for a new run."""
     saved = checkpoint.find(RunFolder(config.folder).checkpoints) if config.resume == "auto" else []
     for path in saved:
         with contextlib.suppress(ValueError, LookupError):  # damaged: the resume tells
             return int(checkpoint.read_state(path)["describes"]["plan"]["batch.streams"])
-    return None
+    return 0
 
 
 def describe_batch(plan: Plan) -> str:

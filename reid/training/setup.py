@@ -64,17 +64,19 @@ def checkpoint_facts(
     """
     several = len(fingerprints) > 1
     model = {knob: value for knob, value in asdict(config.model).items() if knob not in NOT_SAVED}
-    batches = {
-        f"batch.{knob}": value for knob, value in asdict(config.batch).items() if knob not in ("ranks", "shares")
-    }
-    batches |= {"batch.shares": list(shares)} if several else {}
+    chosen = {"shares": list(shares)} if several else {}  # before the streams, which depend on them
+    batches = chosen | {knob: value for knob, value in asdict(config.batch).items() if knob not in ("ranks", "shares")}
     return {
         "model": model,
         "data": list(fingerprints) if several else fingerprints[0],
         "held_out": {"data.val_identities": config.data.val_identities},
         "classes": num_classes,
         "pixels": describe_pixels(config.data),
-        "plan": {"seed": config.seed, **batches, "data.pool_images": config.data.pool_images},
+        "plan": {
+            "seed": config.seed,
+            **{f"batch.{knob}": value for knob, value in batches.items()},
+            "data.pool_images": config.data.pool_images,
+        },
         "optimizer": {"optim.algorithm": config.optim.algorithm},
     }
 

@@ -19,14 +19,14 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from reid.config import BatchConfig, Config, LossConfig, load
+from reid.config import BatchConfig, Config, EvaluateConfig, LossConfig, load
 from reid.data.images import Pixels
 from reid.data.joined import Dataset
 from reid.data.manifest import load_manifest
 from reid.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from reid.data.plan import Plan
 from reid.distributed import start_accelerator
-from reid.evaluation.evaluator import extract
+from reid.evaluation.evaluator import RunSource, extract
 from reid.files import check_writable
 from reid.losses.objective import Objective
 from reid.metrics import Features
@@ -302,6 +302,56 @@ def test_streams_are_chosen_for_the_data_and_kept_by_a_resume(
         load_data(config, world_size=4)
     config.batch.ranks = 4  # which the configuration says: not a matter of processes
     assert load_data(config, world_size=2).plan.streams == 4
+
+
+def test_two_datasets_are_trained_resumed_and_evaluated(
+    config: Config, drawn: Drawn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.data.root, config.batch.shares = [config.data.root, str(drawn.root)], [2, 4]
+    config.batch.identities, config.batch.streams, config.optim.epochs = 6, "auto", 1
+    config.eval.every_epochs = 1
+    straight = replace(config, name="straight", optim=replace(config.optim, epochs=2))
+    assert not train(straight)
+    said = capsys.readouterr().out
+    assert ": pedestrians, 8 identities, 32 images, 2 shards; 2 of 6 identities a step, 1 streams" in said
+    assert ": drawn, 16 identities, 68 images, 8 shards; 4 of 6 identities a step, 2 streams" in said
+    assert "query against gallery of drawn, pedestrians, and the mean" in said
+    *steps, last = log_of(straight)
+    for line in steps:
+        if "train/loss" not in line:
+            continue
+        for name in ("cross_entropy", "triplet_d_ap", "triplet_d_an", "d_ap", "d_an"):
+            # every identity has two images here: the anchors, too, are two to one
+            mean = (2 * line[f"train/drawn/{name}"] + line[f"train/pedestrians/{name}"]) / 3
+            assert mean == pytest.approx(line[f"train/{name}"], rel=1e-5)
+        assert not [name for name in line if name.endswith("weight")]
+    for name in ("image/mAP", "centroid/rank1"):
+        mean = (last[f"eval/drawn/{name}"] + last[f"eval/pedestrians/{name}"]) / 2
+        assert last[f"eval/{name}"] == pytest.approx(mean)
+    assert last["eval/last_mAP"] == last["eval/image/mAP"]
+
+    assert not train(config)
+    config.data.root.reverse(), config.batch.shares.reverse()
+    config.optim.epochs = 2
+    assert not again(config)
+    for now, then in zip(log_of(config), log_of(straight), strict=True):
+        assert {n: v for n, v in now.items() if "loss" in n or "mAP" in n} == {
+            n: v for n, v in then.items() if "loss" in n or "mAP" in n
+        }
+    config.batch.streams, config.batch.shares, config.optim.epochs = "auto", [3, 3], 3
+    with pytest.raises(ValueError, match=r"plan has batch.shares = \[4, 2\], here it is \[3, 3\]"):
+        again(config)
+    config.data.root, config.batch.shares = str(drawn.root), None
+    with pytest.raises(ValueError, match=r"its data is \[.*here it is .*data\.root"):
+        again(config)
+
+    evaluated = RunSource(EvaluateConfig(run=str(config.folder)))
+    assert len(evaluated.manifests) == 2
+    for dataset, manifest in evaluated.manifests.items():
+        assert not evaluated._describe(dataset, manifest).notes
+    stranger = replace(manifest, notice="another")
+    (note,) = evaluated._describe("x", stranger).notes
+    assert "trained on other data" in note and all(m.fingerprint[:12] in note for m in evaluated.manifests.values())
 
 
 def test_a_number_of_ranks_that_followed_the_processes() -> None:
