@@ -127,7 +127,7 @@ def test_reid_knows_nothing_of_shards():
 def test_shards_needs_only_parts_of_reid_without_torch():
     for path in SHARDS:
         used = {name for name in imports(path) if name.startswith("reid.")}
-        data = {f"reid.data.{name}" for name in ("image_file", "manifest", "plan", "shard_reader", "table")}
+        data = {f"reid.data.{name}" for name in ("image_file", "joined", "manifest", "plan", "shard_reader", "table")}
         assert used <= data | {"reid", "reid.data", "reid.files"}, path.name
 
 

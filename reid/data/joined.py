@@ -43,10 +43,11 @@ class Joined:
         """Read the manifests. Raises ValueError if two folders hold the same data."""
         manifests = {root: load_manifest(root) for root in roots}
         if len(manifests) < len(roots):
-            raise ValueError(f"data.root = {list(roots)}: a folder is there twice; give each once")
+            raise ValueError(f"{', '.join(roots)}: a folder is there twice; give each dataset once")
         for (one, first), (other, second) in combinations(manifests.items(), 2):
-            if {shard.sha256 for shard in first.shards} & {shard.sha256 for shard in second.shards}:
-                raise ValueError(f"data.root: {other} holds the same data as {one}; give each dataset once")
+            same_shards = {shard.sha256 for shard in first.shards} & {shard.sha256 for shard in second.shards}
+            if same_shards or first.contents & second.contents:
+                raise ValueError(f"{other}: holds the same data as {one}; give each dataset once")
         ordered = sorted(manifests.items(), key=lambda item: (item[1].dataset, item[1].fingerprint))
         names = [re.sub(r"[^\w.-]+", "-", manifest.dataset).strip(".-") or "data" for _, manifest in ordered]
         return cls(
