@@ -22,11 +22,11 @@ from torch import nn
 from reid.config import BatchConfig, Config, EvaluateConfig, LossConfig, load
 from reid.data.images import Pixels
 from reid.data.joined import Dataset
-from reid.data.manifest import load_manifest
+from reid.data.manifest import load_manifest, save_manifest
 from reid.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from reid.data.plan import Plan
 from reid.distributed import start_accelerator
-from reid.evaluation.evaluator import RunSource, extract
+from reid.evaluation.evaluator import RunSource, extract, list_testable
 from reid.files import check_writable
 from reid.losses.objective import Objective
 from reid.metrics import Features
@@ -352,6 +352,16 @@ def test_two_datasets_are_trained_resumed_and_evaluated(
     stranger = replace(manifest, notice="another")
     (note,) = evaluated._describe("x", stranger).notes
     assert "trained on other data" in note and all(m.fingerprint[:12] in note for m in evaluated.manifests.values())
+
+
+def test_datasets_of_a_run_without_a_test_set_are_named_and_not_evaluated(
+    drawn: Drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_manifest(replace(drawn.manifest, splits={"train": drawn.manifest.split("train")}), tmp_path)
+    roots = [str(tmp_path), str(drawn.root)]
+    assert list_testable(roots) == [str(drawn.root)]
+    assert f"{tmp_path}: no query and gallery, not evaluated" in capsys.readouterr().err
+    assert list_testable(roots[:1]) == roots[:1]  # whose evaluation says what is missing
 
 
 def test_a_number_of_ranks_that_followed_the_processes() -> None:
