@@ -48,7 +48,8 @@ class Embedder:
     With `flip` they are the means of the features of an image and of its mirror image, with `dimensions` their first
     numbers, a size that the model was trained for (`model.nested`).
     `size` is the (height, width) that images are resized to, `dim` the length of a feature, `source` the checkpoint's
-    folder, `data` the shards that it was trained on, and `knobs` the run's `model` configuration.
+    folder, `data` the shards that it was trained on (of several datasets the first), and `knobs` the run's `model`
+    configuration.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Embedder:
         if wrong := find_wrong_convolution(self.device, self.dtype):
             raise ValueError(f"dtype = {dtype!r}: {wrong}")
         self.model = model.to(self.device).eval().requires_grad_(False)
-        self.knobs, self.source, self.data = asdict(run.model), source, run.data.root
+        self.knobs, self.source, self.data = asdict(run.model), source, run.data.roots[0]
         self.pixels, self.size = Pixels.from_config(run.data), (run.data.height, run.data.width)
         self.flip, self.dim = flip, dimensions or model.dim
 

@@ -1,4 +1,4 @@
-"""The command line: `python -m shards build | split | verify | stats | stage | synth | synth-footage`."""
+"""The command line: `python -m shards build | split | merge | verify | stats | stage | synth | synth-footage`."""
 
 import argparse
 import io
@@ -15,6 +15,7 @@ from shards.boxes import Cropping
 from shards.build import MAX_BROKEN, build
 from shards.checks import run_checks
 from shards.images import Encoding
+from shards.merge import merge
 from shards.pedestrians import dataset as pedestrians
 from shards.pedestrians import footage as film
 from shards.reading import add_reader_flags, read_dataset
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = {
         "build": _build,
         "split": _split,
+        "merge": _merge,
         "verify": _verify,
         "stats": _stats,
         "stage": _stage,
@@ -80,6 +82,11 @@ def _parser() -> argparse.ArgumentParser:
     add_reader_flags(splitting)
     _add_splitting(splitting, required=True)
     splitting.add_argument("--out", type=Path, required=True, metavar="CSV", help="the table; it must not exist")
+
+    merging = commands.add_parser("merge", help="write several folders of shards as one; people stay apart")
+    merging.add_argument("shards", nargs="+", help="folders that `build` wrote")
+    merging.add_argument("--out", type=Path, required=True, help="folder for the merged shards")
+    merging.add_argument("--dataset", metavar="NAME", default="merged", help="name in reports; default: %(default)s")
 
     verifying = commands.add_parser("verify", help="check shards against their manifest")
     verifying.add_argument("out", help="folder that `build` wrote")
@@ -177,6 +184,14 @@ def _split(options: argparse.Namespace) -> int:
     words += ["--boxes", "normalized"] if any(record.box and record.box.normalized for record in raw.records) else []
     words += ["--extra", ",".join(options.extra)] if options.extra else []
     print(f"build it with: {shlex.join(words)} --out <folder>")
+    return 0
+
+
+def _merge(options: argparse.Namespace) -> int:
+    merged = merge([str(_local(folder)) for folder in options.shards], options.out, options.dataset)
+    print(f"terms of use: {merged.manifest.notice}", file=sys.stderr)
+    print(format_verification(merged, run_checks(merged.sightings, merged.manifest.distractor_pid)))
+    print(f"shards of {merged.manifest.dataset}: {options.out}")
     return 0
 
 

@@ -1,21 +1,20 @@
 """The build of a folder of shards from a raw dataset: in a temporary folder next to it, renamed at the end."""
 
 import math
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
-from reid.data.manifest import MANIFEST_NAME, Manifest, Split, load_manifest, save_manifest
-from reid.files import hold, make_folder, warn_of_links
+from reid.data.manifest import Manifest, Split, save_manifest
+from reid.files import warn_of_links
 from shards.boxes import Cropping
 from shards.checks import run_checks
 from shards.dealing import lay_out
 from shards.images import Encoding, describe_storage
+from shards.output import FIX, check_name, replace_folder
 from shards.pack import Packed
 from shards.records import SPLITS, UNSPLIT, RawDataset, name_dataset
 from shards.summary import compare_counts, describe_ignored, list_skipped
@@ -24,9 +23,6 @@ from shards.write import check_free_space, explain_full_disk, write_shards
 
 MAX_BROKEN = 0.01
 FRAMES = "frames"  # images of videos, while a build runs
-_FIX = "nothing was built; make room or give another --out"
-# The name begins every key: WebDataset ends a key at its first dot, and a tar header has 100 characters for a name.
-_DATASET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 
 
 @dataclass(frozen=True)
@@ -71,32 +67,19 @@ def build(
             full, too many images are broken, or a split has none left.
     """
     raw, out = name_dataset(raw, dataset), out.resolve()
-    _check_knobs(raw.name, num_shards, shard_bytes, max_broken, workers)
+    check_name(raw.name)
+    _check_knobs(num_shards, shard_bytes, max_broken, workers)
     _check_records(raw, cropping)
 
-    def refuse(holder: str) -> NoReturn:
-        raise ValueError(f"{out}: {holder} is building there; wait for it or give another --out")
-
-    make_folder(out.parent)
-    with hold(out.with_name(f".{out.name}.lock"), refuse), explain_full_disk(out.parent, _FIX):
-        temporary, old = out.with_name(f".{out.name}.building"), out.with_name(f".{out.name}.old")
-        _clear_leftovers(out, temporary, old)
-        _check_out(out, raw.name)
-        try:
-            temporary.mkdir()
-            records, unread = cut_videos(raw.records, raw.root, temporary / FRAMES, encoding, cropping, progress)
-            layout, size = lay_out(records, raw.name, raw.distractor_pid, num_shards, shard_bytes)
-            check_free_space(out.parent, size if encoding is None else 0, _FIX)
-            packed = write_shards(layout, raw.root, temporary, encoding, cropping, workers, progress)
-            shutil.rmtree(temporary / FRAMES, ignore_errors=True)
-            manifest = _describe(packed, unread, raw, describe_storage(encoding, cropping if _is_cut(raw) else None))
-            _check_broken(manifest, raw, max_broken)
-            save_manifest(manifest, temporary)
-            if out.exists():
-                out.rename(old)
-            temporary.rename(out)
-        finally:
-            _clear_leftovers(out, temporary, old)
+    with explain_full_disk(out.parent, FIX), replace_folder(out, raw.name) as temporary:
+        records, unread = cut_videos(raw.records, raw.root, temporary / FRAMES, encoding, cropping, progress)
+        layout, size = lay_out(records, raw.name, raw.distractor_pid, num_shards, shard_bytes)
+        check_free_space(out.parent, size if encoding is None else 0, FIX)
+        packed = write_shards(layout, raw.root, temporary, encoding, cropping, workers, progress)
+        shutil.rmtree(temporary / FRAMES, ignore_errors=True)
+        manifest = _describe(packed, unread, raw, describe_storage(encoding, cropping if _is_cut(raw) else None))
+        _check_broken(manifest, raw, max_broken)
+        save_manifest(manifest, temporary)
     return Build(manifest, len(raw.ignored), tuple(_find_warnings(raw, manifest, packed)))
 
 
@@ -108,19 +91,7 @@ def _find_warnings(raw: RawDataset, manifest: Manifest, packed: dict[str, list[P
     return [*raw.warnings, *describe_ignored(raw), *links, *compare_counts(manifest, raw.published), *checks]
 
 
-def _clear_leftovers(out: Path, temporary: Path, old: Path) -> None:
-    """Remove the files of a failed or killed build, and restore the earlier build if it was already moved."""
-    if old.exists() and not out.exists():
-        old.rename(out)
-    for leftover in (temporary, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _check_knobs(name: str, num_shards: int | None, shard_bytes: float | None, max_broken: float, workers: int) -> None:
-    if not _DATASET_NAME.fullmatch(name):
-        raise ValueError(
-            f"--dataset {name!r}: use 1 to 40 letters, digits, '-' and '_', and begin with a letter or digit"
-        )
+def _check_knobs(num_shards: int | None, shard_bytes: float | None, max_broken: float, workers: int) -> None:
     if num_shards is not None and num_shards < 1:
         raise ValueError(f"--shards {num_shards}: give at least 1")
     if shard_bytes is not None and num_shards is not None:
@@ -145,27 +116,6 @@ def _check_records(raw: RawDataset, cropping: Cropping) -> None:
 
 def _is_cut(raw: RawDataset) -> bool:
     return any(record.box or record.frame is not None for record in raw.records)
-
-
-def _check_out(out: Path, name: str) -> None:
-    """Raise ValueError unless `out` is missing, empty, or an earlier build of the same dataset without other files."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    fix = "give another --out, or remove it yourself"
-    if not out.is_dir():
-        raise ValueError(f"{out}: is a file, not a folder; {fix}")
-    if not (out / MANIFEST_NAME).is_file():
-        raise ValueError(f"{out}: is not empty and was not built by this program; {fix}")
-    try:
-        earlier = load_manifest(out)
-    except ValueError as error:
-        raise ValueError(f"{out}: holds shards that cannot be read; {fix} ({error})") from error
-    if earlier.dataset != name:
-        raise ValueError(f"{out}: holds shards of {earlier.dataset!r}, not {name!r}; {fix}")
-    known = {MANIFEST_NAME} | {shard.name for shard in earlier.shards}
-    others = sorted(path.name for path in out.iterdir() if path.name not in known)
-    if others:
-        raise ValueError(f"{out}: besides the shards there is {others[0]!r}, which a build would delete; {fix}")
 
 
 def _describe(

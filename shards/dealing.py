@@ -11,7 +11,8 @@ from shards.records import Record
 
 Layout = dict[str, list[list[Group]]]  # split -> for each shard its groups in storage order
 MAX_GROUP = 16  # images in one sample of junk or distractors
-DEFAULT_IDENTITIES, DEFAULT_STREAMS = 16, 8  # of training: `batch.identities`, `batch.streams`
+DEFAULT_IDENTITIES = 16  # of training: `batch.identities`
+USUAL_STREAMS = 8  # that `batch.streams` = auto then chooses, if there are as many shards
 MAX_SHARD_BYTES = 512 * 1024 * 1024
 _BYTES_PER_PIXEL = 0.6  # of a JPEG of quality 95
 _OVERHEAD = 1024  # bytes of a tar for each image: header, padding, its entry in the JSON
@@ -40,7 +41,7 @@ def lay_out(
         elif shard_bytes is not None:
             count = max(1, -(-size // int(shard_bytes)))
         else:
-            count = default_num_shards(len(groups), size, DEFAULT_STREAMS if split == "train" else 1)
+            count = default_num_shards(len(groups), size, USUAL_STREAMS if split == "train" else 1)
         if split == "train" and num_shards is not None and count > len(groups):
             raise ValueError(f"--shards {count}: train has {len(groups)} identities; give at most that many shards")
         dealt = deal([len(group.records) for group in groups], min(count, len(groups)))

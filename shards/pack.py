@@ -10,7 +10,8 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -60,6 +61,18 @@ class HashingFile:
         return data
 
 
+@contextmanager
+def write_tar(path: Path) -> Iterator[tuple[tarfile.TarFile, HashingFile]]:
+    """Yield an empty tar, and the file that counts its bytes, which are on disk after the block."""
+    with open(path, "wb") as file:
+        sink = HashingFile(file)
+        # a larger buffer is slower: tarfile copies it at each write
+        with tarfile.open(fileobj=sink, mode="w|", format=tarfile.USTAR_FORMAT, bufsize=1 << 16) as tar:  # type: ignore[call-overload]
+            yield tar, sink
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def pack_shard(
     path: Path, groups: Sequence[Group], root: Path, encoding: Encoding | None, cropping: Cropping
 ) -> Packed:
@@ -68,14 +81,9 @@ def pack_shard(
     Broken images are left out and listed. Sources are relative to `root`.
     """
     packed = Packed()
-    with open(path, "wb") as file:
-        sink = HashingFile(file)
-        # a larger buffer is slower: tarfile copies it at each write
-        with tarfile.open(fileobj=sink, mode="w|", format=tarfile.USTAR_FORMAT, bufsize=1 << 16) as tar:  # type: ignore[call-overload]
-            for group in groups:
-                _pack_group(tar, group, root, packed, partial(_prepare, encoding=encoding, cropping=cropping))
-        file.flush()
-        os.fsync(file.fileno())
+    with write_tar(path) as (tar, sink):
+        for group in groups:
+            _pack_group(tar, group, root, packed, partial(_prepare, encoding=encoding, cropping=cropping))
     if packed.samples:
         num_images = sum(len(images) for _, images in packed.samples)
         packed.shard = Shard(path.name, sink.sha256.hexdigest(), sink.length, len(packed.samples), num_images)
@@ -124,13 +132,18 @@ def _pack_group(
     if not members:
         return
     sample = {"pid": first.pid, "name": first.name, "split": first.split, "images": [entry for entry, _ in members]}
-    _add(tar, f"{group.key}.json", seal(json.dumps(sample, separators=(",", ":")).encode()))
+    add_description(tar, group.key, sample)
     for entry, data in members:
-        _add(tar, f"{group.key}.{entry['file']}", data)
+        add_member(tar, f"{group.key}.{entry['file']}", data)
     packed.samples.append((first.name, sightings))
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+def add_description(tar: tarfile.TarFile, key: str, sample: Mapping[str, object]) -> None:
+    """Add the JSON of an identity, with its checksum."""
+    add_member(tar, f"{key}.json", seal(json.dumps(sample, separators=(",", ":")).encode()))
+
+
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)  # with its defaults: mtime 0, uid and gid 0, no owner names, mode 0644
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))

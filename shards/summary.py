@@ -10,7 +10,7 @@ import numpy as np
 from reid.data.manifest import JUNK_PID, Manifest, Split
 from reid.data.plan import Plan
 from shards.checks import FEW_IMAGES, Check
-from shards.dealing import DEFAULT_IDENTITIES, DEFAULT_STREAMS
+from shards.dealing import DEFAULT_IDENTITIES
 from shards.records import UNKNOWN_CAMERA, Counts, RawDataset, is_hidden, is_image
 from shards.verify import Verification
 
@@ -29,13 +29,13 @@ def count_split(split: Split, distractor_pid: int | None) -> Counts:
 
 
 def describe_streams(manifest: Manifest) -> list[str]:
-    """Return what `batch.identities` and `batch.streams` can be, if their defaults do not fit train."""
+    """Return what `batch.identities` can be, if its default does not fit train."""
     train = manifest.splits.get("train")
     if train is None:
         return []
     counts = np.where(has_identity(train, manifest.distractor_pid), train.images, 0)
     try:
-        Plan(counts, train.shard, len(train.shards), DEFAULT_IDENTITIES, FEW_IMAGES, DEFAULT_STREAMS)
+        Plan(counts, train.shard, len(train.shards), DEFAULT_IDENTITIES, FEW_IMAGES, streams=1)
     except ValueError as error:
         return [f"the defaults of training do not fit: {error}"]
     return []

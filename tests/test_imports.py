@@ -89,7 +89,7 @@ def test_the_files_are_found():
         "torch",
         "numpy",
         "reid.data.plan",
-        "reid.data.manifest",
+        "reid.data.joined",
     }
 
 
@@ -129,7 +129,7 @@ def test_reid_knows_nothing_of_shards():
 def test_shards_needs_only_parts_of_reid_without_torch():
     for path in SHARDS:
         used = {name for name in imports(path) if name.startswith("reid.")}
-        data = {f"reid.data.{name}" for name in ("image_file", "manifest", "plan", "shard_reader", "table")}
+        data = {f"reid.data.{name}" for name in ("image_file", "joined", "manifest", "plan", "shard_reader", "table")}
         assert used <= data | {"reid", "reid.data", "reid.files", "reid.program"}, path.name
 
 

@@ -1,6 +1,6 @@
 """Every knob of training and evaluation: what it means, what it may be, and how it is read."""
 
-from reid.config.checks import check, check_evaluation
+from reid.config.checks import check, check_evaluation, check_streams
 from reid.config.flags import knob_types, normalize_flags
 from reid.config.parsing import (
     change,
@@ -43,6 +43,7 @@ __all__ = [
     "change",
     "check",
     "check_evaluation",
+    "check_streams",
     "knob_types",
     "load",
     "make_parser",

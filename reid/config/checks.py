@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 from reid.config.ranges import Section
-from reid.config.schema import BatchConfig, Config, EvaluateConfig, list_divisors
+from reid.config.schema import AUTO, BatchConfig, Config, EvaluateConfig, list_divisors
 
 
 def check(config: Config, world_size: int) -> None:
@@ -18,6 +18,11 @@ def check(config: Config, world_size: int) -> None:
         if isinstance(section, Section):
             section.validate()
     batch, loss = config.batch, config.loss
+    if batch.shares is not None and len(batch.shares) != len(config.data.roots):
+        raise ValueError(
+            f"batch.shares = {batch.shares}: give one number for each of the {len(config.data.roots)} datasets in "
+            "data.root, or null"
+        )
     _check_ranks(batch, world_size)
     paired = [
         name
@@ -50,18 +55,33 @@ def _check_ranks(batch: BatchConfig, world_size: int) -> None:
             f"batch.ranks = {ranks} is not a multiple of the {world_size} processes; use a multiple of {world_size}, "
             f"or launch {list_divisors(ranks)} processes"
         )
-    fitting = list_divisors(batch.streams)
-    fewer = f"set batch.ranks to one of {fitting}" if batch.ranks else f"launch {fitting} processes"
-    if batch.streams % ranks:
+    if batch.streams != AUTO:
+        check_streams(batch, world_size)
+    elif batch.identities % ranks:
         raise ValueError(
-            f"batch.streams = {batch.streams} does not divide among {ranks} ranks; use a multiple of {ranks} "
-            f"that divides batch.identities = {batch.identities}, or {fewer}"
+            f"batch.identities = {batch.identities} does not divide among {ranks} ranks; use a multiple of {ranks}, or "
+            f"{_fewer_ranks(batch, batch.identities)}"
         )
     if batch.identities // ranks * batch.images < 2:
         raise ValueError(
             f"batch.identities = {batch.identities} and batch.images = {batch.images} give {ranks} rank(s) one "
             "image each, and BatchNorm needs two; raise one of them, lower batch.ranks, or launch fewer processes"
         )
+
+
+def check_streams(batch: BatchConfig, world_size: int) -> None:
+    """Raise ValueError if the streams, of which the number is known, do not divide among the virtual ranks."""
+    ranks, streams = batch.count_ranks(world_size), int(batch.streams)
+    if streams % ranks:
+        raise ValueError(
+            f"batch.streams = {streams} does not divide among {ranks} ranks; use a multiple of {ranks} "
+            f"that divides batch.identities = {batch.identities}, or {_fewer_ranks(batch, streams)}"
+        )
+
+
+def _fewer_ranks(batch: BatchConfig, divided: int) -> str:
+    fitting = list_divisors(divided)
+    return f"set batch.ranks to one of {fitting}" if batch.ranks else f"launch {fitting} processes"
 
 
 def check_evaluation(options: EvaluateConfig) -> None:

@@ -34,13 +34,14 @@ def expand_flags(words: Sequence[str], kind: type) -> list[str]:
         if not word.startswith("-"):
             has_run = any(known.startswith("--run=") for known in (*expanded, *rest)) or "--run" in rest
             expanded.append(f"--run={word}" if kind is EvaluateConfig and not has_run else word)
-        elif get_origin(hint) in (list, tuple):
+        elif lists := [part for part in (hint, *get_args(hint)) if get_origin(part) in (list, tuple)]:
             while rest and not rest[0].startswith("--"):
                 values.append(rest.pop(0))
             bracketed = len(values) == 1 and values[0].startswith("[")
-            if hint != list[str] and not bracketed:  # a path may have a comma
+            if lists[0] != list[str] and not bracketed:  # a path may have a comma
                 values = [part for value in values for part in value.split(",") if part]
-            expanded.append(f"{flag}={values[0] if bracketed else json.dumps(values)}")
+            is_plain = len(values) == 1 and (bracketed or hint != lists[0])  # also null, or the only folder
+            expanded.append(f"{flag}={values[0] if is_plain else json.dumps(values)}")
         elif hint is bool and not equals:
             expanded.append(f"{flag}={rest.pop(0) if rest and rest[0].lower() in BOOLEANS else 'true'}")
         elif (hint or flag == "--config") and not equals and rest and not rest[0].startswith("--"):

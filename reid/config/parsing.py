@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
+from types import MappingProxyType, UnionType
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
@@ -75,13 +75,13 @@ def _describe_type(hint: Any) -> str:
     """Say in an error what a knob may be."""
     parts = get_args(hint)
     if get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(str, parts))
+        return "one of " + ", ".join(map(str, parts)) if len(parts) > 1 else str(parts[0])
     if get_origin(hint) is list:
         return f"a list, each {_describe_type(parts[0])}"
     if get_origin(hint) is tuple:
         return f"a list of {len(parts)}, each {_describe_type(parts[0])}"
-    if type(None) in parts:
-        return f"{_describe_type(parts[0])}, or null"
+    if get_origin(hint) in (Union, UnionType):
+        return ", or ".join("null" if part is type(None) else _describe_type(part) for part in parts)
     return {int: "a whole number", float: "a number", bool: "true or false"}.get(hint, "text")
 
 

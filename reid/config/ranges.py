@@ -81,5 +81,5 @@ def _numbers(value: Any) -> Iterator[float]:
     if isinstance(value, list | tuple):
         for item in value:
             yield from _numbers(item)
-    elif value is not None:
+    elif isinstance(value, int | float):  # not null, not auto
         yield value

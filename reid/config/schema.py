@@ -10,6 +10,7 @@ from reid.config.ranges import Count, Factor, Fraction, NonNegative, Positive, S
 
 MAX_NAME = 200  # bytes of a run's name; file systems allow 255
 MAX_DIVISOR = 1024
+AUTO = "auto"  # of a knob whose value is chosen from the data or the machine
 LONGEST_DISTANCE = 2.0  # of unit vectors
 # Knobs of `model` that do not change what a checkpoint is.
 OF_A_FILE = ("weights_key", "weights_grid", "weights_partial", "weights_neck")  # how a file of weights is read
@@ -23,8 +24,9 @@ DTYPES = ("float32", "bfloat16", "float16")  # of an Embedder; here, so that par
 class DataConfig(Section):
     """The shards and how they are read."""
 
-    root: str = "data/market1501"
-    """Folder of shards (`python -m shards build`), with manifest.json; or its http, https, s3 or gs URL."""
+    root: list[str] | str = "data/market1501"
+    """Folder of shards (`python -m shards build`), with manifest.json, or its http, https, s3 or gs URL; or a list of
+    several datasets to train on together."""
     height: Size = 256
     """Height in pixels of the encoder's input."""
     width: Size = 128
@@ -35,8 +37,9 @@ class DataConfig(Section):
     """Mean of red, green and blue (0 to 1) that is subtracted from pixels; null = the encoder's own."""
     std: tuple[Positive, Positive, Positive] | None = None
     """Standard deviation of red, green and blue that pixels are then divided by; null = the encoder's own."""
-    workers: Count = 2
-    """Decoding processes per rank, at most one per stream; 0 decodes in the training process."""
+    workers: Count | Literal["auto"] = "auto"
+    """Decoding processes per rank, at most one per stream; 0 decodes in the training process; auto = as many as the
+    rank's share of the CPUs, less one for the training process."""
     max_pixels: Size = 50_000_000
     """Refuse images with more pixels (protection against decompression bombs)."""
     pool_images: Count = 16_384
@@ -45,6 +48,15 @@ class DataConfig(Section):
     """Train identities held out for validation; 0 = none, and evaluations during training use the test set."""
     on_damage: Literal["stop", "skip"] = "stop"
     """Damaged training data: stop, with its place; or skip the identity for the epoch, and count it."""
+
+    @property
+    def roots(self) -> list[str]:
+        """The folders or URLs of shards."""
+        return [self.root] if isinstance(self.root, str) else self.root
+
+    def check(self) -> None:
+        if not self.roots or not all(self.roots):
+            raise ValueError(f"data.root = {self.root!r}: give the folder of shards, or a list of such folders")
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -60,8 +72,12 @@ class BatchConfig(Section):
     """P, identities in the global batch, shared equally by the ranks."""
     images: Size = 4
     """K, images per identity."""
-    streams: Size = 8
-    """S, parts of an epoch: divides `identities`, is a multiple of the number of ranks; other S, other batches."""
+    streams: Size | Literal["auto"] = "auto"
+    """S, parts of an epoch: divides `identities`, is a multiple of the number of ranks; other S, other batches. auto =
+    the most that shards and identities allow with two identities of a stream in a step; a resumed run keeps its S."""
+    shares: list[Size] | None = None
+    """With several datasets in `data.root`: how many of `identities` are of each; null = in proportion to their
+    identities."""
     ranks: Count = 0
     """V, virtual ranks: each has its own BatchNorm statistics and local triplets; 0 = the number of processes."""
     short: Literal["keep", "repeat"] = "keep"
@@ -70,10 +86,16 @@ class BatchConfig(Section):
     """Optimizer steps per epoch; 0 = one pass over the images."""
 
     def check(self) -> None:
-        if self.identities % self.streams:
+        if isinstance(self.streams, int) and self.identities % self.streams:
             raise ValueError(
                 f"batch.identities = {self.identities} does not divide among batch.streams = {self.streams}; "
                 f"use one of {list_divisors(self.identities)} streams"
+            )
+
+        if self.shares is not None and sum(self.shares) != self.identities:
+            raise ValueError(
+                f"batch.shares = {self.shares} are {sum(self.shares)} together, not batch.identities = "
+                f"{self.identities}; change one of them, or set batch.shares = null"
             )
 
     def count_ranks(self, world_size: int) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 from reid.data.images import Pixels
 from reid.data.manifest import JUNK_PID, Manifest, Split
 from reid.data.shard_reader import read_identities
-from reid.data.workers import receive, start_workers
+from reid.data.workers import count_workers, receive, start_workers
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class EvalLoader:
         if rows is not None:
             self.wanted &= np.isin(np.arange(len(split.pids)), rows)
 
-    def batches(self, workers: int = 0) -> Iterator[EvalBatch]:
-        parts = start_workers(self._read, min(workers, len(self.shards)))
+    def batches(self, workers: int | str = 0) -> Iterator[EvalBatch]:
+        parts = start_workers(self._read, count_workers(workers, len(self.shards)))
         with contextlib.suppress(StopIteration):
             while True:
                 yield receive(parts)

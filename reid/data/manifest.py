@@ -7,7 +7,8 @@ without one is an unfinished build.
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,9 @@ class Manifest:
     """{"source", "reason"} of each broken image that was left out."""
     encoding: str = ""
     """How images were re-encoded; empty, and not in the file, if their original bytes are stored."""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Of shards that were merged: the fingerprint of each dataset by its label, with which the names of its identities
+    begin (`<label>/<name>`). Empty, and not in the file, of others."""
 
     @property
     def shards(self) -> list[Shard]:
@@ -83,6 +87,11 @@ class Manifest:
             there = ", ".join(self.splits) or "none"
             raise ValueError(f"{self.dataset}: no split {name!r} in these shards; there are: {there}")
         return self.splits[name]
+
+    @property
+    def contents(self) -> set[str]:
+        """The fingerprints of what it holds: its own, and those of merged datasets."""
+        return {self.fingerprint, *self.origins.values()}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -145,6 +154,8 @@ def _to_document(manifest: Manifest) -> dict[str, Any]:
     }
     if manifest.encoding:
         document["encoding"] = manifest.encoding
+    if manifest.origins:
+        document["origins"] = dict(manifest.origins)
     return document
 
 
@@ -172,6 +183,7 @@ def _parse(document: Any, path: str) -> Manifest:
             notice=_string(document["notice"], "notice"),
             skipped=tuple(dict(entry) for entry in document["skipped"]),
             encoding=_string(document.get("encoding", ""), "encoding"),
+            origins={label: _string(text, f"origin {label}") for label, text in document.get("origins", {}).items()},
         )
     except KeyError as error:
         raise ValueError(f"{path}: {error.args[0]!r} is missing; {_DAMAGED}") from error

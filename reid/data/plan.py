@@ -2,22 +2,20 @@
 
 A pure function of counts, which opens no shard. An epoch is cut into S streams. S does not depend on the number of
 ranks and workers, so the global batch of a step is the same on 1, 2, 4 or 8 GPUs. Each epoch the shards are permuted
-and dealt to the streams. A stream cuts its identities' images into groups of K, and each of its steps takes P / S
-groups of distinct identities. A stream that has used up its groups wraps into a new pass with a new shuffle. The plan
-is made in arrays, without Python objects: an epoch of a million identities takes seconds.
+and dealt to the streams, of which each reads one dataset. A stream cuts its identities' images into groups of K, and
+each of its steps takes P / S groups of distinct identities. A stream that has used up its groups wraps into a new pass
+with a new shuffle. The plan is made in arrays, without Python objects: an epoch of a million identities takes seconds.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from heapq import heappop, heappush
 
 import numpy as np
 
-WINDOW = 512  # steps checked at once for a repeated identity
+from reid.data.distinct import take_distinct
+from reid.data.streams import Stock
 
 
 @dataclass(frozen=True)
@@ -61,29 +59,25 @@ class Plan:
     reads on as it goes. With 0, or at least as many as the stream has, the entire stream is shuffled."""
     ranks: int = 1
     """Virtual ranks that share the streams: for messages only, they change no batch."""
+    datasets: np.ndarray | None = None
+    """(shards,): dataset of each shard, from 0; default: all are of one."""
+    given_shares: tuple[int, ...] = ()
+    """Identities of each dataset in a step; default: in proportion to the identities that it has."""
+    labels: tuple[str, ...] = ("",)
+    """Names of the datasets, for messages."""
 
     def __post_init__(self) -> None:
         if self.identities % self.streams:
             raise ValueError(
                 f"batch.identities = {self.identities} does not divide among batch.streams = {self.streams}"
             )
-        total = int((self.image_counts > 0).sum())
-        if total < self.identities:
+        if self.streams < len(self.labels):
             raise ValueError(
-                f"batch.identities = {self.identities}, and only {total} identities are trained on; "
+                f"batch.streams = {self.streams} is less than the {len(self.labels)} datasets, and a stream reads one; "
                 f"{self._describe_fit()}"
             )
-        if self.num_shards < self.streams:
-            raise ValueError(
-                f"{self.num_shards} training shards are too few for batch.streams = {self.streams}; rebuild with "
-                f"--shards {self.streams} or more, or {self._describe_fit()}"
-            )
-        if self._most_identities(self.streams) < self.identities:
-            raise ValueError(
-                f"a stream may hold only {self._most_identities(self.streams) // self.streams} identities but "
-                f"batch.identities / batch.streams = {self.groups_per_step} distinct ones are taken a step; "
-                f"{self._describe_fit()}"
-            )
+        for number, (label, share) in enumerate(zip(self.labels, self.shares, strict=True)):
+            self._check_share(number, f"{label}: " if label else "", share)
         least = self.groups_per_step * self.images
         if 0 < self.pool_images < least:
             raise ValueError(
@@ -91,25 +85,55 @@ class Plan:
                 f"use {16 * least} or more, or 0 for no bound"
             )
 
-    @cached_property
-    def _fewest(self) -> np.ndarray:
-        """(shards + 1,): identities in the smallest 0, 1, 2, ... shards."""
-        sizes = np.bincount(self.shard_of, self.image_counts > 0, minlength=self.num_shards).astype(np.int64)
-        return np.cumsum([0, *np.sort(sizes)])
+    def _check_share(self, number: int, who: str, share: int) -> None:
+        """Raise ValueError if a step cannot take `share` identities of a dataset."""
+        of_stream = self.groups_per_step
+        if share % of_stream:
+            raise ValueError(
+                f"{who}its share of {share} in batch.shares is not a multiple of batch.identities / batch.streams = "
+                f"{of_stream}, as a stream reads one dataset; {self._describe_fit()}"
+            )
+        streams, total, shards = share // of_stream, self.stock.identities[number], self.stock.shards[number]
+        if total < share:
+            what = "a share" if who else "batch.identities"
+            raise ValueError(
+                f"{who}{what} = {share}, and only {total} identities are trained on; {self._describe_fit()}"
+            )
+        if shards < streams:
+            whole = f" ({streams} of them for this dataset)" if who else ""
+            raise ValueError(
+                f"{who}{shards} training shards are too few for batch.streams = {self.streams}{whole}; rebuild with "
+                f"--shards {streams} or more, or {self._describe_fit()}"
+            )
+        if (most := self.stock.most_identities(number, streams)) < share:
+            raise ValueError(
+                f"{who}a stream may hold only {most // streams} identities but batch.identities / batch.streams = "
+                f"{of_stream} distinct ones are taken a step; {self._describe_fit()}"
+            )
 
-    def _most_identities(self, streams: int) -> int:
-        """Return how many identities a step can take from so many streams, even if one has the smallest shards."""
-        return streams * int(self._fewest[self.num_shards // streams])
+    @cached_property
+    def stock(self) -> Stock:
+        return Stock.count(self.image_counts, self.shard_of, self._dataset_of_shard)
+
+    @cached_property
+    def _dataset_of_shard(self) -> np.ndarray:
+        return np.zeros(self.num_shards, dtype=np.int64) if self.datasets is None else self.datasets
+
+    @cached_property
+    def shares(self) -> tuple[int, ...]:
+        """Identities of each dataset in a step."""
+        return self.given_shares or self.stock.share_out(self.identities, self.streams)
 
     def _describe_fit(self) -> str:
         """Return the most streams that fit these identities, shards and ranks, or the most identities that fit."""
+        if fitting := self.stock.list_fitting(self.identities, self.given_shares, self.ranks):
+            return f"set batch.streams to {fitting[-1]}, the most that fits, or to auto"
+        if len(self.labels) > 1:
+            return "lower batch.identities, or give other batch.shares"
         possible = range(self.ranks, self.num_shards + 1, self.ranks)
-        fitting = [s for s in possible if not self.identities % s and self.identities <= self._most_identities(s)]
-        if fitting:
-            return f"set batch.streams to {fitting[-1]}, the most that fits"
         best = [self.streams] if self.streams in possible else []
-        best += [max(possible, key=lambda s: (self._most_identities(s), s))] if possible else []
-        found = {s: self._most_identities(s) for s in best if self._most_identities(s)}
+        best += [max(possible, key=lambda s: (self.stock.most_identities(0, s), s))] if possible else []
+        found = {s: most for s in best if (most := self.stock.most_identities(0, s))}
         if not found:
             return f"use at most {self.num_shards} ranks (batch.ranks, or processes)"
         return "set batch.identities to at most " + " or ".join(
@@ -120,7 +144,11 @@ class Plan:
     def images_per_step(self) -> float:
         """Images of the global batch, averaged over a pass: short groups have fewer than K."""
         short = self.images if self.repeat_short else np.minimum(self.image_counts, self.images)
-        return float(self.identities * (self.groups * short).sum() / self.groups.sum())
+        images, of = self.groups * short, self._dataset_of_shard[self.shard_of]
+        return sum(
+            float(share * images[of == number].sum() / self.groups[of == number].sum())
+            for number, share in enumerate(self.shares)
+        )
 
     @property
     def groups_per_step(self) -> int:
@@ -146,7 +174,23 @@ class Plan:
     def deal(self, epoch: int) -> list[np.ndarray]:
         """Return the shards of each stream in this epoch, in reading order: a new permutation, dealt in turn."""
         order = self.rng(epoch).permutation(self.num_shards)
-        return [order[stream :: self.streams] for stream in range(self.streams)]
+        dealt: dict[int, np.ndarray] = {}
+        for number in range(len(self.labels)):
+            shards = order[self._dataset_of_shard[order] == number]
+            streams = np.flatnonzero(self.dataset_of_stream == number).tolist()
+            dealt |= {stream: shards[place :: len(streams)] for place, stream in enumerate(streams)}
+        return [dealt[stream] for stream in range(self.streams)]
+
+    @cached_property
+    def dataset_of_stream(self) -> np.ndarray:
+        """(S,): the dataset that each stream reads. Those of a dataset are spread, so that a rank reads from several.
+
+        Otherwise the BatchNorm statistics and local triplets of a rank would be those of a single dataset.
+        """
+        streams = np.array(self.shares) // self.groups_per_step
+        dataset = np.repeat(np.arange(len(streams)), streams)
+        place = np.concatenate([(np.arange(count) + 0.5) / count for count in streams])
+        return dataset[np.argsort(place, kind="stable")]
 
     def rng(self, *key: int) -> np.random.Generator:
         """Return a generator that depends only on the seed and `key` (epoch, stream, pass or step)."""
@@ -163,7 +207,7 @@ class Plan:
             drawn.append(self._draw_pass(self.rng(epoch, stream, number), rows, bounded))
             return drawn[-1][0]
 
-        chosen = _take_distinct(draw_owners, self.groups_per_step, self.steps_per_epoch)
+        chosen = take_distinct(draw_owners, self.groups_per_step, self.steps_per_epoch)
         owners, images = zip(*drawn, strict=True)
         passes = np.repeat(np.arange(len(drawn), dtype=np.int32), [len(owner) for owner in owners])[chosen]
         return StreamSteps(
@@ -210,74 +254,3 @@ def _shuffle_each(rng: np.random.Generator, counts: np.ndarray) -> np.ndarray:
     owner = np.repeat(np.arange(len(counts)), counts)
     order = np.argsort(owner + rng.random(len(owner)), kind="stable")
     return (order - (np.cumsum(counts) - counts)[owner]).astype(np.int32)
-
-
-def _take_distinct(draw_owners: Callable[[int], np.ndarray], per_step: int, steps: int) -> np.ndarray:
-    """Return (steps, per_step) indices into the groups of all passes, one pass after the other.
-
-    A step takes groups in order; a group whose identity it already has waits for the next step. If no group waits and
-    no step repeats an identity, which is the usual case, a window of steps is taken at once.
-    """
-    queue = _Queue(draw_owners)
-    chosen = np.empty((steps, per_step), dtype=np.int64)
-    step = 0
-    while step < steps:
-        ahead = min(WINDOW, steps - step)
-        clean = 0
-        if not queue.first_waiting:
-            clean = _count_distinct(queue.peek(ahead * per_step).reshape(ahead, per_step))
-            chosen[step : step + clean] = queue.skip(clean * per_step).reshape(clean, per_step)
-        if clean < ahead:
-            chosen[step + clean] = queue.take_distinct(per_step)
-            clean += 1
-        step += clean
-    return chosen
-
-
-def _count_distinct(owners: np.ndarray) -> int:
-    """Return how many of the steps (T, p), counted from the first, hold distinct owners."""
-    ordered = np.sort(owners, axis=1)
-    repeated = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
-    return int(repeated.argmax()) if repeated.any() else len(owners)
-
-
-class _Queue:
-    """The groups of a stream by index, pass after pass, and those that wait; owners[i] is the owner of group i."""
-
-    def __init__(self, draw_owners: Callable[[int], np.ndarray]) -> None:
-        self.draw_owners, self.passes = draw_owners, 0
-        self.owners = np.empty(0, dtype=np.int64)
-        self.at = 0
-        self.waiting: defaultdict[int, deque[int]] = defaultdict(deque)  # owner -> its groups that wait, in order
-        self.first_waiting: list[tuple[int, int]] = []  # a heap: for each owner with such groups the first, and owner
-
-    def peek(self, number: int) -> np.ndarray:
-        """Return the owners of the next groups; passes are drawn as needed."""
-        while len(self.owners) < self.at + number:
-            self.owners = np.concatenate([self.owners, self.draw_owners(self.passes)])
-            self.passes += 1
-        return self.owners[self.at : self.at + number]
-
-    def skip(self, number: int) -> np.ndarray:
-        self.at += number
-        return np.arange(self.at - number, self.at)
-
-    def take_distinct(self, number: int) -> list[int]:
-        """Return the next groups of distinct owners in order, those that wait before all others.
-
-        Groups wait by owner: an owner with more groups than all others together makes most of them wait for most of
-        the epoch, and searching them all at each step would be slow.
-        """
-        taken: dict[int, int] = {}  # owner -> group
-        while self.first_waiting and len(taken) < number:
-            _, owner = heappop(self.first_waiting)
-            taken[owner] = self.waiting[owner].popleft()
-        while len(taken) < number:
-            owner, group = int(self.peek(1)[0]), self.at
-            self.at += 1
-            if taken.setdefault(owner, group) != group:
-                self.waiting[owner].append(group)
-        for owner in taken:
-            if self.waiting[owner]:
-                heappush(self.first_waiting, (self.waiting[owner][0], owner))
-        return list(taken.values())

@@ -14,14 +14,13 @@ from torch import Tensor
 from reid.config import DataConfig
 from reid.data.augmentation import Augmentation, Changes, Parameters, concatenate
 from reid.data.images import Pixels
+from reid.data.joined import Joined
 from reid.data.layout import Layout, build_layout
-from reid.data.manifest import MANIFEST_NAME, Split
 from reid.data.plan import Plan, StreamSteps
 from reid.data.pool import Pool
 from reid.data.shard_reader import DamagedData, Dropped, Identity
-from reid.data.storage import file_version
 from reid.data.transfer import copy_to, move
-from reid.data.workers import AHEAD, describe_full_memory, receive, start_workers
+from reid.data.workers import AHEAD, count_workers, describe_full_memory, receive, start_workers
 
 STEPS_PER_BLOCK = 64  # steps whose augmentation is drawn at once
 
@@ -35,7 +34,7 @@ class Batch:
     labels: Tensor
     """(B,) int64, classes from 0 to the number of trained identities - 1."""
     ids: Tensor
-    """(B, 2) int64: row of the identity in the manifest, index of its image."""
+    """(B, 2) int64: row of the identity in the (joined) train split, index of its image."""
     changes: Changes
     """Of the augmentation."""
     sizes: tuple[int, ...] = ()
@@ -55,7 +54,7 @@ class Batch:
 class TrainLoader:
     """The batches of one rank, step after step and epoch after epoch.
 
-    The global batch of (epoch, step) is a pure function of the manifest and the plan; this rank reads the part of its
+    The global batch of (epoch, step) is a pure function of the manifests and the plan; this rank reads the part of its
     streams. Workers read ahead across the end of an epoch. With data.on_damage = skip a damaged identity is left out
     for the rest of the epoch, so that steps become smaller but not fewer.
 
@@ -66,16 +65,17 @@ class TrainLoader:
     """
 
     def __init__(
-        self, data: DataConfig, split: Split, plan: Plan, augmentation: Augmentation, rank: int = 0,
+        self, data: DataConfig, joined: Joined, plan: Plan, augmentation: Augmentation, rank: int = 0,
         world_size: int = 1, ranks: int = 0,
     ) -> None:  # fmt: skip
-        self.data, self.split, self.plan, self.augmentation = data, split, plan, augmentation
+        self.data, self.joined, self.plan, self.augmentation = data, joined, plan, augmentation
         self.rank, self.world_size, self.ranks = rank, world_size, ranks or world_size
         self.streams = plan.streams_of_rank(rank, world_size)
         self.pixels = Pixels.from_config(data)
         trained = plan.image_counts > 0
-        self.labels = np.full(len(split.pids), -1)  # (N,) place of each trained pid among the sorted, -1 for others
-        self.labels[trained] = np.unique(split.pids[trained], return_inverse=True)[1]
+        pids = joined.split.pids
+        self.labels = np.full(len(pids), -1)  # (N,) place of each trained pid among the sorted, -1 for others
+        self.labels[trained] = np.unique(pids[trained], return_inverse=True)[1]
         self.slots = plan.groups_per_step * plan.images  # images of a stream in a step without short groups
 
     def batches(
@@ -91,10 +91,10 @@ class TrainLoader:
         Raises:
             DamagedData: at the first damage; with on_damage = skip, if nothing of a step is left.
         """
-        workers = min(self.data.workers, len(self.streams))
-        version = file_version(self.data.root, MANIFEST_NAME)
+        workers = count_workers(self.data.workers, len(self.streams))
+        versions = self.joined.versions()
         shared = SharedImages(workers, -(-len(self.streams) // workers) * self.slots, self.pixels) if workers else None
-        parts = start_workers(partial(self._read, start, epochs, dropped, version, shared), workers)
+        parts = start_workers(partial(self._read, start, epochs, dropped, versions, shared), workers)
         number = itertools.count()
         for epoch in range(start[0], epochs):
             for step in range(start[1] if epoch == start[0] else 0, self.plan.steps_per_epoch):
@@ -102,7 +102,7 @@ class TrainLoader:
                 if shared is not None:
                     received = shared.fill(received, next(number))
                 batch = join(received)
-                self._check_sizes(batch.sizes, f"{self.data.root}: epoch {epoch}, step {step}")
+                self._check_sizes(batch.sizes, f"{self.joined.where}: epoch {epoch}, step {step}")
                 yield epoch, step, batch
 
     def _check_sizes(self, sizes: Sequence[int], where: str) -> None:
@@ -117,10 +117,10 @@ class TrainLoader:
                 )
 
     def _read(
-        self, start: tuple[int, int], epochs: int, dropped: Collection[int], version: object,
+        self, start: tuple[int, int], epochs: int, dropped: Collection[int], versions: Sequence[object],
         shared: SharedImages | None, worker: int, workers: int,
     ) -> Iterator[Batch]:  # fmt: skip
-        """Yield the part of one worker, a block of consecutive streams, while the manifest has this version.
+        """Yield the part of one worker, a block of consecutive streams, while the manifests have these versions.
 
         shared: takes the images, which are then left out of what is yielded.
         """
@@ -128,11 +128,7 @@ class TrainLoader:
         number = itertools.count()
         memory = None if shared is None else lambda: shared.place(worker, next(number))
         for epoch in range(start[0], epochs):
-            if file_version(self.data.root, MANIFEST_NAME) != version:
-                raise ValueError(
-                    f"{self.data.root}: {MANIFEST_NAME} was replaced while this run read the shards; start a new run "
-                    "on the new data, or restore the old data and resume"
-                )
+            self.joined.check_versions(versions)
             first, lost = (start[1], dropped) if epoch == start[0] else (0, ())
             knows_layout = worker == 0 and self.data.on_damage == "stop"
             planned = range(self.plan.streams) if knows_layout else streams
@@ -162,7 +158,7 @@ class TrainLoader:
         memory: returns where the images of the next step are to be written; default: new memory.
         """
         size = len(plans) * self.slots
-        pools = [Pool(self.data, self.split, steps, start, dropped) for steps in plans.values()]
+        pools = [Pool(self.joined, self.data.on_damage, steps, start, dropped) for steps in plans.values()]
         for step in range(start, self.plan.steps_per_epoch):
             if step == start or step % STEPS_PER_BLOCK == 0:
                 parts = [self._draw_parameters(epoch, stream, step) for stream in plans]

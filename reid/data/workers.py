@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import os
 import shutil
 import signal
 import time
@@ -17,12 +18,27 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from reid.config.schema import AUTO
 from reid.data.shard_reader import DamagedData
 from reid.data.transfer import map_leaves
 
 SHARED_MEMORY = "/dev/shm"
 SMALL_BYTES = 65_536
 AHEAD = 4  # batches that a worker prepares
+
+
+def count_workers(wanted: int | str, most: int) -> int:
+    """Return the number of decoding processes of this rank.
+
+    Args:
+        wanted: `data.workers`; auto is this rank's share of the CPUs of the machine that it may use, less one for
+            itself, but at least 1.
+        most: parts that they share.
+    """
+    if wanted == AUTO:
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of this machine, by the launcher
+        wanted = max(1, len(os.sched_getaffinity(0)) // ranks - 1)
+    return min(int(wanted), most)
 
 
 class _Items(IterableDataset):

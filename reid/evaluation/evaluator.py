@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -48,7 +49,7 @@ def extract(
     pixels: Pixels,
     *,
     batch_size: int,
-    workers: int,
+    workers: int | str,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     rows: np.ndarray | None = None,
@@ -155,7 +156,7 @@ class RunSource:
         self.out = Path(options.out or run.reports)
         if os.environ.get("RANK", "0") == "0":  # ranks that check at once would remove each other's folder
             check_writable(self.out, "--out")
-        self.manifests = load_manifests(options.data or [self.config.data.root])
+        self.manifests = load_manifests(options.data or list_testable(self.config.data.roots))
         self.models = build_models(self.checkpoint, self.config, options.baselines)
 
     def evaluate(self, accelerator: Accelerator) -> Iterator[tuple[DatasetReport, dict[str, Evaluation]]]:
@@ -218,14 +219,26 @@ class RunSource:
             self.options.flip, hash_file(self.checkpoint / MODEL),
         )  # fmt: skip
         trained_on = checkpoint.read_state(self.checkpoint)["describes"].get("data", "")
-        if trained_on and trained_on != manifest.fingerprint:
+        fingerprints = [trained_on] if isinstance(trained_on, str) else trained_on
+        if trained_on and manifest.fingerprint not in fingerprints:
             report.notes.append(
-                f"Across domains: the checkpoint was trained on other data (fingerprint {trained_on[:12]}) than it is "
-                f"evaluated on ({manifest.fingerprint[:12]})."
+                f"Across domains: the checkpoint was trained on other data (fingerprint "
+                f"{', '.join(each[:12] for each in fingerprints)}) than it is evaluated on "
+                f"({manifest.fingerprint[:12]})."
             )
         if manifest.skipped:
             report.warnings.append(f"{len(manifest.skipped)} broken images were left out when the shards were built")
         return report
+
+
+def list_testable(roots: Sequence[str]) -> Sequence[str]:
+    """Return those of several datasets of a training that have query and gallery. Others are named on stderr."""
+    without = [root for root in roots if not {"query", "gallery"} <= load_manifest(root).splits.keys()]
+    if not without or len(without) == len(roots):
+        return roots
+    if os.environ.get("RANK", "0") == "0":
+        print(f"note: {', '.join(without)}: no query and gallery, not evaluated", file=sys.stderr, flush=True)
+    return [root for root in roots if root not in without]
 
 
 def load_manifests(roots: Sequence[str]) -> dict[str, Manifest]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reid.config import LossConfig
@@ -35,6 +36,8 @@ class Losses(NamedTuple):
     """Of the global batch."""
     sums: Tensor | None
     """(C, D) sums of the features of all ranks, without gradient, that move the centers of the center loss."""
+    logits: Tensor
+    """(B, number of classes), without gradient, with the margin of the cross-entropy."""
     anchors: dict[str, Anchors]
     """Of the triplet loss among `images`; of MCTL and CTL among `centroids`."""
 
@@ -89,7 +92,8 @@ class Objective(nn.Module):
             layout = layout or find_layout(labels, features.dtype)
             rows = self._in_spaces(features, after_neck)
             batch = GlobalBatch(rows, layout, self._shared_spaces, self._shares_images)  # one gather for all lengths
-            of_lengths = logits.unbind(dim=1) if len(self.lengths) > 1 else (logits,)
+            parts = logits.unbind(dim=1) if len(self.lengths) > 1 else (logits,)
+            of_lengths = [self._with_margin(part, labels) for part in parts]
             found = [
                 self._compute(batch, length, of_length, labels, features)
                 for length, of_length in zip(self.lengths, of_lengths, strict=True)
@@ -102,6 +106,7 @@ class Objective(nn.Module):
             features=features.detach(),
             layout=layout,
             sums=batch.sums["raw"].detach() if self.config.center else None,
+            logits=of_lengths[0].detach(),
             anchors=found[0][1],
         )
 
@@ -128,7 +133,7 @@ class Objective(nn.Module):
         anchors = self._find_anchors(batch, images, _name(config.space, length))
         pairs: Any = find_pairs(batch, _name(config.pair_space, length)) if config.compares_pairs else None
         losses = {
-            "cross_entropy": lambda: cross_entropy(self._with_margin(logits, labels), labels, config.smoothing, layout),
+            "cross_entropy": lambda: cross_entropy(logits, labels, config.smoothing, layout),
             "triplet": lambda: batch_hard_triplet_of(anchors["images"], config.triplet_margin),
             "quadruplet": lambda: quadruplet_of(
                 anchors["images"],
@@ -148,7 +153,7 @@ class Objective(nn.Module):
 
     def _with_margin(self, logits: Tensor, labels: Tensor) -> Tensor:
         config = self.config
-        if not (config.angular_margin or config.cosine_margin):
+        if not config.cross_entropy or not (config.angular_margin or config.cosine_margin):
             return logits
         return with_margin(logits, labels, config.angular_margin, config.cosine_margin, self.temperature)
 
@@ -188,6 +193,25 @@ class Objective(nn.Module):
         """Move the centers by a batch that `forward` has seen; once per optimizer step, on every rank."""
         if losses.sums is not None:
             self.center.update(losses.sums, losses.layout)
+
+    def by_image(self, losses: Losses) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return values and weights (A,) of each image of a step, or of its anchors, whose weighted sum is a share.
+
+        Returns:
+            cross_entropy; triplet_d_ap and triplet_d_an; d_ap and d_an of MCTL or CTL, as `diagnose` means them.
+        """
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+        layout = losses.layout
+        if self.config.cross_entropy:
+            labels = layout.labels[layout.identity]
+            values = F.cross_entropy(losses.logits, labels, reduction="none", label_smoothing=self.config.smoothing)
+            found["cross_entropy"] = values, layout.image_weight.expand_as(values)
+        for kind, prefix in (("images", "triplet_"), ("centroids", "")):
+            if kind in losses.anchors:
+                anchors = losses.anchors[kind]
+                found[f"{prefix}d_ap"] = anchors.d_ap, anchors.weight
+                found[f"{prefix}d_an"] = anchors.d_an, anchors.push_weight
+        return found
 
     @torch.no_grad()
     def diagnose(self, losses: Losses) -> dict[str, Tensor]:

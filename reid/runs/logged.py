@@ -24,9 +24,18 @@ METRICS = (
 )
 
 
+def without_dataset(metric: str) -> str:
+    """Return the one of METRICS of which `metric` is the value for one of several datasets: train/<dataset>/loss."""
+    kind, _, rest = metric.partition("/")
+    name = f"{kind}/{rest.partition('/')[2]}"
+    return name if metric not in METRICS and name in METRICS else metric
+
+
 def why_not_logged(metric: str, config: Config) -> str | None:
-    """Return the knob without which a run of this configuration does not log one of METRICS; None if it does."""
-    name = metric.removeprefix("train/")
+    """Return the knob without which a run of this configuration does not log a metric; None if it does."""
+    if (general := without_dataset(metric)) != metric and len(config.data.roots) < 2:
+        return "several datasets in --data.root"
+    metric, name = general, general.removeprefix("train/")
     if metric.startswith("eval/val/") and not config.data.val_identities:
         return "--data.val_identities above 0"
     if name in LOSSES and not config.loss.weights[name]:

@@ -14,7 +14,7 @@ from typing import Any
 from reid.files import write_atomically
 from reid.runs.environment import describe_environment
 from reid.runs.folder import RunFolder
-from reid.runs.logged import METRICS, read_metrics
+from reid.runs.logged import METRICS, read_metrics, without_dataset
 
 START_TIMEOUT_S = 60.0  # for the server's answer; the other ranks wait for it at the first step
 FINISH_TIMEOUT_S = 300.0  # for the last uploads; the rest stays in the run's folder for `wandb sync`
@@ -124,7 +124,8 @@ class Tracker:
         if not self.active:
             return
         if self.lines is not None:
-            assert values.keys() <= {"epoch", *METRICS}, f"not in METRICS: {values.keys() - {'epoch', *METRICS}}"
+            unknown = set(map(without_dataset, values)) - {"epoch", *METRICS}
+            assert not unknown, f"not in METRICS: {unknown}"
             try:
                 append_line(self.lines, json.dumps({"step": step, **values}))
             except OSError as error:

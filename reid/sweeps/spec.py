@@ -17,7 +17,7 @@ from typing import Any
 
 from reid.config import Config, knob_types, read_yaml, suggest_knob
 from reid.runs.folder import RunFolder
-from reid.runs.logged import METRICS, read_metrics
+from reid.runs.logged import METRICS, read_metrics, without_dataset
 
 PROGRAM, ARGS, STOP_FILE = "train.py", "${args}", "${envvar:STOP_FILE}"
 SET_HERE = ("config", "name", "runs", "resume", "stop_file")  # flags that the command or the sweep program gives
@@ -68,7 +68,7 @@ def read_sweep(path: Path) -> Sweep:
     if size > LARGEST_GRID:
         raise ValueError(f"{path}: a grid of {size:,} runs; at most {LARGEST_GRID:,}: list fewer values, or use random")
     metric = str(document.get("metric", {}).get("name", ""))
-    if metric not in METRICS:
+    if without_dataset(metric) not in METRICS:
         near = difflib.get_close_matches(metric, METRICS, n=1)
         hint = f"the nearest that is: {near[0]}" if near else "use eval/best_mAP, or another of docs/training.md"
         raise ValueError(f"{path}: metric.name = {metric!r} is never logged; {hint}")

@@ -1,28 +1,27 @@
-"""What a training run prepares: data and plan, the model, checks before the first step, and the table it prints."""
+"""What a training run prepares: the model, what its checkpoints belong to, checks, and the table it prints."""
 
 from __future__ import annotations
 
 import os
 import socket
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from reid.config import BatchConfig, Config, SpeedConfig
 from reid.config.schema import NOT_SAVED
-from reid.data.manifest import JUNK_PID, Manifest, Split, load_manifest
 from reid.data.normalization import describe_pixels
-from reid.data.plan import Plan
+from reid.data.workers import count_workers
 from reid.distributed import gather_objects
-from reid.metrics.features import UNKNOWN
 from reid.model.checkpointing import checkpoint_blocks
 from reid.model.network import ReIDModel, freeze_heads
 from reid.model.sync_batchnorm import convert_sync
 from reid.runs.checkpoint import NO_AVERAGE, TrainState
-from reid.training.validation import has_test_set, hold_out
+from reid.training.data import TrainData, describe_batch
+from reid.training.validation import describe_evaluation
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -34,53 +33,6 @@ def set_speed(speed: SpeedConfig) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not speed.deterministic
-
-
-@dataclass(frozen=True)
-class TrainData:
-    """The data of a run. held_out (N,) bool: identities of the train split that are held out for validation."""
-
-    manifest: Manifest
-    held_out: np.ndarray
-    plan: Plan
-
-    @property
-    def split(self) -> Split:
-        return self.manifest.split("train")
-
-    @property
-    def num_classes(self) -> int:
-        return len(np.unique(self.split.pids[~self.held_out]))
-
-
-def load_data(config: Config, world_size: int = 1) -> TrainData:
-    """Read the manifest and make the plan of batches.
-
-    Raises:
-        ValueError: no shards, too few identities for the plan, the ranks or validation, or an evaluation without a
-            match.
-    """
-    manifest = load_manifest(config.data.root)
-    split = manifest.split("train")
-    held_out = np.zeros(len(split.pids), dtype=bool)
-    if config.data.val_identities:
-        held_out[hold_out(split, config.data.val_identities)] = True
-    plan = Plan(
-        image_counts=np.where(held_out, 0, split.images),
-        shard_of=split.shard,
-        num_shards=len(split.shards),
-        identities=config.batch.identities,
-        images=config.batch.images,
-        streams=config.batch.streams,
-        seed=config.seed,
-        repeat_short=config.batch.short == "repeat",
-        steps=config.batch.steps_per_epoch,
-        pool_images=config.data.pool_images,
-        ranks=config.batch.count_ranks(world_size),
-    )
-    check_rank_sizes(config, plan)
-    check_matches(config, manifest)
-    return TrainData(manifest, held_out, plan)
 
 
 def build_model(config: Config, num_classes: int, device: torch.device) -> ReIDModel:
@@ -102,20 +54,32 @@ def memory_format(config: Config, device: torch.device) -> torch.memory_format:
     return torch.channels_last if is_channels_last else torch.contiguous_format
 
 
-def checkpoint_facts(config: Config, manifest: Manifest, num_classes: int) -> dict[str, Any]:
+def checkpoint_facts(
+    config: Config, fingerprints: Sequence[str], num_classes: int, shares: Sequence[int] = ()
+) -> dict[str, Any]:
     """Return what a checkpoint belongs to; a resume with another model, data, plan or optimizer is refused.
 
     See `check_ranks` for batch.ranks, whose value 0 stands for a number.
+
+    Args:
+        fingerprints: of the datasets.
+        shares: of each of several datasets its identities in a step.
     """
+    several = len(fingerprints) > 1
     model = {knob: value for knob, value in asdict(config.model).items() if knob not in NOT_SAVED}
-    batches = {f"batch.{knob}": value for knob, value in asdict(config.batch).items() if knob != "ranks"}
+    chosen = {"shares": list(shares)} if several else {}  # before the streams, which depend on them
+    batches = chosen | {knob: value for knob, value in asdict(config.batch).items() if knob not in ("ranks", "shares")}
     return {
         "model": model,
-        "data": manifest.fingerprint,
+        "data": list(fingerprints) if several else fingerprints[0],
         "held_out": {"data.val_identities": config.data.val_identities},
         "classes": num_classes,
         "pixels": describe_pixels(config.data),
-        "plan": {"seed": config.seed, **batches, "data.pool_images": config.data.pool_images},
+        "plan": {
+            "seed": config.seed,
+            **{f"batch.{knob}": value for knob, value in batches.items()},
+            "data.pool_images": config.data.pool_images,
+        },
         "optimizer": {"optim.algorithm": config.optim.algorithm},
         "average": {"optim.ema": "on"} if config.optim.ema else NO_AVERAGE,
     }
@@ -144,30 +108,18 @@ def format_start_up(
 ) -> str:
     """Return the table that a run prints before its first step."""
     split, plan = data.split, data.plan
-    held_out = int(data.held_out.sum())
     processes = accelerator.num_processes
     per_rank = plan.streams // processes
     in_stream = min(plan.pool_images or split.num_images, -(-split.num_images // plan.streams))
     image_bytes = sum(shard.bytes for shard in split.shards) / split.num_images
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    if held_out:
-        evaluates = "held-out identities, the test set after the last epoch"
-    elif has_test_set(data.manifest):
-        evaluates = "query against gallery"
-    else:
-        evaluates = "nothing: the data has no query and gallery"
-    if config.optim.ema:
-        evaluates += (
-            f"; the average of the weights (optim.ema = {config.optim.ema}) is evaluated and saved as the model"
-        )
     rows = {
-        "data": f"{config.data.root}: {data.manifest.dataset}, {(plan.image_counts > 0).sum()} identities, "
-        f"{plan.image_counts.sum()} images, {len(split.shards)} shards"
-        + (f"; {held_out} identities held out" if held_out else ""),
+        "data": data.describe(),
         "batch": f"{describe_batch(plan)}, {plan.streams} streams",
         "ranks": f"{plan.ranks} virtual over {processes} process(es), "
         f"{plan.images_per_step / plan.ranks:.4g} images each"
         + (", computed twice (speed.recompute)" if config.speed.recompute else ""),
+        "reading": f"{count_workers(config.data.workers, per_rank)} decoding process(es) for each process",
         "memory": f"{per_rank} streams x {in_stream} encoded images, about "
         f"{per_rank * in_stream * image_bytes / 2**20:,.0f} MiB a process",
         "device": f"{accelerator.device}, precision {accelerator.mixed_precision}",
@@ -175,49 +127,13 @@ def format_start_up(
         "weights": model.initial_weights,
         "steps": f"{plan.steps_per_epoch} an epoch, {config.optim.epochs} epochs, "
         + (f"from epoch {state.epoch + 1} step {state.step + 1}" if state.epoch < config.optim.epochs else "all made"),
-        "evaluates": evaluates,
+        "evaluates": describe_evaluation(data.joined.datasets, bool(data.held_out.any())),
+        **(
+            {"average": f"optim.ema = {config.optim.ema}: evaluated and saved as the model"} if config.optim.ema else {}
+        ),
         "writes to": "nothing (dry run)" if config.dry_run else str(config.folder),
     }
     return "\n".join(f"{name:>10}  {value}" for name, value in rows.items())
-
-
-def describe_batch(plan: Plan) -> str:
-    """Return identities and images of a step, with the number of images that short groups leave."""
-    if plan.images_per_step == plan.identities * plan.images:
-        return f"{plan.identities} identities x {plan.images} images"
-    counts = plan.image_counts[plan.image_counts > 0]
-    return (
-        f"{plan.identities} identities x up to {plan.images} images, {plan.images_per_step:.4g} images a step on "
-        f"average, as {(counts < plan.images).sum()} of {len(counts)} identities have fewer (batch.short = keep)"
-    )
-
-
-def check_rank_sizes(config: Config, plan: Plan) -> None:
-    """Raise ValueError if a step can give a virtual rank a single image."""
-    single = int((plan.image_counts == 1).sum())
-    if single and plan.identities == plan.ranks and not plan.repeat_short and not config.model.sync_batchnorm:
-        raise ValueError(
-            f"batch.identities = {plan.identities} on {plan.ranks} ranks: {single} identities have one image, and a "
-            "rank that holds one of them holds nothing else, but BatchNorm needs two images; raise batch.identities, "
-            "lower batch.ranks, launch fewer processes, or set batch.short = repeat"
-        )
-
-
-def check_matches(config: Config, manifest: Manifest) -> None:
-    """Raise ValueError if there are query and gallery, and no query can have a match."""
-    if not has_test_set(manifest):
-        return
-    query, gallery = manifest.split("query"), manifest.split("gallery")
-    seen_by = {pid: set(cameras) for pid, cameras in zip(gallery.pids.tolist(), gallery.cameras, strict=True)}
-    for pid, cameras in zip(query.pids.tolist(), query.cameras, strict=True):
-        others = set() if pid in (JUNK_PID, manifest.distractor_pid) else seen_by.get(pid, set())
-        if others and any(camera == UNKNOWN or others - {camera} for camera in cameras):
-            return
-    raise ValueError(
-        f"data.root = {config.data.root}: no query has an image of its identity from another camera in the gallery, so "
-        "there is nothing to evaluate; build the shards with identities and cameras numbered alike in both, without "
-        "cameras (an empty column of a CSV) if there is only one, or only from the train images"
-    )
 
 
 def check_image_size(config: Config, model: nn.Module, device: torch.device) -> None:

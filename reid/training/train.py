@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from dataclasses import replace
 
 from reid import program
 from reid.config import Config, check
@@ -15,7 +16,8 @@ from reid.runs.environment import code_version
 from reid.runs.folder import RunFolder
 from reid.runs.store import claim_run_folder
 from reid.runs.tracking import name_in_sweep
-from reid.training.setup import check_same_everywhere, load_data, set_speed
+from reid.training.data import load_data
+from reid.training.setup import check_same_everywhere, set_speed
 from reid.training.trainer import Trainer
 
 
@@ -40,9 +42,10 @@ def train(config: Config) -> bool:
     check(config, ranks)
     config.data = complete(config.data, config.model.encoder)
     data = load_data(config, ranks)
+    config.batch = replace(config.batch, streams=data.plan.streams)
     set_speed(config.speed)
     accelerator = start_accelerator(config.precision, config.timeout_s, config.device)
-    hosts = check_same_everywhere(code_version(), data.manifest.fingerprint)
+    hosts = check_same_everywhere(code_version(), data.joined.fingerprint)
     folder = RunFolder(config.folder)
     if config.dry_run:
         from_rank_0(lambda: check_writable(folder.path))

@@ -25,14 +25,16 @@ from reid.runs.checkpoint import Parts, TrainState
 from reid.runs.folder import RunFolder
 from reid.runs.store import NullStore, RunStore, find_resume_point
 from reid.runs.tracking import Tracker
+from reid.training.data import TrainData
 from reid.training.ema import WeightAverage
 from reid.training.layouts import agree_on_layouts
 from reid.training.monitors import DamageWatch, FiniteWatch, HingeWatch, MarginGuide, Meter, mean_over_ranks
 from reid.training.optim import build_optimizer
 from reid.training.preemption import NO_LAUNCHER, StopRequest
-from reid.training.setup import TrainData, build_model, check_ranks, checkpoint_facts, format_start_up
+from reid.training.setup import build_model, check_ranks, checkpoint_facts, format_start_up
 from reid.training.step import Step, TrainingStep
-from reid.training.validation import Validation
+from reid.training.terms import DatasetTerms
+from reid.training.validation import Validations
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -72,7 +74,7 @@ class Trainer:
         )
         optimizer = build_optimizer(model, config.optim)
         self.ranks = config.batch.count_ranks(accelerator.num_processes)
-        about = checkpoint_facts(config, data.manifest, data.num_classes)
+        about = checkpoint_facts(config, data.joined.fingerprints, data.num_classes, data.plan.shares)
         parts = Parts(model, about, self.objective, optimizer, accelerator.scaler, average.model if average else None)
         self.state = checkpoint.load(self.resumed, parts) if self.resumed else TrainState()
         warnings = [f"{text}; resuming from {self.resumed}" for text in damaged]
@@ -94,12 +96,13 @@ class Trainer:
             config, accelerator, self.wrapped, model, self.objective, self.optimizer, self.steps, average
         )
         self.loader = TrainLoader(
-            config.data, data.split, data.plan, self.step.augmentation, accelerator.process_index,
+            config.data, data.joined, data.plan, self.step.augmentation, accelerator.process_index,
             accelerator.num_processes, self.ranks,
         )  # fmt: skip
-        self.validation = Validation(
-            config.data, data.manifest, data.held_out, config.eval.batch_size, self.device, enabled=not config.dry_run
-        )
+        self.validation = Validations(
+            config.data, data.joined.datasets, data.joined.divide(data.held_out), config.eval.batch_size, self.device,
+            enabled=not config.dry_run,
+        )  # fmt: skip
         if self.is_main:
             print(format_start_up(config, data, accelerator, self.state, self.model), flush=True)
             for text in warnings:
@@ -114,7 +117,7 @@ class Trainer:
     def _start_tracker(self, hosts: Sequence[str]) -> Tracker:
         config, facts = self.config, to_dict(self.config)
         facts |= {
-            "data_fingerprint": self.data.manifest.fingerprint,
+            "data_fingerprint": self.data.joined.fingerprint,
             "world_size": self.accelerator.num_processes,
             "virtual_ranks": self.ranks,
             "hosts": hosts,
@@ -131,6 +134,7 @@ class Trainer:
         self.last_step = (min(end, first + DRY_STEPS) if config.dry_run else end) - 1
         self.steps_to_make = max(self.last_step + 1 - first, 0)
         self.meter = Meter(self.accelerator.num_processes, self.device)
+        self.terms = DatasetTerms(self.data.joined.labels, self.data.dataset_of_class, self.device)
         self.finite = FiniteWatch(self.data.split.names)
         self.guide = MarginGuide(config.loss, max(config.optim.warmup_epochs, 1) - 1)
         self.hinge = HingeWatch(min(config.optim.warmup_epochs, self.epochs - 1))
@@ -187,7 +191,10 @@ class Trainer:
     def log(self, epoch: int, global_step: int, step: Step, in_full: bool) -> None:
         """Log a step, after the check that its values are finite. in_full: also as a line where there is no bar."""
         diagnostics = self.objective.diagnose(step.losses)
-        values = mean_over_ranks({"loss": step.losses.total, **step.losses.terms, **diagnostics})
+        by_dataset = self.terms.measure(self.objective, step.losses)
+        values = self.terms.finish(
+            mean_over_ranks({"loss": step.losses.total, **step.losses.terms, **diagnostics, **by_dataset})
+        )
         self.hinge.record(values)
         self.guide.record(epoch, step.losses)
         self.finite.check(values, self._non_finite_hint())
@@ -312,9 +319,9 @@ class Trainer:
     def _log_artifacts(self) -> None:
         best = self.folder.checkpoints / (self.state.best_name or self.state.name)
         self.tracker.log_artifact(best, f"{self.config.name}-checkpoint", "model")
-        if not is_remote(self.config.data.root):
-            manifest = Path(self.config.data.root) / MANIFEST_NAME
-            self.tracker.log_artifact(manifest, f"{self.data.manifest.dataset}-manifest", "dataset")
+        for dataset in self.data.joined.datasets:
+            if not is_remote(dataset.root):
+                self.tracker.log_artifact(Path(dataset.root) / MANIFEST_NAME, f"{dataset.label}-manifest", "dataset")
 
     def _print_line(self, text: str | None) -> None:
         """Print a line above the progress bar, on rank 0."""

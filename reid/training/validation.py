@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -10,6 +12,7 @@ from torch import nn
 
 from reid.config import DataConfig
 from reid.data.images import Pixels
+from reid.data.joined import Dataset
 from reid.data.manifest import JUNK_PID, Manifest, Split
 from reid.distributed import copy_buffers_from_rank_0
 from reid.evaluation.evaluator import evaluate_over_ranks, extract
@@ -21,27 +24,25 @@ HOLD_OUT_SEED = 0  # the same identities are held out in every run on the same d
 
 @dataclass(frozen=True)
 class Validation:
-    """Evaluates a model during training, on all ranks.
+    """Evaluates a model on one dataset during training, on all ranks.
 
     held_out (N,) bool: identities of the train split that are not trained on, to choose a model by. With any, only the
     last evaluation uses the test set.
     """
 
     data: DataConfig
-    manifest: Manifest
+    dataset: Dataset
     held_out: np.ndarray
     batch_size: int
     device: torch.device
-    enabled: bool
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.dataset.manifest
 
     @property
     def is_possible(self) -> bool:
-        return self.enabled and (bool(self.held_out.any()) or has_test_set(self.manifest))
-
-    @property
-    def metric(self) -> str:
-        """The metric that chooses the best checkpoint."""
-        return "val/mAP" if self.held_out.any() else "image/mAP"
+        return bool(self.held_out.any()) or has_test_set(self.manifest)
 
     def evaluate(self, model: nn.Module, last: bool) -> dict[str, float]:
         """Return mAP, mINP and rank-1 by `<protocol>/<metric>`. model: unwrapped, since DDP's wrapper would hang."""
@@ -93,9 +94,73 @@ class Validation:
     def extract(self, model: nn.Module, split: str, rows: np.ndarray | None = None) -> Features:
         copy_buffers_from_rank_0(model)
         return extract(
-            model, self.data.root, self.manifest, split, Pixels.from_config(self.data), batch_size=self.batch_size,
+            model, self.dataset.root, self.manifest, split, Pixels.from_config(self.data), batch_size=self.batch_size,
             workers=self.data.workers, device=self.device, rows=rows,
         )  # fmt: skip
+
+
+class Validations:
+    """Evaluates a model on each dataset of a training that can be evaluated.
+
+    Args:
+        data: how images are read.
+        datasets: of the training.
+        held_out: for each the identities (N,) of its train split that are held out.
+        batch_size: images per forward pass.
+        enabled: whether evaluations are made.
+    """
+
+    def __init__(
+        self, data: DataConfig, datasets: Sequence[Dataset], held_out: Sequence[np.ndarray], batch_size: int,
+        device: torch.device, enabled: bool,
+    ) -> None:  # fmt: skip
+        self.enabled = enabled
+        self.all = [
+            Validation(data, dataset, rows, batch_size, device)
+            for dataset, rows in zip(datasets, held_out, strict=True)
+        ]
+        self.possible = [each for each in self.all if each.is_possible]
+
+    @property
+    def is_possible(self) -> bool:
+        return self.enabled and bool(self.possible)
+
+    @property
+    def metric(self) -> str:
+        """The metric that chooses the best checkpoint."""
+        return "val/mAP" if any(each.held_out.any() for each in self.all) else "image/mAP"
+
+    def evaluate(self, model: nn.Module, last: bool) -> dict[str, float]:
+        """Return what `Validation` does; with several datasets, of each as `<dataset>/<name>`, and their means."""
+        found = {each.dataset.label: each.evaluate(model, last) for each in self.possible}
+        if len(self.all) == 1:
+            return next(iter(found.values()))
+        names = dict.fromkeys(name for scores in found.values() for name in scores)
+        means = {name: fmean(scores[name] for scores in found.values() if name in scores) for name in names}
+        each = {f"{label}/{name}": value for label, scores in found.items() for name, value in scores.items()}
+        return means | each
+
+    def warn_of_cameras(self, last: bool) -> str | None:
+        """Return the warnings of `Validation`, with the datasets if there are several."""
+        found = {each.dataset.label: each.warn_of_cameras(last) for each in self.possible}
+        if len(self.all) == 1:
+            return next(iter(found.values()))
+        return "\n".join(f"{label}: {text}" for label, text in found.items() if text) or None
+
+    def extract_sample(self, model: nn.Module) -> None:
+        """Extract one batch of each dataset: a dry run of the evaluation."""
+        for each in self.all:
+            each.extract_sample(model)
+
+
+def describe_evaluation(datasets: Sequence[Dataset], has_held_out: bool) -> str:
+    """Return what is evaluated during training, for the table at the start."""
+    if has_held_out:
+        return "held-out identities, the test set after the last epoch"
+    testable = [dataset.label for dataset in datasets if has_test_set(dataset.manifest)]
+    if not testable:
+        return "nothing: the data has no query and gallery"
+    return "query against gallery" + (f" of {', '.join(testable)}, and the mean" if len(datasets) > 1 else "")
 
 
 def has_test_set(manifest: Manifest) -> bool:

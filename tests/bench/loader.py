@@ -27,6 +27,7 @@ from torchvision import transforms
 
 from reid.config import AugmentConfig, DataConfig
 from reid.data.augmentation import Augmentation
+from reid.data.joined import Joined
 from reid.data.manifest import Manifest, Shard, Split, load_manifest, save_manifest
 from reid.data.plan import Plan
 from reid.data.shard_reader import read_identities
@@ -120,10 +121,11 @@ def classic(root: Path, size: tuple[int, int], workers: int) -> Iterator[torch.T
 
 
 def make_loader(root: Path, size: tuple[int, int], workers: int = 0) -> TrainLoader:
-    split = load_manifest(root).split("train")
+    joined = Joined.load([str(root)])
+    split = joined.split
     plan = Plan(split.images, split.shard, len(split.shards), identities=P, images=K, streams=STREAMS)
     data = DataConfig(root=str(root), height=size[0], width=size[1], workers=workers)
-    return TrainLoader(data, split, plan, Augmentation(AugmentConfig()))
+    return TrainLoader(data, joined, plan, Augmentation(AugmentConfig()))
 
 
 def ours(root: Path, size: tuple[int, int], workers: int) -> Iterator[torch.Tensor]:

@@ -41,7 +41,7 @@ def test_shipped_configs_load_and_pass_the_checks(path):
 
 # Every number of the published recipe (Luo et al., 2019; Wieczorek et al., 2021), and below where a config differs.
 RECIPE = {
-    "data.height": 256, "data.width": 128, "batch.identities": 16, "batch.images": 4, "batch.streams": 8,
+    "data.height": 256, "data.width": 128, "batch.identities": 16, "batch.images": 4, "batch.streams": "auto",
     "batch.short": "keep", "augment.flip": 0.5, "augment.pad": 10, "augment.erase": 0.5,
     "augment.erase_area": (0.02, 0.4), "augment.rotate_degrees": 0.0, "augment.scale": 0.0,
     "model.encoder": "resnet50", "model.weights": "imagenet", "model.last_stride": 1, "model.stem_stride": 4,
@@ -210,11 +210,21 @@ def changed(**knobs) -> Config:
         ),
         ({"batch__ranks": 4}, 8, r"batch\.ranks = 4 is not a multiple of the 8 processes"),
         (
-            {"batch__ranks": 16},
+            {"batch__ranks": 16, "batch__streams": 8},
             1,
             r"streams = 8 does not divide among 16 ranks; .* set batch\.ranks to one of 1, 2, 4, 8",
         ),
-        ({"batch__ranks": 3}, 1, r"streams = 8 does not divide among 3 ranks"),
+        ({"batch__ranks": 3, "batch__streams": 8}, 1, r"streams = 8 does not divide among 3 ranks"),
+        ({"batch__ranks": 3}, 1, r"identities = 16 does not divide among 3 ranks; .*batch\.ranks to one of 1, 2, 4, 8"),
+        ({}, 3, r"identities = 16 does not divide among 3 ranks; use a multiple of 3, or launch 1, 2, 4, 8, 16 proc"),
+        ({"data__root": []}, 1, r"data\.root = \[\]: give the folder of shards, or a list"),
+        ({"data__root": ["a", ""]}, 1, r"data\.root = \['a', ''\]: give the folder"),
+        ({"data__root": ["a", "b"], "batch__shares": []}, 1, r"shares = \[\] are 0 together, not .* = 16; .* null"),
+        ({"data__root": ["a", "b"], "batch__shares": [8, 4]}, 1, r"shares = \[8, 4\] are 12 together, not .* = 16"),
+        ({"data__root": ["a", "b"], "batch__shares": [16, 0]}, 1, r"batch\.shares = 0 must be at least 1"),
+        ({"data__root": ["a", "b"], "batch__shares": [8, 4, 4]}, 1, r"give one number for each of the 2 datasets"),
+        ({"batch__shares": [8, 8]}, 1, r"shares = \[8, 8\]: give one number for each of the 1 datasets"),
+        ({"data__workers": -1}, 1, r"data\.workers = -1 must be"),
         ({"batch__ranks": 8, "batch__identities": 8, "batch__images": 1}, 1, r"give 8 rank\(s\) one image each"),
         ({"batch__identities": 0}, 1, r"batch\.identities = 0 must be at least 1"),
         ({"batch__streams": 0}, 1, r"batch\.streams = 0"),
@@ -384,8 +394,8 @@ def test_names_of_runs_as_people_give_them():
 
 
 def test_a_huge_number_is_refused_at_once():
-    for knobs, ranks in (({"batch__identities": 10**15 + 1}, 1), ({f"batch__{k}": 10**15 for k in KNOBS}, 3)):
-        with pytest.raises(ValueError, match=r"batch\.streams = .* 1, .*\.\.\."):
+    for knobs, ranks in (({"batch__identities": 10**15 + 1}, 3), ({f"batch__{k}": 10**15 for k in KNOBS}, 3)):
+        with pytest.raises(ValueError, match=r"batch\.(streams|identities) = .* 1, .*\.\.\."):
             check(changed(**knobs), ranks)
 
 

@@ -43,6 +43,15 @@ def test_flags_of_training(words: list[str], wanted: dict[str, object]) -> None:
 def test_flags_of_sections() -> None:
     config = parse(Config, ["--speed.compile", "--loss.triplet-margin=null", "--optim.milestones", "3", "5"])
     assert (config.speed.compile, config.loss.triplet_margin, config.optim.milestones) == (True, None, [3, 5])
+    for words, root, shares in (
+        (["--data.root", "a", "b,c", "--batch.shares", "8", "8"], ["a", "b,c"], [8, 8]),
+        (["--data.root=[a,b]", "--batch.shares=12,4"], ["a", "b"], [12, 4]),
+        (["--data.root=a,b", "--batch.shares=null"], "a,b", None),
+        (["--data.root", "a", "--batch.shares=[16]"], "a", [16]),
+    ):
+        config = parse(Config, words)
+        assert (config.data.root, config.batch.shares) == (root, shares)
+    assert parse(Config, ["--data.mean", "0.5", "0.5", "0.4", "--data.std=null"]).data.mean == (0.5, 0.5, 0.4)
 
 
 @pytest.mark.parametrize(
@@ -178,6 +187,7 @@ def test_a_type_error_says_what_the_knob_may_be(capsys: pytest.CaptureFixture[st
         "--loss.triplet_margin=x": "loss.triplet_margin = x: give a number, or null",
         "--batch.short=drop": "batch.short = drop: give one of keep, repeat",
         "--optim.milestones=[a]": "optim.milestones = a: give a list, each a whole number",
+        "--batch.streams=many": "batch.streams = many: give a whole number, or auto",
         "--frobnicate=1": "--frobnicate=1",
         "--loss=null": "loss is a section",
     }.items():

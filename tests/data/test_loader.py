@@ -23,7 +23,7 @@ from reid.data.manifest import Manifest, Split, load_manifest, save_manifest
 from reid.data.pool import Pool
 from reid.data.shard_reader import damage_advice, read_identities, read_sound_identities
 from reid.data.train_loader import Batch, TrainLoader, join
-from reid.data.workers import explain_killed_worker, receive
+from reid.data.workers import count_workers, explain_killed_worker, receive
 from tests.support.drawn import HEIGHT, WIDTH, Drawn
 from tests.support.loading import PIXELS, STEPS, assert_same, make_loader, tensors_of
 from tests.support.plans import peak_pool_images
@@ -86,6 +86,16 @@ def read_on_ranks(root: Path, manifest: Manifest, world_size: int, workers: int,
         for rank in range(world_size)
     ]
     return [(*entries[0][:2], join([batch for _, _, batch in entries])) for entries in zip(*ranks, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "ranks", "most", "number"), [(1, 1, 8, 1), (16, 1, 8, 8), (16, 4, 8, 3), (2, 2, 8, 1)]
+)
+def test_auto_workers_share_the_cpus_that_this_process_may_use(monkeypatch, cpus, ranks, most, number):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cpus)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    assert count_workers("auto", most) == number
+    assert count_workers(0, most) == 0 and count_workers(99, most) == most
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")  # more than there are cores
@@ -543,7 +553,7 @@ def test_a_manifest_that_is_swapped_under_a_run_stops_it(damaged, workers):
             pass
 
 
-TRAINING = "TrainLoader(data, split, plan, Augmentation(AugmentConfig())).batches(10**6)"
+TRAINING = "TrainLoader(data, joined, plan, Augmentation(AugmentConfig())).batches(10**6)"
 EVALUATION = "EvalLoader(root, split, list(range(8)) * 1000, Pixels(32, 16), batch_size=1).batches(2)"
 
 
@@ -556,12 +566,13 @@ from reid.data.augmentation import Augmentation
 from reid.data.eval_loader import EvalLoader
 from reid.data.train_loader import TrainLoader
 from reid.data.workers import explain_killed_worker
-from reid.data.manifest import load_manifest
+from reid.data.joined import Joined
 from reid.data.images import Pixels
 from reid.data.plan import Plan
 root = {str(drawn.root)!r}
 data = DataConfig(root=root, height=32, width=16, workers=2)
-split = load_manifest(root).split("train")
+joined = Joined.load([root])
+split = joined.split
 plan = Plan(split.images, split.shard, len(split.shards), identities=8, images=3, streams=4)
 sys.kept = batches = {batches}  # to the end, as the stack trace of an error keeps it
 try:

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reid.data import plan as plan_module
-from reid.data.plan import Plan, _take_distinct
+from reid.data import distinct
+from reid.data.distinct import take_distinct
+from reid.data.plan import Plan
 from tests.support.counting import count_instructions
 from tests.support.plans import market_like, peak_pool_images, reading_order
 
@@ -199,8 +200,8 @@ def take_one_by_one(owners_of_passes, per_step: int, steps: int) -> list[list[in
 def test_windows_of_steps_give_what_one_group_after_the_other_gives(seed, per_step, steps, window):
     rng = np.random.default_rng(seed)
     passes = [rng.permutation([0, 0, 0, 1, 1, 2, 3, 3, 3, 3, 4]).tolist() for _ in range(40)]
-    with mock.patch.object(plan_module, "WINDOW", window):
-        found = _take_distinct(lambda number: np.array(passes[number]), per_step, steps)
+    with mock.patch.object(distinct, "WINDOW", window):
+        found = take_distinct(lambda number: np.array(passes[number]), per_step, steps)
     assert found.tolist() == take_one_by_one(passes, per_step, steps)
 
 

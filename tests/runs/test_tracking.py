@@ -13,8 +13,10 @@ import torch
 import wandb
 from PIL import Image
 
+from reid.config import Config
 from reid.runs import tracking
 from reid.runs.environment import code_version
+from reid.runs.logged import why_not_logged, without_dataset
 from reid.runs.tracking import Tracker, keep_steps_before
 from tests.support.offline_runs import read_back, run_of
 
@@ -369,3 +371,12 @@ def test_wandb_that_fails_later_warns_once_and_goes_on(tmp_path, monkeypatch, ca
     assert [line["step"] for line in lines_of(tmp_path)] == [0, 1, 2, 3]
     assert run.calls == 2
     assert capsys.readouterr().err.count("W&B logging is off for the rest of the run: OSError: disk full") == 1
+
+
+def test_metrics_of_one_of_several_datasets():
+    config = Config()
+    assert without_dataset("eval/mall/image/mAP") == "eval/image/mAP" == without_dataset("eval/image/mAP")
+    assert why_not_logged("train/mall/d_ap", config) == "several datasets in --data.root"
+    config.data.root = ["a", "b"]
+    assert why_not_logged("train/mall/d_ap", config) is None
+    assert why_not_logged("train/mall/ctl", config) == "--loss.ctl above 0"

@@ -21,10 +21,11 @@ from PIL import Image, ImageChops, ImageStat
 from reid.config import BatchConfig, DataConfig
 from reid.data.images import Pixels
 from reid.data.manifest import Manifest, Shard, Split, load_manifest
+from reid.data.streams import Stock
 from reid.files import hold
 from shards import images
 from shards.build import build
-from shards.dealing import DEFAULT_IDENTITIES, DEFAULT_STREAMS, deal, default_num_shards
+from shards.dealing import DEFAULT_IDENTITIES, USUAL_STREAMS, deal, default_num_shards
 from shards.images import Encoding, check_image, reencode
 from shards.pack import Packed
 from shards.readers import csv_file, folder, market1501
@@ -164,17 +165,19 @@ def test_default_number_of_shards(identities: int, mib: int, count: int) -> None
 
 @pytest.mark.parametrize(("identities", "count"), [(15, 1), (16, 8), (37, 8), (143, 16)])
 def test_train_has_a_shard_for_each_stream(identities: int, count: int) -> None:
-    assert default_num_shards(identities, 0, DEFAULT_STREAMS) == count
-    assert BatchConfig() == BatchConfig(identities=DEFAULT_IDENTITIES, streams=DEFAULT_STREAMS)
+    assert default_num_shards(identities, 0, USUAL_STREAMS) == count
+    assert BatchConfig() == BatchConfig(identities=DEFAULT_IDENTITIES)
+    stock = Stock.count(np.ones(37), np.arange(37) % 8, np.zeros(8, dtype=int))
+    assert stock.choose(DEFAULT_IDENTITIES) == USUAL_STREAMS
 
 
 @pytest.mark.parametrize(
     ("shards", "advice"),
     [
         ([2] * 8, None),
-        ([1] * 8 + [20], "batch.streams to 1"),
-        ([20], "batch.streams to 1"),
-        ([9, 9], "batch.streams to 2"),
+        ([1] * 8 + [20], None),
+        ([20], None),
+        ([9, 9], None),
         ([3, 2], "batch.identities to at most 5 with batch.streams = 1"),
         ([1] * 37, None),
     ],

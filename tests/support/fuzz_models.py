@@ -59,7 +59,9 @@ def _make_parts(manifest: Manifest) -> Parts:
     config.model.encoder, config.model.weights = "resnet10", "none"
     torch.manual_seed(0)
     model, rest = make_model(classes), torch.nn.Linear(4, 4)
-    return Parts(model, checkpoint_facts(config, manifest, classes), rest, torch.optim.Adam(rest.parameters()))
+    return Parts(
+        model, checkpoint_facts(config, [manifest.fingerprint], classes), rest, torch.optim.Adam(rest.parameters())
+    )
 
 
 def embed(run: Path) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 from reid.config import AugmentConfig, DataConfig
 from reid.data.augmentation import Augmentation
 from reid.data.images import Pixels
+from reid.data.joined import Dataset, Joined
 from reid.data.manifest import Manifest
 from reid.data.plan import Plan
 from reid.data.train_loader import Batch, TrainLoader
@@ -29,7 +32,20 @@ def make_loader(
     split = manifest.split("train")
     plan = Plan(split.images, split.shard, len(split.shards), identities=8, images=3, streams=4, seed=7, steps=STEPS)
     data = DataConfig(root=str(root), height=HEIGHT, width=WIDTH, workers=workers, on_damage=on_damage)
-    return TrainLoader(data, split, replace(plan, **knobs), AUGMENTATION, rank, world_size)
+    return TrainLoader(
+        data, Joined((Dataset(str(root), "drawn", manifest),)), replace(plan, **knobs), AUGMENTATION, rank, world_size
+    )
+
+
+def hash_batches(batches: Iterable[tuple[int, int, Batch]]) -> str:
+    """Hex sha256 of what is in each batch, of its crops and flips and of its layout; of integers only."""
+    digest = hashlib.sha256()
+    for _, _, batch in batches:
+        changes, layout = batch.changes, batch.layout
+        columns = (batch.ids, batch.labels, changes.rows, changes.columns, layout.labels, layout.row_identity)
+        for tensor in columns:
+            digest.update(tensor.numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
 
 
 def tensors_of(batch: Batch) -> dict[str, torch.Tensor]:

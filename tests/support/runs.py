@@ -38,7 +38,7 @@ def make_run(
     folder.mkdir(parents=True)
     save(config, folder / "config.yaml")
     for epoch in (1, 2):
-        about = checkpoint_facts(config, drawn.manifest, len(drawn.manifest.split("train").pids))
+        about = checkpoint_facts(config, [drawn.manifest.fingerprint], len(drawn.manifest.split("train").pids))
         parts = Parts(model, about, rest, torch.optim.SGD(rest.parameters()))
         checkpoint.save(folder / "checkpoints", parts, TrainState(epoch, 0), keep=2)
     return folder

@@ -21,13 +21,14 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import nn
 
-from reid.config import BatchConfig, Config, LossConfig, load
+from reid.config import BatchConfig, Config, EvaluateConfig, LossConfig, load
 from reid.data.images import Pixels
-from reid.data.manifest import load_manifest
+from reid.data.joined import Dataset
+from reid.data.manifest import load_manifest, save_manifest
 from reid.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from reid.data.plan import Plan
 from reid.distributed import start_accelerator
-from reid.evaluation.evaluator import extract
+from reid.evaluation.evaluator import RunSource, extract, list_testable
 from reid.files import check_writable
 from reid.losses.objective import Objective
 from reid.metrics import Features
@@ -38,13 +39,15 @@ from reid.runs.folder import RunFolder
 from reid.runs.store import RunStore
 from reid.training import preemption as stopping
 from reid.training import validation
-from reid.training.setup import check_image_size, check_matches, check_rank_sizes, check_ranks, describe_batch
+from reid.training.data import check_matches, check_rank_sizes, describe_batch, load_data
+from reid.training.setup import check_image_size, check_ranks
 from reid.training.train import train
 from reid.training.trainer import format_progress
 from reid.training.validation import Validation
 from shards.build import build
 from shards.pedestrians.dataset import synthesize
 from shards.readers import market1501
+from tests.support.drawn import Drawn
 from tests.support.models import make_model
 from tests.support.narrow import use_narrow_resnet10
 
@@ -292,7 +295,7 @@ def test_an_average_is_evaluated_and_saved_and_resumed_to_the_bit(
         lambda self, model: evaluated.append(copy.deepcopy(model.state_dict())) or evaluate(self, model),
     )
     assert not again(config)
-    assert "the average of the weights (optim.ema = 0.9) is evaluated" in capsys.readouterr().out
+    assert "optim.ema = 0.9: saved as the model" in capsys.readouterr().out
     straight, skipped = replace(config, name="straight"), replace(config, name="skipped")
     assert not again(straight)
     resumed, uninterrupted = (checkpoint.find(c.folder / "checkpoints")[0] for c in (config, straight))
@@ -323,6 +326,88 @@ def test_the_number_of_ranks_is_shown_and_kept(config: Config, capsys: pytest.Ca
         config.batch.ranks = ranks
         with pytest.raises(ValueError, match=r"trained with 2 ranks, here it is batch.ranks = 1; --batch.ranks=2 "):
             again(config)
+
+
+def test_streams_are_chosen_for_the_data_and_kept_by_a_resume(
+    config: Config, drawn: Drawn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.batch.streams, config.optim.epochs = "auto", 1
+    assert not train(replace(config, name="chosen", batch=replace(config.batch), dry_run=True))
+    assert "4 identities x 2 images, 2 streams" in capsys.readouterr().out
+    assert not train(replace(config, batch=replace(config.batch, streams=1)))
+    config.optim.epochs = 2
+    assert not again(config)  # an earlier version may have chosen 1
+    assert load(config.folder / "config.yaml").batch.streams == 1
+    config.name = "ranks"
+    with pytest.raises(
+        ValueError, match=r"2 training shards are too few for batch.streams = 4; rebuild with --shards 4"
+    ):
+        load_data(config, world_size=4)
+    config.data.root, config.batch.identities = str(drawn.root), 12
+    with pytest.raises(ValueError, match=r"batch.streams = 6 does not divide among 4 ranks; .* launch 1, 2, 3, 6 proc"):
+        load_data(config, world_size=4)
+    config.batch.ranks = 4  # which the configuration says: not a matter of processes
+    assert load_data(config, world_size=2).plan.streams == 4
+
+
+def test_two_datasets_are_trained_resumed_and_evaluated(
+    config: Config, drawn: Drawn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.data.root, config.batch.shares = [config.data.root, str(drawn.root)], [2, 4]
+    config.batch.identities, config.batch.streams, config.optim.epochs = 6, "auto", 1
+    config.eval.every_epochs = 1
+    straight = replace(config, name="straight", optim=replace(config.optim, epochs=2))
+    assert not train(straight)
+    said = capsys.readouterr().out
+    assert ": pedestrians, 8 identities, 32 images, 2 shards; 2 of 6 identities a step, 1 streams" in said
+    assert ": drawn, 16 identities, 68 images, 8 shards; 4 of 6 identities a step, 2 streams" in said
+    assert "query against gallery of drawn, pedestrians, and the mean" in said
+    *steps, last = log_of(straight)
+    for line in steps:
+        if "train/loss" not in line:
+            continue
+        for name in ("cross_entropy", "triplet_d_ap", "triplet_d_an", "d_ap", "d_an"):
+            # every identity has two images here: the anchors, too, are two to one
+            mean = (2 * line[f"train/drawn/{name}"] + line[f"train/pedestrians/{name}"]) / 3
+            assert mean == pytest.approx(line[f"train/{name}"], rel=1e-5)
+        assert not [name for name in line if name.endswith("weight")]
+    for name in ("image/mAP", "centroid/rank1"):
+        mean = (last[f"eval/drawn/{name}"] + last[f"eval/pedestrians/{name}"]) / 2
+        assert last[f"eval/{name}"] == pytest.approx(mean)
+    assert last["eval/last_mAP"] == last["eval/image/mAP"]
+
+    assert not train(config)
+    config.data.root.reverse(), config.batch.shares.reverse()
+    config.optim.epochs = 2
+    assert not again(config)
+    for now, then in zip(log_of(config), log_of(straight), strict=True):
+        assert {n: v for n, v in now.items() if "loss" in n or "mAP" in n} == {
+            n: v for n, v in then.items() if "loss" in n or "mAP" in n
+        }
+    config.batch.streams, config.batch.shares, config.optim.epochs = "auto", [3, 3], 3
+    with pytest.raises(ValueError, match=r"plan has batch.shares = \[4, 2\], here it is \[3, 3\]"):
+        again(config)
+    config.data.root, config.batch.shares = str(drawn.root), None
+    with pytest.raises(ValueError, match=r"its data is \[.*here it is .*data\.root"):
+        again(config)
+
+    evaluated = RunSource(EvaluateConfig(run=str(config.folder)))
+    assert len(evaluated.manifests) == 2
+    for dataset, manifest in evaluated.manifests.items():
+        assert not evaluated._describe(dataset, manifest).notes
+    stranger = replace(manifest, notice="another")
+    (note,) = evaluated._describe("x", stranger).notes
+    assert "trained on other data" in note and all(m.fingerprint[:12] in note for m in evaluated.manifests.values())
+
+
+def test_datasets_of_a_run_without_a_test_set_are_named_and_not_evaluated(
+    drawn: Drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_manifest(replace(drawn.manifest, splits={"train": drawn.manifest.split("train")}), tmp_path)
+    roots = [str(tmp_path), str(drawn.root)]
+    assert list_testable(roots) == [str(drawn.root)]
+    assert f"{tmp_path}: no query and gallery, not evaluated" in capsys.readouterr().err
+    assert list_testable(roots[:1]) == roots[:1]  # whose evaluation says what is missing
 
 
 def test_a_number_of_ranks_that_followed_the_processes() -> None:
@@ -474,7 +559,7 @@ def test_metrics_without_a_camera_rule_say_so(config: Config, root: Path) -> Non
         (replace(manifest, splits=splits), ["2 of 2 query", "3 of 3 held", "gal"]),
     ):
         for (held, last), words in zip(cases, where, strict=True):
-            evaluates = Validation(config.data, whole, held, 8, torch.device("cpu"), enabled=True)
+            evaluates = Validation(config.data, Dataset("here", "drawn", whole), held, 8, torch.device("cpu"))
             text = evaluates.warn_of_cameras(last) or ""
             assert bool(text) == bool(words) and words in text
             assert ("query" in text) == (bool(words) and (last or not held.any()))
@@ -505,14 +590,14 @@ def test_an_image_that_is_too_small_for_the_encoder(config: Config) -> None:
 
 def test_query_and_gallery_without_a_match(config: Config, root: Path) -> None:
     manifest = load_manifest(root)
-    check_matches(config, manifest)
+    check_matches(str(root), manifest)
     gallery, query = manifest.split("gallery"), manifest.split("query")
     one_camera = {"query": replace(query, cameras=((1,),) * len(query.pids)),
                   "gallery": replace(gallery, cameras=((1,),) * len(gallery.pids))}  # fmt: skip
     others = {"gallery": replace(gallery, pids=gallery.pids + 1000)}
     unknown = {name: replace(split, cameras=((-1,),) * len(split.pids)) for name, split in one_camera.items()}
-    check_matches(config, replace(manifest, splits={**manifest.splits, **unknown}))
-    check_matches(config, replace(manifest, splits={"train": manifest.split("train")}))
+    check_matches(str(root), replace(manifest, splits={**manifest.splits, **unknown}))
+    check_matches(str(root), replace(manifest, splits={"train": manifest.split("train")}))
     for splits in (one_camera, others):
         with pytest.raises(ValueError, match=f"data.root = {root}: no query has an image of its identity"):
-            check_matches(config, replace(manifest, splits={**manifest.splits, **splits}))
+            check_matches(str(root), replace(manifest, splits={**manifest.splits, **splits}))
