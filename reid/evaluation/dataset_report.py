@@ -185,7 +185,7 @@ class DatasetReport:
                 (folder / name).unlink(missing_ok=True)
         (folder / THRESHOLDS).unlink(missing_ok=True)
         if evaluation.thresholds:
-            made = {"metric": "cosine", "source": self.source, "model": self.model}
+            made = {"source": self.source, "model": self.model, "flip": self.flip, "dim": query.embeddings.shape[1]}
             write_json(folder / THRESHOLDS, made | evaluation.thresholds)
         report = self._make_report(about, evaluations, options)
         (folder / CAMERAS).unlink(missing_ok=True)

@@ -45,6 +45,10 @@ def _parser() -> argparse.ArgumentParser:
     query.add_argument("--top", type=int, default=10, metavar="K", help="results per photo; default: %(default)s")
     query.add_argument("--gallery", choices=GALLERIES, default="images", help="what is ranked; default: %(default)s")
     query.add_argument("--camera", default="", metavar="NAME", help="leave out images of this camera, e.g. the photos'")
+    unknown = "say unknown if no score reaches this: a cosine, or thresholds.json of an evaluation of the model"
+    query.add_argument("--threshold", default="", metavar="SCORE|FILE", help=unknown)
+    at = "of a file: open_set/RATE or verification/RATE; default: the strictest"
+    query.add_argument("--at", default="", metavar="NAME", help=at)
     query.add_argument("--out", default="", metavar="PAGE.html", help="write the results as a page with pictures")
     sources = "with --out: show pictures of these folders or shards; the index names them but is not trusted"
     query.add_argument("--images", nargs="+", default=[], metavar="DIR", help=sources)

@@ -26,6 +26,7 @@ from reid.reports.html import render
 from reid.search.index import Entry, Hit, Index
 from reid.search.index_files import Meta, Source
 from reid.search.sources import SourceImage, is_shards, list_folder, list_shards, name_root, read_pictures
+from reid.search.threshold import read_threshold
 from reid.search.writer import Appender, append, create, remove
 
 SHOWN_HEIGHT = 256  # people look at more pixels than a small encoder does
@@ -158,21 +159,25 @@ def _query(options: Namespace) -> None:
     if options.images and not options.out:
         raise ValueError("--images works only with --out PAGE.html, which shows pictures")
     embedder = _load_model_of(index, options)
+    threshold = read_threshold(options.threshold, options.at, embedder, options.gallery)
     started = time.perf_counter()
     features = embedder.embed(options.photos)
     embedded = time.perf_counter()
     hits = index.search(features, options.top, options.gallery, options.camera)
     searched = time.perf_counter()
     times = f"{embedded - started:.2f} s for {len(features)} photos, {searched - embedded:.2f} s for the search"
-    # No other reason: an index that is not empty always has a nearest image.
-    nothing = f"nothing found: all images are by camera {options.camera}, which --camera leaves out"
-    answers, documents = [], []
+    answers, documents, reasons = [], [], []
     for photo, found in zip(options.photos, hits, strict=True):
-        answered = [_answer(index, photo, rank, hit) for rank, hit in enumerate(found, start=1)]
+        # No other reasons: an index that is not empty always has a nearest image.
+        nothing = f"nothing found: all images are by camera {options.camera}, which --camera leaves out"
+        if found and found[0].score < threshold:
+            nothing = f"unknown: the best score, {found[0].score:.3f}, is below the threshold, {threshold:.3f}"
+        reasons.append(nothing)
+        answered = [_answer(index, photo, rank, hit) for rank, hit in enumerate(found, 1) if hit.score >= threshold]
         lines = [f"{answer.rank:>5}  {answer.score:6.3f}  {answer.description}  {answer.path}" for answer in answered]
         print("\n".join(map(_printable, [photo, *(lines or [f"       {nothing}"])])))
         results = [{key: value for key, value in asdict(answer).items() if key != "query"} for answer in answered]
-        documents.append({"query": photo, "results": results})
+        documents.append({"query": photo, "results": results} | ({} if results else {"reason": nothing}))
         answers.append(answered)
     print(times, file=sys.stderr)
     if options.csv:
@@ -188,10 +193,11 @@ def _query(options: Namespace) -> None:
             "index": f"{options.index}: {len(index):,} images of {len(index.meta.identities):,} identities",
             "gallery": options.gallery + (f", camera {options.camera} left out" if options.camera else ""),
             "model": f"{embedder.source}, fingerprint {embedder.fingerprint[:12]}" + f", {FLIP_TEST}" * embedder.flip,
+            **({"threshold": f"{threshold:.4f}"} if options.threshold else {}),
             "time": times,
         }
-        entries = [index.entry(hit.row) for found in hits for hit in found]
-        _write_page(options, facts, entries, answers, embedder.pixels, nothing)
+        entries = [index.entry(hit.row) for found in hits for hit in found if hit.score >= threshold]
+        _write_page(options, facts, entries, answers, embedder.pixels, reasons)
 
 
 def _printable(text: str) -> str:
@@ -212,11 +218,11 @@ def _answer(index: Index, photo: str, rank: int, hit: Hit) -> Answer:
 
 def _write_page(
     options: Namespace, facts: dict[str, str], entries: list[Entry], answers: Sequence[Sequence[Answer]], seen: Pixels,
-    nothing: str,
+    reasons: Sequence[str],
 ) -> None:  # fmt: skip
     """Write the answers and the pictures of their entries, with more pixels than the encoder has `seen`.
 
-    nothing: why a photo has no answers.
+    reasons: for each photo why it has no answers, if it has none.
     """
     scale = max(1, round(SHOWN_HEIGHT / seen.height))
     pixels = replace(seen, height=scale * seen.height, width=scale * seen.width)
@@ -224,9 +230,9 @@ def _write_page(
     pictures = iter(read_pictures(entries, pixels, roots))
     shown = [[(answer, next(pictures)) for answer in found] for found in answers]
     queries = [(name, pixels.decode(read_image_file(name), name).permute(1, 2, 0).numpy()) for name in options.photos]
-    lists = list(zip(queries, shown, strict=True))
+    lists = list(zip(queries, shown, reasons, strict=True))
     title = Path(options.index).resolve().name
-    page = render("search.html", title=title, search_facts=facts, lists=lists, nothing=nothing)
+    page = render("search.html", title=title, search_facts=facts, lists=lists)
     Path(options.out).write_text(page, encoding="utf-8", errors="replace")
     print(f"page: {options.out}")
     lost = sum(picture is None and answer.root in roots for found in shown for answer, picture in found)

@@ -360,6 +360,8 @@ def test_wandb_gets_the_same_tables_and_pictures(drawn: Drawn, tmp_path: Path, m
     seen: dict[str, object] = {}
 
     class Recorder:
+        where = ""
+
         def __init__(self, folder: Path, **knobs: object) -> None:
             seen.update(folder=folder, **knobs)
 

@@ -24,6 +24,7 @@ from reid import Embedder, export
 from reid.data.images import Pixels
 from reid.export import TOLERANCE
 from reid.metrics.features import JUNK
+from reid.model.saved import MODEL, hash_file
 from reid.search import __main__ as search
 from reid.search.index import Entry, Index
 from reid.search.index_files import Source, describe_meta, read_meta
@@ -144,6 +145,32 @@ def test_a_query_finds_its_person(album: Album, tmp_path: Path, capsys) -> None:
     assert all(f"{result['rank']:>5}  {result['score']:6.3f}  identity" in printed for result in document[0]["results"])
     page = outputs["html"].read_text()
     assert page.count("<article>") == 2 and page.count("data:image/jpeg;base64,") == 2 + 8 and "no image" not in page
+
+
+def thresholds(album: Album, path: Path, **changes: object) -> Path:
+    """What an evaluation of the album's model would write."""
+    embedder = Embedder.load(album.run, device="cpu")
+    made = {"model": hash_file(embedder.source / MODEL), "flip": False, "dim": embedder.dim}
+    rates = {"0.1": {"threshold": 0.5}, "0.01": {"threshold": 0.9999}}
+    path.write_text(json.dumps({**made, "open_set": {"thresholds": rates}, **changes}))
+    return path
+
+
+@pytest.mark.parametrize(("at", "threshold"), [("", 0.9999), ("open_set/0.1", 0.5)])
+def test_below_a_threshold_people_are_unknown(
+    album: Album, tmp_path: Path, capsys: pytest.CaptureFixture[str], at: str, threshold: float
+) -> None:
+    file, out = thresholds(album, tmp_path / "thresholds.json"), tmp_path / "result.json"
+    asked = [album.photos / "anna" / "0.png", photo(tmp_path / "new.png", 30)]
+    chosen = ["--threshold", file, *(["--at", at] if at else []), "--json", out, "--out", tmp_path / "result.html"]
+    assert call("query", album.index, *asked, *chosen) == 0
+    known, unknown = json.loads(out.read_text())
+    assert known["results"][0]["identity"] == "anna" and known["results"][0]["score"] >= threshold
+    assert all(result["score"] >= threshold for result in unknown["results"])
+    if not at:
+        assert not unknown["results"] and unknown["reason"].startswith("unknown: the best score, ")
+        assert "below the threshold, 1.000" in capsys.readouterr().out
+        assert unknown["reason"] in (tmp_path / "result.html").read_text()
 
 
 def test_centroids_are_means_and_strangers_stand_alone(album: Album, tmp_path: Path) -> None:
@@ -434,6 +461,46 @@ BAD: dict[str, tuple[Callable[[Album, Path, Path], list], str]] = {
     "no page": (
         lambda a, c, t: ["query", c, a.photos / "anna" / "0.png", "--images", a.photos],
         "--images works only with --out",
+    ),
+    "threshold of another model": (
+        lambda a, c, t: [
+            "query",
+            c,
+            a.photos / "anna" / "0.png",
+            "--threshold",
+            thresholds(a, t / "x", model="0"),
+        ],
+        "is of another model than the index",
+    ),
+    "threshold of the flip test": (
+        lambda a, c, t: [
+            "query",
+            c,
+            a.photos / "anna" / "0.png",
+            "--threshold",
+            thresholds(a, t / "x", flip=True),
+        ],
+        "is of another model than the index (flip: True against False)",
+    ),
+    "unknown threshold": (
+        lambda a, c, t: [
+            "query",
+            c,
+            a.photos / "anna" / "0.png",
+            "--threshold",
+            thresholds(a, t / "x"),
+            "--at",
+            "fpr",
+        ],
+        "x has open_set/0.1, open_set/0.01",
+    ),
+    "damaged thresholds": (
+        lambda a, c, t: ["query", c, a.photos / "anna" / "0.png", "--threshold", a.photos / "notes.txt"],
+        "is not a thresholds.json",
+    ),
+    "threshold of no cosine": (
+        lambda a, c, t: ["query", c, a.photos / "anna" / "0.png", "--threshold", 1.5],
+        "--threshold 1.5: give a cosine",
     ),
     "a fifo": (lambda a, c, t: ["query", c, fifo(t / "f.jpg")], "f.jpg: is a FIFO"),
     "no place": (
