@@ -3,7 +3,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 QUICKSTART := data/quickstart
 TUTORIAL := data/tutorial
-LAUNCH := $(BIN)/accelerate launch --config_file launch/cpu.yaml
 
 # Variables of `make reproduce`: see docs/reproduction.md. DATA is the user's own copy of Market-1501.
 DATA :=
@@ -37,29 +36,29 @@ help:
 # Deletes data/quickstart and runs/quickstart and starts again each time.
 quickstart: .venv/installed
 	rm -rf $(QUICKSTART) runs/quickstart
-	$(BIN)/python -m shards synth --identities-train 200 --out $(QUICKSTART)/pedestrians
-	$(BIN)/python -m shards build market1501 --dataset pedestrians --root $(QUICKSTART)/pedestrians --out $(QUICKSTART)/shards
-	$(LAUNCH) train.py --config configs/quickstart.yaml
-	$(LAUNCH) evaluate.py --run runs/quickstart '--baselines=[untrained,histogram]'
+	$(BIN)/reid shards synth --identities-train 200 --out $(QUICKSTART)/pedestrians
+	$(BIN)/reid shards build market1501 --dataset pedestrians --root $(QUICKSTART)/pedestrians --out $(QUICKSTART)/shards
+	$(BIN)/reid train --processes 2 --config configs/quickstart.yaml
+	$(BIN)/reid evaluate --processes 2 --run runs/quickstart '--baselines=[untrained,histogram]'
 
 # Deletes data/tutorial and runs/tutorial and starts again each time. docs/tutorial.md explains the steps.
 tutorial: .venv/installed
 	rm -rf $(TUTORIAL) runs/tutorial
-	$(BIN)/python -m shards synth-footage --people 60 --frames 120 --width 960 --height 160 --out $(TUTORIAL)/footage
-	$(BIN)/python -m shards build mot --root $(TUTORIAL)/footage --dataset tutorial --ids shared --every 2 \
+	$(BIN)/reid shards synth-footage --people 60 --frames 120 --width 960 --height 160 --out $(TUTORIAL)/footage
+	$(BIN)/reid shards build mot --root $(TUTORIAL)/footage --dataset tutorial --ids shared --every 2 \
 	    --min-visibility 0.5 --pad-box 0.05 --test-share 0.4 --out $(TUTORIAL)/shards
-	$(BIN)/python -m shards verify $(TUTORIAL)/shards --decode
-	$(BIN)/python train.py --config configs/tutorial.yaml
-	$(BIN)/python evaluate.py --run runs/tutorial --baselines untrained histogram
-	$(BIN)/python -m reid.search index --checkpoint runs/tutorial --images $(TUTORIAL)/shards \
+	$(BIN)/reid shards verify $(TUTORIAL)/shards --decode
+	$(BIN)/reid train --config configs/tutorial.yaml
+	$(BIN)/reid evaluate --run runs/tutorial --baselines untrained histogram
+	$(BIN)/reid search index --checkpoint runs/tutorial --images $(TUTORIAL)/shards \
 	    --out $(TUTORIAL)/people.index
 	tar -xf $(TUTORIAL)/shards/query-0000.tar --one-top-level=$(TUTORIAL)/queries
-	$(BIN)/python -m reid.search query $(TUTORIAL)/people.index $(TUTORIAL)/queries/tutorial-query-000026.000.jpg \
+	$(BIN)/reid search query $(TUTORIAL)/people.index $(TUTORIAL)/queries/tutorial-query-000026.000.jpg \
 	    --camera 1 --top 8 --out $(TUTORIAL)/result.html --images $(TUTORIAL)/shards
 
 # Uses existing shards and resumes an existing run: repeat the command to finish an interrupted run.
 reproduce: market-folder .venv/installed
-	test -f $(SHARDS)/manifest.json || $(BIN)/python -m shards build market1501 --root "$(DATA)" --out $(SHARDS)
+	test -f $(SHARDS)/manifest.json || $(BIN)/reid shards build market1501 --root "$(DATA)" --out $(SHARDS)
 	$(BIN)/accelerate launch --config_file $(LAUNCH_FILE) train.py --config $(CONFIG) --data.root=$(SHARDS) \
 	    --runs=$(RUNS) --name=$(RUN) --resume=auto $(FLAGS)
 	$(BIN)/accelerate launch --config_file $(LAUNCH_FILE) evaluate.py --run $(RUNS)/$(RUN) \

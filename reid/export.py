@@ -1,4 +1,4 @@
-"""The export program: `python -m reid.export --checkpoint runs/x --format onnx --out x.onnx`.
+"""The export program: `reid export --checkpoint runs/x --format onnx --out x.onnx`.
 
 onnx and torch_export hold a graph from float32 images (batch, 3, height, width), RGB, 0 to 1, to features (batch, dim)
 after the neck; it normalizes images, but does not resize them. safetensors holds the weights of encoder and neck. Each

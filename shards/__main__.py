@@ -1,4 +1,4 @@
-"""The command line: `python -m shards build | split | merge | verify | stats | stage | synth | synth-footage`."""
+"""The command line: `reid shards build | split | merge | verify | stats | stage | synth | synth-footage`."""
 
 import argparse
 import io
@@ -232,7 +232,7 @@ def _synth_footage(options: argparse.Namespace) -> int:
     boxes = film.synthesize(options.out, **{name: getattr(options, name) for name in film.ARGUMENTS})
     print(
         f"footage: {options.out} ({boxes} boxes); build it with: "
-        f"python -m shards build mot --root {options.out} --ids shared --test-share 0.3 --shards 8 --out <folder>"
+        f"reid shards build mot --root {options.out} --ids shared --test-share 0.3 --shards 8 --out <folder>"
     )
     return 0
 

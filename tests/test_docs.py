@@ -25,6 +25,7 @@ from accelerate.commands.launch import launch_command_parser
 
 from reid import config, export
 from reid.config import Config, EvaluateConfig, check, check_evaluation, parse
+from reid.launcher import take_processes
 from reid.metrics import bootstrap, retrieval
 from reid.model import __main__
 from reid.search import __main__ as search
@@ -252,6 +253,14 @@ def check_pip(words: Sequence[str]) -> None:
     assert {name for names in asked for name in names.split(",")} <= set(extras)
 
 
+def check_reid(words: Sequence[str]) -> None:
+    name, *words = words
+    _, words = take_processes(words)
+    CHECKS[name if name in CHECKS else {"sweep": "launch.sweep"}.get(name, f"reid.{name}")](words)
+    if "--" in words:  # the rest are flags of train.py
+        check_train(words[words.index("--") + 1 :])
+
+
 CHECKS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": check_train,
     "evaluate": check_evaluate,
@@ -265,6 +274,7 @@ PROGRAMS = {
     "make": check_make,
     "accelerate": check_launch,
     "python": check_python,
+    "reid": check_reid,
     "sbatch": check_sbatch,
     "pip": check_pip,
 }
@@ -298,11 +308,12 @@ def test_documented_commands_parse(page: str, command: str) -> None:
     [
         "accelerate launch train.py --config configs/market1501.yaml --los.w1=1",
         "accelerate launch --config_file launch/gpus.yaml train.py --config configs/market1501.yaml",
-        "python evaluate.py --compare runs/a",
-        "python -m shards biuld folder --root x --out y",
-        "python -m reid.search query people.index",
-        "python launch/sweep.py configs/sweeps/w1.yaml",
-        "python launch/sweep.py configs/sweeps/w1_margin.yaml -- --loss.w3=1",
+        "reid evaluate --compare runs/a",
+        "reid shards biuld folder --root x --out y",
+        "reid search query people.index",
+        "reid trian --config configs/market1501.yaml",
+        "reid sweep configs/sweeps/w1.yaml",
+        "reid sweep configs/sweeps/w1_margin.yaml -- --loss.w3=1",
         "python -m tests.bench.losses --large",
         "sbatch slurm/trian.sbatch --name x",
         "make tset",
@@ -328,8 +339,8 @@ def test_unchecked_commands_are_in_use() -> None:
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 SHORTER = {  # flags after those of the tutorial: footage of seconds, two steps, small images
     "synth-footage": ["--frames=40", "--width=480", "--height=80"],
-    "evaluate.py": ["--wandb=off"],
-    "train.py": ["--optim.epochs=1", "--batch.steps_per_epoch=2", "--data.height=32", "--data.width=16"],
+    "evaluate": ["--wandb=off"],
+    "train": ["--optim.epochs=1", "--batch.steps_per_epoch=2", "--data.height=32", "--data.width=16"],
 }
 
 
@@ -351,15 +362,15 @@ def test_the_tutorial_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def run_of_tutorial(words: Sequence[str], folder: Path) -> None:
     program, *words = (words[0], *words[1:], *next((more for name, more in SHORTER.items() if name in words), ()))
-    if program != ".venv/bin/python":
+    if program != ".venv/bin/reid":
         subprocess.run([program, *words], check=True, timeout=60)
-    elif words[0] == "-m":
-        assert {"shards": shards_main, "reid.search": search.main}[words[1]](words[2:]) in (0, None)
+    elif words[0] in ("shards", "search"):
+        assert {"shards": shards_main, "search": search.main}[words[0]](words[1:]) in (0, None)
     else:
-        if words[0] == "train.py":
+        if words[0] == "train":
             words += [f"--runs={folder / 'runs'}"]
             words += [f"--data.root={folder / 'data/tutorial/shards'}"] if "--name=mine" not in words else []
-        status, said = run_program(*words)
+        status, said = run_program("reid", *words)
         assert status == 0, said
 
 
@@ -447,7 +458,7 @@ def test_the_quickstart_draws_builds_trains_and_evaluates() -> None:
 
 def programs_of(*words: str) -> list[str]:
     """Check and return the commands of a target that start one of our programs."""
-    commands = [command for command in split_commands(dry_make(*words)) if re.search(r"-m shards| launch ", command)]
+    commands = [command for command in split_commands(dry_make(*words)) if re.search(r"/reid | launch ", command)]
     for command in commands:
         check_command(command)
     return commands

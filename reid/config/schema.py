@@ -25,7 +25,7 @@ class DataConfig(Section):
     """The shards and how they are read."""
 
     root: list[str] | str = "data/market1501"
-    """Folder of shards (`python -m shards build`), with manifest.json, or its http, https, s3 or gs URL; or a list of
+    """Folder of shards (`reid shards build`), with manifest.json, or its http, https, s3 or gs URL; or a list of
     several datasets to train on together."""
     height: Size = 256
     """Height in pixels of the encoder's input."""
@@ -150,7 +150,7 @@ class ModelConfig(Section):
     """Encoder, pooling and heads."""
 
     encoder: str = "resnet50"
-    """Backbone: `python -m reid.model list` shows all; resnet10 is for CPUs; timm/<name>, timm/hf-hub:<org>/<name>."""
+    """Backbone: `reid model list` shows all; resnet10 is for CPUs; timm/<name>, timm/hf-hub:<org>/<name>."""
     weights: str = "imagenet"
     """Initial weights: imagenet (published, downloaded once), none, a .safetensors or .pth file, or a run's folder."""
     weights_key: str = ""

@@ -103,7 +103,7 @@ def load_manifest(root: str | Path) -> Manifest:
     """Read and check the manifest of a folder or URL. Raises ValueError, which names the file and the fix."""
     if not is_remote(root):
         if not Path(root).is_dir():
-            raise ValueError(f"{root}: no such folder; build the shards first: python -m shards build --help")
+            raise ValueError(f"{root}: no such folder; build the shards first: reid shards build --help")
         if not Path(root, MANIFEST_NAME).is_file():
             raise ValueError(
                 f"{root}: no {MANIFEST_NAME}: not a folder of shards, or an unfinished build; build it again"

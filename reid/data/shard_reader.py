@@ -36,8 +36,8 @@ class DamagedData(ValueError):
 def damage_advice(root: str | Path) -> str:
     """Return how to list all damage: `verify` reads local folders."""
     if is_remote(root):
-        return "copy the shards to a local folder, where `python -m shards verify --decode` lists all damage"
-    return f"`python -m shards verify --decode {root}` lists all damage"
+        return "copy the shards to a local folder, where `reid shards verify --decode` lists all damage"
+    return f"`reid shards verify --decode {root}` lists all damage"
 
 
 @dataclass

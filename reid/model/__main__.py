@@ -1,4 +1,4 @@
-"""`python -m reid.model`: lists encoders, downloads their weights, and shows what a file of weights holds."""
+"""`reid model`: lists encoders, downloads their weights, and shows what a file of weights holds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from reid.program import name_program
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `python -m reid.model list`, `fetch NAME ...` or `inspect FILE`.
+    """Run `reid model list`, `fetch NAME ...` or `inspect FILE`.
 
     Returns the exit status, 2 for an error of the user.
     """

@@ -1,4 +1,4 @@
-"""What a file of weights holds, and which encoders it fits: the tables of `python -m reid.model inspect FILE`."""
+"""What a file of weights holds, and which encoders it fits: the tables of `reid model inspect FILE`."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def choose_place(places: list[Place], config: ModelConfig, content: Mapping[Any,
 
 def _suggest(config: ModelConfig) -> str:
     return (
-        f"change model.encoder (now {config.encoder}) to the file's, which `python -m reid.model inspect FILE` shows, "
+        f"change model.encoder (now {config.encoder}) to the file's, which `reid model inspect FILE` shows, "
         "or load only what fits with model.weights_partial=true"
     )
 

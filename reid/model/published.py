@@ -62,7 +62,7 @@ def fetch(name: str) -> Path:
     except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; a wrong hash is a RuntimeError
         raise ValueError(
             f"model.weights = imagenet: {path.name} is not in {path.parent} and cannot be fetched ({error}); on a "
-            f"machine with internet run `python -m reid.model fetch {name}` and copy the file into that folder, or "
+            f"machine with internet run `reid model fetch {name}` and copy the file into that folder, or "
             "give model.weights a local file, or none"
         ) from error
     return path

@@ -117,6 +117,6 @@ def _first_line(error: Exception) -> str:
 
 def _how_to_fetch(name: str) -> str:
     return (
-        f"run `python -m reid.model fetch {name}` on a machine with internet and copy the Hugging Face cache (HF_HOME) "
+        f"run `reid model fetch {name}` on a machine with internet and copy the Hugging Face cache (HF_HOME) "
         "here, or give model.weights a local file"
     )

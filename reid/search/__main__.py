@@ -1,4 +1,4 @@
-"""The search program: `python -m reid.search index | add | query | remove | info`."""
+"""The search program: `reid search index | add | query | remove | info`."""
 
 from __future__ import annotations
 

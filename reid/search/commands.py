@@ -1,4 +1,4 @@
-"""The commands of `python -m reid.search`: add images to an index, search it for photos, and write what was found."""
+"""The commands of `reid search`: add images to an index, search it for photos, and write what was found."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def _sum_document(document: dict[str, Any]) -> int:
 def read_meta(folder: Path) -> Meta:
     path = folder / META
     if not path.is_file():
-        raise ValueError(f"{folder} is not an index: it has no {META}; make one with `python -m reid.search index`")
+        raise ValueError(f"{folder} is not an index: it has no {META}; make one with `reid search index`")
     try:
         read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         checksum = read.pop("checksum", None)

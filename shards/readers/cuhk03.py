@@ -31,7 +31,7 @@ def read(root: Path, boxes: str = "detected") -> RawDataset:
     if matlab and not (root / boxes).is_dir():
         raise WrongLayoutError(
             f"{matlab[0]}: CUHK03 as MATLAB data is not read; take the images of the new protocol (cuhk03-np, with "
-            f"{' and '.join(BOXES)}): python -m shards build cuhk03 --root cuhk03-np --out <folder>"
+            f"{' and '.join(BOXES)}): reid shards build cuhk03 --root cuhk03-np --out <folder>"
         )
     for folder in (root, root / boxes):
         check_folder(folder, f"give --root the folder that holds {', '.join(BOXES)}")

@@ -13,7 +13,7 @@ NOTICE = (
 )
 # The gallery with its 2,798 distractors and 3,819 junk images.
 PUBLISHED = {"train": Counts(12_936, 751), "query": Counts(3_368, 750), "gallery": Counts(19_732, 750)}
-# `python -m shards synth` draws people in this layout and writes this file; Market-1501's terms do not apply to them.
+# `reid shards synth` draws people in this layout and writes this file; Market-1501's terms do not apply to them.
 DRAWN_MARKER = "pedestrians.json"
 DRAWN_NOTICE = "Drawn pedestrians: made by a program, no person is depicted, no terms."
 

@@ -244,7 +244,7 @@ def store_no_image(root: Path) -> str:
     replace_image(shard, name, b"this is no image")
     return (
         rf"^{shard}: {name} \(byte \d+\): image cannot be decoded: .*; "
-        rf"`python -m shards verify --decode {root}` lists all damage"
+        rf"`reid shards verify --decode {root}` lists all damage"
     )
 
 
@@ -281,7 +281,7 @@ def test_damage_is_named(damaged, damage, workers):
 
 
 def test_damage_of_remote_shards_is_listed_after_a_copy():
-    assert "copy the shards to a local folder, where `python -m shards verify" in damage_advice("http://host/x")
+    assert "copy the shards to a local folder, where `reid shards verify" in damage_advice("http://host/x")
 
 
 def set_in_image(**values):

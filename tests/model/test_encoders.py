@@ -345,7 +345,7 @@ def test_timm_errors(monkeypatch):
     with pytest.raises(ValueError, match=r"model\.encoder = timm/resnet51.* no such model: .*resnet"):
         make_encoder("timm/resnet51")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=r"timm/resnet10t: .*run `python -m reid\.model fetch timm/resnet10t`"):
+    with pytest.raises(ValueError, match=r"timm/resnet10t: .*run `reid model fetch timm/resnet10t`"):
         make_encoder("timm/resnet10t", "imagenet")
 
 

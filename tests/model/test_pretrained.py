@@ -366,7 +366,7 @@ def test_imagenet_weights_without_internet(monkeypatch, cache):
         make_encoder("resnet18", "imagenet")
     assert str(error.value) == (
         f"model.weights = imagenet: resnet18-f37072fd.pth is not in {cache} and cannot be fetched (<urlopen error no "
-        "route>); on a machine with internet run `python -m reid.model fetch resnet18` and copy the file into that "
+        "route>); on a machine with internet run `reid model fetch resnet18` and copy the file into that "
         "folder, or give model.weights a local file, or none"
     )
     assert list(cache.iterdir()) == []

@@ -122,7 +122,7 @@ def test_cuhk_as_matlab_data(tmp_path: Path, name: str) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"MATLAB 7.3 MAT-file")
     for root in (tmp_path, path):
-        with pytest.raises(ValueError, match=r"cuhk-03\.mat: .*python -m shards build cuhk03 --root cuhk03-np"):
+        with pytest.raises(ValueError, match=r"cuhk-03\.mat: .*reid shards build cuhk03 --root cuhk03-np"):
             cuhk03.read(root)
 
 
