@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from accelerate.commands.launch import launch_command_parser
 
+from reid import __main__ as reid_program
 from reid import config, export
 from reid.config import Config, EvaluateConfig, check, check_evaluation, parse
 from reid.launcher import take_processes
@@ -114,7 +115,7 @@ def test_the_index_links_every_page() -> None:
 
 def test_architecture_lists_every_package() -> None:
     rows = re.findall(r"^\| \d \| `(reid/[\w.]+)", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)
-    parts = {name_of(path) for path in (ROOT / "reid").iterdir() if not path.name.startswith("__")}
+    parts = {name_of(path) for path in (ROOT / "reid").iterdir() if not path.name.startswith(("__", "py.typed"))}
     assert sorted(rows) == sorted(parts)
 
 
@@ -255,6 +256,7 @@ def check_pip(words: Sequence[str]) -> None:
 
 def check_reid(words: Sequence[str]) -> None:
     name, *words = words
+    assert name in reid_program.PROGRAMS, name
     _, words = take_processes(words)
     CHECKS[name if name in CHECKS else {"sweep": "launch.sweep"}.get(name, f"reid.{name}")](words)
     if "--" in words:  # the rest are flags of train.py

@@ -128,9 +128,7 @@ def format_start_up(
         "steps": f"{plan.steps_per_epoch} an epoch, {config.optim.epochs} epochs, "
         + (f"from epoch {state.epoch + 1} step {state.step + 1}" if state.epoch < config.optim.epochs else "all made"),
         "evaluates": describe_evaluation(data.joined.datasets, bool(data.held_out.any())),
-        **(
-            {"average": f"optim.ema = {config.optim.ema}: evaluated and saved as the model"} if config.optim.ema else {}
-        ),
+        **({"average": f"optim.ema = {config.optim.ema}: saved as the model"} if config.optim.ema else {}),
         "writes to": "nothing (dry run)" if config.dry_run else str(config.folder),
     }
     return "\n".join(f"{name:>10}  {value}" for name, value in rows.items())

@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -77,20 +78,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--omniglot", type=Path, default=Path("data/omniglot"), help="shards; default: data/omniglot")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args()
     out = options.out.absolute()
     shards = {dataset: prepare(dataset, out, options.omniglot) for dataset in OTHER}
-    sources = {name: train(out, f"source {name}", name, shards[name], 0, *SOURCE) for name in OTHER}
-    found: dict[tuple[str, str, bool], list[float]] = {}
-    for seed in SEEDS:
-        for dataset, other in OTHER.items():
-            for setting, (transfers, flags) in SETTINGS.items():
-                start = (f"--model.weights={sources[other]}",) if transfers else ()
-                name = f"{dataset} {setting} seed {seed}"
-                folder = train(out, name, dataset, shards[dataset], seed, *SHORT, *start, *flags)
-                for flip in (False, True):
-                    found.setdefault((dataset, setting, flip), []).append(evaluate(folder, flip))
-                print(f"{name}: {found[dataset, setting, False][-1]:.1f}", file=sys.stderr, flush=True)
+
+    def measure(dataset: str, setting: str, seed: int) -> list[float]:
+        """Return the image mAP without and with the flip test."""
+        transfers, flags = SETTINGS[setting]
+        start = (f"--model.weights={sources[OTHER[dataset]]}",) if transfers else ()
+        name = f"{dataset} {setting} seed {seed}"
+        folder = train(out, name, dataset, shards[dataset], seed, *SHORT, *start, *flags)
+        values = [evaluate(folder, flip) for flip in (False, True)]
+        print(f"{name}: {values[0]:.1f}, with the flip test {values[1]:.1f}", file=sys.stderr, flush=True)
+        return values
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        made = pool.map(lambda name: train(out, f"source {name}", name, shards[name], 0, *SOURCE), OTHER)
+        sources = dict(zip(OTHER, made, strict=True))
+        runs = [(dataset, setting, seed) for seed in SEEDS for setting in SETTINGS for dataset in OTHER]
+        values = pool.map(lambda run: measure(*run), runs)
+        found: dict[tuple[str, str, bool], list[float]] = {}
+        for (dataset, setting, _), pair in zip(runs, values, strict=True):
+            for flip, value in zip((False, True), pair, strict=True):
+                found.setdefault((dataset, setting, flip), []).append(value)
     print(format_table(found))
 
 

@@ -18,7 +18,7 @@ from reid.config import Config, EvaluateConfig, parse
 from reid.data.images import Pixels
 from reid.data.manifest import load_manifest
 from reid.evaluation import evaluate
-from reid.evaluation.dataset_report import ABOUT, BASELINES, CAMERAS, FEATURES, METRICS, PER_QUERY
+from reid.evaluation.dataset_report import ABOUT, BASELINES, CAMERAS, FEATURES, METRICS, PER_QUERY, THRESHOLDS
 from reid.evaluation.evaluator import extract, name_image
 from reid.evaluation.external_features import read_features
 from reid.metrics import retrieval
@@ -62,7 +62,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, drawn: Drawn, other: Drawn) -
         patch.setattr("builtins.print", lambda *words, **_: said.append(" ".join(map(str, words))))
         call(
             str(run), "--data", str(drawn.root), str(other.root), "--rerank", "--save-features",
-            "--baselines", "histogram", "--ranks", "1", "3", "60",
+            "--baselines", "histogram", "--ranks", "1", "3", "60", "--verification", "--open-set=0.5",
         )  # fmt: skip
     return Done(run, drawn, other, "\n".join(said))
 
@@ -81,7 +81,7 @@ def folders(done: Done) -> tuple[Path, Path]:
 
 
 def test_every_dataset_has_its_folder_and_all_files(done: Done) -> None:
-    files = {METRICS, BASELINES, ABOUT, CAMERAS, PER_QUERY, *FEATURES}
+    files = {METRICS, BASELINES, ABOUT, CAMERAS, THRESHOLDS, PER_QUERY, *FEATURES}
     assert {"metrics.json", "baselines.json", "about.json", "cameras.json", "per_query.npz", "query.npz"} < files
     for folder in folders(done):
         names = {path.name for path in folder.iterdir()}

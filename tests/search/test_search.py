@@ -556,11 +556,11 @@ def test_the_commands_and_the_code_of_the_documentation_run(
     for name in ("someone.jpg", "a.jpg", "b.png"):
         photo(tmp_path / name, 0)
     text = (ROOT / "docs" / "search.md").read_text()
-    commands = re.findall(r"^python -m (reid\.\w+) (.*)$", text, re.MULTILINE)
+    commands = re.findall(r"^reid (\w+) (.*)$", text, re.MULTILINE)
     assert len(commands) == 6
-    programs = {"reid.search": search.main, "reid.export": export.main}
-    for module, words in commands:
-        programs[module](shlex.split(words))
+    programs = {"search": search.main, "export": export.main}
+    for program, words in commands:
+        programs[program](shlex.split(words))
     assert {"result.html", "people.index", "market1501.onnx"} <= {path.name for path in tmp_path.iterdir()}
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names = {"pil_image": Image.open("b.png"), "array": np.asarray(Image.open("b.png"))}

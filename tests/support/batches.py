@@ -28,7 +28,8 @@ def split_batch(name: str, world_size: int, dtype: torch.dtype = torch.float64) 
 def losses_of(features: Tensor, total: Tensor) -> Losses:
     """What the objective would return of these features and this loss, without terms."""
     layout = build_layout([np.arange(len(features))])
-    return Losses(total, {}, features.clone(), layout, sums=None, anchors={})
+    logits = features.new_zeros(len(features), 1)
+    return Losses(total, {}, features.clone(), layout, sums=None, logits=logits, anchors={})
 
 
 def _even(world_size: int) -> list[list[int]]:
