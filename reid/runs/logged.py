@@ -30,7 +30,7 @@ OF_A_DATASET = (
 
 
 def without_dataset(metric: str) -> str:
-    """Return the one of OF_A_DATASET of which `metric` is the value for a dataset: train/<dataset>/d_ap; or `metric`."""
+    """Return the one of OF_A_DATASET whose value for a dataset is `metric` (train/<dataset>/d_ap), or `metric`."""
     kind, _, rest = metric.partition("/")
     name = f"{kind}/{rest.partition('/')[2]}"
     return name if metric not in METRICS and name in OF_A_DATASET else metric
