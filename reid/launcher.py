@@ -51,8 +51,8 @@ def launch(module: str, flags: Sequence[str], processes: int) -> int:
         processes: their number; with GPUs, each uses one.
 
     Returns:
-        The exit status, that of the process that failed first: 2 for an error of the user, 75 for a stop on request, and
-        128 plus the number of the signal that killed it.
+        The exit status, that of the process that failed first: 2 for an error of the user, 75 for a stop on request,
+        128 plus the number of the signal if it was killed.
 
     Raises:
         ValueError: the machine has GPUs, but fewer than processes.
