@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 from collections.abc import Sequence
 from types import FrameType
 
@@ -39,10 +40,19 @@ def take_processes(flags: Sequence[str]) -> tuple[int, list[str]]:
 
 
 def launch(module: str, flags: Sequence[str], processes: int) -> int:
-    """Run `python -m module` in several processes of this machine, and return the exit status.
+    """Run `python -m module` in several processes of this machine.
 
-    A process that fails has said why, so the launcher's own report of 10 to 30 lines is left out. The status is that of
-    the process that failed first: 2 for an error of the user, 75 for a stop on request.
+    A process that fails has said why, so torchrun's own report of 10 to 30 lines is left out. One that was killed has
+    not; then this prints a line.
+
+    Args:
+        module: name of the module.
+        flags: its flags.
+        processes: their number; with GPUs, each uses one.
+
+    Returns:
+        The exit status, that of the process that failed first: 2 for an error of the user, 75 for a stop on request,
+        128 plus the number of the signal if it was killed.
 
     Raises:
         ValueError: the machine has GPUs, but fewer than processes.
@@ -59,13 +69,31 @@ def launch(module: str, flags: Sequence[str], processes: int) -> int:
     arguments = torchrun.get_args_parser().parse_args(words)
     arguments.signals_to_handle = "SIGQUIT"  # torchrun kills processes 30 s after a signal that it handles
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    for number in (signal.SIGINT, *SIGNALS, signal.SIGHUP):
-        signal.signal(number, _forward)
+    forward_signals()
     try:
         torchrun.run(arguments)
     except ChildFailedError as error:
-        return error.get_first_failure()[1].exitcode
+        rank, failure = error.get_first_failure()
+        return failure.exitcode if failure.exitcode >= 0 else _describe_kill(rank, -failure.exitcode)
     return 0
+
+
+def _describe_kill(rank: int, number: int) -> int:
+    """Print which signal killed a process, and return the exit status of shells for it."""
+    why = " (the machine may be out of memory)" if number == signal.SIGKILL else ""
+    name = signal.Signals(number).name
+    print(f"error: process {rank} was killed by {name}{why}; see its last lines above", file=sys.stderr, flush=True)
+    return 128 + number
+
+
+def forward_signals() -> None:
+    """Send the signals to this process that request a stop on to the processes that it starts.
+
+    Not SIGHUP if `nohup` told this process to ignore it.
+    """
+    hangs_up = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    for number in (signal.SIGINT, *SIGNALS, *([signal.SIGHUP] if hangs_up else [])):
+        signal.signal(number, _forward)
 
 
 def _forward(number: int, frame: FrameType | None) -> None:

@@ -1,15 +1,19 @@
 """The program `reid`, and what its wheel holds."""
 
+import signal
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from reid.__main__ import PROGRAMS, main
 from reid.config import Config, parse
-from reid.launcher import take_processes
+from reid.launcher import forward_signals, launch, take_processes
+from reid.program import SIGNALS
 from tests.support.programs import run_program
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +48,37 @@ def test_an_error_of_several_processes_is_one_line_without_the_report_of_the_lau
     status, said = run_program("reid", "train", "--processes=2", "--config=reid:quickstart", "--data.root=/nowhere")
     assert status == 2
     assert said.strip().startswith("error: /nowhere") and len(said.strip().splitlines()) == 1, said
+
+
+@pytest.fixture
+def _own_signals() -> Iterator[None]:
+    """Restore the handlers that a launcher sets."""
+    before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGINT, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_own_signals")
+def test_a_killed_process_which_can_say_nothing_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(arguments: object) -> None:
+        raise ChildFailedError("train", {1: ProcessFailure(local_rank=1, pid=0, exitcode=-9, error_file="")})
+
+    monkeypatch.setattr("torch.distributed.run.run", fail)
+    assert launch("reid.training.__main__", [], 2) == 137
+    said = capsys.readouterr().err
+    assert said.startswith("error: process 1 was killed by SIGKILL") and len(said.splitlines()) == 1
+
+
+@pytest.mark.usefixtures("_own_signals")
+@pytest.mark.parametrize("is_nohup", [False, True])
+def test_a_launcher_forwards_signals_but_no_hangup_under_nohup(is_nohup: bool) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN if is_nohup else signal.SIG_DFL)
+    forward_signals()
+    assert callable(signal.getsignal(signal.SIGTERM)) and callable(signal.getsignal(signal.SIGINT))
+    assert (signal.getsignal(signal.SIGHUP) is signal.SIG_IGN) == is_nohup
 
 
 def test_processes_are_taken_from_the_flags() -> None:

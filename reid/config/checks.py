@@ -18,10 +18,14 @@ def check(config: Config, world_size: int) -> None:
         if isinstance(section, Section):
             section.validate()
     batch, loss = config.batch, config.loss
-    if batch.shares is not None and len(batch.shares) != len(config.data.roots):
+    datasets = len(config.data.roots)
+    if batch.shares is not None and len(batch.shares) != datasets:
         raise ValueError(
-            f"batch.shares = {batch.shares}: give one number for each of the {len(config.data.roots)} datasets in "
-            "data.root, or null"
+            f"batch.shares = {batch.shares}: give one number for each of the {datasets} datasets in data.root, or null"
+        )
+    if batch.identities < datasets:
+        raise ValueError(
+            f"batch.identities = {batch.identities}: give at least one for each of the {datasets} datasets in data.root"
         )
     _check_ranks(batch, world_size)
     paired = [

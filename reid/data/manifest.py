@@ -82,6 +82,11 @@ class Manifest:
         """The shards of all splits."""
         return [shard for split in self.splits.values() for shard in split.shards]
 
+    @property
+    def has_test_set(self) -> bool:
+        """Whether there are query and gallery; a folder of training images is enough to train on."""
+        return {"query", "gallery"} <= self.splits.keys()
+
     def split(self, name: str) -> Split:
         if name not in self.splits:
             there = ", ".join(self.splits) or "none"

@@ -233,7 +233,7 @@ class RunSource:
 
 def list_testable(roots: Sequence[str]) -> Sequence[str]:
     """Return those of several datasets of a training that have query and gallery. Others are named on stderr."""
-    without = [root for root in roots if not {"query", "gallery"} <= load_manifest(root).splits.keys()]
+    without = [root for root in roots if not load_manifest(root).has_test_set]
     if not without or len(without) == len(roots):
         return roots
     if os.environ.get("RANK", "0") == "0":

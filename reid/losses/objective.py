@@ -198,7 +198,8 @@ class Objective(nn.Module):
         """Return values and weights (A,) of each image of a step, or of its anchors, whose weighted sum is a share.
 
         Returns:
-            cross_entropy; triplet_d_ap and triplet_d_an; d_ap and d_an of MCTL or CTL, as `diagnose` means them.
+            cross_entropy at the full length; triplet_d_ap and triplet_d_an; d_ap and d_an of MCTL or CTL, as `diagnose`
+            means them.
         """
         found: dict[str, tuple[Tensor, Tensor]] = {}
         layout = losses.layout

@@ -25,7 +25,8 @@ RATES = (0.1, 0.01)  # false alarm rates for which thresholds are chosen
 @dataclass(frozen=True)
 class Answers:
     """The best gallery image of each query: score (Q,), -inf if the gallery has none for it; right (Q,) bool; mated
-    (Q,) bool, whether the gallery has an image of the identity by another camera; unmated (Q,), whether it has none."""
+    (Q,) bool, whether the gallery has an image of the identity by another camera; unmated (Q,), whether it has none.
+    A query that is junk is neither."""
 
     score: np.ndarray
     right: np.ndarray
@@ -68,12 +69,12 @@ def answer(query: Features, gallery: Features, metric: str = "cosine", partial: 
     identities = gallery.pids.masked_fill(gallery.is_distractor(), JUNK)
     pids = query.pids.masked_fill(query.is_distractor(), NOBODY)
     found = identities.cpu()[rows.clamp(min=0)].masked_fill(rows < 0, JUNK)
-    matches = torch.cat([_count_matches(search, part) for part in _products(search)])
+    matches = torch.cat([pids.new_empty(0), *(_count_matches(search, part) for part in _products(search))])
     return Answers(
         scores.numpy(),
         (found == pids.cpu()).numpy(),
         (matches > 0).cpu().numpy(),
-        (~torch.isin(pids, identities)).cpu().numpy(),
+        ((pids != JUNK) & ~torch.isin(pids, identities)).cpu().numpy(),
     )
 
 

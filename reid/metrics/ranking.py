@@ -211,6 +211,8 @@ def best_of_search(search: Search, k: int) -> tuple[Tensor, Tensor]:
     """Do `top_k` for any search; scores (Q, k) are those of the search."""
     if k < 1:
         raise ValueError(f"k is {k}; give at least 1")
+    if not len(search.query):  # a slice of fewer queries than processes
+        return torch.empty(0, k, dtype=torch.int64), torch.empty(0, k)
     with exact_products(search.device):
         best = [pair for i in range(0, len(search.query), QUERY_BLOCK) for pair in _best_of_pass(search, i, k)]
     indices, scores = (torch.cat(column).cpu() for column in zip(*best, strict=True))

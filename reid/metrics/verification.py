@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reid.metrics.features import UNKNOWN, Features
+from reid.metrics.features import JUNK, UNKNOWN, Features
 from reid.metrics.ranking import QUERY_BLOCK, Search
 from reid.precision import exact_products
 
@@ -129,7 +129,7 @@ def _blocks(
     query: Features, gallery: Features, partial: bool
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
     """Yield, block by block: rows of queries, cameras (E,) of entries, cosines (B, E), and which of them (B, E) are of
-    different cameras and which of one person."""
+    different cameras, without junk, and which of one person."""
     search = Search(query, gallery, "image", "cosine", partial)
     listed = search.gallery
     with exact_products(search.device):
@@ -137,7 +137,7 @@ def _blocks(
             for rows in search.products(start):
                 camids, pids = query.camids[rows, None], query.pids[rows, None]
                 for part in search.slices:
-                    across = (camids == UNKNOWN) | (listed.camids[part] != camids)
+                    across = (pids != JUNK) & ((camids == UNKNOWN) | (listed.camids[part] != camids))
                     same = (listed.pids[part] == pids) & ~listed.distractors[part]
                     same &= ~query.is_distractor()[rows, None]
                     yield rows, listed.camids[part], search.scores(rows, part), across, same

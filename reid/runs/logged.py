@@ -22,13 +22,18 @@ METRICS = (
     *(f"train/{name}" for name in (*LOSSES, "feature_norm", *OF_TRIPLETS, *OF_CENTROIDS, *SPEED)),
     "data/dropped_identities",
 )
+# Those that a training on several datasets also logs for each: `Validations.evaluate` and `Objective.by_image`.
+OF_A_DATASET = (
+    *(f"eval/{name}" for name in EVALUATED),
+    *(f"train/{name}" for name in ("cross_entropy", *OF_TRIPLETS, "d_ap", "d_an")),
+)
 
 
 def without_dataset(metric: str) -> str:
-    """Return the one of METRICS of which `metric` is the value for one of several datasets: train/<dataset>/loss."""
+    """Return the one of OF_A_DATASET whose value for a dataset is `metric` (train/<dataset>/d_ap), or `metric`."""
     kind, _, rest = metric.partition("/")
     name = f"{kind}/{rest.partition('/')[2]}"
-    return name if metric not in METRICS and name in METRICS else metric
+    return name if metric not in METRICS and name in OF_A_DATASET else metric
 
 
 def why_not_logged(metric: str, config: Config) -> str | None:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from reid.data.image_file import read_image_file
 from reid.data.images import Pixels
 from reid.embedder import Embedder
-from reid.model.features import FLIP_TEST
+from reid.model.features import FLIP_TEST, WrongDimensionsError
 from reid.reports.html import render
 from reid.search.index import Entry, Hit, Index
 from reid.search.index_files import Meta, Source
@@ -101,12 +101,14 @@ def _load_model_of(index: Index, options: Namespace) -> Embedder:
     path = options.checkpoint or index.meta.checkpoint
     if not Path(path).exists():
         raise ValueError(f"{index.folder}: the checkpoint of its model, {path}, does not exist; give --checkpoint")
-    embedder = _load(path, options, index.meta.flip, index.meta.dim)
+    of_another = f"{index.folder} holds features of another model (fingerprint {index.meta.fingerprint[:12]}) than "
+    fix = "give the checkpoint it was made with"
+    try:
+        embedder = _load(path, options, index.meta.flip, index.meta.dim)
+    except WrongDimensionsError as error:
+        raise ValueError(f"{of_another}{path}, of which {index.meta.dim} numbers are no feature; {fix}") from error
     if embedder.fingerprint != index.meta.fingerprint:
-        raise ValueError(
-            f"{index.folder} holds features of another model (fingerprint {index.meta.fingerprint[:12]}) than "
-            f"{embedder.source} (fingerprint {embedder.fingerprint[:12]}); give the checkpoint it was made with"
-        )
+        raise ValueError(f"{of_another}{embedder.source} (fingerprint {embedder.fingerprint[:12]}); {fix}")
     return embedder
 
 

@@ -16,7 +16,7 @@ from reid.data.streams import Stock, apportion
 from reid.metrics.features import UNKNOWN
 from reid.runs import checkpoint
 from reid.runs.folder import RunFolder
-from reid.training.validation import has_test_set, hold_out
+from reid.training.validation import hold_out
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ def _hold_out(joined: Joined, number: int) -> np.ndarray:
             raise ValueError(f"data.val_identities = {number}: give at least one for each of {len(held_out)} datasets")
         numbers = apportion(number, [len(rows) for rows in held_out])
         for rows, dataset, own in zip(held_out, joined.datasets, numbers, strict=True):
-            rows[hold_out(dataset.train, own)] = True
+            what = f"{dataset.root}: its share of " * (len(held_out) > 1) + "data.val_identities"
+            rows[hold_out(dataset.train, own, what)] = True
     return np.concatenate(held_out)
 
 
@@ -153,7 +154,7 @@ def check_rank_sizes(config: Config, plan: Plan) -> None:
 
 def check_matches(root: str, manifest: Manifest) -> None:
     """Raise ValueError if there are query and gallery, and no query can have a match."""
-    if not has_test_set(manifest):
+    if not manifest.has_test_set:
         return
     query, gallery = manifest.split("query"), manifest.split("gallery")
     seen_by = {pid: set(cameras) for pid, cameras in zip(gallery.pids.tolist(), gallery.cameras, strict=True)}

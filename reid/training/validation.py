@@ -42,14 +42,14 @@ class Validation:
 
     @property
     def is_possible(self) -> bool:
-        return bool(self.held_out.any()) or has_test_set(self.manifest)
+        return bool(self.held_out.any()) or self.manifest.has_test_set
 
     def evaluate(self, model: nn.Module, last: bool) -> dict[str, float]:
         """Return mAP, mINP and rank-1 by `<protocol>/<metric>`. model: unwrapped, since DDP's wrapper would hang."""
         scores: dict[str, float] = {}
         if self.held_out.any():
             scores |= self.evaluate_held_out(model)
-        if (last or not scores) and has_test_set(self.manifest):
+        if (last or not scores) and self.manifest.has_test_set:
             scores |= self.evaluate_test(model)
         return scores
 
@@ -57,7 +57,7 @@ class Validation:
         """Return a warning if evaluated identities have images without a camera, to which no camera rule applies."""
         missing = []
         parts = [("held-out", "train", self.held_out)] if self.held_out.any() else []
-        if (last or not parts) and has_test_set(self.manifest):
+        if (last or not parts) and self.manifest.has_test_set:
             parts += [(name, name, self._have_matches(name)) for name in ("query", "gallery")]
         for name, split, rows in parts:
             cameras = [self.manifest.split(split).cameras[row] for row in np.flatnonzero(rows)]
@@ -157,28 +157,26 @@ def describe_evaluation(datasets: Sequence[Dataset], has_held_out: bool) -> str:
     """Return what is evaluated during training, for the table at the start."""
     if has_held_out:
         return "held-out identities, the test set after the last epoch"
-    testable = [dataset.label for dataset in datasets if has_test_set(dataset.manifest)]
+    testable = [dataset.label for dataset in datasets if dataset.manifest.has_test_set]
     if not testable:
         return "nothing: the data has no query and gallery"
     return "query against gallery" + (f" of {', '.join(testable)}, and the mean" if len(datasets) > 1 else "")
-
-
-def has_test_set(manifest: Manifest) -> bool:
-    """Return whether there are query and gallery; a folder of training images is enough to train on."""
-    return {"query", "gallery"} <= set(manifest.splits)
 
 
 def _scores(name: str, result: Result) -> dict[str, float]:
     return {f"{name}/mAP": result.mAP, f"{name}/mINP": result.mINP, f"{name}/rank1": float(result.cmc[0])}
 
 
-def hold_out(split: Split, number: int) -> np.ndarray:
-    """Return `number` rows of a train split, ascending, whose identities have a match. ValueError if too few."""
+def hold_out(split: Split, number: int, what: str = "data.val_identities") -> np.ndarray:
+    """Return `number` rows of a train split, ascending, whose identities have a match.
+
+    Raises ValueError, which calls the number `what`, if there are too few.
+    """
     several = np.array([len(set(cameras) - {-1}) > 1 or set(cameras) == {-1} for cameras in split.cameras], dtype=bool)
     eligible = np.flatnonzero(several & (split.images > 1) & (split.pids >= 0))
     if number > len(eligible) or number >= len(split.pids):
         raise ValueError(
-            f"data.val_identities = {number}: {len(eligible)} of the {len(split.pids)} train identities have images of "
+            f"{what} = {number}: {len(eligible)} of the {len(split.pids)} train identities have images of "
             "two cameras (or several images without a camera) and can be held out; give a smaller number"
         )
     return np.sort(np.random.default_rng(HOLD_OUT_SEED).permutation(eligible)[:number])

@@ -224,6 +224,7 @@ def changed(**knobs) -> Config:
         ({"data__root": ["a", "b"], "batch__shares": [16, 0]}, 1, r"batch\.shares = 0 must be at least 1"),
         ({"data__root": ["a", "b"], "batch__shares": [8, 4, 4]}, 1, r"give one number for each of the 2 datasets"),
         ({"batch__shares": [8, 8]}, 1, r"shares = \[8, 8\]: give one number for each of the 1 datasets"),
+        ({"data__root": ["a", "b"], "batch__identities": 1}, 1, r"identities = 1: give at least one .* the 2 datasets"),
         ({"data__workers": -1}, 1, r"data\.workers = -1 must be"),
         ({"batch__ranks": 8, "batch__identities": 8, "batch__images": 1}, 1, r"give 8 rank\(s\) one image each"),
         ({"batch__identities": 0}, 1, r"batch\.identities = 0 must be at least 1"),

@@ -48,6 +48,8 @@ def test_flags_of_sections() -> None:
         (["--data.root=[a,b]", "--batch.shares=12,4"], ["a", "b"], [12, 4]),
         (["--data.root=a,b", "--batch.shares=null"], "a,b", None),
         (["--data.root", "a", "--batch.shares=[16]"], "a", [16]),
+        (["--data.root", "a", "--batch.shares", "16"], "a", [16]),
+        (["--data.root", "a", "--batch.shares=None"], "a", None),
     ):
         config = parse(Config, words)
         assert (config.data.root, config.batch.shares) == (root, shares)

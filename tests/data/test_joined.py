@@ -160,3 +160,6 @@ def test_identities_are_held_out_of_each_dataset(drawn, other):
     config.data.val_identities = 1
     with pytest.raises(ValueError, match=r"val_identities = 1: give at least one for each of 2 datasets"):
         load_data(config)
+    config.data.val_identities = 23
+    with pytest.raises(ValueError, match=r".*: its share of data\.val_identities = \d+: \d+ of the .*smaller number"):
+        load_data(config)

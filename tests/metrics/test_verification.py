@@ -80,6 +80,28 @@ def test_slices_of_the_queries_add_up(features: tuple[Features, Features], monke
     assert torch.equal(added.genuine, counts.genuine) and torch.equal(added.impostor, counts.impostor)
 
 
+def test_junk_queries_count_for_nothing(features: tuple[Features, Features]) -> None:
+    query, gallery = features
+    gallery = Features(gallery.embeddings, gallery.pids.clamp(min=0), gallery.camids)
+    some = Features(query.embeddings, query.pids.masked_fill(torch.arange(40) >= 30, JUNK), query.camids)
+    kept = some.take(slice(30))
+    found, expected = count_scores(some, gallery), count_scores(kept, gallery)
+    assert torch.equal(found.genuine, expected.genuine) and torch.equal(found.impostor, expected.impostor)
+    counts = count_accepted(some, gallery, gallery.camids.unique(), [0.1])
+    assert counts[:30].any() and not counts[30:].any()
+    answers = answer(some, leave_out(some, gallery, 0.5))
+    assert answers.unmated[:30].any() and not answers.unmated[30:].any() and not answers.mated[30:].any()
+
+
+def test_a_process_without_queries_counts_none(features: tuple[Features, Features]) -> None:
+    query, gallery = features
+    none = query.take(slice(0))
+    assert not count_scores(none, gallery, partial=True).impostor.any()
+    assert count_accepted(none, gallery, gallery.camids.unique(), [0.1], partial=True).shape[0] == 0
+    answers = answer(none, gallery, partial=True)
+    assert [len(part) for part in (answers.score, answers.right, answers.mated, answers.unmated)] == [0] * 4
+
+
 def test_accepted_pairs_of_each_query_and_camera(features: tuple[Features, Features]) -> None:
     query, gallery = features
     cameras = gallery.camids.unique()

@@ -379,4 +379,7 @@ def test_metrics_of_one_of_several_datasets():
     assert why_not_logged("train/mall/d_ap", config) == "several datasets in --data.root"
     config.data.root = ["a", "b"]
     assert why_not_logged("train/mall/d_ap", config) is None
-    assert why_not_logged("train/mall/ctl", config) == "--loss.ctl above 0"
+    for of_all in ("eval/mall/best_mAP", "train/mall/loss", "train/mall/ctl", "train/mall/lr"):
+        assert without_dataset(of_all) == of_all  # a sweep for it is refused, since no run logs it
+    config.loss.triplet = 0.0
+    assert why_not_logged("train/mall/triplet_d_ap", config) == "--loss.triplet above 0"

@@ -352,6 +352,9 @@ def test_an_index_of_a_flip_test_and_fewer_dimensions_is_searched_with_them(
     assert json.loads(table.read_text())[0]["results"][0]["score"] == pytest.approx(1, abs=1e-5)
     assert ", flip test" in page.read_text() and ", flip test" in capsys.readouterr().out
     assert Index(index).meta.fingerprint != Index(album.index).meta.fingerprint
+    assert call("query", index, photo_of_anna, "--checkpoint", album.run) == 2  # it has no features of 4 numbers
+    said = capsys.readouterr().err
+    assert "holds features of another model" in said and "give the checkpoint it was made with" in said
 
 
 def test_info(album: Album, capsys) -> None:

@@ -142,6 +142,7 @@ def test_hyperband_ends_a_run_that_should_stop() -> None:
         ({"command": [["train.py"], "${args}"]}, "['train.py']"),
         ({"program": 3}, "program = 3"),
         ({"metric": {"name": "eval/mAP", "goal": "maximize"}}, "'eval/mAP' is never logged; the nearest that is:"),
+        ({"metric": {"name": "eval/mall/best_mAP", "goal": "maximize"}}, "never logged; the nearest that is: eval/bes"),
         ({"metric": {"name": "eval/val/mAP", "goal": "maximize"}}, "--data.val_identities"),
         ({"metric": None}, "metric.name = '' is never logged"),
         ({"method": "gird"}, "'gird' is not one of"),
