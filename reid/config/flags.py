@@ -41,7 +41,7 @@ def expand_flags(words: Sequence[str], kind: type) -> list[str]:
             if lists[0] != list[str] and not bracketed:  # a path may have a comma
                 values = [part for value in values for part in value.split(",") if part]
             # not a list, but null or the only folder
-            may_be_one = values[:1] in (["null"], ["None"]) or str in get_args(hint)
+            may_be_one = values[:1] in (["null"], ["None"]) or (hint != lists[0] and str in get_args(hint))
             is_plain = len(values) == 1 and (bracketed or may_be_one)
             expanded.append(f"{flag}={values[0] if is_plain else json.dumps(values)}")
         elif hint is bool and not equals:

@@ -53,6 +53,7 @@ def test_flags_of_sections() -> None:
     ):
         config = parse(Config, words)
         assert (config.data.root, config.batch.shares) == (root, shares)
+    assert parse(EvaluateConfig, ["runs/a", "--data", "b"]).data == ["b"]
     assert parse(Config, ["--data.mean", "0.5", "0.5", "0.4", "--data.std=null"]).data.mean == (0.5, 0.5, 0.4)
 
 
