@@ -366,6 +366,8 @@ class OptimConfig(Section):
     step t at most (1 + t) / (10 + t); 0 = no average."""
 
     def check(self) -> None:
+        if self.ema == 1:
+            raise ValueError("optim.ema = 1.0 would keep the initial weights; give less than 1, e.g. 0.999")
         if self.nesterov and (self.algorithm != "sgd" or not self.momentum):
             raise ValueError(
                 f"optim.nesterov = true is for SGD with momentum, here it is {self.algorithm}, optim.momentum = "

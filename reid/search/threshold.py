@@ -63,9 +63,14 @@ def _from_file(path: Path, at: str, embedder: Embedder, gallery: str) -> float:
 
 def _check_model(path: Path, made: dict[str, Any], embedder: Embedder) -> None:
     own = {"model": hash_file(embedder.source / MODEL), "flip": embedder.flip, "dim": embedder.dim}
+    fixes = {
+        "model": f"evaluate {embedder.source} for its thresholds",
+        "flip": f"evaluate {embedder.source} {'with' if embedder.flip else 'without'} --flip",
+        "dim": "an evaluation measures thresholds of complete features only; give a number",
+    }
     for name, value in own.items():
         if made[name] != value:
             raise ValueError(
                 f"--threshold {path} is of another model than the index ({name}: {str(made[name])[:12]} against "
-                f"{str(value)[:12]}); evaluate {embedder.source} for its thresholds"
+                f"{str(value)[:12]}); {fixes[name]}"
             )

@@ -21,7 +21,7 @@ from typing import IO
 from jsonargparse.typing import PositiveInt
 
 from reid.files import Held, hold, make_folder
-from reid.program import SIGNALS, STOPPED, call, name_program
+from reid.program import INTERRUPTED, SIGNALS, STOPPED, call, name_program
 from reid.runs.folder import RunFolder
 from reid.runs.logged import why_not_logged
 from reid.sweeps.folder import DONE, SweepFolder, check_knobs, check_run, claim_folder, to_flags
@@ -47,7 +47,12 @@ def main(args: Sequence[str] | None = None) -> int:
                         help='submit a job array; flags for sbatch: --slurm="--gpus-per-node=4 --nodes=2"')  # fmt: skip
     parser.add_argument("--check", action="store_true", help="only check the file, as before `wandb sweep`")
     options, extra = parser.parse_args(args[:end]), list(args[end + 1 :])
-    return call(lambda: run_sweep(options, extra))
+    try:
+        return call(lambda: run_sweep(options, extra))
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            print("the same command continues", file=sys.stderr)
+        raise
 
 
 def run_sweep(options: argparse.Namespace, extra: list[str]) -> int:

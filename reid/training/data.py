@@ -97,9 +97,14 @@ def _hold_out(joined: Joined, number: int) -> np.ndarray:
     """Return (N,) bool: the identities that are held out, of each dataset in proportion to those it has."""
     held_out = [np.zeros(len(dataset.train.pids), dtype=bool) for dataset in joined.datasets]
     if number:
-        if number < len(held_out):
-            raise ValueError(f"data.val_identities = {number}: give at least one for each of {len(held_out)} datasets")
-        numbers = apportion(number, [len(rows) for rows in held_out])
+        rest = number - len(held_out)  # one identity alone would always be found
+        if len(held_out) > 1 and rest < len(held_out):
+            raise ValueError(
+                f"data.val_identities = {number}: give at least two for each of {len(held_out)} datasets, "
+                f"{2 * len(held_out)} or more"
+            )
+        sizes = [len(rows) for rows in held_out]
+        numbers = [1 + more for more in apportion(rest, sizes)] if len(sizes) > 1 else [number]
         for rows, dataset, own in zip(held_out, joined.datasets, numbers, strict=True):
             what = f"{dataset.root}: its share of " * (len(held_out) > 1) + "data.val_identities"
             rows[hold_out(dataset.train, own, what)] = True

@@ -57,7 +57,8 @@ def read(root: Path, vehicles: int = 800, draw: int = 0) -> RawDataset:
         "query": Counts(TESTED[vehicles] - vehicles, vehicles),
         "gallery": Counts(vehicles, vehicles),
     }
-    return RawDataset(f"{NAME}-{vehicles}", root, records, None, NOTICE, published=published)
+    name = f"{NAME}-{vehicles}" + (f"-draw{draw}" if draw else "")
+    return RawDataset(name, root, records, None, NOTICE, published=published)
 
 
 def _read_list(root: Path, name: str) -> dict[str, list[Path]]:

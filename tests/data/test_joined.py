@@ -157,8 +157,8 @@ def test_identities_are_held_out_of_each_dataset(drawn, other):
     data = load_data(config)
     held = [int(rows.sum()) for rows in data.joined.divide(data.held_out)]
     assert sorted(held) == [2, 4] and held.index(2) == [d.root for d in data.joined.datasets].index(str(other.root))
-    config.data.val_identities = 1
-    with pytest.raises(ValueError, match=r"val_identities = 1: give at least one for each of 2 datasets"):
+    config.data.val_identities = 3
+    with pytest.raises(ValueError, match=r"val_identities = 3: give at least two for each of 2 datasets"):
         load_data(config)
     config.data.val_identities = 23
     with pytest.raises(ValueError, match=r".*: its share of data\.val_identities = \d+: \d+ of the .*smaller number"):
