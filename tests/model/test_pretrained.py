@@ -116,7 +116,7 @@ def test_weights_of_a_smaller_encoder(tmp_path):
     )
     with pytest.raises(ValueError, match=said) as error:
         make_encoder("resnet18", str(path))
-    assert "model.encoder (now resnet18)" in str(error.value) and "reid.model inspect" in str(error.value)
+    assert "model.encoder (now resnet18)" in str(error.value) and "reid model inspect" in str(error.value)
     encoder, _, loaded = load_encoder("resnet18", str(path), weights_partial=True)
     assert "60 of 100 tensors (43.9% of the encoder's numbers); new: layer1.1.conv1.weight, " in loaded
     assert torch.equal(encoder.layer4[0].conv2.weight, torch.load(path)["layer4.0.conv2.weight"])
