@@ -65,8 +65,9 @@ def launch(module: str, flags: Sequence[str], processes: int) -> int:
     if 0 < gpus < processes:
         raise ValueError(f"{FLAG} {processes}: this machine has {gpus} GPU(s); give at most {gpus}")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
-    words = ["--standalone", "--nproc-per-node", str(processes), "--module", module, *flags]
+    words = ["--standalone", "--nproc-per-node", str(processes), "--module", module]
     arguments = torchrun.get_args_parser().parse_args(words)
+    arguments.training_script_args = [*flags]  # not parsed: torchrun would take --run for an abbreviation of its own
     arguments.signals_to_handle = "SIGQUIT"  # torchrun kills processes 30 s after a signal that it handles
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     forward_signals()
