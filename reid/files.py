@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import errno
+import hashlib
 import os
 import socket
 import stat
@@ -155,3 +156,9 @@ def check_writable(folder: Path, flag: str = "--runs") -> None:
         for path in missing:
             with contextlib.suppress(OSError):
                 path.rmdir()
+
+
+def hash_file(path: Path) -> str:
+    """Return the hex sha256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tarfile
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from reid.data.joined import Dataset, Joined
 from reid.data.manifest import JUNK_PID, Manifest, Shard, Split, save_manifest
+from reid.files import hash_file
 from shards.output import FIX, check_name, replace_folder
 from shards.pack import add_description, add_member, write_tar
 from shards.records import SPLITS, UNKNOWN_CAMERA
@@ -132,8 +132,7 @@ def _copy_shard(origin: Path, shard: Shard, target: Path, source: _Source, split
 
 def _check_bytes(path: Path, shard: Shard) -> None:
     try:
-        with open(path, "rb") as file:
-            same = hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
+        same = hash_file(path) == shard.sha256
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}; copy it again, or build again") from error
     if not same:

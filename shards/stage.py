@@ -1,7 +1,6 @@
 """A copy of shards on node-local disk: every byte is checked against the manifest, which is written last."""
 
 import contextlib
-import hashlib
 import os
 import re
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from reid.data.manifest import MANIFEST_NAME, Manifest, Shard, load_manifest, save_manifest
-from reid.files import hold
+from reid.files import hash_file, hold
 from shards.write import check_free_space, explain_full_disk
 
 COPIES = 4  # shards at once, which hides a network file system's latency; hashing runs in parallel threads
@@ -103,10 +102,7 @@ def _prepare(out: Path, manifest: Manifest) -> None:
 
 
 def _is_complete(path: Path, shard: Shard) -> bool:
-    if _size(path) != shard.bytes:
-        return False
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
+    return _size(path) == shard.bytes and hash_file(path) == shard.sha256
 
 
 def _copy(source: Path, target: Path, shard: Shard) -> None:

@@ -29,7 +29,7 @@ from reid.metrics.protocols import PROTOCOLS
 from reid.metrics.rerank import Ranks, Reranked
 from reid.metrics.retrieval import Result, evaluate, evaluate_search, merge
 from reid.model.features import FLIP_TEST, compute_features
-from reid.model.saved import MODEL, hash_file
+from reid.model.saved import MODEL
 from reid.precision import AUTOCAST_DTYPES, forward_pass
 from reid.runs import checkpoint
 from reid.runs.models import TRAINED, build_models, find_run, read_config
@@ -214,11 +214,12 @@ class RunSource:
         if self.options.flip:
             facts[FLIP_TEST] = "features are means of those of an image and of its mirror image"
         name = manifest.dataset or "data"
+        state = checkpoint.read_state(self.checkpoint)
         report = DatasetReport(
             self.out, name, str(self.checkpoint), facts, read, manifest.fingerprint, describe_pixels(config.data),
-            self.options.flip, hash_file(self.checkpoint / MODEL),
+            self.options.flip, state["files"][MODEL],
         )  # fmt: skip
-        trained_on = checkpoint.read_state(self.checkpoint)["describes"].get("data", "")
+        trained_on = state["describes"].get("data", "")
         fingerprints = [trained_on] if isinstance(trained_on, str) else trained_on
         if trained_on and manifest.fingerprint not in fingerprints:
             report.notes.append(

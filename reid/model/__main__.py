@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from reid.config import DataConfig, ModelConfig
+from reid.files import hash_file
 from reid.model.contents import describe_file
 from reid.model.encoders import ENCODERS, build_encoder
 from reid.model.preprocessing import own_preprocessing
 from reid.model.published import cached_file, fetch, fix_of
-from reid.model.saved import hash_file
 from reid.model.timm_models import TIMM
 from reid.program import name_program
 

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from reid.files import hash_file
+
 FORMAT = 3  # 3: state.json has a hash of itself; 2: hashes of the other files
 READABLE = (2, 3)
 NAME = re.compile(r"epoch-(\d+)-step-(\d+)")
@@ -25,12 +27,6 @@ FIX = "restore it from a copy, or use another checkpoint"
 def is_checkpoint(path: Path) -> bool:
     """Return whether a folder is a checkpoint by its state.json or, if that was lost, by its name."""
     return (path / STATE).is_file() or (path.is_dir() and NAME.fullmatch(path.name) is not None)
-
-
-def hash_file(path: Path) -> str:
-    """Return the hex sha256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def format_state(state: Mapping[str, Any]) -> str:

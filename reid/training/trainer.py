@@ -292,9 +292,9 @@ class Trainer:
             print(self._describe_end(reason), flush=True)
         if self.config.track.artifacts and not stopped:
             self._log_artifacts()
-        # W&B's agent ends runs with SIGTERM, which ends the launcher of a single process at once.
         if self.tracker.where:
             print(f"W&B: {self.tracker.where}", flush=True)
+        # W&B's agent ends runs with SIGTERM, which ends the launcher of a single process at once.
         self.tracker.finish(resumes=stopped and self.stop.reason not in (signal.SIGTERM.name, NO_LAUNCHER))
         return stopped
 

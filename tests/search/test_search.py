@@ -23,8 +23,9 @@ from PIL import Image
 from reid import Embedder, export
 from reid.data.images import Pixels
 from reid.export import TOLERANCE
+from reid.files import hash_file
 from reid.metrics.features import JUNK
-from reid.model.saved import MODEL, hash_file
+from reid.model.saved import MODEL
 from reid.search import __main__ as search
 from reid.search.index import Entry, Index
 from reid.search.index_files import Source, describe_meta, read_meta
