@@ -45,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(name: str, flags: Sequence[str]) -> int:
     if name not in PROGRAMS:
-        near = "".join(f"; {word} is meant?" for word in difflib.get_close_matches(name, PROGRAMS, n=1))
-        raise ValueError(f"reid {name}: no such command{near}; choose from {', '.join(PROGRAMS)}")
+        near = "".join(f" Did you mean {word}?" for word in difflib.get_close_matches(name, PROGRAMS, n=1))
+        raise ValueError(f"reid {name}: no such command.{near} Choose from {', '.join(PROGRAMS)}")
     module = PROGRAMS[name][0]
     if name in LAUNCHED:
         processes, flags = take_processes(flags)

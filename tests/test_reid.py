@@ -29,10 +29,10 @@ def test_help_names_every_program(arguments: list[str], capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        (["trian"], "train is meant"),
+        (["trian"], "Did you mean train?"),
         (["train", "--processes", "none"], "--processes none"),
         (["train", "--processes"], "--processes"),
-        (["train", "--config=reid:quickstrat"], "reid:quickstart is meant"),
+        (["train", "--config=reid:quickstrat"], "Did you mean reid:quickstart?"),
         (["evaluate", "--run=/nowhere"], "/nowhere"),
     ],
 )

@@ -23,7 +23,7 @@ def find_config(name: str) -> str:
     wanted = name.removeprefix(PREFIX).removesuffix(".yaml")
     if wanted not in (known := list_configs()):
         near = difflib.get_close_matches(wanted, known, n=1)
-        meant = f"{PREFIX}{near[0]} is meant? " if near else ""
+        meant = f"Did you mean {PREFIX}{near[0]}? " if near else ""
         raise ValueError(f"--config {name}: no such configuration. {meant}`reid configs` lists all.")
     return str(CONFIGS / f"{wanted}.yaml")
 

@@ -43,7 +43,7 @@ class Stock:
         return streams * int(self.fewest[dataset][self.shards[dataset] // streams])
 
     def share_out(self, identities: int, streams: int) -> tuple[int, ...]:
-        """Return the identities of each dataset in a step, in proportion to those it has: whole streams of each."""
+        """Return the identities of each dataset in a step, in proportion to those it has: complete streams of each."""
         of_stream = identities // streams
         return tuple(of_stream * part for part in apportion(streams, self.identities))
 
@@ -72,7 +72,7 @@ class Stock:
         return [streams for streams in range(ranks, most + 1, ranks) if not identities % streams]
 
     def choose(self, identities: int, shares: Sequence[int] = (), ranks: int = 1) -> int:
-        """Return the number of streams of `batch.streams` = auto; if none fits, one of which a plan tells why.
+        """Return the number of streams of `batch.streams` = auto; if none fits, one for which the plan raises an error.
 
         It is the largest of which a step takes two identities: with one, two identities of a shard, which are always in
         the same stream, would never meet in a step. If only streams of one fit, it is the largest.

@@ -104,10 +104,10 @@ def identify(query: Features, gallery: Features, share: float, seed: int = 0) ->
     """Measure open-set identification. Ranks share the queries.
 
     Args:
-        share: of the queries' identities that is left out of the gallery; 0 if it lacks some already.
+        share: of the queries' identities that is left out of the gallery; 0 if some are not in it already.
 
     Returns:
-        queries: numbers of those whose identity the gallery has by another camera (`mated`), and lacks (`unmated`).
+        queries: numbers of those whose identity the gallery has by another camera (`mated`), and does not have (`unmated`).
         thresholds: by false alarm rate. All plain values for JSON.
 
     Raises:

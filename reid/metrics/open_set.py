@@ -1,7 +1,7 @@
-"""Open-set identification: queries of people who are not in the gallery should find nobody.
+"""Open-set identification: queries of people who are not in the gallery should be answered "unknown".
 
 A query is answered with its best gallery image if the score reaches a threshold, otherwise with "unknown". The false
-alarm rate is the share of answered queries among those whose identity the gallery lacks. The detection and
+alarm rate is the share of answered queries among those whose identity is not in the gallery. The detection and
 identification rate is the share of queries that are answered with the right identity, among those that the gallery has
 by another camera (Phillips, Grother & Micheals, "Evaluation methods in face recognition", Handbook of Face
 Recognition, 2011).
@@ -18,7 +18,7 @@ import torch
 from reid.metrics.features import JUNK, Features
 from reid.metrics.ranking import QUERY_BLOCK, Search, best_of_search
 
-NOBODY = -2  # a pid that no image has
+NO_PID = -2  # a pid that no image has
 RATES = (0.1, 0.01)  # false alarm rates for which thresholds are chosen
 
 
@@ -67,7 +67,7 @@ def answer(query: Features, gallery: Features, metric: str = "cosine", partial: 
     search = Search(query, gallery, "image", metric, partial)
     rows, scores = (column.squeeze(1) for column in best_of_search(search, 1))
     identities = gallery.pids.masked_fill(gallery.is_distractor(), JUNK)
-    pids = query.pids.masked_fill(query.is_distractor(), NOBODY)
+    pids = query.pids.masked_fill(query.is_distractor(), NO_PID)
     found = identities.cpu()[rows.clamp(min=0)].masked_fill(rows < 0, JUNK)
     matches = torch.cat([pids.new_empty(0), *(_count_matches(search, part) for part in _products(search))])
     return Answers(

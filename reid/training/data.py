@@ -121,7 +121,7 @@ def _count_streams(config: Config, joined: Joined, held_out: np.ndarray, shares:
     if streams not in stock.list_fitting(batch.identities, shares):  # a new run, or one of another batch: refused later
         streams = stock.choose(batch.identities, shares, batch.ranks or 1)
     if streams % ranks and not stock.list_fitting(batch.identities, shares, ranks):
-        return ranks  # for the plan to tell what these ranks lack
+        return ranks  # the plan then raises an error that names what is missing
     check_streams(replace(batch, streams=streams), world)
     return streams
 
@@ -130,7 +130,7 @@ def _streams_of_run(config: Config) -> int:
     """Return the streams of the run that is resumed, of whichever version; 0 for a new run."""
     saved = checkpoint.find(RunFolder(config.folder).checkpoints) if config.resume == "auto" else []
     for path in saved:
-        with contextlib.suppress(ValueError, LookupError):  # damaged: the resume tells
+        with contextlib.suppress(ValueError, LookupError):  # damaged: the resume reports it
             return int(checkpoint.read_state(path)["describes"]["plan"]["batch.streams"])
     return 0
 
