@@ -514,7 +514,7 @@ class EvaluateConfig(Section):
     verification: bool = False
     """Add thresholds on the cosine of two images, with true and false positive rates, and a file of them."""
     open_set: Fraction | None = None
-    """Add thresholds for people who are not in the gallery: the share of identities left out; 0 = some are absent already."""
+    """Add thresholds for people who are not in the gallery: the share of identities left out; 0 = unchanged."""
     flip: bool = False
     """Flip test: features are the means of those of an image and of its mirror image; twice the time."""
     precision: Literal["no", "bf16"] = "no"
