@@ -107,7 +107,7 @@ def identify(query: Features, gallery: Features, share: float, seed: int = 0) ->
         share: of the queries' identities that is left out of the gallery; 0 if some are not in it already.
 
     Returns:
-        queries: numbers of those whose identity is in the gallery by another camera (`mated`), or not at all (`unmated`).
+        queries: numbers of those whose identity is in the gallery by another camera (`mated`) or absent (`unmated`).
         thresholds: by false alarm rate. All plain values for JSON.
 
     Raises:
