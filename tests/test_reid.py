@@ -94,7 +94,12 @@ def test_a_configuration_is_found_by_its_name() -> None:
 
 def test_a_wheel_works_without_the_source_tree(tmp_path: Path) -> None:
     """It holds the code, its templates, and the files of configs, launch and slurm."""
-    subprocess.run(["hatchling", "build", "-t", "wheel", "-d", tmp_path], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
