@@ -6,6 +6,7 @@ Every function also works without a process group, as in a world of one rank.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -177,6 +178,8 @@ def start_accelerator(precision: str, timeout_s: int = 600, device: str = "auto"
         precision = "bf16" if cuda else "no"
     if precision == "fp16" and not cuda:
         raise ValueError("precision = fp16 needs a CUDA device, and there is none; use no, bf16 or auto")
+    # torch's newer name for broadcast_buffers does not exist in the oldest version that we support.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     accelerator = Accelerator(
         # Without cpu=True accelerate starts no process group on a machine without CUDA: every process would train for
         # itself.

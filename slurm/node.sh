@@ -19,12 +19,18 @@ trap 'asked_to_stop=1' TERM
 trap '' USR1
 
 if [ -n "${STAGE:-}" ]; then
-    # The checksum of the path keeps two folders with the same name apart.
-    staged=$LOCAL_SCRATCH/$(id -un)-shards/$(basename "$STAGE")-$(realpath "$STAGE" | cksum | cut -d' ' -f1)
-    "${CONTAINER[@]}" "$BIN/python" -m shards stage "$STAGE" "$staged"
+    staged=()
+    IFS=: read -ra folders <<<"$STAGE"
+    for folder in "${folders[@]}"; do
+        # The checksum of the path keeps two folders with the same name apart.
+        copy=$LOCAL_SCRATCH/$(id -un)-shards/$(basename "$folder")-$(realpath "$folder" | cksum | cut -d' ' -f1)
+        "${CONTAINER[@]}" "$BIN/python" -m shards stage "$folder" "$copy"
+        staged+=("$copy")
+    done
+    list="[$(IFS=,; echo "${staged[*]}")]"
     case $1 in
-    train.py) program+=("--data.root=$staged") ;;
-    evaluate.py) program+=("--data=$staged") ;;
+    train.py) program+=("--data.root=$list") ;;
+    evaluate.py) program+=("--data=$list") ;;
     esac
 fi
 

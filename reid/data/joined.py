@@ -49,7 +49,7 @@ class Joined:
             if same_shards or first.contents & second.contents:
                 raise ValueError(f"{other}: holds the same data as {one}; give each dataset once")
         ordered = sorted(manifests.items(), key=lambda item: (item[1].dataset, item[1].fingerprint))
-        names = [re.sub(r"[^\w.-]+", "-", manifest.dataset).strip(".-") or "data" for _, manifest in ordered]
+        names = [re.sub(r"[^A-Za-z0-9_-]+", "-", manifest.dataset).strip("-") or "data" for _, manifest in ordered]
         return cls(
             tuple(
                 Dataset(root, name if Counter(names)[name] == 1 else f"{name}-{manifest.fingerprint[:8]}", manifest)

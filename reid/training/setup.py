@@ -152,18 +152,23 @@ def check_image_size(config: Config, model: nn.Module, device: torch.device) -> 
         model.train(was_training)
 
 
-def check_same_everywhere(code: str, data: str) -> list[str]:
+def check_same_everywhere(code: str, data: str, streams: int) -> list[str]:
     """Return the hosts of the job. Collective.
 
     Args:
         code: `code_version()`.
         data: the manifest's fingerprint.
+        streams: of the plan; if `batch.streams` is auto, each rank reads them from the run that is resumed.
 
     Raises:
-        ValueError: on every rank, if code or data differ between ranks, for example because a node has an old copy.
+        ValueError: on every rank, if they differ between ranks, for example because a node has an old copy.
     """
-    seen = gather_objects((socket.gethostname(), code, data))
-    fixes = {"code": "install or copy the same version everywhere", "data": "stage or copy the same shards everywhere"}
+    seen = gather_objects((socket.gethostname(), code, data, str(streams)))
+    fixes = {
+        "code": "install or copy the same version everywhere",
+        "data": "stage or copy the same shards everywhere",
+        "batch.streams": "give --runs a folder that all nodes share, so that all resume from the same checkpoint",
+    }
     for place, (what, fix) in enumerate(fixes.items(), start=1):
         groups: dict[str, list[int]] = {}
         for rank, facts in enumerate(seen):
@@ -179,7 +184,7 @@ def check_same_everywhere(code: str, data: str) -> list[str]:
                 f"the processes of this run have different {what}: {_name_ranks(usual)}: {seen[usual[0]][place][:24]}, "
                 f"but {named}; {fix}"
             )
-    return sorted({host for host, _, _ in seen})
+    return sorted({host for host, *_ in seen})
 
 
 def _name_ranks(ranks: list[int]) -> str:

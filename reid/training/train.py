@@ -45,7 +45,7 @@ def train(config: Config) -> bool:
     config.batch = replace(config.batch, streams=data.plan.streams)
     set_speed(config.speed)
     accelerator = start_accelerator(config.precision, config.timeout_s, config.device)
-    hosts = check_same_everywhere(code_version(), data.joined.fingerprint)
+    hosts = check_same_everywhere(code_version(), data.joined.fingerprint, data.plan.streams)
     folder = RunFolder(config.folder)
     if config.dry_run:
         from_rank_0(lambda: check_writable(folder.path))

@@ -4,12 +4,13 @@ import hashlib
 import json
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from reid.data.manifest import load_manifest
+from reid.data.manifest import load_manifest, save_manifest
 from reid.data.shard_reader import read_identities
 from shards.__main__ import main
 from shards.build import build
@@ -67,6 +68,15 @@ def test_images_are_the_same_and_people_and_cameras_stay_apart(roots: list[str],
         assert names == {name for part in parts if split in part.splits for name in part.splits[split].names}
     junk = sum(int(part.splits["gallery"].images[part.splits["gallery"].pids == -1].sum()) for part in parts)
     assert int(merged.splits["gallery"].images[merged.splits["gallery"].pids == -1].sum()) == junk > 0
+
+
+def test_a_dataset_may_have_any_name(roots: list[str], tmp_path: Path) -> None:
+    """A dot would end a key of WebDataset."""
+    before = load_manifest(roots[1])
+    save_manifest(replace(before, dataset="mall.2 größer"), Path(roots[1]))
+    merged = merge(roots, tmp_path / "c").manifest
+    assert {name.split("/")[0] for name in merged.splits["train"].names} == {"mall", "mall-2-gr-er"}
+    assert len(list_images(tmp_path / "c", "train")) == sum(len(list_images(root, "train")) for root in roots)
 
 
 def test_the_same_folders_in_any_order_give_the_same_bytes(roots: list[str], tmp_path: Path) -> None:

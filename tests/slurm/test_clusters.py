@@ -84,6 +84,28 @@ def test_a_node_alone_with_one_process_starts_it_without_a_launcher(tmp_path: Pa
     assert (done.returncode, done.stdout) == (0, "python train.py --name=a\n"), done.stderr
 
 
+def test_a_node_stages_every_folder(tmp_path: Path) -> None:
+    """slurm/node.sh with stand-ins that print what they were given."""
+    for name in ("accelerate", "python"):
+        (tmp_path / name).write_text('#!/bin/sh\necho "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    folders = [tmp_path / "people" / "shards", tmp_path / "more people" / "shards"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    environment = {
+        **os.environ, "BIN": str(tmp_path), "SLURM_NNODES": "1", "SLURM_NODEID": "0",
+        "STAGE": ":".join(map(str, folders)), "STOP_FILE": str(tmp_path / "stop"), "SLURM_GPUS_ON_NODE": "1",
+        "LOCAL_SCRATCH": str(tmp_path),
+    }  # fmt: skip
+    for program, flag in (("train.py", "--data.root"), ("evaluate.py", "--data")):
+        done = subprocess.run(["bash", "slurm/node.sh", program], cwd=ROOT, env=environment, capture_output=True,
+                              text=True, check=True)  # fmt: skip
+        *staged, started = done.stdout.splitlines()
+        copies = [line.removeprefix(f"-m shards stage {folder} ") for line, folder in zip(staged, folders, strict=True)]
+        assert started == f"{program} {flag}=[{','.join(copies)}]"
+        assert len(set(copies)) == 2 and all(Path(copy).is_relative_to(tmp_path) for copy in copies)
+
+
 def plan(*words: str):
     """What accelerate makes of a config file and flags: the arguments that it would start processes with."""
     arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args([*words, "train.py"]))
