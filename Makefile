@@ -15,7 +15,7 @@ FLAGS :=
 
 export WANDB_SILENT ?= true
 
-.PHONY: help quickstart tutorial reproduce market-folder test check bench bench-gpu docs format clean
+.PHONY: help quickstart tutorial reproduce market-folder test unit check bench bench-gpu docs format clean
 help:
 	@echo "make quickstart   draw pedestrians, build shards, train on two processes, evaluate, write a report"
 	@echo "make tutorial     run the commands of docs/tutorial.md: footage, people cut out, training, report, search"
@@ -30,7 +30,9 @@ help:
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt \
+	    --editable '.[dev]'
+	$(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null || true # pip compiles on one core
 	touch $@
 
 # Deletes data/quickstart and runs/quickstart and starts again each time.
@@ -73,7 +75,10 @@ market-folder:
 	done
 
 # PYTHONDONTWRITEBYTECODE is cleared: many tests start Python again and would compile every module again.
-test: check
+test: .venv/installed
+	@$(MAKE) --no-print-directory --jobs 2 check unit
+
+unit: .venv/installed
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 check: .venv/installed
