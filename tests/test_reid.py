@@ -92,6 +92,13 @@ def test_a_configuration_is_found_by_its_name() -> None:
         assert parse(Config, [f"--config=reid:{name}"]) == parse(Config, [f"--config={ROOT}/configs/{name}.yaml"])
 
 
+def test_a_configuration_without_its_prefix_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("quickstart", "configs/quickstart.yaml"):
+        with pytest.raises(ValueError, match=f"{name}: no such file here; .* --config reid:quickstart"):
+            parse(Config, [f"--config={name}"])
+
+
 def test_a_wheel_works_without_the_source_tree(tmp_path: Path) -> None:
     """It holds the code, its templates, and the files of configs, launch and slurm."""
     subprocess.run(

@@ -16,9 +16,12 @@ def find_config(name: str) -> str:
     """Return the file that `name` means: reid:quickstart, reid:ablations/paper, or the path of any file.
 
     Raises:
-        ValueError: no configuration of that name comes with the product.
+        ValueError: no configuration of that name comes with the product, or its name was given without the prefix.
     """
     if not name.startswith(PREFIX):
+        plain = name.removeprefix("configs/").removesuffix(".yaml")
+        if plain in list_configs() and not Path(name).exists():
+            raise ValueError(f"--config {name}: no such file here; the one of the product is --config {PREFIX}{plain}")
         return name
     wanted = name.removeprefix(PREFIX).removesuffix(".yaml")
     if wanted not in (known := list_configs()):
