@@ -38,13 +38,13 @@ def set_drop_path(encoder: nn.Module, name: str, rate: float) -> None:
     from torchvision.ops import StochasticDepth
 
     blocks = [module for module in encoder.modules() if isinstance(module, DropPath | StochasticDepth)]
-    if not blocks:
-        raise refuse(name, rate)
+    if rate and not blocks:
+        raise drop_path_error(name, rate)
     for number, block in enumerate(blocks):
         block.p = rate * number / max(len(blocks) - 1, 1)
 
 
-def refuse(name: str, rate: float) -> ValueError:
+def drop_path_error(name: str, rate: float) -> ValueError:
     """Return the error for an encoder without stochastic depth."""
     return ValueError(
         f"model.drop_path = {rate}: {name} has no residual blocks that can be left out; leave it at null, or choose a "

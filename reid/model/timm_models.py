@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from reid.config import ModelConfig
-from reid.model.drop_path import refuse
+from reid.model.drop_path import drop_path_error
 
 TIMM, HUB = "timm/", "hf-hub:"
 RESNETS = ("resnet", "res2net", "resnest", "sknet")  # modules of timm that share one class
@@ -70,12 +70,12 @@ def build_timm(config: ModelConfig, image_size: tuple[int, int]) -> tuple[nn.Mod
         encoder = timm.create_model(name, **knobs)
     except Exception as error:  # see read_card
         if "drop_path_rate" in str(error):
-            raise refuse(config.encoder, config.drop_path or 0.0) from error
+            raise drop_path_error(config.encoder, config.drop_path or 0.0) from error
         raise ValueError(
             f"model.encoder = timm/{name}: {_first_line(error)}; {_how_to_fetch(config.encoder)}"
         ) from error
     if config.drop_path and not any(getattr(module, "drop_prob", 0) for module in encoder.modules()):
-        raise refuse(config.encoder, config.drop_path)
+        raise drop_path_error(config.encoder, config.drop_path)
     _check_patches(encoder, config.encoder, image_size)
     if getattr(encoder, "pos_embed", None) is not None:
         encoder.grid = getattr(getattr(encoder, "patch_embed", None), "grid_size", None)

@@ -54,6 +54,11 @@ def test_encoders_without_stochastic_depth_are_refused(name: str) -> None:
         make_encoder(name, drop_path=0.3)
 
 
+def test_zero_is_allowed_for_each_of_our_encoders() -> None:
+    with torch.device("meta"):
+        make_encoder("resnet18", drop_path=0.0)
+
+
 def small_swin() -> nn.Module:
     return SwinTransformer([4, 4], 8, [2, 2], [1, 2], [7, 7], num_classes=4)
 
