@@ -86,12 +86,16 @@ class Joined:
         first_cameras = _offsets(1 + max(map(max, part.cameras)) for part in splits)
         return Split(
             shards=tuple(shard for part in splits for shard in part.shards),
-            pids=np.concatenate([_shift(part.pids, first) for part, first in zip(splits, first_pids, strict=False)]),
+            pids=np.concatenate(
+                [_shift(part.pids, first) for part, first in zip(splits, first_pids[:-1], strict=True)]
+            ),
             images=np.concatenate([part.images for part in splits]),
-            shard=np.concatenate([part.shard + first for part, first in zip(splits, self._first_shards, strict=False)]),
+            shard=np.concatenate(
+                [part.shard + first for part, first in zip(splits, self._first_shards[:-1], strict=True)]
+            ),
             cameras=tuple(
                 tuple(camera + first if camera >= 0 else camera for camera in seen)
-                for part, first in zip(splits, first_cameras, strict=False)
+                for part, first in zip(splits, first_cameras[:-1], strict=True)
                 for seen in part.cameras
             ),
             names=tuple(f"{dataset.label}/{name}" for dataset in self.datasets for name in dataset.train.names),
