@@ -64,6 +64,8 @@ def run(options: Namespace) -> None:
     """Run one command. Raises ValueError for what the user can fix, such as a full disk or a missing folder."""
     try:
         COMMANDS[options.command](options)
+    except BrokenPipeError:
+        raise  # `| head` has ended
     except OSError as error:
         raise ValueError(str(error)) from error
 
