@@ -34,16 +34,16 @@ LAUNCHED = ("train", "evaluate")  # programs that run in several processes
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program that the first word names, on the other words. Return its exit status."""
     name, *flags = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
+    return call(lambda: _run(name, flags))
+
+
+def _run(name: str, flags: Sequence[str]) -> int:
     if name in ("-h", "--help"):
         print(str(__doc__).strip(), "", *(f"  {name:<10}{text}" for name, (_, text) in PROGRAMS.items()), sep="\n")
         return 0
     if name == "--version":
         print(importlib.metadata.version("mctl-reid"))
         return 0
-    return call(lambda: _run(name, flags))
-
-
-def _run(name: str, flags: Sequence[str]) -> int:
     if name not in PROGRAMS:
         near = "".join(f" Did you mean {word}?" for word in difflib.get_close_matches(name, PROGRAMS, n=1))
         raise ValueError(f"reid {name}: no such command.{near} Choose from {', '.join(PROGRAMS)}")

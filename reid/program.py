@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -15,11 +16,38 @@ Answer = TypeVar("Answer")
 USER_ERROR = 2  # exit status of an error that the user can fix
 STOPPED = 75  # exit status after a request to stop; EX_TEMPFAIL of sysexits.h: try again later
 INTERRUPTED = 128 + signal.SIGINT  # exit status after Ctrl-C, as in shells
+CLOSED_OUTPUT = 128 + signal.SIGPIPE  # exit status after `| head` has closed the output, as of other Unix tools
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # that request a stop
 
 
 def call(action: Callable[[], Answer]) -> Answer:
     """Return what `action` returns; end the program with USER_ERROR on a ValueError or the loss of another process.
+
+    It ends with CLOSED_OUTPUT, and prints nothing, if the program that reads the output has ended.
+    """
+    try:
+        try:
+            return _name_errors(action)
+        finally:
+            sys.stdout.flush()  # here: at the end of the interpreter, a closed pipe would be a stack trace
+    except BrokenPipeError:
+        closed = [stream for stream in (sys.stdout, sys.stderr) if _is_closed_pipe(stream)]
+        if not closed:
+            raise
+        for stream in closed:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        sys.exit(CLOSED_OUTPUT)
+
+
+def _is_closed_pipe(stream: TextIO) -> bool:
+    """Return whether the program that reads a stream of this one has ended."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
+
+
+def _name_errors(action: Callable[[], Answer]) -> Answer:
+    """Return what `action` returns; print an error that the user can fix and exit with USER_ERROR.
 
     An error that all ranks share is printed by one process of each machine, since it may be the machine's.
     """

@@ -1,5 +1,6 @@
 """The program `reid`, and what its wheel holds."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from reid.__main__ import PROGRAMS, main
 from reid.config import Config, parse
 from reid.launcher import forward_signals, launch, take_processes
-from reid.program import SIGNALS
+from reid.program import SIGNALS, call
 from tests.support.programs import run_program
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +43,24 @@ def test_an_error_is_one_line(arguments: list[str], wanted: str, capsys: pytest.
     said = capsys.readouterr().err
     assert ended.value.code == 2
     assert wanted in said and len(said.splitlines()) == 1
+
+
+def test_a_closed_output_ends_a_program_quietly() -> None:
+    """As `reid configs | head -1` does, with the status of other Unix tools; also for output that fits its buffer."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-m", "reid", "configs"]
+    done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, cwd=ROOT, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_an_error_that_is_not_of_the_output_is_shown() -> None:
+    def fail() -> None:
+        raise BrokenPipeError("a socket of W&B")
+
+    with pytest.raises(BrokenPipeError, match="socket"):
+        call(fail)
 
 
 def test_an_error_of_several_processes_is_one_line_without_the_report_of_the_launcher() -> None:

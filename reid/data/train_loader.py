@@ -234,10 +234,11 @@ class SharedImages:
     """
 
     def __init__(self, workers: int, rows: int, pixels: Pixels) -> None:
+        memory = allocate_images((workers, AHEAD + 2, rows), pixels)
         try:
-            self.memory = allocate_images((workers, AHEAD + 2, rows), pixels).share_memory_()
+            self.memory = memory.share_memory_()
         except RuntimeError as error:
-            raise ValueError(describe_full_memory()) from error
+            raise ValueError(describe_full_memory(memory.nbytes)) from error
 
     def place(self, worker: int, number: int) -> Tensor:
         """Return the memory (rows, 3, H, W) for the images of a worker's batch by its number, from 0."""

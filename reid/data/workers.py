@@ -25,6 +25,7 @@ from reid.data.transfer import map_leaves
 SHARED_MEMORY = "/dev/shm"
 SMALL_BYTES = 65_536
 AHEAD = 4  # batches that a worker prepares
+LITTLE_BYTES = 1 << 26  # of shared memory: what a container has by default
 
 
 def count_workers(wanted: int | str, most: int) -> int:
@@ -128,12 +129,18 @@ def receive(parts: Iterator[Any]) -> Any:
     return item
 
 
-def describe_full_memory() -> str:
-    """Return an error for shared memory that is too small for the images of decoding processes."""
-    size = shutil.disk_usage(SHARED_MEMORY).total / 2**20
+def describe_full_memory(needed: int = 0) -> str:
+    """Return an error for shared memory that is too small for the images of decoding processes.
+
+    Args:
+        needed: bytes that they need in it; 0 = unknown.
+    """
+    usage = shutil.disk_usage(SHARED_MEMORY)
+    need = f"need {needed / 2**20:,.1f} MiB of it and " if needed else ""
     return (
-        f"{SHARED_MEMORY} (shared memory, {size:,.0f} MiB) is full: decoding processes hand over images in it; set "
-        "data.workers=0 (--workers=0), which needs none, lower data.workers, or enlarge it (docker run --shm-size=8g)"
+        f"{SHARED_MEMORY} (shared memory, {usage.free / 2**20:,.1f} of {usage.total / 2**20:,.1f} MiB free) is too "
+        f"small: decoding processes {need}hand over images in it; set data.workers=0 (--workers=0), which needs none, "
+        "lower data.workers, or enlarge it (docker run --shm-size=8g)"
     )
 
 
@@ -149,7 +156,7 @@ def explain_killed_worker(error: RuntimeError) -> str | None:
         return describe_full_memory()
     if text.startswith("Caught ") and "MemoryError" not in text:
         return None  # an error of the program: its stack trace is shown
-    return (
-        f"a decoding process was killed ({text.splitlines()[-1]}); if the machine ran out of memory, lower "
-        "data.workers or data.pool_images"
-    )
+    killed = f"a decoding process was killed ({text.splitlines()[-1]}); "
+    if shutil.disk_usage(SHARED_MEMORY).free < LITTLE_BYTES:
+        return f"{killed}{describe_full_memory()}"
+    return f"{killed}if the machine ran out of memory, lower data.workers or data.pool_images"

@@ -28,8 +28,9 @@ def norms(embeddings: Tensor, squares: Tensor) -> Tensor:
     """Return (N,) lengths of (N, D) from their squared norms (N,), exact also where a square leaves float32's range."""
     lengths = squares.sqrt()
     for rows in (squares < SMALL).nonzero().squeeze(1).split(NORM_ROWS):
-        scale = _inverse_scale(embeddings[rows])
-        lengths[rows] = squared_norms(embeddings[rows] * scale[:, None]).sqrt() / scale
+        part = embeddings[rows].float()
+        scale = _inverse_scale(part)
+        lengths[rows] = squared_norms(part * scale[:, None]).sqrt() / scale
     return lengths
 
 

@@ -17,6 +17,8 @@ SAFE_LENGTH = 2.0**60  # of cosine's queries: products with vectors of norms fro
 class Vectors:
     """The vectors that a metric multiplies queries with: rows (N, D), times `scale` (N,), plus `bias` (N,), if given.
 
+    The rows may be float16; they are multiplied as float32, part by part.
+
     listed (E,), ascending: the rows that are entries, if not all are. The others are multiplied and dropped, because a
     copy of the entries would need more memory.
     """
@@ -48,8 +50,8 @@ class Vectors:
 
     def _multiply_tile(self, queries: Tensor, entries: slice | Tensor, out: Tensor | None = None) -> Tensor:
         if self.bias is not None:
-            return torch.addmm(self.bias[entries], queries, self.rows[entries].T, out=out)
-        scores = torch.mm(queries, self.rows[entries].T, out=out)
+            return torch.addmm(self.bias[entries], queries, self.rows[entries].float().T, out=out)
+        scores = torch.mm(queries, self.rows[entries].float().T, out=out)
         return scores if self.scale is None else scores.mul_(self.scale[entries])
 
 
@@ -59,7 +61,7 @@ def cosine_vectors(embeddings: Tensor, squares: Tensor) -> Vectors:
     Divides the scores by the norms, not the features, which may be too many to copy. A zero vector scores zero.
     """
     if embeddings.shape[1] == 1:  # only two directions: the rounding of 1 / norm must not order equal ones
-        embeddings = squares = embeddings.sign()
+        embeddings = squares = embeddings.float().sign()
         squares = squares.squeeze(1).abs()
     lengths = norms(embeddings, squares) * SAFE_LENGTH
     return Vectors(embeddings, scale=1 / lengths.clamp(min=torch.finfo(torch.float32).tiny))

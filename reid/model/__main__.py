@@ -16,7 +16,7 @@ from reid.model.encoders import ENCODERS, build_encoder
 from reid.model.preprocessing import own_preprocessing
 from reid.model.published import cached_file, fetch, fix_of
 from reid.model.timm_models import TIMM
-from reid.program import name_program
+from reid.program import call, name_program
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,4 +82,4 @@ def _fetch(name: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(call(main))

@@ -64,6 +64,8 @@ def run(options: Namespace) -> None:
     """Run one command. Raises ValueError for what the user can fix, such as a full disk or a missing folder."""
     try:
         COMMANDS[options.command](options)
+    except BrokenPipeError:
+        raise  # `| head` has ended
     except OSError as error:
         raise ValueError(str(error)) from error
 
@@ -71,7 +73,8 @@ def run(options: Namespace) -> None:
 def _index(options: Namespace) -> None:
     images = _list_images(options)
     embedder = _load(options.checkpoint, options, options.flip, options.dimensions)
-    meta = Meta(embedder.fingerprint, embedder.dim, embedder.size, str(embedder.source.resolve()), flip=embedder.flip)
+    dtype, source = "float16" if options.half else "float32", str(embedder.source.resolve())
+    meta = Meta(embedder.fingerprint, embedder.dim, embedder.size, source, flip=embedder.flip, dtype=dtype)
     _append(create(options.index, meta), embedder, images, options)
 
 
@@ -263,7 +266,7 @@ def _info(options: Namespace) -> None:
         "images": f"{len(index):,}",
         "identities": f"{len(meta.identities):,}, and {int((index.pids < 0).sum()):,} images without an identity",
         "cameras": f"{len(meta.cameras)}: {', '.join(meta.cameras[:20])}" if meta.cameras else "none known",
-        "features": f"{meta.dim} numbers, of images of {meta.size[0]} x {meta.size[1]} pixels",
+        "features": f"{meta.dim} numbers, {meta.dtype}, of images of {meta.size[0]} x {meta.size[1]} pixels",
         "model": f"{meta.checkpoint}, fingerprint {meta.fingerprint[:12]}" + f", {FLIP_TEST}" * meta.flip,
         **{f"source {i}": " ".join([source.root, source.split]).strip() for i, source in enumerate(meta.sources, 1)},
     }

@@ -17,7 +17,7 @@ from reid.metrics.norms import normalize, squared_norms
 from reid.metrics.scores import SAFE_LENGTH, Vectors, best_of_scores, cosine_vectors, cut, join_best
 from reid.precision import exact_products
 from reid.search import GALLERIES
-from reid.search.index_files import COLUMNS, ENTRIES, Source, checksums, lay_out, read_meta
+from reid.search.index_files import COLUMNS, ENTRIES, FEATURES, Source, checksums, lay_out, read_meta
 
 QUERIES = 256  # scored together: a slice has at most 98,304 entries, 96 MiB of scores
 
@@ -62,7 +62,7 @@ class Index:
         self.columns = {name: self._map(name) for name in COLUMNS}
         self.features, self.squares, self.pids, self.camids, self._ends, self._text = self.columns.values()
         self._centroids: dict[str, Gallery] = {}
-        self._unchecked = ["features.npy", "squares.npy"]  # until the first search
+        self._unchecked = [FEATURES, "squares.npy"]  # until the first search
         for name in COLUMNS:
             if name not in self._unchecked:
                 self._check(name)
@@ -77,8 +77,8 @@ class Index:
         if not path.is_file() or path.stat().st_size < end:
             raise ValueError(f"{path} is missing or cut short: the index is damaged; make it again")
         if not self.meta.count:
-            return np.empty(shape, COLUMNS[name])
-        return np.memmap(path, COLUMNS[name], mode="c", offset=len(header), shape=shape)
+            return np.empty(shape, self.meta.column_type(name))
+        return np.memmap(path, self.meta.column_type(name), mode="c", offset=len(header), shape=shape)
 
     def _check(self, name: str) -> None:
         if self.meta.sums and checksums(self.columns[name]) != self.meta.sums[name]:

@@ -1,8 +1,9 @@
 """The files of an index (reid/search/index.py): their layout, their checksums, and index.json.
 
 A folder of plain files. Columns of N entries are ordinary .npy files, mapped into memory, that only grow:
-    features (N, D) float32, as the model returns them; squares (N,) float32, their squared norms; pids, camids (N,)
-    int64, places in the lists of names in index.json, -1 = unknown; ends (N,) int64, where lines of entries.jsonl end
+    features (N, D) float32, as the model returns them, or rounded to float16; squares (N,) float32, the squared norms
+    of what is stored; pids, camids (N,) int64, places in the lists of names in index.json, -1 = unknown; ends (N,)
+    int64, where lines of entries.jsonl end
 entries.jsonl has a line of JSON per entry, with its path and time. index.json is replaced last, in one step, and says
 how much of each file counts: what a killed process wrote after that is ignored, and overwritten by the next append.
 It holds checksums of itself and of the columns, which are compared when the index is opened; those of the features,
@@ -24,11 +25,13 @@ from typing import Any
 
 import numpy as np
 
-FORMAT = 3
-READ = (1, 2, FORMAT)  # 1 had no checksums; 2 had no `flip`
+FORMAT = 4
+READ = (1, 2, 3, FORMAT)  # 1 had no checksums; 2 had no `flip`; 3 had no `dtype`
+DTYPES = ("float32", "float16")  # of stored features
+FEATURES = "features.npy"
 META, ENTRIES = "index.json", "entries.jsonl"
 COLUMNS: dict[str, type[np.generic]] = {
-    "features.npy": np.float32,
+    FEATURES: np.float32,  # or float16: Meta.column_type
     "squares.npy": np.float32,
     "pids.npy": np.int64,
     "camids.npy": np.int64,
@@ -50,7 +53,8 @@ class Source:
 class Meta:
     """index.json. fingerprint: of the model (Embedder.fingerprint). checkpoint: its folder, empty if unknown.
     size: (height, width) of its images. count: entries. text_bytes: length of entries.jsonl. sums: by column, the
-    CRC-32 of each SUM_BYTES of its array; empty in version 1. flip: whether features are those of a flip test."""
+    CRC-32 of each SUM_BYTES of its array; empty in version 1. flip: whether features are those of a flip test.
+    dtype: of stored features."""
 
     fingerprint: str
     dim: int
@@ -63,6 +67,7 @@ class Meta:
     cameras: tuple[str, ...] = ()
     sums: dict[str, list[int]] = field(default_factory=dict)
     flip: bool = False
+    dtype: str = DTYPES[0]
 
     def __post_init__(self) -> None:
         """Raises TypeError or ValueError if a field cannot be what it is named."""
@@ -72,6 +77,8 @@ class Meta:
             raise TypeError("a name is no text")
         if type(self.flip) is not bool:
             raise TypeError(f"flip is {self.flip!r}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}")
         numbers = {"dim": (1, self.dim), "count": (0, self.count), "text_bytes": (0, self.text_bytes)}
         numbers |= {"height": (1, self.size[0]), "width": (1, self.size[1])}
         for name, (least, number) in numbers.items():
@@ -80,12 +87,16 @@ class Meta:
         if self.sums and self.sums.keys() != COLUMNS.keys():
             raise ValueError("checksums of other columns")
 
+    def column_type(self, name: str) -> np.dtype[Any]:
+        """Return the dtype of a column's numbers."""
+        return np.dtype(self.dtype if name == FEATURES else COLUMNS[name])
+
 
 def lay_out(name: str, meta: Meta) -> tuple[bytes, tuple[int, ...], int]:
     """Return the .npy header of a column, the shape of its array, and the byte of the file where the array ends."""
     if name == ENTRIES:
         return b"", (meta.text_bytes,), meta.text_bytes
-    dtype, shape = np.dtype(COLUMNS[name]), (meta.count, meta.dim) if name == "features.npy" else (meta.count,)
+    dtype, shape = meta.column_type(name), (meta.count, meta.dim) if name == FEATURES else (meta.count,)
     header = io.BytesIO()  # NumPy leaves room for the first axis to grow: as long for any number of entries
     described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(header, described)

@@ -16,13 +16,15 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from reid.files import Held, hold, write_atomically
 from reid.metrics.features import UNKNOWN
 from reid.metrics.norms import check_rows, squared_norms
 from reid.search.index import Entry, Index
-from reid.search.index_files import COLUMNS, ENTRIES, META, Meta, checksums, describe_meta, lay_out, read_meta
+from reid.search.index_files import COLUMNS, ENTRIES, FEATURES, META, Meta, checksums, describe_meta, lay_out, read_meta
 
+HALF_ERROR = 2**-10  # of a feature's length, at most, that float16 may change: scores then change by less than 0.001
 ROWS = 8192  # features copied at a time: 64 MiB at 2,048 dimensions
 
 
@@ -44,11 +46,13 @@ class Appender:
     def add(self, features: np.ndarray, entries: Sequence[Entry]) -> None:
         """Add B entries and their features (B, D) float32.
 
-        Raises ValueError, which names the image, for NaN, inf, and what is too large or small for float32.
+        Raises ValueError, which names the image, for NaN, inf, and what is too large or small for the index.
         """
         rows = torch.from_numpy(np.ascontiguousarray(features, np.float32))
+        check_rows(rows, squared_norms(rows), lambda row: f"{entries[row].path}: its feature")
+        if self.index.meta.dtype == "float16":
+            rows = _round(rows, entries)
         squares = squared_norms(rows)
-        check_rows(rows, squares, lambda row: f"{entries[row].path}: its feature")
         sources = [self._sources.setdefault(entry.source, len(self._sources)) for entry in entries]
         lines = [
             json.dumps({"path": entry.path, "time": entry.time, "source": i, "place": entry.place}).encode() + b"\n"
@@ -56,7 +60,7 @@ class Appender:
         ]
         text = b"".join(lines)
         columns = {
-            "features.npy": rows.numpy(),
+            FEATURES: rows.numpy(),
             "squares.npy": squares.numpy(),
             "pids.npy": [_number(entry.identity, self._identities) for entry in entries],
             "camids.npy": [_number(entry.camera, self._cameras) for entry in entries],
@@ -64,7 +68,7 @@ class Appender:
             ENTRIES: np.frombuffer(text, np.uint8),
         }
         for name, values in columns.items():
-            written = np.ascontiguousarray(values, COLUMNS[name])
+            written = np.ascontiguousarray(values, self.index.meta.column_type(name))
             file, header = self._files[name], lay_out(name, self.index.meta)[0]
             self._sums[name] = checksums(written, self._sums[name], file.tell() - len(header))
             file.write(written.tobytes())
@@ -166,6 +170,19 @@ def _lock(path: Path) -> Iterator[None]:
             yield
     except Held as error:
         raise ValueError(f"{path}: {error} is changing this index; wait for it") from error
+
+
+def _round(rows: Tensor, entries: Sequence[Entry]) -> Tensor:
+    """Return features (B, D) float32 rounded to float16. Raises ValueError if that changes a direction too much."""
+    rounded = rows.half().float()
+    error, length = ((part.double()).norm(dim=1) for part in (rounded - rows, rows))
+    if not (fits := error <= HALF_ERROR * length).all():
+        row = int((~fits).nonzero()[0])
+        raise ValueError(
+            f"{entries[row].path}: the numbers of its feature, up to {float(rows[row].abs().max()):.1e}, do not fit "
+            "float16, which has 0.0001 to 65,504; make the index without --half"
+        )
+    return rounded
 
 
 def _number(name: str, numbers: dict[str, int]) -> int:

@@ -591,7 +591,7 @@ def test_a_killed_worker_is_an_error_and_no_hang(drawn, tmp_path, batches):
     kill = "os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)"
     status, said = run_with_workers(drawn, tmp_path, kill, batches)
     assert status == 0, said
-    assert "a decoding process was killed" in said and "lower data.workers or data.pool_images" in said
+    assert "a decoding process was killed" in said and "lower data.workers" in said
     assert explain_killed_worker(RuntimeError("out of memory")) is None
     caught = (
         "Caught {} in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  ...\n{}: no {}\n"
@@ -607,7 +607,11 @@ def test_an_error_ends_the_program_and_its_workers(drawn, tmp_path):
     assert status == 1 and "MemoryError: too much" in said
 
 
-def test_memory_of_a_worker_that_is_gone_is_explained(monkeypatch):
+@pytest.mark.parametrize("free", [10 << 20, 10 << 30])
+def test_memory_of_a_worker_that_is_gone_is_explained(monkeypatch, free):
+    """Shared memory is named if it may be the cause: a process that writes to a full one is killed, too."""
+    monkeypatch.setattr(workers.shutil, "disk_usage", lambda path: SimpleNamespace(total=64 << 20, used=0, free=free))
+
     def parts():
         raise ConnectionResetError(104, "Connection reset by peer")
         yield
@@ -615,7 +619,10 @@ def test_memory_of_a_worker_that_is_gone_is_explained(monkeypatch):
     monkeypatch.setattr(workers, "time", SimpleNamespace(sleep=lambda seconds: None))
     with pytest.raises(RuntimeError) as raised:
         receive(parts())
-    assert "a decoding process was killed" in explain_killed_worker(raised.value)
+    said = explain_killed_worker(raised.value)
+    assert "a decoding process was killed" in said
+    assert ("/dev/shm" in said and "data.workers=0" in said) == (free < 64 << 20)
+    assert ("out of memory" in said) == (free > 64 << 20)
 
 
 def test_full_shared_memory_is_named(drawn, monkeypatch):
@@ -628,7 +635,7 @@ def test_full_shared_memory_is_named(drawn, monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
     monkeypatch.setattr(workers, "SMALL_BYTES", 0)
-    with pytest.raises(ValueError, match=r"/dev/shm.*data.workers=0"):
+    with pytest.raises(ValueError, match=r"/dev/shm.*need 0\.\d MiB.*data.workers=0"):
         next(make_loader(drawn.root, drawn.manifest, workers=1).batches(1))
     killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that ...")
     with pytest.raises(RuntimeError) as raised:

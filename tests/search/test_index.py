@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import zlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -47,9 +47,9 @@ def draw(count: int, seed: int = 0, identities: int = 5) -> tuple[np.ndarray, li
     return features, entries
 
 
-def make(path: Path, *parts: tuple[np.ndarray, list[Entry]]) -> Index:
+def make(path: Path, *parts: tuple[np.ndarray, list[Entry]], dtype: str = "float32") -> Index:
     """The first part when it is made, the others appended one after another."""
-    with create(path, META) as appender:
+    with create(path, replace(META, dtype=dtype)) as appender:
         appender.add(*parts[0])
     for part in parts[1:]:
         with append(path) as appender:
@@ -149,13 +149,42 @@ def test_an_index_of_an_older_program(tmp_path: Path) -> None:
     assert {file.name for file in path.iterdir()} == {file.name for file in new.folder.iterdir()}
 
 
-def test_an_index_of_version_2_has_no_flip_test(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("version", "unknown"), [(2, ["flip", "dtype"]), (3, ["dtype"])])
+def test_an_index_of_an_earlier_version_has_no_flip_test_and_float32(tmp_path: Path, version, unknown) -> None:
     index = make(tmp_path / "i", draw(20))
-    document = {"format": 2, **asdict(index.meta)}
-    del document["flip"]
+    document = {"format": version, **asdict(index.meta)}
+    for name in unknown:
+        del document[name]
     document["checksum"] = zlib.crc32(json.dumps(document, sort_keys=True).encode())
     (index.folder / "index.json").write_text(json.dumps(document))
-    assert Index(index.folder).meta == index.meta and not index.meta.flip
+    assert Index(index.folder).meta == index.meta and not index.meta.flip and index.meta.dtype == "float32"
+
+
+def test_a_float16_index_has_half_the_bytes_and_scores_within_a_thousandth(tmp_path: Path) -> None:
+    """What it stores are the features rounded once, also after an append and a removal."""
+    parts = [draw(40), draw(30, seed=1)]
+    full, half = (make(tmp_path / dtype, *parts, dtype=dtype) for dtype in ("float32", "float16"))
+    wanted = np.concatenate([features for features, _ in parts]).astype(np.float16)
+    assert np.array_equal(np.load(half.folder / "features.npy"), wanted) and half.features.dtype == np.float16
+    assert 2 * half.features.nbytes == full.features.nbytes
+    queries = np.random.default_rng(1).standard_normal((5, DIM))
+    for gallery in GALLERIES:
+        near, exact = (
+            [{hit.row: hit.score for hit in hits} for hits in index.search(queries, 70, gallery)]
+            for index in (half, full)
+        )
+        assert all(abs(a[row] - b[row]) < 1e-3 for a, b in zip(near, exact, strict=True) for row in b)
+    remove(half.folder, lambda entry: entry.path.startswith("0/"))
+    assert content(half.folder) == content(make(tmp_path / "rest", parts[1], dtype="float16").folder)
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1e-30, 3e4])
+def test_features_that_do_not_fit_float16_are_refused(tmp_path: Path, scale: float) -> None:
+    features, entries = draw(5)
+    features[3] *= scale
+    with pytest.raises(ValueError, match=r"0/3\.jpg.*float16.*without --half"):
+        make(tmp_path / "i", (features, entries), dtype="float16")
+    assert not list(tmp_path.iterdir())
 
 
 def slow_search(features, entries, queries, k, gallery="images", without="") -> list[list[tuple[float, int, int]]]:
@@ -181,14 +210,16 @@ def slow_search(features, entries, queries, k, gallery="images", without="") -> 
 @pytest.mark.parametrize("without", ["", "cam 1"])
 @pytest.mark.parametrize("gallery", ["images", "centroids"])
 @pytest.mark.parametrize("k", [1, 10, 200])
-def test_search_equals_loops(tmp_path: Path, monkeypatch, block: int, without: str, gallery: str, k: int) -> None:
+@pytest.mark.parametrize("dtype", index_files.DTYPES)
+def test_search_equals_loops(tmp_path: Path, monkeypatch, block, without: str, gallery: str, k: int, dtype) -> None:
+    """With float16, loops over what is stored."""
     monkeypatch.setattr("reid.metrics.scores.GALLERY_BLOCK", block)
     monkeypatch.setattr(index_module, "QUERIES", 2)
     features, entries = draw(60, identities=9)
-    index = make(tmp_path / "i", (features[:20], entries[:20]), (features[20:], entries[20:]))
+    index = make(tmp_path / "i", (features[:20], entries[:20]), (features[20:], entries[20:]), dtype=dtype)
     queries = np.random.default_rng(1).standard_normal((5, DIM)).astype(np.float32)
     found = index.search(queries, k, gallery, without)
-    wanted = slow_search(features, entries, queries, k, gallery, without)
+    wanted = slow_search(features.astype(dtype), entries, queries, k, gallery, without)
     assert [[(hit.row, hit.images) for hit in hits] for hits in found] == [[hit[1:] for hit in hits] for hits in wanted]
     scores = [[hit.score for hit in hits] for hits in found]
     assert np.allclose(scores, [[hit[0] for hit in hits] for hits in wanted], atol=1e-6)
@@ -423,7 +454,7 @@ def test_checksums_continue_across_parts(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda p: edit(p, format=4), "index version 4, this program reads version 3; index again"),
+        (lambda p: edit(p, format=5), "index version 5, this program reads version 4; index again"),
         (lambda p: edit(p, format=None), "is damaged"),
         (lambda p: edit(p, checksum=None), "is damaged"),
         (lambda p: edit(p, cameras=["cam 1", "cam 0", "cam 2"]), "is damaged.*checksum"),
