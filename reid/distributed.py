@@ -5,9 +5,10 @@ Every function also works without a process group, as in a world of one rank.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -152,6 +153,23 @@ def explain_lost_rank(error: RuntimeError) -> str | None:
         "cause; a training continues from its newest checkpoint with --resume=auto; if a process was only slow, raise "
         "timeout_s"
     )
+
+
+@contextlib.contextmanager
+def separate_accelerator() -> Iterator[None]:
+    """Forget accelerate's settings after the block, so that the next program of this process may use others.
+
+    accelerate keeps device and precision of a process's first Accelerator and refuses others. An Accelerator that was
+    there before the block keeps its settings.
+    """
+    from accelerate.state import AcceleratorState
+
+    is_first = not AcceleratorState._shared_state
+    try:
+        yield
+    finally:
+        if is_first:
+            AcceleratorState._reset_state(reset_partial_state=not is_distributed())
 
 
 def start_accelerator(precision: str, timeout_s: int = 600, device: str = "auto") -> Accelerator:

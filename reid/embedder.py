@@ -31,7 +31,7 @@ from reid.data.images import Pixels
 from reid.model.features import check_dimensions, compute_features
 from reid.model.network import ReIDModel
 from reid.model.saved import is_checkpoint
-from reid.precision import find_wrong_convolution, forward_pass
+from reid.precision import find_device, find_wrong_convolution, forward_pass
 from reid.runs.models import TRAINED, build_models, find_run, read_config
 
 Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
@@ -61,11 +61,7 @@ class Embedder:
         check_dimensions(dimensions, model, str(source))
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size} must be at least 1")
-        try:
-            self.device = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise ValueError(f"device = {device!r}: {str(error).splitlines()[0]}; use auto, cpu or cuda") from error
+        self.device = find_device(device)
         self.dtype, self.batch_size = getattr(torch, dtype), batch_size
         if wrong := find_wrong_convolution(self.device, self.dtype):
             raise ValueError(f"dtype = {dtype!r}: {wrong}")
@@ -164,6 +160,10 @@ class Embedder:
     def compute(self, images: Tensor) -> Tensor:
         """Return the features (B, D) float32 of normalized images (B, 3, height, width) on the device."""
         return compute_features(self.model, images, self.flip, self.dim)
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        return f"Embedder({self.source}: {self.dim} numbers of {height} x {width} pixels, on {self.device})"
 
     @cached_property
     def fingerprint(self) -> str:

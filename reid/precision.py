@@ -16,6 +16,20 @@ TOLERANCE = 0.05  # of the largest value; a correct bfloat16 result differs by l
 CHECKED_SHAPES = (((1, 256, 4, 2), (512, 256, 3, 3)), ((2, 16, 16, 2), (128, 16, 3, 3)))
 
 
+def find_device(name: str) -> torch.device:
+    """Return a device that can be used: auto (CUDA if there is one), or any of torch's names.
+
+    Raises:
+        ValueError: torch cannot use it.
+    """
+    try:
+        device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device = {name!r}: {str(error).splitlines()[0]}; use auto, cpu or cuda") from error
+    return device
+
+
 @contextlib.contextmanager
 def exact_products(device: torch.device) -> Iterator[None]:
     """Compute float32 products and convolutions in full precision: no TF32 (CUDA's default), bf16 or autocast.

@@ -139,17 +139,17 @@ def _parse(parser: _Parser, kind: type[AnyConfig], args: Sequence[str]) -> AnyCo
         raise ValueError(f"{files[-1]}: {error}") from error
 
 
-def change(config: Config, flags: Sequence[str]) -> Config:
+def change(config: AnyConfig, flags: Sequence[str]) -> AnyConfig:
     """Return a configuration with other values of some knobs, as `parse` does with more flags, without its delay.
 
     Raises:
         ValueError: names the knob, if it is unknown or its value has a wrong type or is out of its range.
     """
     sections: dict[str, dict[str, Any]] = {}
-    for flag in expand_flags(flags, Config):
+    for flag in expand_flags(flags, type(config)):
         name = flag.removeprefix("--").partition("=")[0]
         try:
-            value = _knob_parser(name).parse_args([flag])[name]
+            value = _knob_parser(type(config), name).parse_args([flag])[name]  # type: ignore[arg-type]
         except ArgumentError as error:
             raise ValueError(str(error)) from error
         section, _, knob = name.rpartition(".")
@@ -159,9 +159,9 @@ def change(config: Config, flags: Sequence[str]) -> Config:
 
 
 @cache
-def _knob_parser(name: str) -> _Parser:
+def _knob_parser(kind: type, name: str) -> _Parser:
     """Return a parser of one knob's flag only."""
-    types = knob_types(Config)
+    types = knob_types(kind)
     parser = _Parser(exit_on_error=False)
     parser.types = types
     if name not in types:

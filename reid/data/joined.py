@@ -83,7 +83,6 @@ class Joined:
             return self.datasets[0].train
         splits = [dataset.train for dataset in self.datasets]
         first_pids = _offsets(part.pids.max() + 1 for part in splits)
-        first_cameras = _offsets(1 + max(map(max, part.cameras)) for part in splits)
         return Split(
             shards=tuple(shard for part in splits for shard in part.shards),
             pids=np.concatenate(
@@ -94,8 +93,8 @@ class Joined:
                 [part.shard + first for part, first in zip(splits, self._first_shards[:-1], strict=True)]
             ),
             cameras=tuple(
-                tuple(camera + first if camera >= 0 else camera for camera in seen)
-                for part, first in zip(splits, first_cameras[:-1], strict=True)
+                _shift_cameras(seen, first)
+                for part, first in zip(splits, self._first_cameras[:-1], strict=True)
                 for seen in part.cameras
             ),
             names=tuple(f"{dataset.label}/{name}" for dataset in self.datasets for name in dataset.train.names),
@@ -109,6 +108,10 @@ class Joined:
     @cached_property
     def _first_shards(self) -> np.ndarray:
         return _offsets(len(dataset.train.shards) for dataset in self.datasets)
+
+    @cached_property
+    def _first_cameras(self) -> np.ndarray:
+        return _offsets(1 + max(map(max, dataset.train.cameras)) for dataset in self.datasets)
 
     @cached_property
     def dataset_of_shard(self) -> np.ndarray:
@@ -125,7 +128,7 @@ class Joined:
         return np.split(rows, self._first_rows[1:-1])
 
     def read(self, shards: Sequence[int], wanted: Collection[int], lazily: bool) -> Iterator[Identity | Dropped]:
-        """Yield as `read_sound_identities`, with the rows of `split`. Pids and cameras are those of the shards."""
+        """Yield as `read_sound_identities`, with the rows and cameras of `split`. Pids are those of the shards."""
         for number, group in groupby(shards, key=self.dataset_of_shard.__getitem__):
             row, end, shard = self._first_rows[number], self._first_rows[number + 1], self._first_shards[number]
             rows = {int(each - row) for each in wanted if row <= each < end}
@@ -136,6 +139,7 @@ class Joined:
                     yield Dropped(tuple(int(row) + each for each in found.rows), found.reason)
                 else:
                     found.row += int(row)
+                    found.camids = _shift_cameras(found.camids, int(self._first_cameras[number]))
                     yield found
 
     def root_of(self, shard: int) -> str:
@@ -157,6 +161,10 @@ class Joined:
 
 def _offsets(sizes: Iterable[int]) -> np.ndarray:
     return np.cumsum([0, *sizes])
+
+
+def _shift_cameras(camids: Iterable[int], first: int) -> tuple[int, ...]:
+    return tuple(camid + first if camid >= 0 else camid for camid in camids)
 
 
 def _shift(pids: np.ndarray, first: int) -> np.ndarray:

@@ -35,6 +35,8 @@ class Batch:
     """(B,) int64, classes from 0 to the number of trained identities - 1."""
     ids: Tensor
     """(B, 2) int64: row of the identity in the (joined) train split, index of its image."""
+    camids: Tensor
+    """(B,) int64: cameras; -1 is unknown."""
     changes: Changes
     """Of the augmentation."""
     sizes: tuple[int, ...] = ()
@@ -45,7 +47,7 @@ class Batch:
     """Damage that was found, and left out, since the step before."""
 
     def to(self, device: torch.device, pin: bool) -> Batch:
-        """Return the batch with all but its ids on the device. pin: from page-locked memory (see `copy_to`)."""
+        """Return the batch on the device, but for its ids and camids. pin: from page-locked memory (see `copy_to`)."""
         labels, changes, layout = move((self.labels, self.changes, self.layout), device, pin)
         images = copy_to(self.images, device, pin)
         return replace(self, images=images, labels=labels, changes=changes, layout=layout)
@@ -178,6 +180,7 @@ class TrainLoader:
     ) -> Batch:
         places = images.permute(0, 2, 3, 1).numpy()
         ids: list[tuple[int, int]] = []
+        camids: list[int] = []
         slots: list[int] = []
         sizes: list[int] = []
         for number, (steps, pool) in enumerate(zip(plans, pools, strict=True)):
@@ -189,6 +192,7 @@ class TrainLoader:
                 identity = pool.get(reading, row)
                 if identity is not None and self._decode_group(identity, group, places[len(ids) :], pool):
                     ids += [(row, i) for i in group]
+                    camids += [identity.camids[i] for i in group]
                     slots += range(slot, slot + len(group))
                 slot += len(indices)
             sizes.append(len(ids) - sum(sizes))
@@ -198,6 +202,7 @@ class TrainLoader:
             images=images[: len(ids)],
             labels=torch.from_numpy(self.labels[table[:, 0]]),
             ids=torch.from_numpy(table),
+            camids=torch.tensor(camids, dtype=torch.int64),
             changes=self.augmentation.expand(
                 Parameters(*(column[chosen] for column in drawn)), self.pixels.height, self.pixels.width
             ),
@@ -256,9 +261,9 @@ def join(parts: Sequence[Batch]) -> Batch:
     """Concatenate the parts of one step. The layout is that of the first part."""
     if len(parts) == 1:
         return parts[0]
-    names = ("images", "labels", "ids")
-    images, labels, ids = (torch.cat([getattr(part, name) for part in parts]) for name in names)
+    names = ("images", "labels", "ids", "camids")
+    images, labels, ids, camids = (torch.cat([getattr(part, name) for part in parts]) for name in names)
     changes = concatenate([part.changes for part in parts])
     sizes = tuple(size for part in parts for size in part.sizes)
     dropped = tuple(dropped for part in parts for dropped in part.dropped)
-    return Batch(images, labels, ids, changes, sizes, parts[0].layout, dropped)
+    return Batch(images, labels, ids, camids, changes, sizes, parts[0].layout, dropped)

@@ -35,8 +35,15 @@ def start(options: EvaluateConfig) -> None:
     program.call(lambda: evaluate(options))
 
 
-def evaluate(options: EvaluateConfig) -> None:
-    """Evaluate, write a report for each dataset, and print the tables. Raises ValueError if the options are wrong."""
+def evaluate(options: EvaluateConfig) -> dict[Path, Results]:
+    """Evaluate, write a report for each dataset, and print the tables.
+
+    Returns:
+        On rank 0 the metrics of each report by its folder, those of the baselines after the model's; otherwise nothing.
+
+    Raises:
+        ValueError: the options are wrong.
+    """
     check_evaluation(options)
     can_rerank = [name for name, protocol in PROTOCOLS.items() if protocol.can_rerank]
     if options.rerank and not set(options.protocols) & set(can_rerank):
@@ -49,7 +56,7 @@ def evaluate(options: EvaluateConfig) -> None:
             print(format_comparison(compared), flush=True)
             if options.out:
                 print(f"\ncomparison: {write_comparison(Path(options.out), compared)}", flush=True)
-        return
+        return {}
     started = time.perf_counter()
     source = FeatureSource(options) if options.features else RunSource(options)
     # The timeout is for ranks that wait while rank 0 re-ranks and draws.
@@ -77,6 +84,7 @@ def evaluate(options: EvaluateConfig) -> None:
         track(options, source, reports, by_dataset)
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    return reports
 
 
 def list_facts(options: EvaluateConfig, accelerator: Accelerator, started: float) -> dict[str, str]:

@@ -33,7 +33,7 @@ def read_batches(rank: int) -> Iterator[tuple[int, int, Batch]]:
         rows = len(labels)
         changes = augmentation.expand(augmentation.draw(np.random.default_rng(0), rows, 4, 2), 4, 2)
         images, ids = torch.zeros(rows, 3, 4, 2, dtype=torch.uint8), torch.zeros(rows, 2, dtype=torch.int64)
-        yield 0, step, Batch(images, labels, ids, changes, sizes)
+        yield 0, step, Batch(images, labels, ids, ids[:, 0], changes, sizes)
 
 
 def agree(stop_at: int, share: int) -> list[Layout | None]:

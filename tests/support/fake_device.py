@@ -167,7 +167,8 @@ def make_step(
     drawn = step.augmentation.draw(np.random.default_rng(0), rows, *shape)
     return step, Batch(
         images=torch.zeros(rows, 3, *shape, dtype=torch.uint8), labels=torch.from_numpy(labels[rank]),
-        ids=torch.zeros(rows, 2, dtype=torch.int64), changes=step.augmentation.expand(drawn, *shape),
+        ids=torch.zeros(rows, 2, dtype=torch.int64),
+        camids=torch.zeros(rows, dtype=torch.int64), changes=step.augmentation.expand(drawn, *shape),
         layout=build_layout(virtual, rank, slots=identities, share=share),
     )  # fmt: skip
 
