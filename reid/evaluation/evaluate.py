@@ -16,7 +16,7 @@ from reid.config import EvaluateConfig, check_evaluation, to_dict
 from reid.distributed import start_accelerator
 from reid.evaluation.comparison import compare, format_comparison, write_comparison
 from reid.evaluation.dataset_report import write_json
-from reid.evaluation.evaluator import FeatureSource, RunSource
+from reid.evaluation.sources import FeatureSource, RunSource
 from reid.files import make_folder, write_atomically
 from reid.metrics.protocols import PROTOCOLS
 from reid.model.features import FLIP_TEST

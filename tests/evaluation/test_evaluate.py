@@ -19,8 +19,9 @@ from reid.data.images import Pixels
 from reid.data.manifest import load_manifest
 from reid.evaluation import evaluate
 from reid.evaluation.dataset_report import ABOUT, BASELINES, CAMERAS, FEATURES, METRICS, PER_QUERY, THRESHOLDS
-from reid.evaluation.evaluator import extract, name_image
+from reid.evaluation.evaluator import extract
 from reid.evaluation.external_features import read_features
+from reid.evaluation.sources import name_image
 from reid.metrics import retrieval
 from reid.metrics.protocols import PROTOCOLS
 from reid.metrics.rerank import Reranked
