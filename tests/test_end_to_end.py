@@ -119,9 +119,15 @@ def test_evaluation_writes_what_others_read(trained: Path) -> None:
     assert (run["display_name"], run["run_group"]) == ("resumed-eval", "resumed")
     assert run["config"]["update"]["train_run"] == training["run_id"] != run["run_id"]
     told = "".join(str(item) for item in history_of(records))
-    for name in ("eval/pedestrians/image/mAP", "eval/pedestrians/table", "rank_lists", "cmc", "pca"):
+    for name in ("eval/table", "eval/queries", "eval/image/cmc_table", "rank_lists", "eval/cmc", "eval/pca"):
         assert name in told, name
-    assert summary_of(records)["eval/pedestrians/image/mAP"] == metrics["image"]["mAP"]
+    assert summary_of(records)["eval/image/mAP"] == metrics["image"]["mAP"]
+    ours, theirs = (  # the same point of the same W&B chart
+        [{name: item[name] for name in ("train/step", "epoch", "eval/image/mAP", "eval/centroid/mAP")}
+         for item in history_of(each) if "eval/image/mAP" in item]
+        for each in (records, [each for each in read_back(trained) if run_of(each)["job_type"] == "train"][-1])
+    )  # fmt: skip
+    assert ours == theirs[-1:] and ours[0]["epoch"] == 2
 
 
 def test_evaluation_agrees_with_the_evaluation_in_training(trained: Path, tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from reid.config import EvaluateConfig
-from reid.data.eval_loader import read_images
+from reid.config import EvaluateConfig, TrackConfig
+from reid.data.eval_loader import read_named_images
 from reid.data.images import Pixels
+from reid.data.joined import label_datasets
 from reid.data.manifest import Manifest, load_manifest
 from reid.data.normalization import describe_pixels
 from reid.distributed import check_precision
@@ -37,7 +38,11 @@ SHOWN_HEIGHT = 128  # least height of images in rank lists; small encoders use f
 
 
 class RunSource:
-    """A run's checkpoint and baselines, on one dataset or several."""
+    """A run's checkpoint and baselines, on one dataset or several.
+
+    folder, name, track: of the run, for W&B.
+    epoch, step: of its last optimizer step, counted from 1 and from 0; an earlier version's checkpoint has step 0.
+    """
 
     def __init__(self, options: EvaluateConfig) -> None:
         self.options = options
@@ -46,6 +51,11 @@ class RunSource:
         self.out = Path(options.out or run.reports)
         if os.environ.get("RANK", "0") == "0":  # ranks that check at once would remove each other's folder
             check_writable(self.out, "--out")
+        self.name, self.track = self.config.name, self.config.track
+        self.state = checkpoint.read_state(self.checkpoint)
+        self.epoch = self.state["epoch"] + (self.state["step"] > 0)
+        made = self.state["epoch"] * self.state.get("steps_per_epoch", 0)
+        self.step = made + self.state["step"] - 1 if made or not self.state["epoch"] else 0
         self.manifests = load_manifests(options.data or list_testable(self.config.data.roots))
         self.models = build_models(self.checkpoint, self.config, options.baselines)
 
@@ -61,6 +71,29 @@ class RunSource:
             trained = next(iter(rows))
             rows[trained] = add_thresholds(rows[trained], self.options)
             yield self._describe(root, manifest), rows | self._cut(rows[trained])
+
+    def prefix_of(self, report: DatasetReport) -> str:
+        """Return how W&B's names of a dataset's metrics begin: as those of the evaluations during training.
+
+        Data that the run was not trained on has its own name, as has each of several datasets of a training.
+        """
+        if self._trained_on == [report.data_fingerprint]:
+            return "eval"
+        labels = label_datasets([*self.manifests.values()])
+        by_fingerprint = {m.fingerprint: label for m, label in zip(self.manifests.values(), labels, strict=True)}
+        return f"eval/{by_fingerprint[report.data_fingerprint]}"
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether several datasets are those of the training, whose means W&B then has, too."""
+        fingerprints = [manifest.fingerprint for manifest in self.manifests.values()]
+        return len(self._trained_on) > 1 and (not self.options.data or set(fingerprints) == set(self._trained_on))
+
+    @property
+    def _trained_on(self) -> list[str]:
+        """Fingerprints of the training's datasets; an empty list if the checkpoint does not say them."""
+        trained_on = self.state["describes"].get("data", "")
+        return [each for each in ([trained_on] if isinstance(trained_on, str) else trained_on) if each]
 
     def _cut(self, trained: Evaluation) -> dict[str, Evaluation]:
         """Evaluate the first numbers of the trained model's features, at each length that they were trained for."""
@@ -91,8 +124,11 @@ class RunSource:
         config = self.config
         pixels = Pixels.from_config(config.data, scale=max(1, round(SHOWN_HEIGHT / config.data.height)))
 
+        def read_named(split: str, rows: Sequence[int]) -> Sequence[tuple[np.ndarray, str]]:
+            return read_named_images(root, manifest, split, kept_places(manifest, split)[list(rows)].tolist(), pixels)
+
         def read(split: str, rows: Sequence[int]) -> list[np.ndarray]:
-            return read_images(root, manifest, split, kept_places(manifest, split)[list(rows)].tolist(), pixels)
+            return [image for image, _ in read_named(split, rows)]
 
         facts = {
             "run": str(self.folder),
@@ -104,17 +140,14 @@ class RunSource:
         if self.options.flip:
             facts[FLIP_TEST] = "features are means of those of an image and of its mirror image"
         name = manifest.dataset or "data"
-        state = checkpoint.read_state(self.checkpoint)
         report = DatasetReport(
-            self.out, name, str(self.checkpoint), facts, read, manifest.fingerprint, describe_pixels(config.data),
-            self.options.flip, state["files"][MODEL],
+            self.out, name, str(self.checkpoint), facts, read, read_named, manifest.fingerprint,
+            describe_pixels(config.data), self.options.flip, self.state["files"][MODEL],
         )  # fmt: skip
-        trained_on = state["describes"].get("data", "")
-        fingerprints = [trained_on] if isinstance(trained_on, str) else trained_on
-        if trained_on and manifest.fingerprint not in fingerprints:
+        if self._trained_on and manifest.fingerprint not in self._trained_on:
             report.notes.append(
                 f"Across domains: the checkpoint was trained on other data (fingerprint "
-                f"{', '.join(each[:12] for each in fingerprints)}) than it is evaluated on "
+                f"{', '.join(each[:12] for each in self._trained_on)}) than it is evaluated on "
                 f"({manifest.fingerprint[:12]})."
             )
         if manifest.skipped:
@@ -167,8 +200,11 @@ def kept_places(manifest: Manifest, split: str) -> np.ndarray:
 class FeatureSource:
     """Features of another system: no model, and images only if the files have their paths."""
 
+    epoch, step, is_joint = None, 0, False  # as of RunSource; no training
+
     def __init__(self, options: EvaluateConfig) -> None:
         self.options, self.out = options, Path(options.out)
+        self.folder, self.name, self.track = self.out, self.out.resolve().name, TrackConfig()
         make_folder(self.out)
         self.query, self.gallery = map(read_features, options.features)
 
@@ -177,16 +213,22 @@ class FeatureSource:
         query, gallery = self.query, self.gallery
         has_paths = bool(query.paths and gallery.paths)
 
-        def read(split: str, rows: Sequence[int]) -> list[np.ndarray | None]:
+        def read_named(split: str, rows: Sequence[int]) -> Sequence[tuple[np.ndarray | None, str]]:
             files = query if split == "query" else gallery
-            return self._read_images(files, rows, report.warnings) if has_paths else [None] * len(rows)
+            if not has_paths:
+                return [(None, "")] * len(rows)
+            names = [files.paths[row] for row in rows]
+            return list(zip(self._read_images(files, rows, report.warnings), names, strict=True))
+
+        def read(split: str, rows: Sequence[int]) -> list[np.ndarray | None]:
+            return [image for image, _ in read_named(split, rows)]
 
         facts = {
             "query": str(query.source),
             "gallery": str(gallery.source),
             "features": f"{query.features.embeddings.shape[1]} dimensions",
         }
-        report = DatasetReport(self.out, "", f"{query.source}, {gallery.source}", facts, read)
+        report = DatasetReport(self.out, "", f"{query.source}, {gallery.source}", facts, read, read_named)
         if not has_paths:
             report.no_images = "As text: the feature files name no images: they have no paths."
         if not all((split.features.camids != UNKNOWN).any() for split in (query, gallery)):
@@ -202,6 +244,9 @@ class FeatureSource:
         moved = [split.features.to(accelerator.device) for split in (query, gallery)]
         evaluation = rank_protocols(moved[0], moved[1], self.options)
         yield report, {"features": add_thresholds(evaluation, self.options)}
+
+    def prefix_of(self, report: DatasetReport) -> str:
+        return "eval"
 
     def _read_images(
         self, files: ExternalFeatures, rows: Sequence[int], warnings: list[str]
