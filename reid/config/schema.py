@@ -352,7 +352,7 @@ class OptimConfig(Section):
     schedule: Literal["milestones", "cosine"] = "milestones"
     """After the warm-up: a factor of `gamma` at each milestone, or a cosine down to 0 at the end."""
     milestones: list[Count] = field(default_factory=lambda: [40, 70])
-    """Epochs at which the learning rate is multiplied by `gamma`."""
+    """Numbers of finished epochs after which the learning rate is multiplied by `gamma`."""
     gamma: NonNegative = 0.1
     """Factor at each milestone."""
     warmup_epochs: Count = 10

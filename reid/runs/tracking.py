@@ -217,12 +217,6 @@ def _describe(error: Exception) -> str:
     return f"{text} Or set WANDB_API_KEY." if "No API key" in text else text
 
 
-def name_in_sweep(name: str) -> str:
-    """Return the run's name; under a W&B agent with its run id, so that runs of a sweep have folders of their own."""
-    run_id = os.environ.get("WANDB_RUN_ID", "")
-    return f"{name}-{run_id}" if os.environ.get("WANDB_SWEEP_ID") and run_id else name
-
-
 def append_line(path: Path, line: str) -> None:
     """Append a line completely, or raise OSError and append nothing."""
     before = path.stat().st_size if path.exists() else 0
