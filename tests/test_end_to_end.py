@@ -37,6 +37,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(workspace: Path) -> Path:
     """A run of two epochs, interrupted after the first and resumed."""
     arguments = ["train.py", *SMALL, f"--data.root={workspace / 'shards'}", f"--runs={workspace}", "--name=resumed"]
+    arguments += ["--track.name=short", "--track.group=all"]
     config = ["--config_file", "launch/cpu.yaml", "--main_process_port", "0"]
     status, said = launch(*config, *arguments, "--optim.epochs=1").end()
     assert status == 0, said
@@ -77,7 +78,7 @@ def test_what_the_training_tells_wandb(workspace: Path, trained: Path) -> None:
     goes = [records for records in read_back(trained) if run_of(records)["job_type"] == "train"]
     first, second = (run_of(records) for records in goes)
     assert first["run_id"] == second["run_id"]
-    assert (first["project"], first["display_name"], first["run_group"]) == ("mctl-reid", "resumed", "resumed")
+    assert (first["project"], first["display_name"], first["run_group"]) == ("mctl-reid", "short", "all")
     config = first["config"]["update"]
     assert config["loss"]["w1"] == 0.3 and config["world_size"] == 2 and len(config["hosts"]) == 1
     assert config["data_fingerprint"] == load_manifest(workspace / "shards").fingerprint
@@ -116,12 +117,18 @@ def test_evaluation_writes_what_others_read(trained: Path) -> None:
 
     (records,) = (records for records in read_back(trained) if run_of(records)["job_type"] == "eval")
     run, training = run_of(records), run_of(read_back(trained)[0])
-    assert (run["display_name"], run["run_group"]) == ("resumed-eval", "resumed")
+    assert (run["display_name"], run["run_group"]) == ("short-eval", "all")
     assert run["config"]["update"]["train_run"] == training["run_id"] != run["run_id"]
     told = "".join(str(item) for item in history_of(records))
-    for name in ("eval/pedestrians/image/mAP", "eval/pedestrians/table", "rank_lists", "cmc", "pca"):
+    for name in ("eval/table", "eval/queries", "eval/image/cmc_table", "rank_lists", "eval/cmc", "eval/pca"):
         assert name in told, name
-    assert summary_of(records)["eval/pedestrians/image/mAP"] == metrics["image"]["mAP"]
+    assert summary_of(records)["eval/image/mAP"] == metrics["image"]["mAP"]
+    ours, theirs = (  # the same point of the same W&B chart
+        [{name: item[name] for name in ("train/step", "epoch", "eval/image/mAP", "eval/centroid/mAP")}
+         for item in history_of(each) if "eval/image/mAP" in item]
+        for each in (records, [each for each in read_back(trained) if run_of(each)["job_type"] == "train"][-1])
+    )  # fmt: skip
+    assert ours == theirs[-1:] and ours[0]["epoch"] == 2
 
 
 def test_evaluation_agrees_with_the_evaluation_in_training(trained: Path, tmp_path: Path) -> None:

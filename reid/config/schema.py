@@ -352,7 +352,7 @@ class OptimConfig(Section):
     schedule: Literal["milestones", "cosine"] = "milestones"
     """After the warm-up: a factor of `gamma` at each milestone, or a cosine down to 0 at the end."""
     milestones: list[Count] = field(default_factory=lambda: [40, 70])
-    """Epochs at which the learning rate is multiplied by `gamma`."""
+    """Numbers of finished epochs after which the learning rate is multiplied by `gamma`."""
     gamma: NonNegative = 0.1
     """Factor at each milestone."""
     warmup_epochs: Count = 10
@@ -395,6 +395,10 @@ class TrackConfig(Section):
     """Weights & Biases mode; offline runs are written to the run's folder, for `wandb sync`."""
     project: str = "mctl-reid"
     """W&B project."""
+    name: str = ""
+    """Name in W&B; empty = the run's name, or in a sweep its knobs, as m5-w0.1-s0."""
+    group: str = ""
+    """W&B group of the run and its evaluations; empty = the run's name, or the sweep."""
     console: bool = True
     """Keep what the program prints in the W&B run, too."""
     keep_checkpoints: Size = 2
@@ -525,10 +529,10 @@ class EvaluateConfig(Section):
     """Decoding processes per rank."""
     timeout_s: Size = 3600
     """Seconds that ranks wait for rank 0, which draws."""
-    wandb: Literal["online", "offline", "off"] = "offline"
-    """Weights & Biases mode."""
-    project: str = "mctl-reid"
-    """W&B project."""
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    """Weights & Biases mode; auto = that of the run's training, offline for --features."""
+    project: str = ""
+    """W&B project; empty = that of the run's training, mctl-reid for --features."""
 
     def check(self) -> None:
         if not self.protocols:

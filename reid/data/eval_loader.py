@@ -83,15 +83,23 @@ def read_images(
     root: str | Path, manifest: Manifest, split: str, index: Sequence[int], pixels: Pixels
 ) -> list[np.ndarray]:
     """Return the images (H, W, 3) uint8 at `index`, places in storage order; opens only the shards that hold them."""
+    return [image for image, _ in read_named_images(root, manifest, split, index, pixels)]
+
+
+def read_named_images(
+    root: str | Path, manifest: Manifest, split: str, index: Sequence[int], pixels: Pixels
+) -> list[tuple[np.ndarray, str]]:
+    """Return the images as `read_images`, each with the file of the dataset that it was made from."""
     part = manifest.split(split)
     ends = np.cumsum(part.images)
     rows = np.searchsorted(ends, np.asarray(index), side="right")
     wanted: dict[int, list[int]] = {}
     for place, row in zip(index, rows, strict=True):
         wanted.setdefault(int(row), []).append(int(place))
-    found: dict[int, np.ndarray] = {}
+    found: dict[int, tuple[np.ndarray, str]] = {}
     for identity in read_identities(root, part, sorted({int(part.shard[row]) for row in wanted})):
         for place in wanted.get(identity.row, []):
             i = place - int(ends[identity.row] - part.images[identity.row])
-            found[place] = pixels.decode(identity.image(i), identity.place(i)).permute(1, 2, 0).numpy()
+            image = pixels.decode(identity.image(i), identity.place(i)).permute(1, 2, 0).numpy()
+            found[place] = image, identity.sources[i] or f"{identity.key}.{identity.files[i]}"
     return [found[int(place)] for place in index]

@@ -49,12 +49,9 @@ class Joined:
             if same_shards or first.contents & second.contents:
                 raise ValueError(f"{other}: holds the same data as {one}; give each dataset once")
         ordered = sorted(manifests.items(), key=lambda item: (item[1].dataset, item[1].fingerprint))
-        names = [re.sub(r"[^A-Za-z0-9_-]+", "-", manifest.dataset).strip("-") or "data" for _, manifest in ordered]
+        labels = label_datasets([manifest for _, manifest in ordered])
         return cls(
-            tuple(
-                Dataset(root, name if Counter(names)[name] == 1 else f"{name}-{manifest.fingerprint[:8]}", manifest)
-                for name, (root, manifest) in zip(names, ordered, strict=True)
-            )
+            tuple(Dataset(root, label, manifest) for label, (root, manifest) in zip(labels, ordered, strict=True))
         )
 
     @property
@@ -157,6 +154,15 @@ class Joined:
                     f"{dataset.root}: {MANIFEST_NAME} was replaced while this run read the shards; start a new run "
                     "on the new data, or restore the old data and resume"
                 )
+
+
+def label_datasets(manifests: Sequence[Manifest]) -> list[str]:
+    """Return the name of each dataset in tables and logs, which no other of them has."""
+    names = [re.sub(r"[^A-Za-z0-9_-]+", "-", manifest.dataset).strip("-") or "data" for manifest in manifests]
+    return [
+        name if Counter(names)[name] == 1 else f"{name}-{manifest.fingerprint[:8]}"
+        for name, manifest in zip(names, manifests, strict=True)
+    ]
 
 
 def _offsets(sizes: Iterable[int]) -> np.ndarray:

@@ -104,7 +104,7 @@ class TrainLoader:
                 if shared is not None:
                     received = shared.fill(received, next(number))
                 batch = join(received)
-                self._check_sizes(batch.sizes, f"{self.joined.where}: epoch {epoch}, step {step}")
+                self._check_sizes(batch.sizes, f"{self.joined.where}: epoch {epoch + 1}, step {step + 1}")
                 yield epoch, step, batch
 
     def _check_sizes(self, sizes: Sequence[int], where: str) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from reid.config import DataConfig, EvaluateConfig
@@ -26,6 +27,8 @@ from reid.reports.report import Report, write_report
 METRICS, BASELINES, ABOUT, CAMERAS = "metrics.json", "baselines.json", "about.json", "cameras.json"
 THRESHOLDS = "thresholds.json"
 PER_QUERY, FEATURES = "per_query.npz", ("query.npz", "gallery.npz")
+# Split and rows of its features -> their images (H, W, 3) uint8, or None, and names of files, or "".
+ReadNamed = Callable[[str, Sequence[int]], Sequence[tuple[np.ndarray | None, str]]]
 DISTRACTOR = -2  # stands for any pid of a distractor in fingerprints
 
 
@@ -130,6 +133,7 @@ class DatasetReport:
     source: the checkpoint or the feature files.
     facts: what was evaluated and how, name -> value, in the order shown.
     read_images: reads images for the rank lists.
+    read_named: reads images and the names of their files.
     data_fingerprint: of the shards' manifest, "" for feature files.
     pixels: how pictures became the encoder's input; empty for feature files.
     flip: whether features are means of those of an image and of its mirror image.
@@ -144,6 +148,7 @@ class DatasetReport:
     source: str
     facts: dict[str, str]
     read_images: Read
+    read_named: ReadNamed
     data_fingerprint: str = ""
     pixels: dict[str, Any] = field(default_factory=dict)
     flip: bool = False

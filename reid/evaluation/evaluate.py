@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from reid import program
-from reid.config import EvaluateConfig, check_evaluation, to_dict
+from reid.config import EvaluateConfig, check_evaluation
 from reid.distributed import start_accelerator
 from reid.evaluation.comparison import compare, format_comparison, write_comparison
 from reid.evaluation.dataset_report import write_json
-from reid.evaluation.evaluator import FeatureSource, RunSource
+from reid.evaluation.sources import FeatureSource, RunSource
+from reid.evaluation.track import DatasetLog, collect, track
 from reid.files import make_folder, write_atomically
 from reid.metrics.protocols import PROTOCOLS
 from reid.model.features import FLIP_TEST
-from reid.reports.report import list_pictures
-from reid.reports.tables import COST_COLUMNS, Results, format_notes, format_results, format_thresholds, list_cost
-from reid.runs.tracking import Tracker
+from reid.reports.tables import Results, format_notes, format_results, format_thresholds
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-RAW = ("mAP", "mAP_trapezoid", "mINP", "gallery_size", "num_valid_queries")  # columns of W&B's table
 
 
 def start(options: EvaluateConfig) -> None:
@@ -63,6 +59,7 @@ def evaluate(options: EvaluateConfig) -> dict[Path, Results]:
     accelerator = start_accelerator("no", options.timeout_s)
 
     reports: dict[Path, Results] = {}  # by folder
+    logged: list[DatasetLog] = []
     for report, evaluations in source.evaluate(accelerator):
         if accelerator.is_main_process:
             report.facts |= list_facts(options, accelerator, started)
@@ -71,6 +68,7 @@ def evaluate(options: EvaluateConfig) -> dict[Path, Results]:
             lines = [f"\n{page.parent.name}", format_results(reports[page.parent], options.ranks)]
             lines += filter(None, [format_thresholds(next(iter(evaluations.values())).thresholds)])
             print("\n".join([*lines, *(f"warning: {text}" for text in warnings), f"report: {page}"]), flush=True)
+            logged.append(collect(options, source, report, page.parent, evaluations))
 
     if accelerator.is_main_process:
         by_dataset = {folder.name: next(iter(models.values())) for folder, models in reports.items()}
@@ -81,7 +79,7 @@ def evaluate(options: EvaluateConfig) -> dict[Path, Results]:
             heading = f"all datasets, {FLIP_TEST}" if options.flip else "all datasets"
             print(f"\n{heading}\n{table}\ntable: {source.out / 'domains.txt'}", flush=True)
         print(f"\n{format_notes(by_dataset)}", flush=True)
-        track(options, source, reports, by_dataset)
+        track(options, source, logged)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return reports
@@ -99,44 +97,3 @@ def list_facts(options: EvaluateConfig, accelerator: Accelerator, started: float
         "time": f"{time.perf_counter() - started:.1f} s",
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
-
-
-def track(
-    options: EvaluateConfig, source: RunSource | FeatureSource, reports: dict[Path, Results], by_dataset: Results
-) -> None:
-    """Log the tables and pictures to W&B, as a run of its own next to the training run."""
-    config = {"evaluate": to_dict(options), "datasets": [*by_dataset]}
-    folder = next(iter(reports))
-    name = folder.name
-    if isinstance(source, RunSource):
-        folder, name, config["train"] = source.folder, source.config.name, to_dict(source.config)
-    tracker = Tracker(
-        folder, active=True, mode=options.wandb, project=options.project, name=name, job_type="eval", config=config
-    )
-    scalars: dict[str, float] = {}
-    for out, models in reports.items():
-        prefix = f"eval/{out.name}"
-        for protocol, metrics in by_dataset[out.name].items():
-            values = {"mAP": metrics["mAP"], "mINP": metrics["mINP"], "rank1": metrics["cmc"][0]}
-            scalars |= {f"{prefix}/{protocol}/{key}": value for key, value in values.items()}
-        tracker.log_table(0, f"{prefix}/table", *list_raw(models, "model", options.ranks))
-        costs = [list(row) for row in list_cost(by_dataset[out.name])]
-        tracker.log_table(0, f"{prefix}/cost", [*COST_COLUMNS], costs)
-        tracker.log_pictures(0, {f"{prefix}/{key}": path for key, path in list_pictures(out).items()})
-    if len(reports) > 1:
-        tracker.log_table(0, "eval/domains", *list_raw(by_dataset, "dataset", options.ranks))
-    tracker.log(0, scalars)
-    tracker.summarize(scalars)
-    if tracker.where:
-        print(f"W&B: {tracker.where}", flush=True)
-    tracker.finish()
-
-
-def list_raw(results: Results, kind: str, ranks: Sequence[int]) -> tuple[list[str], list[list[Any]]]:
-    """Return the columns and rows of a table for W&B. `kind`: the name of the first column."""
-    rows = [
-        [name, protocol, *(metrics[key] for key in RAW), *(metrics["cmc"][rank - 1] for rank in ranks)]
-        for name, by_protocol in results.items()
-        for protocol, metrics in by_protocol.items()
-    ]
-    return [kind, "protocol", *RAW, *(f"rank-{rank}" for rank in ranks)], rows

@@ -18,8 +18,8 @@ NAME = re.compile(r"epoch-(\d+)-step-(\d+)")
 STATE, MODEL, OBJECTIVE, OPTIMIZER = "state.json", "model.safetensors", "objective.safetensors", "optimizer.pt"
 TRAINING = "training.safetensors"  # the weights that training continues from, where MODEL is their average
 HASHED = (MODEL, OBJECTIVE, OPTIMIZER)
-RANKS = {"ranks", "follows_processes"}
-OPTIONAL = {2: {"due", "dropped_total", *RANKS}, 3: RANKS}  # what early checkpoints of a format do not have
+NOTED_LATER = {"ranks", "follows_processes", "steps_per_epoch"}
+OPTIONAL = {2: {"due", "dropped_total", *NOTED_LATER}, 3: NOTED_LATER}  # what early checkpoints of a format do not have
 CHECKPOINTS = "checkpoints"  # their folder in that of a run
 FIX = "restore it from a copy, or use another checkpoint"
 
@@ -74,6 +74,7 @@ _RULES: dict[str, Callable[[Any], bool]] = {
     "dropped_total": _is_count,
     "ranks": _is_count,
     "follows_processes": lambda follows: isinstance(follows, bool),
+    "steps_per_epoch": _is_count,
     "scaler": lambda scaler: scaler is None or isinstance(scaler, dict),
     "describes": lambda about: (
         isinstance(about, dict) and _is_count(about.get("classes")) and isinstance(about.get("model", {}), dict)

@@ -74,6 +74,8 @@ class TrainState:
     """V, virtual ranks of the latest step; 0 if it is not known (checkpoints of earlier versions)."""
     follows_processes: bool = False
     """V was the number of processes (batch.ranks = 0)."""
+    steps_per_epoch: int = 0
+    """Of the latest step; 0 if it is not known (checkpoints of earlier versions)."""
 
     @property
     def name(self) -> str:

@@ -45,8 +45,8 @@ def why_not_logged(metric: str, config: Config) -> str | None:
         return "--data.val_identities above 0"
     if name in LOSSES and not config.loss.weights[name]:
         return f"--loss.{name} above 0"
-    if name in OF_TRIPLETS and not config.loss.triplet:
-        return "--loss.triplet above 0"
+    if name in OF_TRIPLETS and not (config.loss.triplet or config.loss.quadruplet):
+        return "--loss.triplet or --loss.quadruplet above 0"
     if name in OF_CENTROIDS and not (config.loss.mctl or config.loss.ctl):
         return "--loss.mctl or --loss.ctl above 0"
     if metric == "data/dropped_identities" and config.data.on_damage != "skip":
@@ -57,9 +57,11 @@ def why_not_logged(metric: str, config: Config) -> str | None:
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
     """Return the lines of a metrics.jsonl and the numbers, from 1, of damaged ones.
 
-    The beginning of a last line, which is being written or which a killed run left, is neither.
+    The beginning of a last line, which is being written or which a killed run left, is neither. Files of earlier
+    versions count epochs from 0; what is returned counts them from 1.
     """
-    entries, damaged = [], []
+    entries: list[dict[str, Any]] = []
+    damaged = []
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
         try:
@@ -71,4 +73,6 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
                 damaged.append(number)
         else:
             entries.append(entry)
+    if any(entry.get("epoch") == 0 for entry in entries):
+        entries = [entry | {"epoch": entry["epoch"] + 1} if "epoch" in entry else entry for entry in entries]
     return entries, damaged

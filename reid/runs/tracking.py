@@ -7,9 +7,11 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from reid.files import write_atomically
 from reid.runs.environment import describe_environment
@@ -28,6 +30,7 @@ class Tracker:
     Args:
         folder: of the run, or of a report.
         mode: online, offline or off, of W&B.
+        name, group: of the training in W&B.
         job_type: `train`, or another one, which makes a W&B run of its own in the same group, whose config names the
             training's (`train_run`).
         console: whether W&B keeps what the program prints.
@@ -43,6 +46,7 @@ class Tracker:
         mode: str,
         project: str,
         name: str,
+        group: str,
         job_type: str,
         config: Mapping[str, Any],
         resume_step: int | None = None,
@@ -63,7 +67,7 @@ class Tracker:
             knobs: dict[str, Any] = {
                 "project": project,
                 "name": name if job_type == "train" else f"{name}-{job_type}",
-                "group": name,
+                "group": group,
                 "job_type": job_type,
                 "dir": str(folder),
                 "config": about,
@@ -110,8 +114,8 @@ class Tracker:
             self.run = wandb.init(**knobs, mode="online" if online else "offline", settings=settings)
             self.offline = not online
             self.run.define_metric("train/step")
-            for prefix in ("train/*", "eval/*", "data/*"):
-                self.run.define_metric(prefix, step_metric="train/step")
+            for names in ("epoch", "train/*", "eval/*", "data/*"):
+                self.run.define_metric(names, step_metric="train/step")
         except Exception as error:  # no failure of W&B may stop the training
             if not online:
                 self._give_up(error)
@@ -142,7 +146,27 @@ class Tracker:
         )
 
     def log_table(self, step: int, name: str, columns: list[str], rows: list[list[Any]]) -> None:
-        self._send(lambda run, wandb: run.log({"train/step": step, name: wandb.Table(columns=[*columns], data=rows)}))
+        """Log a table to W&B. A cell that is an array (H, W, 3) uint8 is shown as a picture."""
+
+        def send(run: Any, wandb: Any) -> None:
+            shown = [
+                [wandb.Image(cell, file_type="jpg") if isinstance(cell, np.ndarray) else cell for cell in row]
+                for row in rows
+            ]
+            run.log({"train/step": step, name: wandb.Table(columns=[*columns], data=shown)})
+
+        self._send(send)
+
+    def log_lines(
+        self, step: int, name: str, xs: Sequence[int], lines: Mapping[str, Sequence[float]], **texts: str
+    ) -> None:
+        """Log a chart of named lines over the same `xs` to W&B. texts: its `title` and `xname`."""
+        ys = [[*line] for line in lines.values()]
+        self._send(
+            lambda run, wandb: run.log(
+                {"train/step": step, name: wandb.plot.line_series([*xs], ys, keys=[*lines], **texts)}
+            )
+        )
 
     def log_artifact(self, path: Path, name: str, kind: str) -> None:
         """Send a file, or a folder with its contents, as a version of the artifact `name`. kind: `model`, `dataset`."""
@@ -191,12 +215,6 @@ def _describe(error: Exception) -> str:
     key = os.environ.get("WANDB_API_KEY", "")
     text = text.replace(key, "***") if key else text
     return f"{text} Or set WANDB_API_KEY." if "No API key" in text else text
-
-
-def name_in_sweep(name: str) -> str:
-    """Return the run's name; under a W&B agent with its run id, so that runs of a sweep have folders of their own."""
-    run_id = os.environ.get("WANDB_RUN_ID", "")
-    return f"{name}-{run_id}" if os.environ.get("WANDB_SWEEP_ID") and run_id else name
 
 
 def append_line(path: Path, line: str) -> None:

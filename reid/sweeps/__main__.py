@@ -20,10 +20,14 @@ from typing import IO
 
 from jsonargparse.typing import PositiveInt
 
+from reid.config import Config
+from reid.data.joined import Joined
+from reid.data.manifest import MANIFEST_NAME
+from reid.data.storage import is_remote
 from reid.files import Held, hold, make_folder
 from reid.program import INTERRUPTED, SIGNALS, STOPPED, call, name_program
 from reid.runs.folder import RunFolder
-from reid.runs.logged import why_not_logged
+from reid.runs.logged import why_not_logged, without_dataset
 from reid.sweeps.folder import DONE, SweepFolder, check_knobs, check_run, claim_folder, to_flags
 from reid.sweeps.spec import PROGRAM, Sweep, corners, propose, read_sweep, should_stop
 from reid.sweeps.table import describe_states
@@ -88,7 +92,7 @@ def run_sweep(options: argparse.Namespace, extra: list[str]) -> int:
 
 def check_sweep(sweep: Sweep, extra: Sequence[str]) -> None:
     """Check every knob and every value that the file lists, before any run starts. Raises ValueError."""
-    found = corners(sweep)
+    found, seen = corners(sweep), set[tuple[str, ...]]()
     checked = check_run(sweep, [*sweep.flags, *extra, *to_flags(found[0])])
     for config in (check_knobs(sweep, checked, knobs) for knobs in found):
         if "early_terminate" in sweep.document and not config.eval.every_epochs:
@@ -97,6 +101,32 @@ def check_sweep(sweep: Sweep, extra: Sequence[str]) -> None:
             raise ValueError(
                 f"{sweep.path}: {sweep.metric} is logged only with {lacks}; add it, or take another metric"
             )
+        if (roots := tuple(config.data.roots)) not in seen:
+            seen.add(roots)
+            check_data(sweep, config)
+
+
+def check_data(sweep: Sweep, config: Config) -> None:
+    """Raise ValueError if the data cannot give the metric. Data that is not here yet is left to the runs."""
+    metric, roots = sweep.metric, config.data.roots
+    label = metric.split("/")[1] if without_dataset(metric) != metric else ""
+    if missing := [root for root in roots if is_remote(root) or not (Path(root) / MANIFEST_NAME).is_file()]:
+        if label:
+            print(
+                f"note: {sweep.path}: {missing[0]} is not here, so whether a dataset is called {label} is not checked"
+            )
+        return
+    datasets = {dataset.label: dataset.manifest for dataset in Joined.load(roots).datasets}
+    if label and label not in datasets:
+        raise ValueError(f"{sweep.path}: {metric}: no dataset is called {label}; give one of {', '.join(datasets)}")
+    of_test_set = without_dataset(metric).startswith(("eval/image/", "eval/centroid/"))
+    if not config.data.val_identities:
+        of_test_set |= metric in ("eval/best_mAP", "eval/last_mAP")
+    if of_test_set and not any(datasets[name].has_test_set for name in ([label] if label else datasets)):
+        raise ValueError(
+            f"{sweep.path}: {metric} is never logged, because {label or ', '.join(roots)} has no query and gallery; "
+            "take eval/val/mAP with --data.val_identities=N, or another metric"
+        )
 
 
 def run_here(folder: SweepFolder, total: int | None) -> int:

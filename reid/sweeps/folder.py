@@ -9,6 +9,7 @@ from typing import Any
 
 from reid.config import Config, change, check, read_flags, to_text
 from reid.files import read_text, write_atomically
+from reid.runs.sweep_names import name_knobs
 from reid.sweeps.spec import STATES, Knobs, Run, Sweep, read_history, read_sweep
 from reid.sweeps.table import choose_axes, describe_states, draw_heat_map, format_csv, format_settings, group_seeds
 
@@ -56,9 +57,11 @@ class SweepFolder:
     def add(self, knobs: Knobs) -> None:
         """Plan one more run, whose W&B files stay in its folder. Raises ValueError if the trainer would refuse it."""
         number = len(self.plan["runs"])
+        tracked = ["--track.wandb=offline", f"--track.group={self.sweep.document.get('name') or self.path.name}",
+                   f"--track.name={name_knobs(self.sweep.varied(knobs))}"]  # fmt: skip
         # The last of equal flags wins, so knobs come after all that may hold a --config.
-        flags = [*self.sweep.flags, "--track.wandb=offline", *self.plan["flags"], *to_flags(knobs),
-                 f"--runs={self.path}", f"--name=run-{number:04d}", "--resume=auto"]  # fmt: skip
+        flags = [*self.sweep.flags, *tracked, *self.plan["flags"], *to_flags(knobs), f"--runs={self.path}",
+                 f"--name=run-{number:04d}", "--resume=auto"]  # fmt: skip
         if self._checked is None:
             self._checked = check_run(self.sweep, flags)
         check_knobs(self.sweep, self._checked, knobs)

@@ -51,6 +51,15 @@ class Sweep:
     launcher: tuple[str, ...] = ()  # the words of its command before train.py
     flags: tuple[str, ...] = ()  # and those after it, without the knobs
 
+    def varied(self, knobs: Knobs) -> Knobs:
+        """Return the knobs that have more than one value in the sweep; all if none has."""
+        fixed = {
+            name
+            for name, parameter in self.document["parameters"].items()
+            if "value" in parameter or len(parameter.get("values", [])) == 1
+        }
+        return {name: value for name, value in knobs.items() if name not in fixed} or knobs
+
 
 def read_sweep(path: Path) -> Sweep:
     """Read a sweep file. Raises ValueError if W&B refuses it, or if its metric, parameters or command cannot work."""

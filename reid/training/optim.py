@@ -21,7 +21,7 @@ from reid.model.network import ReIDModel
 class Schedule:
     """Linear warm-up, then milestones or a cosine; a pure function of the step, so a resume needs no state.
 
-    config: `optim`, whose epochs count from 0. identities: in the global batch, for `lr_rule`.
+    config: `optim`, whose milestones are numbers of finished epochs. identities: in the global batch, for `lr_rule`.
     """
 
     config: OptimConfig

@@ -18,7 +18,7 @@ from reid.runs import checkpoint
 from reid.runs.environment import code_version
 from reid.runs.folder import RunFolder
 from reid.runs.store import claim_run_folder
-from reid.runs.tracking import name_in_sweep
+from reid.runs.sweep_names import name_in_sweep
 from reid.training.data import load_data
 from reid.training.setup import check_same_everywhere, set_speed
 from reid.training.trainer import Trainer
@@ -69,7 +69,7 @@ def train(config: Config) -> TrainResult:
         ValueError: for what the user can fix, before the first step where that is possible.
     """
     config = copy.deepcopy(config)
-    config.name = name_in_sweep(config.name)
+    name_in_sweep(config)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     check(config, ranks)
     config.data = complete(config.data, config.model.encoder)

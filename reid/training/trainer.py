@@ -80,7 +80,9 @@ class Trainer:
         warnings = [f"{text}; resuming from {self.resumed}" for text in damaged]
         if self.resumed:
             warnings += check_ranks(self.state, config.batch, accelerator.num_processes)
-        self.state = replace(self.state, ranks=self.ranks, follows_processes=not config.batch.ranks)
+        self.state = replace(
+            self.state, ranks=self.ranks, follows_processes=not config.batch.ranks, steps_per_epoch=self.steps
+        )
         self.store = (NullStore if config.dry_run else RunStore)(folder, parts, config.track.keep_checkpoints)
         self.is_trained = self.state.epoch >= self.epochs  # a finished run; at most an evaluation is due
         if not self.is_trained:
@@ -124,7 +126,8 @@ class Trainer:
         }
         return Tracker(
             self.folder.path, active=self.is_main and not config.dry_run, mode=config.track.wandb,
-            project=config.track.project, name=config.name, job_type="train", config=facts,
+            project=config.track.project, name=config.track.name or config.name,
+            group=config.track.group or config.name, job_type="train", config=facts,
             resume_step=self.state.epoch * self.steps + self.state.step, console=config.track.console,
         )  # fmt: skip
 
@@ -200,7 +203,7 @@ class Trainer:
         self.finite.check(values, self._non_finite_hint())
         speed = self.meter.read()
         logged = {f"train/{name}": value for name, value in {**values, "lr": step.lr, **speed}.items()}
-        self.tracker.log(global_step, {"epoch": epoch, **logged})
+        self.tracker.log(global_step, {"epoch": epoch + 1, **logged})
         line = format_progress(
             epoch, self.epochs, values, tuple(self.config.loss.weights), speed, self.last_step - global_step
         )
@@ -223,7 +226,7 @@ class Trainer:
         if self.config.data.on_damage == "skip":
             dropped, warning = self.damage.end_epoch()
             self.state = replace(self.state, dropped_total=self.state.dropped_total + dropped)
-            self.tracker.log(global_step, {"data/dropped_identities": float(dropped)})
+            self.tracker.log(global_step, {"epoch": epoch + 1, "data/dropped_identities": float(dropped)})
             self.tracker.summarize({"data/dropped_identities_total": float(self.state.dropped_total)})
             self._print_line(warning)
         due = self._is_due(epoch, self.config.eval.every_epochs) or epoch + 1 == self.epochs
@@ -271,7 +274,7 @@ class Trainer:
         self.summary = {"last": score, "best": self.state.best.get(self.validation.metric, score)}
         summary = {f"eval/{name}_mAP": value for name, value in self.summary.items()}
         logged = {f"eval/{name}": value for name, value in scores.items()}
-        self.tracker.log(self.state.epoch * self.steps - 1, logged | summary)
+        self.tracker.log(self.state.epoch * self.steps - 1, {"epoch": self.state.epoch, **logged, **summary})
         self.tracker.summarize(summary)
         shown = (f"{name} {value:.4f}" for name, value in scores.items() if name.endswith(("/mAP", "/rank1")))
         self._print_line(f"epoch {self.state.epoch}: {', '.join(shown)}")

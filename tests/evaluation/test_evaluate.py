@@ -5,9 +5,10 @@ from __future__ import annotations
 import html
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,18 +18,19 @@ from reid import Embedder, program
 from reid.config import Config, EvaluateConfig, parse
 from reid.data.images import Pixels
 from reid.data.manifest import load_manifest
-from reid.evaluation import evaluate
+from reid.evaluation import evaluate, query_table, track
 from reid.evaluation.dataset_report import ABOUT, BASELINES, CAMERAS, FEATURES, METRICS, PER_QUERY, THRESHOLDS
-from reid.evaluation.evaluator import extract, name_image
+from reid.evaluation.evaluator import extract
 from reid.evaluation.external_features import read_features
+from reid.evaluation.sources import name_image
 from reid.metrics import retrieval
 from reid.metrics.protocols import PROTOCOLS
 from reid.metrics.rerank import Reranked
 from reid.model.network import ReIDModel
+from reid.model.saved import STATE, format_state
 from reid.reports.report import PICTURES
 from reid.reports.tables import RERANKED
 from reid.runs import checkpoint
-from reid.runs.tracking import Tracker
 from tests.support.drawn import HEIGHT, WIDTH, Drawn, draw_dataset
 from tests.support.runs import make_run
 from tests.support.undrawn import leave_out_pictures
@@ -355,66 +357,154 @@ def test_nested_lengths_have_rows_of_their_own(
         assert f"trained, first {length}" in (folder / "report.html").read_text()
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_wandb_gets_the_same_tables_and_pictures(drawn: Drawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, object] = {}
+class Recorder:
+    """Keeps what an evaluation tells W&B."""
 
-    class Recorder:
-        where = ""
+    last: Recorder
+    where = ""
 
-        def __init__(self, folder: Path, **knobs: object) -> None:
-            seen.update(folder=folder, **knobs)
+    def __init__(self, folder: Path, **knobs: Any) -> None:
+        self.folder, self.knobs = folder, knobs
+        self.tables: dict[str, list[dict[str, Any]]] = {}
+        self.lines: dict[str, dict[str, list[float]]] = {}
+        self.scalars: dict[str, float] = {}
+        self.pictures: dict[str, Path] = {}
+        self.steps: set[int] = set()
+        Recorder.last = self
 
-        def log_table(self, step: int, name: str, columns: list[str], rows: list[list[object]]) -> None:
-            assert all(len(row) == len(columns) for row in rows)
-            seen[name] = [dict(zip(columns, row, strict=True)) for row in rows]
+    def log_table(self, step: int, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        self.steps.add(step)
+        self.tables[name] = [dict(zip(columns, row, strict=True)) for row in rows]
 
-        def log_pictures(self, step: int, pictures: dict[str, Path]) -> None:
-            seen["pictures"] = pictures
+    def log_lines(self, step: int, name: str, xs: Sequence[int], lines: dict[str, list[float]], **texts: str) -> None:
+        self.steps.add(step)
+        assert all(len(line) == len(xs) and xs[0] == 1 for line in lines.values())
+        self.lines[name] = lines
 
-        def log(self, step: int, values: dict[str, float]) -> None:
-            seen["scalars"] = values
+    def log_pictures(self, step: int, pictures: dict[str, Path]) -> None:
+        self.steps.add(step)
+        self.pictures |= pictures
 
-        def summarize(self, values: dict[str, float]) -> None:
-            seen["summary"] = values
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.steps.add(step)
+        self.scalars = values
 
-        def finish(self) -> None:
-            seen["finished"] = True
+    def summarize(self, values: dict[str, float]) -> None:
+        self.summary = values
 
-    monkeypatch.setattr(evaluate, "Tracker", Recorder)
+    def finish(self) -> None:
+        self.finished = True
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
+    leave_out_pictures(monkeypatch)
+    monkeypatch.setattr(track, "Tracker", Recorder)
+    return Recorder
+
+
+def test_wandb_gets_what_the_report_has(drawn: Drawn, tmp_path: Path, recorder: type[Recorder]) -> None:
     run = make_run(tmp_path / "a", drawn)
-    call("--run", str(run), "--ranks", "1", "7", "--wandb=offline")
-    figures = read(run / "eval" / "drawn" / "metrics.json")
-    assert seen["mode"] == "offline" and seen["job_type"] == "eval" and seen["finished"]
-    rows = {row["protocol"]: row for row in seen["eval/drawn/table"]}
+    call("--run", str(run), "--ranks", "1", "7", "--wandb=offline", "--baselines=histogram")
+    told, metrics = recorder.last, read(run / "eval" / "drawn" / "metrics.json")
+    assert told.knobs["mode"] == "offline" and told.knobs["job_type"] == "eval" and told.finished
+    rows = {row["protocol"]: row for row in told.tables["eval/table"] if row["model"] == "trained"}
     assert set(rows) == set(PROTOCOLS)
-    assert rows["centroid"]["mAP"] == figures["centroid"]["mAP"] == seen["scalars"]["eval/drawn/centroid/mAP"]
-    assert rows["image"]["rank-7"] == figures["image"]["cmc"][6]
-    assert [row["protocol"] for row in seen["eval/drawn/cost"]] == list(PROTOCOLS)
-    assert {path.name for path in seen["pictures"].values()} == {p.name for p in (run / "eval" / "drawn").glob("*.png")}
+    assert rows["image"]["rank-7"] == metrics["image"]["cmc"][6]
+    assert [row["protocol"] for row in told.tables["eval/cost"]] == list(PROTOCOLS)
+    assert {path.name for path in told.pictures.values()} == {p.name for p in (run / "eval" / "drawn").glob("*.png")}
+    for protocol in PROTOCOLS:
+        assert told.scalars[f"eval/{protocol}/mAP"] == told.summary[f"eval/{protocol}/mAP"] == metrics[protocol]["mAP"]
+        assert told.scalars[f"eval/{protocol}/rank1"] == metrics[protocol]["cmc"][0]
+        lines = told.lines[f"eval/{protocol}/cmc"]
+        assert list(lines) == ["trained", "colour histogram"] and lines["trained"] == metrics[protocol]["cmc"]
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_wandb_gets_the_table_of_all_datasets(
-    drawn: Drawn, other: Drawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_table_of_queries_has_the_worst_and_a_sample(
+    drawn: Drawn, tmp_path: Path, recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tables: dict[str, list[list[object]]] = {}
-
-    class Recorder(Tracker):
-        def log_table(self, step: int, name: str, columns: list[str], rows: list[list[object]]) -> None:
-            tables[name] = [columns, *rows]
-
-    monkeypatch.setattr(evaluate, "Tracker", Recorder)
+    monkeypatch.setattr(query_table, "WORST", 2)
+    monkeypatch.setattr(query_table, "SAMPLE", 3)
     run = make_run(tmp_path / "a", drawn)
-    call("--run", str(run), "--data", str(drawn.root), str(other.root), "--protocols=[image, centroid]")
-    columns, *rows = tables["eval/domains"]
-    assert columns[:3] == ["dataset", "protocol", "mAP"]
+    sampled = []
+    for _ in range(2):
+        call("--run", str(run), "--wandb=offline")
+        rows = recorder.last.tables["eval/queries"]
+        sampled.append([row["query file"] for row in rows])
+    assert sampled[0] == sampled[1]
+    result = retrieval.load_results(run / "eval" / "drawn" / PER_QUERY)["image"]
+    files = [file for identity in drawn.sources("query") for file in identity if not file.name.startswith("-1")]
+    by_name = {str(file.relative_to(drawn.raw)): place for place, file in enumerate(files)}
+    assert [row["chosen as"] for row in rows] == ["worst", "worst", "sample", "sample", "sample"]
+    aps = [row["AP"] for row in rows]
+    assert aps[:2] == sorted(result.ap)[:2] and aps == sorted(aps)
+    for row in rows:
+        place = by_name[row["query file"]]
+        assert result.valid.all() and row["AP"] == result.ap[place]
+        assert row["rank of first match"] == result.first_ranks[place]
+        assert row["query file"].startswith(f"query/{row['identity']:04d}_c{row['camera']}")
+        lines = row["results"].splitlines()
+        first = [line.startswith("✓") for line in lines]
+        assert first == [f"/{row['identity']:04d}_" in line for line in lines]
+        assert (first.index(True) + 1 if any(first) else 6) == min(row["rank of first match"], 6)
+        assert row["query"].shape[0] == 128 and row["first 5 results"].shape[1] == len(lines) * (64 + 8)
+        for number, is_right in enumerate(first):
+            red, green, _ = row["first 5 results"][0, number * 72]
+            assert (green > red) == is_right
+
+
+def test_an_evaluation_is_logged_at_the_step_of_its_checkpoint(
+    drawn: Drawn, other: Drawn, tmp_path: Path, recorder: type[Recorder]
+) -> None:
+    """With the names of the training, and as the run's W&B settings say, unless told otherwise."""
+    run = make_run(tmp_path / "a", drawn, track__wandb="off", track__project="mine", track__group="sweep")
+    call(str(run), "--wandb=auto", "--protocols=[image, centroid]")
+    told = recorder.last
+    assert (told.knobs["mode"], told.knobs["project"], told.knobs["group"], told.knobs["name"]) == (
+        "off", "mine", "sweep", "a",
+    )  # fmt: skip
+    assert "eval/queries" not in told.tables and told.steps == {0}  # its checkpoint does not say its steps
+    rewrite_state(run, epoch=2, step=3, steps_per_epoch=7)
+    call("--checkpoint", str(run / "checkpoints" / "epoch-0002-step-000003"), "--project=other", "--protocols=[image]")
+    assert recorder.last.steps == {2 * 7 + 3 - 1} and recorder.last.scalars["epoch"] == 3
+    assert recorder.last.knobs["project"] == "other"
+    call(str(run), "--data", str(other.root), "--protocols=[image]")  # which has the name of the run's own data
+    assert "eval/drawn/image/mAP" in recorder.last.scalars and "eval/image/mAP" not in recorder.last.scalars
+
+
+def test_wandb_gets_each_dataset_and_the_means_of_a_joint_training(
+    drawn: Drawn, other: Drawn, tmp_path: Path, recorder: type[Recorder]
+) -> None:
+    run = make_run(tmp_path / "a", drawn, track__wandb="offline")
+    words = [str(run), "--data", str(drawn.root), str(other.root), "--protocols=[image, centroid]", "--wandb=auto"]
+    call(*words)
+    assert recorder.last.knobs["mode"] == "offline"
+    columns = [list(row.items())[:3] for row in recorder.last.tables["eval/domains"]]
     domains = read(run / "eval" / "domains.json")
-    assert [row[:3] for row in rows] == [
-        [dataset, protocol, figures["mAP"]]
+    assert columns == [
+        [("dataset", dataset), ("protocol", protocol), ("mAP", metrics["mAP"])]
         for dataset, protocols in domains.items()
-        for protocol, figures in protocols.items()
+        for protocol, metrics in protocols.items()
     ]
+    scalars = recorder.last.scalars
+    assert scalars["eval/image/mAP"] == domains["drawn"]["image"]["mAP"]  # the run's own data
+    fingerprints = [each.manifest.fingerprint for each in (drawn, other)]
+    rewrite_state(run, epoch=2, step=0, data=fingerprints)
+    call(*words)
+    scalars = recorder.last.scalars
+    names = [f"eval/drawn-{fingerprint[:8]}/centroid/mINP" for fingerprint in fingerprints]
+    assert scalars["eval/centroid/mINP"] == pytest.approx(sum(scalars[name] for name in names) / 2)
+    assert scalars["epoch"] == 2
+
+
+def rewrite_state(run: Path, epoch: int, step: int, **changes: Any) -> None:
+    """Move the newest checkpoint of a run to another step. changes: of its state, and `data` of what it describes."""
+    found = checkpoint.find(run / "checkpoints")[0]
+    state = checkpoint.read_state(found)
+    state["describes"]["data"] = changes.pop("data", state["describes"]["data"])
+    state |= {"epoch": epoch, "step": step, **changes}
+    (found / STATE).write_text(format_state({name: value for name, value in state.items() if name != "sha256"}))
+    found.rename(found.with_name(f"epoch-{epoch:04d}-step-{step:06d}"))
 
 
 def test_images_are_named_where_they_lie(drawn: Drawn) -> None:

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from reid.config import LossConfig
+from reid.config import Config, LossConfig
 from reid.data.layout import Layout, build_layout
 from reid.losses import centroid, identity, triplet
 from reid.losses.anchors import Anchors
 from reid.losses.objective import Objective, diagnose
 from reid.model.network import Classifier
+from reid.runs.logged import LOSSES, OF_CENTROIDS, OF_TRIPLETS, why_not_logged
 from tests.support.batches import DIM, PIDS, split_batch
 from tests.support.oracles import ORACLES, real_rows
 
@@ -33,6 +34,20 @@ def test_centers_move_by_the_features_and_not_by_a_scaled_gradient() -> None:
     untouched = identity.CenterLoss(10, 16, generator=torch.Generator().manual_seed(0))
     seen = labels.unique()
     assert not torch.isclose(moved[0][seen], untouched.centers[seen]).all(dim=1).any()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_run_logs_what_its_objective_measures(loss: str) -> None:
+    """With one loss alone: neither less nor more than `why_not_logged` says."""
+    config = Config()
+    config.loss = LossConfig(**{name: float(name == loss) for name in LOSSES})
+    features, labels = real_rows(ORACLES["full_groups"])
+    features, logits = features.float(), torch.zeros(len(labels), 10)
+    objective = Objective(config.loss, 10, features.shape[1])
+    losses = objective(features, features, logits, labels)
+    measured = {*losses.terms, *objective.diagnose(losses)}
+    names = (*LOSSES, "feature_norm", *OF_TRIPLETS, *OF_CENTROIDS)
+    assert measured == {name for name in names if why_not_logged(f"train/{name}", config) is None}
 
 
 def test_the_objective_sums_its_weighted_terms_and_says_what_it_saw() -> None:

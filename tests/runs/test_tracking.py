@@ -16,9 +16,9 @@ from PIL import Image
 from reid.config import Config
 from reid.runs import tracking
 from reid.runs.environment import code_version
-from reid.runs.logged import why_not_logged, without_dataset
+from reid.runs.logged import read_metrics, why_not_logged, without_dataset
 from reid.runs.tracking import Tracker, keep_steps_before
-from tests.support.offline_runs import read_back, run_of
+from tests.support.offline_runs import files_of_tables, read_back, run_of
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +45,7 @@ def make_tracker(folder: Path, **changes) -> Tracker:
         "mode": "off",
         "project": "tests",
         "name": "mine",
+        "group": "ours",
         "job_type": "train",
         "config": {"loss": {"w1": 0.1}},
     }
@@ -149,6 +150,16 @@ def test_a_whole_last_line_without_its_newline_is_kept_and_ended(tmp_path):
     assert path.read_text() == '{"step": 5}\n{"step": 9}\n'
 
 
+def test_lines_of_earlier_versions_count_epochs_from_0(tmp_path):
+    """Their epochs are read, and kept by a resume, as counted from 1; those of new files stay."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 3, "epoch": 0}\n{"step": 3, "eval/best_mAP": 0.5}\n{"step": 7, "epoch": 1}\n')
+    for _ in range(2):
+        assert [entry.get("epoch") for entry in read_metrics(path)[0]] == [1, None, 2]
+        keep_steps_before(path, 8)
+    assert [line.get("epoch") for line in lines_of(tmp_path)] == [1, None, 2]
+
+
 def test_no_lines_yet(tmp_path):
     keep_steps_before(tmp_path / "metrics.jsonl", 10)
     assert not (tmp_path / "metrics.jsonl").exists()
@@ -157,10 +168,14 @@ def test_no_lines_yet(tmp_path):
 def test_an_offline_run_is_read_back(tmp_path, capfd):
     tracker = make_tracker(tmp_path, mode="offline")
     tracker.log(0, {"train/loss": 2.5})
-    tracker.log(10, {"train/loss": 0.5, "eval/image/mAP": 0.25})
+    tracker.log(10, {"epoch": 1, "train/loss": 0.5, "eval/image/mAP": 0.25})
     Image.fromarray(np.zeros((4, 4, 3), dtype=np.uint8)).save(tmp_path / "picture.png")
     tracker.log_pictures(10, {"pictures/one": tmp_path / "picture.png"})
-    tracker.log_table(10, "tables/one", ["model", "mAP"], [["trained", 0.25]])
+    grey = np.full((4, 4, 3), 128, dtype=np.uint8)
+    tracker.log_table(10, "tables/one", ["model", "mAP", "picture"], [["trained", 0.25, grey], ["other", 0.5, None]])
+    tracker.log_lines(
+        10, "charts/one", [1, 2], {"trained": [0.5, 1.0], "other": [0.25, 0.75]}, title="CMC", xname="rank"
+    )
     tracker.summarize({"eval/best_mAP": 0.75})
     tracker.finish()
     assert "warning" not in capfd.readouterr().err
@@ -169,7 +184,7 @@ def test_an_offline_run_is_read_back(tmp_path, capfd):
     assert (run["project"], run["display_name"], run["run_group"], run["job_type"]) == (
         "tests",
         "mine",
-        "mine",
+        "ours",
         "train",
     )
     assert run["config"]["update"]["loss"] == {"w1": 0.1}
@@ -182,7 +197,17 @@ def test_an_offline_run_is_read_back(tmp_path, capfd):
         (10, 0.5),
     ]
     assert [item["eval/image/mAP"] for item in history if "eval/image/mAP" in item] == [0.25]
-    assert any("pictures/one" in str(item) for item in history) and any("tables/one" in str(item) for item in history)
+    for name in ("pictures/one", "tables/one", "charts/one"):
+        assert any(item["train/step"] == 10 and name in str(item) for item in history), name
+    tables = {entry["path"]: entry for entry in files_of_tables(records)}
+    picture = next(entry for path, entry in tables.items() if path.endswith(".jpg"))
+    assert np.abs(np.asarray(Image.open(picture["local_path"])).astype(int) - 128).max() < 3
+    table, chart = (
+        json.loads(Path(tables[name]["local_path"]).read_text())
+        for name in ("tables/one.table.json", "charts/one_table.table.json")
+    )
+    assert [row[:2] for row in table["data"]] == [["trained", 0.25], ["other", 0.5]] and table["data"][1][2] is None
+    assert chart["data"] == [[1, "trained", 0.5], [2, "trained", 1.0], [1, "other", 0.25], [2, "other", 0.75]]
     summary = {}
     for record in records:
         summary |= record.get("summary", {}).get("update", {})
@@ -190,6 +215,8 @@ def test_an_offline_run_is_read_back(tmp_path, capfd):
     assert any(record["metric"].get("name") == "train/step" for record in records if record["type"] == "metric")
     globs = {record["metric"].get("glob_name"): record["metric"] for record in records if record["type"] == "metric"}
     assert globs["train/*"]["step_metric"] == globs["eval/*"]["step_metric"] == "train/step"
+    named = {record["metric"].get("name"): record["metric"] for record in records if record["type"] == "metric"}
+    assert named["epoch"]["step_metric"] == "train/step"
     assert len(lines_of(tmp_path)) == 2
 
 
@@ -202,7 +229,7 @@ def test_the_evaluation_is_a_run_of_its_own_in_the_same_group(tmp_path, monkeypa
 
     monkeypatch.setattr(wandb, "init", init)
     make_tracker(tmp_path, mode="offline", job_type="evaluate")
-    assert (started["name"], started["group"], started["job_type"]) == ("mine-evaluate", "mine", "evaluate")
+    assert (started["name"], started["group"], started["job_type"]) == ("mine-evaluate", "ours", "evaluate")
     assert (started["mode"], started["dir"]) == ("offline", str(tmp_path))
 
 
@@ -226,7 +253,7 @@ def test_a_resumed_training_goes_on_with_its_run_and_its_evaluation_names_it(tmp
     assert [path.parent.name for path in tmp_path.glob("wandb/*/*.synced")] == [Path(first_folder).name]
     assert one["run_id"] == two["run_id"] == evaluation["config"]["update"]["train_run"] != fresh["run_id"]
     assert evaluation["run_id"] != one["run_id"]
-    assert (evaluation["run_group"], evaluation["job_type"]) == (one["run_group"], "eval") == ("mine", "eval")
+    assert (evaluation["run_group"], evaluation["job_type"]) == (one["run_group"], "eval") == ("ours", "eval")
     assert "train_run" not in one["config"]["update"]
 
 
@@ -382,4 +409,4 @@ def test_metrics_of_one_of_several_datasets():
     for of_all in ("eval/mall/best_mAP", "train/mall/loss", "train/mall/ctl", "train/mall/lr"):
         assert without_dataset(of_all) == of_all  # a sweep for it is refused, since no run logs it
     config.loss.triplet = 0.0
-    assert why_not_logged("train/mall/triplet_d_ap", config) == "--loss.triplet above 0"
+    assert why_not_logged("train/mall/triplet_d_ap", config) == "--loss.triplet or --loss.quadruplet above 0"

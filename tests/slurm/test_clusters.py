@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
+from wandb.sdk.lib.config_util import save_config_file_from_dict
 
-from reid.runs.tracking import name_in_sweep
+from reid.config import Config, TrackConfig
+from reid.runs.sweep_names import name_in_sweep
 from tests.support.programs import ROOT, Program, free_port, launch
 
 BIN = Path(sys.executable).parent
@@ -155,8 +157,25 @@ def test_the_config_of_two_nodes_launches(tmp_path: Path) -> None:
         assert "met [0, 1]" in said, said
 
 
-def test_runs_of_a_sweep_do_not_share_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_an_agent_have_folders_of_their_own_and_names_of_their_knobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent's file of knobs is written by W&B's own function."""
+
+    def named(**knobs: str) -> tuple[str, str, str]:
+        config = Config(name="quickstart")
+        config.track = TrackConfig(**knobs)
+        name_in_sweep(config)
+        return config.name, config.track.name, config.track.group
+
     monkeypatch.setenv("WANDB_RUN_ID", "ab12")
-    assert name_in_sweep("quickstart") == "quickstart"
+    assert named() == ("quickstart", "", "")
     monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
-    assert name_in_sweep("quickstart") == "quickstart-ab12"
+    for path in (tmp_path / "missing.yaml", tmp_path):
+        monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(path))
+        assert named() == ("quickstart-ab12", "", "s1")
+    chosen = {"loss.margin": {"value": 5.0}, "loss.w1": {"value": 0.1}, "seed": {"value": 0}}
+    save_config_file_from_dict(str(tmp_path / "knobs.yaml"), chosen)
+    monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(tmp_path / "knobs.yaml"))
+    assert named() == ("quickstart-ab12", "m5-w0.1-s0", "s1")
+    assert named(name="mine", group="ours") == ("quickstart-ab12", "mine", "ours")

@@ -45,6 +45,16 @@ def history_of(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [record["history"]["item"] for record in records if record["type"] == "history"]
 
 
+def files_of_tables(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Path and local_path of each file of the tables of a run, pictures included."""
+    return [
+        entry
+        for record in records
+        if record.get("artifact", {}).get("type") == "run_table"
+        for entry in record["artifact"]["manifest"]["contents"]
+    ]
+
+
 def summary_of(records: list[dict[str, Any]]) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     for record in records:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,8 +22,11 @@ import pytest
 import yaml
 
 from reid.config import Config, parse
+from reid.data.joined import Joined
+from reid.data.manifest import load_manifest, save_manifest
 from reid.files import hold
 from reid.runs.logged import METRICS
+from reid.runs.sweep_names import name_knobs
 from reid.runs.tracking import keep_steps_before
 from reid.sweeps import __main__ as program
 from reid.sweeps.folder import SweepFolder, check_run, claim_folder
@@ -190,6 +194,41 @@ def test_a_value_is_checked_without_reading_the_configuration_again(tmp_path, mo
     assert len(full) == 1
     with pytest.raises(ValueError, match=r"loss\.w1 = 1\.5 lies outside"):
         program.check_sweep(read_sweep(write_sweep(tmp_path, parameters={"loss.w1": {"values": [*values, 1.5]}})), [])
+
+
+RAW = ["--loss.space=raw"]  # where a margin may be 5
+
+
+def test_runs_are_named_by_their_knobs_and_grouped_by_their_sweep(tmp_path) -> None:
+    parameters = {"loss.margin": {"values": [5.0, 2.0]}, "loss.w1": {"values": [0.1, 0.3]}, "seed": {"values": [0, 1]},
+                  "optim.epochs": {"value": 3}}  # fmt: skip
+    folder = claim_folder(tmp_path / "margins", read_sweep(write_sweep(tmp_path, parameters=parameters)), RAW)
+    for knobs in propose(folder.sweep, [], 8):
+        folder.add(knobs)
+    runs = [parse(Config, folder.flags(number)) for number in range(8)]
+    assert [run.name for run in runs] == [f"run-{number:04d}" for number in range(8)]
+    names = [run.track.name for run in runs]
+    assert names[0] == "m5-w0.1-s0" and len(set(names)) == 8
+    assert {run.track.group for run in runs} == {"margins"}
+    named = claim_folder(tmp_path / "out", read_sweep(write_sweep(tmp_path, name="which w1")), ["--track.group=mine"])
+    named.add({"loss.w1": 0.1, "seed": 0})
+    assert parse(Config, named.flags(0)).track.group == "mine" and "--track.group=which w1" in named.flags(0)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "name"),
+    [
+        ({"loss.w1": 0.1, "loss.w2": 0.9}, "w1=0.1-w2=0.9"),
+        ({"loss.margin": 1.414, "model.last_stride": 1, "optim.lr": 3.5e-4}, "m1.414-la1-lr0.00035"),
+        ({"loss.margin": 2, "model.margins": 3}, "loss.margin2-margins3"),
+        ({"model.encoder": "timm/vit small", "loss.w2": None, "optim.nesterov": True}, "etimm_vit_small-wnull-ntrue"),
+        ({"optim.milestones": [4, 7]}, "m4_7"),
+        ({"data.root": "x" * 200}, "r" + "x" * 127),
+        ({}, ""),
+    ],
+)
+def test_short_names_tell_knobs_apart(knobs: dict[str, Any], name: str) -> None:
+    assert name_knobs(knobs) == name
 
 
 def test_every_logged_metric_may_be_the_aim(tmp_path) -> None:
@@ -384,6 +423,40 @@ def _signals() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+def test_a_metric_that_the_data_cannot_give_is_refused_before_any_run(tmp_path, shards, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(program, "run_here", lambda folder, total: 0)
+    second = draw_dataset(tmp_path / "second", seed=7, num_shards=4).root
+    labels = [dataset.label for dataset in Joined.load([str(shards), str(second)]).datasets]
+    train_only = strip_test_set(shards, tmp_path / "train_only")
+
+    def said(metric: str, *flags: object) -> tuple[int, str]:
+        sweep = write_sweep(tmp_path, metric={"name": metric, "goal": "maximize"})
+        return main_says(capsys, sweep, "--check", "--", *TINY, *flags)
+
+    both = f"--data.root=[{shards},{second}]"
+    for name in labels:
+        assert said(f"eval/{name}/image/mAP", both)[0] == said(f"train/{name}/d_ap", both)[0] == 0
+    for metric in ("eval/mall/image/mAP", "train/mall/d_ap"):
+        status, text = said(metric, both)
+        assert status == 2 and "no dataset is called mall" in text and labels[0] in text
+    status, text = said("eval/mall/image/mAP", "--data.root=[nowhere,gone]")
+    assert status == 0 and "note: " in text and "nowhere is not here" in text
+    for metric in ("eval/best_mAP", "eval/image/mAP"):
+        status, text = said(metric, f"--data.root={train_only}")
+        assert status == 2 and "has no query and gallery" in text and "--data.val_identities" in text
+    assert said("train/loss", f"--data.root={train_only}")[0] == 0
+    assert said("eval/best_mAP", f"--data.root={train_only}", "--data.val_identities=4")[0] == 0
+    assert said("eval/best_mAP", f"--data.root=[{train_only},{second}]")[0] == 0  # the other one has them
+
+
+def strip_test_set(shards: Path, folder: Path) -> Path:
+    """Write a manifest without query and gallery."""
+    manifest = load_manifest(shards)
+    folder.mkdir()
+    save_manifest(replace(manifest, splits={"train": manifest.splits["train"]}), folder)
+    return folder
 
 
 @pytest.mark.usefixtures("_signals")

@@ -28,7 +28,8 @@ from reid.data.manifest import load_manifest, save_manifest
 from reid.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from reid.data.plan import Plan
 from reid.distributed import start_accelerator
-from reid.evaluation.evaluator import RunSource, extract, list_testable
+from reid.evaluation.evaluator import extract
+from reid.evaluation.sources import RunSource, list_testable
 from reid.files import check_writable
 from reid.losses.objective import Objective
 from reid.metrics import Features

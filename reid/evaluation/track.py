@@ -1,0 +1,108 @@
+"""What an evaluation tells W&B, as a run of its own beside that of the training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from reid.config import EvaluateConfig, to_dict
+from reid.evaluation.dataset_report import DatasetReport, Evaluation
+from reid.evaluation.query_table import COLUMNS, list_queries
+from reid.evaluation.sources import FeatureSource, RunSource
+from reid.reports.report import list_pictures
+from reid.reports.tables import COST_COLUMNS, Results, list_cost
+from reid.runs.tracking import Tracker
+
+RAW = ("mAP", "mAP_trapezoid", "mINP", "gallery_size", "num_valid_queries")  # columns of the table of metrics
+
+
+@dataclass(frozen=True)
+class DatasetLog:
+    """What W&B gets of one dataset. The first model is the one that is evaluated.
+
+    prefix: begins all names.
+    folder: of the report.
+    results: model -> protocol -> `Result.to_json()`.
+    queries: rows of the table of queries.
+    """
+
+    prefix: str
+    folder: Path
+    results: Results
+    queries: list[list[Any]] = field(default_factory=list)
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        """Metrics by `<protocol>/<name>`, as `Validation.evaluate` names them."""
+        found: dict[str, float] = {}
+        for protocol, values in next(iter(self.results.values())).items():
+            shown = {"mAP": values["mAP"], "mINP": values["mINP"], "rank1": values["cmc"][0]}
+            found |= {f"{protocol}/{name}": value for name, value in shown.items()}
+        return found
+
+
+def choose_mode(options: EvaluateConfig, source: RunSource | FeatureSource) -> str:
+    return source.track.wandb if options.wandb == "auto" else options.wandb
+
+
+def collect(
+    options: EvaluateConfig, source: RunSource | FeatureSource, report: DatasetReport, folder: Path,
+    evaluations: Mapping[str, Evaluation],
+) -> DatasetLog:  # fmt: skip
+    """Keep what W&B gets of a dataset, without its features. Pictures are read only if W&B is not off."""
+    queries: list[list[Any]] = []
+    if choose_mode(options, source) != "off":
+        queries = list_queries(next(iter(evaluations.values())), report.read_named, options.metric)
+    results = {name: evaluation.to_json() for name, evaluation in evaluations.items()}
+    return DatasetLog(source.prefix_of(report), folder, results, queries)
+
+
+def track(options: EvaluateConfig, source: RunSource | FeatureSource, logs: Sequence[DatasetLog]) -> None:
+    """Log metrics, tables, charts and pictures to W&B, at the step of the checkpoint and with the training's names."""
+    config = {"evaluate": to_dict(options), "datasets": [log.folder.name for log in logs]}
+    if isinstance(source, RunSource):
+        config |= {"train": to_dict(source.config), "checkpoint": source.checkpoint.name}
+    tracker = Tracker(
+        source.folder, active=True, mode=choose_mode(options, source), project=options.project or source.track.project,
+        name=source.track.name or source.name, group=source.track.group or source.name, job_type="eval", config=config,
+    )  # fmt: skip
+    step = source.step
+    scalars = {f"{log.prefix}/{name}": value for log in logs for name, value in log.scalars.items()}
+    if source.is_joint:
+        names = dict.fromkeys(name for log in logs for name in log.scalars)
+        means = {name: fmean(log.scalars[name] for log in logs if name in log.scalars) for name in names}
+        scalars |= {f"eval/{name}": value for name, value in means.items()}
+    tracker.log(step, scalars if source.epoch is None else {"epoch": source.epoch, **scalars})
+    for log in logs:
+        trained = next(iter(log.results.values()))
+        tracker.log_table(step, f"{log.prefix}/table", *list_raw(log.results, "model", options.ranks))
+        tracker.log_table(step, f"{log.prefix}/cost", [*COST_COLUMNS], [list(row) for row in list_cost(trained)])
+        if log.queries:
+            tracker.log_table(step, f"{log.prefix}/queries", [*COLUMNS], log.queries)
+        for protocol, values in trained.items():
+            lines = {name: result[protocol]["cmc"] for name, result in log.results.items() if protocol in result}
+            title = f"CMC, {protocol} protocol, {log.folder.name}"
+            ranks = range(1, len(values["cmc"]) + 1)
+            tracker.log_lines(step, f"{log.prefix}/{protocol}/cmc", ranks, lines, title=title, xname="rank")
+        pictures = {f"{log.prefix}/{name}": path for name, path in list_pictures(log.folder).items()}
+        tracker.log_pictures(step, pictures)
+    if len(logs) > 1:
+        by_dataset = {log.folder.name: next(iter(log.results.values())) for log in logs}
+        tracker.log_table(step, "eval/domains", *list_raw(by_dataset, "dataset", options.ranks))
+    tracker.summarize(scalars)
+    if tracker.where:
+        print(f"W&B: {tracker.where}", flush=True)
+    tracker.finish()
+
+
+def list_raw(results: Results, kind: str, ranks: Sequence[int]) -> tuple[list[str], list[list[Any]]]:
+    """Return the columns and rows of a table for W&B. `kind`: the name of the first column."""
+    rows = [
+        [name, protocol, *(metrics[key] for key in RAW), *(metrics["cmc"][rank - 1] for rank in ranks)]
+        for name, by_protocol in results.items()
+        for protocol, metrics in by_protocol.items()
+    ]
+    return [kind, "protocol", *RAW, *(f"rank-{rank}" for rank in ranks)], rows
