@@ -41,7 +41,8 @@ class RunSource:
     """A run's checkpoint and baselines, on one dataset or several.
 
     folder, name, track: of the run, for W&B.
-    epoch, step: of its last optimizer step, counted from 1 and from 0; an earlier version's checkpoint has step 0.
+    epoch: of its last optimizer step, counted from 1.
+    step: the same, counted from 0; None if an earlier version did not note it.
     """
 
     def __init__(self, options: EvaluateConfig) -> None:
@@ -54,8 +55,8 @@ class RunSource:
         self.name, self.track = self.config.name, self.config.track
         self.state = checkpoint.read_state(self.checkpoint)
         self.epoch = self.state["epoch"] + (self.state["step"] > 0)
-        made = self.state["epoch"] * self.state.get("steps_per_epoch", 0)
-        self.step = made + self.state["step"] - 1 if made or not self.state["epoch"] else 0
+        steps = self.state.get("steps_per_epoch", 0)
+        self.step = self.state["epoch"] * steps + self.state["step"] - 1 if steps else None
         self.manifests = load_manifests(options.data or list_testable(self.config.data.roots))
         self.models = build_models(self.checkpoint, self.config, options.baselines)
 
@@ -198,9 +199,9 @@ def kept_places(manifest: Manifest, split: str) -> np.ndarray:
 
 
 class FeatureSource:
-    """Features of another system: no model, and images only if the files have their paths."""
+    """Features of another system: no model, no training, and images only if the files have their paths."""
 
-    epoch, step, is_joint = None, 0, False  # as of RunSource; no training
+    epoch, step, is_joint = None, 0, False  # as of RunSource
 
     def __init__(self, options: EvaluateConfig) -> None:
         self.options, self.out = options, Path(options.out)

@@ -12,6 +12,7 @@ from reid.config import EvaluateConfig, to_dict
 from reid.evaluation.dataset_report import DatasetReport, Evaluation
 from reid.evaluation.query_table import COLUMNS, list_queries
 from reid.evaluation.sources import FeatureSource, RunSource
+from reid.model.features import FLIP_TEST
 from reid.reports.report import list_pictures
 from reid.reports.tables import COST_COLUMNS, Results, list_cost
 from reid.runs.tracking import Tracker
@@ -65,11 +66,14 @@ def track(options: EvaluateConfig, source: RunSource | FeatureSource, logs: Sequ
     config = {"evaluate": to_dict(options), "datasets": [log.folder.name for log in logs]}
     if isinstance(source, RunSource):
         config |= {"train": to_dict(source.config), "checkpoint": source.checkpoint.name}
+    name = (source.track.name or source.name) + (f", {FLIP_TEST}" if options.flip else "")
     tracker = Tracker(
         source.folder, active=True, mode=choose_mode(options, source), project=options.project or source.track.project,
-        name=source.track.name or source.name, group=source.track.group or source.name, job_type="eval", config=config,
+        name=name, group=source.track.group or source.name, job_type="eval", config=config,
     )  # fmt: skip
-    step = source.step
+    step = source.step or 0
+    if source.step is None and tracker.where:
+        print(f"note: {source.folder}: its checkpoint does not say its step, so W&B has the evaluation at step 0")
     scalars = {f"{log.prefix}/{name}": value for log in logs for name, value in log.scalars.items()}
     if source.is_joint:
         names = dict.fromkeys(name for log in logs for name in log.scalars)

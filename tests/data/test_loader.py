@@ -524,7 +524,7 @@ def test_a_missing_shard_under_skip_loses_its_identities(damaged):
 def test_a_rank_with_nothing_left_is_an_error(damaged):
     for shard in damaged.glob("train-*.tar"):
         shard.unlink()
-    with pytest.raises(ValueError, match=r"epoch 0, step 0: every identity of rank 0 is damaged; repair"):
+    with pytest.raises(ValueError, match=r"epoch 1, step 1: every identity of rank 0 is damaged; repair"):
         next(skipping(damaged).batches(1))
 
 
@@ -535,7 +535,7 @@ def test_a_virtual_rank_with_nothing_left_is_an_error(damaged):
     for shard in loader.plan.deal(0)[2]:
         shards[shard].unlink()
     with pytest.raises(
-        ValueError, match=r"epoch 0, step 0: every identity of rank 2 is damaged; .*lower .*batch.ranks"
+        ValueError, match=r"epoch 1, step 1: every identity of rank 2 is damaged; .*lower .*batch.ranks"
     ):
         next(loader.batches(1))
 

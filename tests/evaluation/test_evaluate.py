@@ -468,8 +468,20 @@ def test_an_evaluation_is_logged_at_the_step_of_its_checkpoint(
     call("--checkpoint", str(run / "checkpoints" / "epoch-0002-step-000003"), "--project=other", "--protocols=[image]")
     assert recorder.last.steps == {2 * 7 + 3 - 1} and recorder.last.scalars["epoch"] == 3
     assert recorder.last.knobs["project"] == "other"
+    call(str(run), "--flip", "--protocols=[image]")
+    assert recorder.last.knobs["name"] == "a, flip test"  # no other figures under the same name
     call(str(run), "--data", str(other.root), "--protocols=[image]")  # which has the name of the run's own data
     assert "eval/drawn/image/mAP" in recorder.last.scalars and "eval/image/mAP" not in recorder.last.scalars
+
+
+def test_features_of_another_system_are_kept_offline(done: Done, tmp_path: Path, recorder: type[Recorder]) -> None:
+    files = [str(folders(done)[0] / name) for name in FEATURES]
+    call("--features", *files, "--out", str(tmp_path / "theirs"), "--wandb=auto", "--protocols=[image]")
+    told = recorder.last
+    assert (told.knobs["mode"], told.knobs["project"], told.knobs["name"]) == ("offline", "mctl-reid", "theirs")
+    assert told.scalars == told.summary and "epoch" not in told.scalars and told.steps == {0}
+    assert told.scalars["eval/image/mAP"] == read(folders(done)[0] / "metrics.json")["image"]["mAP"]
+    assert {row["query"] is None and row["first 5 results"] is None for row in told.tables["eval/queries"]} == {True}
 
 
 def test_wandb_gets_each_dataset_and_the_means_of_a_joint_training(
