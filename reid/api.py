@@ -31,7 +31,7 @@ SECTIONS = {"data": DataConfig, "batch": BatchConfig}  # whose knobs `open_loade
 class EvaluateResult:
     """What an evaluation found, by dataset. On other ranks than 0 it is empty.
 
-    Args:
+    Attributes:
         folders: of the reports.
         metrics: of the model by protocol, as in the report's metrics.json: `metrics["market1501"]["image"]["mAP"]`.
         baselines: of other models, by their names and protocol, as in baselines.json.
@@ -85,7 +85,7 @@ class BatchLoader:
     `num_classes` - 1; camids (B,) int64 on the device, -1 is unknown. The next iteration is the next epoch.
     It is no DataLoader: leave it out of `accelerator.prepare`, it already reads this rank's part only.
 
-    Args:
+    Attributes:
         epoch: of the next iteration, from 0. Set it to continue a training.
         num_classes: identities that are trained on.
     """
