@@ -154,7 +154,7 @@ def open_loader(
     config = change(config, _to_flags({sections[name]: value for name, value in knobs.items()}))
     config.data.root = [*map(os.fspath, root)] if isinstance(root, list) else os.fspath(root)
     promised = int(os.environ.get("WORLD_SIZE", "1"))
-    if promised != world_size():
+    if promised > world_size():  # not the reverse: a process group may be started without a launcher
         raise ValueError(
             f"open_loader: the launcher promised WORLD_SIZE = {promised} processes, and the process group has "
             f"{world_size()}; make the Accelerator, or call torch.distributed.init_process_group, before it"
