@@ -24,7 +24,7 @@ help:
 	@echo "make check        run ruff and mypy"
 	@echo "make bench-gpu    run the tests and measurements that need a GPU; print tables, write bench-gpu.json"
 	@echo "make bench        measure exactness, losses, loader, ranking and trainer; print Markdown tables, draw a figure"
-	@echo "make docs         check the links and commands of the documentation"
+	@echo "make docs         write docs/api.md and docs/knobs.md from the code; check links and commands of all pages"
 	@echo "make format       format the code with ruff"
 	@echo "make clean        remove the environment, caches and the output of quickstart and tutorial"
 
@@ -101,6 +101,7 @@ bench-gpu: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.gpu --json bench-gpu.json
 
 docs: .venv/installed
+	$(BIN)/python -m tests.support.pages
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_docs.py
 
 format: .venv/installed

@@ -1,6 +1,6 @@
 """MCTL in a training loop of your own: any encoder, accelerate, one process or several.
 
-python examples/own_loop.py data/quickstart/shards
+python examples/own_loop.py data/quickstart/shards 3  # epochs
 accelerate launch --config_file launch/cpu.yaml examples/own_loop.py data/quickstart/shards
 """
 
@@ -53,4 +53,4 @@ def main(root: str, epochs: int = 3) -> float:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1], *map(int, sys.argv[2:]))

@@ -31,7 +31,7 @@ SECTIONS = {"data": DataConfig, "batch": BatchConfig}  # whose knobs `open_loade
 class EvaluateResult:
     """What an evaluation found, by dataset. On other ranks than 0 it is empty.
 
-    Args:
+    Attributes:
         folders: of the reports.
         metrics: of the model by protocol, as in the report's metrics.json: `metrics["market1501"]["image"]["mAP"]`.
         baselines: of other models, by their names and protocol, as in baselines.json.
@@ -85,7 +85,7 @@ class BatchLoader:
     `num_classes` - 1; camids (B,) int64 on the device, -1 is unknown. The next iteration is the next epoch.
     It is no DataLoader: leave it out of `accelerator.prepare`, it already reads this rank's part only.
 
-    Args:
+    Attributes:
         epoch: of the next iteration, from 0. Set it to continue a training.
         num_classes: identities that are trained on.
     """
@@ -154,7 +154,7 @@ def open_loader(
     config = change(config, _to_flags({sections[name]: value for name, value in knobs.items()}))
     config.data.root = [*map(os.fspath, root)] if isinstance(root, list) else os.fspath(root)
     promised = int(os.environ.get("WORLD_SIZE", "1"))
-    if promised != world_size():
+    if promised > world_size():  # not the reverse: a process group may be started without a launcher
         raise ValueError(
             f"open_loader: the launcher promised WORLD_SIZE = {promised} processes, and the process group has "
             f"{world_size()}; make the Accelerator, or call torch.distributed.init_process_group, before it"

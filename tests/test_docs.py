@@ -16,11 +16,14 @@ import subprocess
 import sys
 import tarfile
 import tomllib
+import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from accelerate.commands.launch import launch_command_parser
 
 from reid import __main__ as reid_program
@@ -32,11 +35,15 @@ from reid.model import __main__
 from reid.search import __main__ as search
 from reid.sweeps import __main__ as sweep_program
 from shards.__main__ import main as shards_main
+from tests.support import pages
+from tests.support.drawn import Drawn
 from tests.support.features import random_split
 from tests.support.programs import run_program
+from tests.support.runs import skip_pictures
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOTEBOOK = ROOT / "docs" / "quickstart.ipynb"
 BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CONFIGURATION = [path for folder in ("configs", "launch", "slurm") for path in sorted((ROOT / folder).rglob("*.*"))]
 # Commands that no test can parse, and why. Only the files that they name are checked.
@@ -110,7 +117,7 @@ def test_links_resolve(page: Path) -> None:
 
 def test_the_index_links_every_page() -> None:
     index = ROOT / "docs" / "README.md"
-    assert {(index.parent / target).resolve() for target in links(index)} == set(PAGES) - {index}
+    assert {(index.parent / target).resolve() for target in links(index)} == {*PAGES, NOTEBOOK} - {index}
 
 
 def test_architecture_lists_every_package() -> None:
@@ -386,6 +393,20 @@ def unpack_people(shards: Path, photos: Path) -> None:
                     tar.extract(member, photos / key, filter="data")
 
 
+# Pages that are made from the code
+
+
+@pytest.mark.parametrize(("page", "make"), [("api.md", pages.make_api), ("knobs.md", pages.make_knobs)])
+def test_a_page_that_is_made_from_the_code_is_current(page: str, make: Callable[[], str]) -> None:
+    assert (ROOT / "docs" / page).read_text() == make(), f"docs/{page} is old: run `make docs` and commit it"
+
+
+def test_knobs_lists_every_knob() -> None:
+    listed = re.findall(r"^\| `([^`]+)`", (ROOT / "docs" / "knobs.md").read_text(), re.MULTILINE)
+    options = [f"--{name}" for name in config.knob_types(EvaluateConfig)]
+    assert sorted(listed) == sorted([*config.knob_types(Config), *options])
+
+
 # Code
 
 
@@ -393,6 +414,44 @@ def test_python_blocks_compile() -> None:
     for page in PAGES:
         for text in blocks(page, "python"):
             compile(text, page.name, "exec")
+
+
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cells of docs/quickstart.ipynb in order, read as JSON, without Jupyter; with one epoch of training."""
+    monkeypatch.setattr("tempfile.mkdtemp", lambda: str(tmp_path))
+    skip_pictures(monkeypatch)
+    document = json.loads(NOTEBOOK.read_text())
+    names: dict[str, Any] = {}
+    for cell in document["cells"]:
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"]
+            exec(
+                "".join(cell["source"]).replace("epochs=4", "epochs=1").replace("milestones=[3]", "milestones=[]"),
+                names,
+            )
+    assert names["found"].metrics["pedestrians"]["image"]["num_valid_queries"] > 10
+    assert names["trained"].checkpoint.parent.parent == tmp_path / "runs" / "quickstart"
+
+
+def test_the_snippets_of_other_trainers_run(drawn: Drawn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of docs/training.md, with stand-ins for the classes of Lightning and transformers."""
+    module = type("LightningModule", (torch.nn.Module,), {"device": "cpu"})
+    trainer = type("Trainer", (), {"args": types.SimpleNamespace(device=torch.device("cpu"))})
+    monkeypatch.setitem(sys.modules, "lightning", types.SimpleNamespace(LightningModule=module))
+    monkeypatch.setitem(sys.modules, "transformers", types.SimpleNamespace(Trainer=trainer))
+    names: dict[str, Any] = {}
+    for text in blocks(ROOT / "docs" / "training.md", "python"):
+        if "class " in text:
+            exec(text, names)
+    encoder = torch.nn.Sequential(torch.nn.AvgPool2d(32), torch.nn.Flatten(), torch.nn.Linear(96, 8))
+    lit = names["LightningReID"](encoder, str(drawn.root))
+    lit.training_step(next(iter(lit.train_dataloader())), 0).backward()
+    assert encoder[2].weight.grad.abs().sum() > 0 and lit.configure_optimizers().param_groups[0]["params"]
+    hugging = names["ReIDTrainer"]()
+    hugging.root = str(drawn.root)
+    batch = next(iter(hugging.get_train_dataloader()))
+    loss, features = hugging.compute_loss(encoder, batch, return_outputs=True, num_items_in_batch=None)
+    assert len(features) == len(batch[1]) and torch.equal(loss, hugging.compute_loss(encoder, batch))
 
 
 def test_the_comparison_of_two_results_runs(

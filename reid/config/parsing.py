@@ -113,7 +113,13 @@ def parse(kind: type[AnyConfig], args: Sequence[str] | None = None) -> AnyConfig
 
 
 def read_flags(flags: Sequence[str]) -> Config:
-    """Return the configuration that flags describe, as `parse` does. Raises ValueError for every error."""
+    """Return the configuration of a training that flags describe, as those of `reid train`.
+
+        config = read_flags(["--config=reid:quickstart", "--name=mine", "--optim.epochs=5"])
+
+    Raises:
+        ValueError: a knob is unknown, or its value is wrong.
+    """
     try:
         return _parse(make_parser(Config, exit_on_error=False), Config, flags)
     except ArgumentError as error:

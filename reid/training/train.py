@@ -28,7 +28,7 @@ from reid.training.trainer import Trainer
 class TrainResult:
     """What a training run leaves; equal on every rank.
 
-    Args:
+    Attributes:
         folder: of the run.
         checkpoint: folder of the best checkpoint, or of the newest if none was evaluated; None after a dry run.
         metrics: of the best checkpoint, 0 to 1, by the names of `metrics.jsonl` without `eval/`, e.g. image/mAP; empty
