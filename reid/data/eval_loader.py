@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,6 +17,19 @@ from reid.data.images import Pixels
 from reid.data.manifest import JUNK_PID, Manifest, Split
 from reid.data.shard_reader import read_identities
 from reid.data.workers import count_workers, receive, start_workers
+
+
+class Decoder(Protocol):
+    """What decodes images, as `Pixels` does."""
+
+    def decode(self, data: memoryview, name: str) -> Tensor:
+        """Return an image (3, H, W) uint8. name: for errors."""
+
+
+def kept_places(manifest: Manifest, split: str) -> np.ndarray:
+    """Return (N,) the places in storage order of the images that have features: all but junk."""
+    part = manifest.split(split)
+    return np.flatnonzero(np.repeat(part.pids != JUNK_PID, part.images))
 
 
 @dataclass(frozen=True)
@@ -80,18 +94,26 @@ class EvalLoader:
 
 
 def read_images(
-    root: str | Path, manifest: Manifest, split: str, index: Sequence[int], pixels: Pixels
+    root: str | Path, manifest: Manifest, split: str, index: Sequence[int], pixels: Decoder
 ) -> list[np.ndarray]:
     """Return the images (H, W, 3) uint8 at `index`, places in storage order; opens only the shards that hold them."""
+    return [image for image, _ in read_named_images(root, manifest, split, index, pixels)]
+
+
+def read_named_images(
+    root: str | Path, manifest: Manifest, split: str, index: Sequence[int], pixels: Decoder
+) -> list[tuple[np.ndarray, str]]:
+    """Return the images as `read_images`, each with the file of the dataset that it was made from."""
     part = manifest.split(split)
     ends = np.cumsum(part.images)
     rows = np.searchsorted(ends, np.asarray(index), side="right")
     wanted: dict[int, list[int]] = {}
     for place, row in zip(index, rows, strict=True):
         wanted.setdefault(int(row), []).append(int(place))
-    found: dict[int, np.ndarray] = {}
+    found: dict[int, tuple[np.ndarray, str]] = {}
     for identity in read_identities(root, part, sorted({int(part.shard[row]) for row in wanted})):
         for place in wanted.get(identity.row, []):
             i = place - int(ends[identity.row] - part.images[identity.row])
-            found[place] = pixels.decode(identity.image(i), identity.place(i)).permute(1, 2, 0).numpy()
+            image = pixels.decode(identity.image(i), identity.place(i)).permute(1, 2, 0).numpy()
+            found[place] = image, identity.sources[i] or f"{identity.key}.{identity.files[i]}"
     return [found[int(place)] for place in index]

@@ -56,6 +56,8 @@ class Identity:
     pid: int
     files: tuple[str, ...]
     """For each image its name after the key."""
+    sources: tuple[str, ...]
+    """For each image the file of the dataset that it was made from; "" if its shard does not say it."""
     camids: tuple[int, ...]
     checksums: tuple[int, ...]
     """For each image the CRC-32 of the stored bytes."""
@@ -254,6 +256,7 @@ def parse_description(text: bytes) -> dict[str, Any]:
     return {
         "pid": _integers([description], "pid", least=JUNK_PID)[0],
         "files": tuple([str(image["file"]) for image in images]),
+        "sources": tuple([str(image.get("source", "")) for image in images]),
         "camids": _integers(images, "camid", least=-1),
         "checksums": _integers(images, "crc32", least=0),
         "sizes": _integers(images, "bytes", least=0),

@@ -15,16 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from reid.config import EvaluateConfig
-from reid.data.eval_loader import EvalLoader, read_images
+from reid.data.eval_loader import EvalLoader, kept_places, read_named_images
 from reid.data.images import Pixels
 from reid.data.manifest import Manifest, load_manifest
 from reid.data.normalization import describe_pixels
 from reid.distributed import check_precision, gather_objects, gather_padded, gather_sizes, rank, world_size
 from reid.evaluation.dataset_report import DatasetReport, Evaluation
 from reid.evaluation.external_features import ExternalFeatures, check_finite, read_features, read_image
+from reid.evaluation.training_curves import read_curves
 from reid.evaluation.verification import identify, verify
 from reid.files import check_writable, is_inside, make_folder
-from reid.metrics.features import JUNK, UNKNOWN, Features
+from reid.metrics.features import JUNK, Features
 from reid.metrics.protocols import PROTOCOLS
 from reid.metrics.rerank import Ranks, Reranked
 from reid.metrics.retrieval import Result, evaluate, evaluate_search, merge
@@ -32,6 +33,7 @@ from reid.model.features import FLIP_TEST, compute_features
 from reid.model.saved import MODEL
 from reid.precision import AUTOCAST_DTYPES, forward_pass
 from reid.runs import checkpoint
+from reid.runs.folder import RunFolder
 from reid.runs.models import TRAINED, build_models, find_run, read_config
 
 if TYPE_CHECKING:
@@ -201,8 +203,8 @@ class RunSource:
         config = self.config
         pixels = Pixels.from_config(config.data, scale=max(1, round(SHOWN_HEIGHT / config.data.height)))
 
-        def read(split: str, rows: Sequence[int]) -> list[np.ndarray]:
-            return read_images(root, manifest, split, kept_places(manifest, split)[list(rows)].tolist(), pixels)
+        def read_named(split: str, rows: Sequence[int]) -> Sequence[tuple[np.ndarray, str]]:
+            return read_named_images(root, manifest, split, kept_places(manifest, split)[list(rows)].tolist(), pixels)
 
         facts = {
             "run": str(self.folder),
@@ -216,8 +218,9 @@ class RunSource:
         name = manifest.dataset or "data"
         state = checkpoint.read_state(self.checkpoint)
         report = DatasetReport(
-            self.out, name, str(self.checkpoint), facts, read, manifest.fingerprint, describe_pixels(config.data),
-            self.options.flip, state["files"][MODEL],
+            self.out, name, str(self.checkpoint), facts, read_named, manifest.fingerprint, describe_pixels(config.data),
+            self.options.flip, state["files"][MODEL], root,
+            read_curves(RunFolder(self.folder).metrics, config.loss.weights),
         )  # fmt: skip
         trained_on = state["describes"].get("data", "")
         fingerprints = [trained_on] if isinstance(trained_on, str) else trained_on
@@ -268,12 +271,6 @@ def name_image(manifest: Manifest, split: str, row: int) -> str:
     )
 
 
-def kept_places(manifest: Manifest, split: str) -> np.ndarray:
-    """Return (N,) the places in storage order of the images that have features: all but junk."""
-    part = manifest.split(split)
-    return np.flatnonzero(np.repeat(part.pids != JUNK, part.images))
-
-
 class FeatureSource:
     """Features of another system: no model, and images only if the files have their paths."""
 
@@ -287,23 +284,21 @@ class FeatureSource:
         query, gallery = self.query, self.gallery
         has_paths = bool(query.paths and gallery.paths)
 
-        def read(split: str, rows: Sequence[int]) -> list[np.ndarray | None]:
+        def read_named(split: str, rows: Sequence[int]) -> Sequence[tuple[np.ndarray | None, str]]:
             files = query if split == "query" else gallery
-            return self._read_images(files, rows, report.warnings) if has_paths else [None] * len(rows)
+            if not has_paths:
+                return [(None, "")] * len(rows)
+            names = [files.paths[row] for row in rows]
+            return list(zip(self._read_images(files, rows, report.warnings), names, strict=True))
 
         facts = {
             "query": str(query.source),
             "gallery": str(gallery.source),
             "features": f"{query.features.embeddings.shape[1]} dimensions",
         }
-        report = DatasetReport(self.out, "", f"{query.source}, {gallery.source}", facts, read)
+        report = DatasetReport(self.out, "", f"{query.source}, {gallery.source}", facts, read_named)
         if not has_paths:
             report.no_images = "As text: the feature files name no images: they have no paths."
-        if not all((split.features.camids != UNKNOWN).any() for split in (query, gallery)):
-            report.notes.append(
-                "No camera ids: images of the query's identity by its own camera are not removed. Metrics are then "
-                "higher than published ones, which remove them."
-            )
         number = int((gallery.features.pids == 0).sum())
         if gallery.features.distractors is None and number:
             report.warnings.append(
