@@ -212,7 +212,7 @@ def _stats(options: argparse.Namespace) -> int:
     # Not in the folder of shards: a build refuses to replace a folder with other files.
     path = options.out or shards.resolve().with_name(f"{shards.resolve().name}-stats.png")
     print(format_stats(manifest))
-    print(f"picture: {draw_stats(manifest, path)}")
+    print(f"picture: {draw_stats(manifest, path, shards)}")
     return 0
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -77,16 +78,18 @@ def start_workers(read: Callable[[int, int], Iterator[Any]], workers: int) -> It
     if not workers:
         return iter(_Items(read))
     others = multiprocessing.active_children()
-    parts = iter(
-        DataLoader(
-            _Items(read),
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=AHEAD,
-            worker_init_fn=_ignore_signals,
-            generator=torch.Generator(),  # otherwise it draws from the global one
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than CPUs wait for each other
+        parts = iter(
+            DataLoader(
+                _Items(read),
+                batch_size=None,
+                num_workers=workers,
+                prefetch_factor=AHEAD,
+                worker_init_fn=_ignore_signals,
+                generator=torch.Generator(),  # otherwise it draws from the global one
+            )
         )
-    )
     _started.update(process for process in multiprocessing.active_children() if process not in others)
     return map(_take_over, parts)
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from reid.evaluation.dataset_report import ABOUT, PER_QUERY, About, difference, load_about, write_json
-from reid.files import write_atomically
+from reid.evaluation.about import ABOUT, About, difference, load_about
+from reid.evaluation.dataset_report import PER_QUERY
 from reid.metrics.bootstrap import Difference, paired
 from reid.metrics.retrieval import load_results
 from reid.model.features import FLIP_TEST
 from reid.reports.tables import format_interval, format_table, percent
 
 FLIP_NOTE = "Some of these reports are of a flip test (twice the computation), and some are not: Δ contains its effect."
+COLUMNS = ("report", "protocol", "queries", "mAP", "95%", "mINP", "R1", "Δ", "95% of Δ", "p")
 NOTE = (
     "In percent. Δ: mAP minus the first report's over the same queries, with its 95% bootstrap interval.\n"
     "p: two-sided, of no difference, not corrected for the number of rows; it does not cover other training seeds."
@@ -28,6 +29,7 @@ class Row:
 
     against: the difference from the first report, None in its row.
     flip: whether the report is of a flip test.
+    folder: of the report.
     """
 
     place: str
@@ -38,6 +40,11 @@ class Row:
     num_valid_queries: int
     against: Difference | None
     flip: bool = False
+    folder: str = ""
+
+    @property
+    def label(self) -> str:
+        return f"{self.place} + {FLIP_TEST}" if self.flip else self.place
 
 
 Comparison = dict[str, dict[str, list[Row]]]  # dataset -> protocol -> rows, the first report's first
@@ -97,7 +104,8 @@ def _compare(places: Sequence[str], folders: Sequence[Path]) -> dict[str, list[R
                 )
             interval, rank1 = result.intervals["mAP"], float(result.cmc[0])
             against = None if result is first else paired(result.ap, first.ap)
-            row = Row(place, result.mAP, interval, result.mINP, rank1, result.num_valid_queries, against, flip)
+            number = result.num_valid_queries
+            row = Row(place, result.mAP, interval, result.mINP, rank1, number, against, flip, str(folder))
             table[protocol].append(row)
     if not table:
         raise ValueError(
@@ -108,28 +116,25 @@ def _compare(places: Sequence[str], folders: Sequence[Path]) -> dict[str, list[R
 
 def format_comparison(compared: Comparison) -> str:
     """Format a table per dataset."""
-    header = ("report", "protocol", "queries", "mAP", "95%", "mINP", "R1", "Δ", "95% of Δ", "p")
-    parts = []
-    for dataset, protocols in compared.items():
-        rows = []
-        for protocol, row in ((protocol, row) for protocol, of_protocol in protocols.items() for row in of_protocol):
-            against = ["", "", ""]
-            if row.against:
-                ends = f"{100 * row.against.low:+.1f} to {100 * row.against.high:+.1f}"
-                against = [f"{100 * row.against.mean:+.1f}", ends, f"{row.against.p:.3f}"]
-            metrics = percent(row.mAP), format_interval(row.mAP_interval), percent(row.mINP), percent(row.rank1)
-            place = f"{row.place} + {FLIP_TEST}" if row.flip else row.place
-            rows.append([place, protocol, f"{row.num_valid_queries:,}", *metrics, *against])
-        parts.append(f"{dataset}\n{format_table(header, rows, left=2)}")
+    parts = [
+        f"{dataset}\n{format_table(COLUMNS, list_cells(protocols), left=2)}" for dataset, protocols in compared.items()
+    ]
+    return "\n\n".join([*parts, *list_notes(compared)])
+
+
+def list_cells(protocols: dict[str, list[Row]]) -> list[list[str]]:
+    """Return rows of COLUMNS for one dataset."""
+    cells = []
+    for protocol, row in ((protocol, row) for protocol, of_protocol in protocols.items() for row in of_protocol):
+        against = ["", "", ""]
+        if row.against:
+            ends = f"{100 * row.against.low:+.1f} to {100 * row.against.high:+.1f}"
+            against = [f"{100 * row.against.mean:+.1f}", ends, f"{row.against.p:.3f}"]
+        metrics = percent(row.mAP), format_interval(row.mAP_interval), percent(row.mINP), percent(row.rank1)
+        cells.append([row.label, protocol, f"{row.num_valid_queries:,}", *metrics, *against])
+    return cells
+
+
+def list_notes(compared: Comparison) -> list[str]:
     flips = {row.flip for protocols in compared.values() for rows in protocols.values() for row in rows}
-    return "\n\n".join([*parts, *([FLIP_NOTE] if len(flips) > 1 else []), NOTE])
-
-
-def write_comparison(folder: Path, compared: Comparison) -> Path:
-    """Write comparison.json and comparison.txt, and return the path of the first."""
-    folder.mkdir(parents=True, exist_ok=True)
-    plain = {data: {p: [asdict(row) for row in rows] for p, rows in table.items()} for data, table in compared.items()}
-    path = folder / "comparison.json"
-    write_json(path, plain)
-    write_atomically(folder / "comparison.txt", format_comparison(compared) + "\n")
-    return path
+    return [FLIP_NOTE, NOTE] if len(flips) > 1 else [NOTE]

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from reid.config import DataConfig, EvaluateConfig
-from reid.data.normalization import describe_pixels
+from reid.config import EvaluateConfig
+from reid.data.storage import is_remote
+from reid.evaluation.about import ABOUT, About, describe, difference, find_about, write_json
 from reid.evaluation.external_features import write_features
-from reid.files import write_atomically
 from reid.metrics import retrieval
-from reid.metrics.features import JUNK, UNKNOWN, Features
+from reid.metrics.features import UNKNOWN, Features
 from reid.metrics.retrieval import Result
-from reid.reports.analysis import CameraPairs, Read, choose_rank_lists, embed_centroids, measure_camera_pairs
+from reid.reports.analysis import CameraPairs, embed_centroids, measure_camera_pairs, measure_scores
+from reid.reports.curves import TrainingCurves
+from reid.reports.hard_examples import choose_hard_queries, find_confusions
+from reid.reports.rank_lists import ReadNamed, choose_rank_lists, load_images
 from reid.reports.report import Report, write_report
 
-METRICS, BASELINES, ABOUT, CAMERAS = "metrics.json", "baselines.json", "about.json", "cameras.json"
-THRESHOLDS = "thresholds.json"
+METRICS, BASELINES, CAMERAS, THRESHOLDS = "metrics.json", "baselines.json", "cameras.json", "thresholds.json"
+HARD_QUERIES, CONFUSIONS = "hard_queries.json", "confused_identities.json"
 PER_QUERY, FEATURES = "per_query.npz", ("query.npz", "gallery.npz")
-# Split and rows of its features -> their images (H, W, 3) uint8, or None, and names of files, or "".
-ReadNamed = Callable[[str, Sequence[int]], Sequence[tuple[np.ndarray | None, str]]]
-DISTRACTOR = -2  # stands for any pid of a distractor in fingerprints
+NO_CAMERAS = (
+    "No camera ids: images of the query's identity by its own camera are not removed. Metrics are then higher than "
+    "published ones, which remove them."
+)
 
 
 @dataclass(frozen=True)
@@ -49,82 +47,6 @@ class Evaluation:
         return {protocol: result.to_json() for protocol, result in self.results.items()}
 
 
-@dataclass(frozen=True)
-class About:
-    """What a report is about, as about.json holds it. Junk is left out of the labels and the numbers.
-
-    source: the checkpoint or the feature files.
-    data_fingerprint: of the shards' manifest, "" for feature files.
-    labels_fingerprint: of pids and camids in their order, which identifies the images of another system's features.
-    num_queries, num_gallery: images.
-    pixels: how pictures became the encoder's input (`describe_pixels`); empty for feature files. Reports of earlier
-        versions do not say it: ImageNet's mean and std, bilinear.
-    flip: whether features are means of those of an image and of its mirror image.
-    """
-
-    dataset: str
-    source: str
-    data_fingerprint: str
-    labels_fingerprint: str
-    num_queries: int
-    num_gallery: int
-    pixels: dict[str, Any] = field(default_factory=dict)
-    flip: bool = False
-
-
-def describe(
-    dataset: str,
-    source: str,
-    data_fingerprint: str,
-    query: Features,
-    gallery: Features,
-    pixels: Mapping[str, Any] | None = None,
-    flip: bool = False,
-) -> About:
-    digest, sizes = hashlib.sha256(), []
-    for split in (query, gallery):
-        kept = split.pids != JUNK
-        pids = split.pids.masked_fill(split.is_distractor(), DISTRACTOR)
-        digest.update(torch.stack([pids[kept], split.camids[kept]]).cpu().numpy().astype("<i8").tobytes())
-        sizes.append(int(kept.sum()))
-    digest.update(f"{sizes}".encode())
-    return About(dataset, source, data_fingerprint, digest.hexdigest(), sizes[0], sizes[1], dict(pixels or {}), flip)
-
-
-def load_about(folder: Path) -> About:
-    """Read about.json. Raises ValueError if it is damaged."""
-    path = folder / ABOUT
-    try:
-        document = {"pixels": {}, "flip": False, **json.loads(path.read_text(encoding="utf-8"))}
-        about = About(**{f.name: document[f.name] for f in fields(About)})
-        for f in fields(About):
-            if type(getattr(about, f.name)).__name__ != str(f.type).split("[")[0]:
-                raise TypeError(f"{f.name} is no {f.type}")
-        if about.data_fingerprint and not about.pixels:
-            return replace(about, pixels=describe_pixels(DataConfig()))
-        return about
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}); evaluate again to write it") from error
-
-
-def difference(one: About, other: About) -> str:
-    """Say what shows that two reports are about different data; return "" if they are about the same."""
-    if (one.num_queries, one.num_gallery) != (other.num_queries, other.num_gallery):
-        return (
-            f"{one.num_queries} queries and {one.num_gallery} gallery images against {other.num_queries} and "
-            f"{other.num_gallery}"
-        )
-    for name in ("data_fingerprint", "labels_fingerprint"):
-        ours, theirs = getattr(one, name), getattr(other, name)
-        if ours and theirs and ours != theirs:
-            return f"{name.replace('_', ' ')} {ours[:12]} against {theirs[:12]}"
-    return ""
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_atomically(path, json.dumps(value, indent=2) + "\n")
-
-
 @dataclass
 class DatasetReport:
     """A report on one dataset, without its metrics.
@@ -132,12 +54,13 @@ class DatasetReport:
     out: the folder of the report if `dataset` is "", which is then its name; otherwise the folder of all reports.
     source: the checkpoint or the feature files.
     facts: what was evaluated and how, name -> value, in the order shown.
-    read_images: reads images for the rank lists.
-    read_named: reads images and the names of their files.
+    read_named: reads the images that the page shows, and the names of their files.
     data_fingerprint: of the shards' manifest, "" for feature files.
     pixels: how pictures became the encoder's input; empty for feature files.
     flip: whether features are means of those of an image and of its mirror image.
     model: sha256 of the checkpoint's weights, for which thresholds hold; "" for feature files.
+    root: folder or URL of the shards; "" for feature files.
+    curves: of the training, if there was one.
     no_images: a sentence that says why there are none, or "".
     notes: what a reader must know that is no fault.
     warnings: what may be wrong with the data.
@@ -147,12 +70,13 @@ class DatasetReport:
     dataset: str
     source: str
     facts: dict[str, str]
-    read_images: Read
     read_named: ReadNamed
     data_fingerprint: str = ""
     pixels: dict[str, Any] = field(default_factory=dict)
     flip: bool = False
     model: str = ""
+    root: str = ""
+    curves: TrainingCurves | None = None
     no_images: str = ""
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -172,9 +96,10 @@ class DatasetReport:
         """
         (_, evaluation), *others = evaluations.items()
         query, gallery = evaluation.query, evaluation.gallery
-        about = describe(self.dataset, self.source, self.data_fingerprint, query, gallery, self.pixels, self.flip)
+        root = self.root if is_remote(self.root) or not self.root else str(Path(self.root).resolve())
+        about = describe(self.dataset, self.source, self.data_fingerprint, query, gallery, self.pixels, self.flip, root)
         folder = self._choose_folder(about, taken)
-        replaces = _read_about(folder) is not None
+        replaces = find_about(folder) is not None
         folder.mkdir(parents=True, exist_ok=True)
         about = replace(about, dataset=self.dataset or folder.name)
         write_json(folder / METRICS, evaluation.to_json())
@@ -193,9 +118,13 @@ class DatasetReport:
             made = {"source": self.source, "model": self.model, "flip": self.flip, "dim": query.embeddings.shape[1]}
             write_json(folder / THRESHOLDS, made | evaluation.thresholds)
         report = self._make_report(about, evaluations, options)
-        (folder / CAMERAS).unlink(missing_ok=True)
+        for name in (CAMERAS, HARD_QUERIES, CONFUSIONS):
+            (folder / name).unlink(missing_ok=True)
         if isinstance(report.cameras, CameraPairs):
             write_json(folder / CAMERAS, report.cameras.to_json())
+        if report.confusions is not None:
+            write_json(folder / HARD_QUERIES, [each.to_json() for each in report.hard_queries])
+            write_json(folder / CONFUSIONS, [each.to_json() for each in report.confusions])
         return write_report(folder, report), report.warnings
 
     def _choose_folder(self, about: About, taken: Collection[Path]) -> Path:
@@ -205,7 +134,7 @@ class DatasetReport:
         """
         name = re.sub(r"[^\w.-]+", "-", self.dataset).strip(".-") or "data"  # a manifest may come from anywhere
         folder = self.out / name if self.dataset else self.out
-        earlier = _read_about(folder)
+        earlier = find_about(folder)
         other = earlier and (earlier.data_fingerprint != about.data_fingerprint or difference(earlier, about))
         if other or folder in taken:
             folder = folder if folder.name else folder.resolve()
@@ -217,49 +146,88 @@ class DatasetReport:
         query, gallery = first.query, first.gallery
         protocol = "image" if "image" in first.results else next(iter(first.results))
         result = first.results[protocol]
-        rank_lists, no_lists = [], "Left out: they show the image protocol."
-        if protocol == "image":
-            rank_lists = choose_rank_lists(query, gallery, result, self.read_images, options.metric)
-            no_lists = self.no_images
-        warnings = list(dict.fromkeys([*first.warnings, *find_warnings(first), *self.warnings]))  # after reading images
-        images = [entry.image for ranks in rank_lists for entry in ranks.entries]
-        lost = sum(image is None for image in images)
-        if lost and not self.no_images:
-            warnings.append(f"{lost} of {len(images)} pictures of the rank lists are absent or cannot be read")
-        return Report(
+        report = Report(
             about.dataset,
             {name: evaluation.to_json() for name, evaluation in evaluations.items()},
             {**self.facts, "images": f"{about.num_queries:,} queries, {about.num_gallery:,} gallery images"},
-            self.notes,
-            warnings,
-            rank_lists,
-            no_lists,
-            result.ap,
-            protocol,
-            measure_camera_pairs(query, gallery, options.metric),
-            embed_centroids(query, gallery, result.ap, result.valid),
-            options.ranks,
-            first.thresholds,
+            [*self.notes, *find_notes(first)],
+            rank_lists_note="Left out: they show the image protocol.",
+            curves=self.curves,
+            scores=measure_scores(query, gallery),
+            ap=result.ap,
+            ap_protocol=protocol,
+            cameras=measure_camera_pairs(query, gallery, options.metric),
+            embedding=embed_centroids(query, gallery, result.ap, result.valid),
+            ranks=options.ranks,
+            thresholds=first.thresholds,
         )
+        if protocol == "image":
+            report = self._add_examples(report, first, options.metric)
+        found = [*first.warnings, *find_warnings(first), *self.warnings, *report.warnings]  # after reading images
+        return replace(report, warnings=list(dict.fromkeys(found)))
+
+    def _add_examples(self, report: Report, evaluation: Evaluation, metric: str) -> Report:
+        """Add what the image protocol finds, with pictures: rank lists, hard queries and confused identities."""
+        found = evaluation.query, evaluation.gallery, evaluation.results["image"], metric
+        report = replace(
+            report,
+            rank_lists=choose_rank_lists(*found),
+            rank_lists_note=self.no_images,
+            hard_queries=choose_hard_queries(*found),
+            confusions=find_confusions(*found),
+        )
+        load_images(report.entries, self.read_named)
+        lost = sum(entry.image is None for entry in report.entries)
+        if lost and not self.no_images:
+            text = f"{lost} of {len(report.entries)} pictures of this page are absent or cannot be read"
+            return replace(report, warnings=[text])
+        return report
 
 
-def _read_about(folder: Path) -> About | None:
-    """Read about.json, or return None if there is none or it is damaged: the report is then replaced."""
-    with suppress(FileNotFoundError, NotADirectoryError, ValueError):
-        return load_about(folder)
-    return None
+def find_notes(evaluation: Evaluation) -> list[str]:
+    """List what a reader of the metrics must know that is no fault of the data."""
+    notes = []
+    if all((split.camids == UNKNOWN).all() for split in (evaluation.query, evaluation.gallery)):
+        notes.append(NO_CAMERAS)
+    if number := _left_out_by_ctl(evaluation):
+        notes.append(f"ctl_published: {number} queries more than under the other protocols cannot match, as in the CTL "
+                     "authors' code; they are left out.")  # fmt: skip
+    return notes
+
+
+def _left_out_by_ctl(evaluation: Evaluation) -> int:
+    """Return how many queries only `ctl_published` leaves out; 0 if no other protocol was evaluated."""
+    left_out = {protocol: _count_left_out(result) for protocol, result in evaluation.results.items()}
+    others = [number for protocol, number in left_out.items() if protocol != "ctl_published"]
+    return left_out.get("ctl_published", 0) - max(others) if others else 0
+
+
+def _count_left_out(result: Result) -> int:
+    return len(result.valid) - result.num_valid_queries
 
 
 def find_warnings(evaluation: Evaluation) -> list[str]:
-    """List what a reader of the metrics must know about the labels, with numbers."""
+    """List what may be wrong with the labels, with numbers."""
     warnings = []
+    by_number: dict[int, list[str]] = {}
     for protocol, result in evaluation.results.items():
-        if left_out := len(result.valid) - result.num_valid_queries:
-            warnings.append(f"{protocol}: {left_out} of {len(result.valid)} queries have no possible match; left out")
+        if protocol != "ctl_published" or len(evaluation.results) == 1:
+            by_number.setdefault(_count_left_out(result), []).append(protocol)
+    total = len(evaluation.query)
+    for number, protocols in by_number.items():
+        if number:
+            names = ", ".join(protocols)
+            warnings.append(f"{names}: {number} of {total} queries have no possible match; left out")
     if missing := retrieval.missing_identities(evaluation.query, evaluation.gallery):
         warnings.append(f"{missing} identities of the queries have no image in the gallery")
-    for name, split in (("query", evaluation.query), ("gallery", evaluation.gallery)):
-        if unknown := int((split.camids == UNKNOWN).sum()):
-            have = "no image has a" if unknown == len(split) else f"{unknown:,} of {len(split):,} images have no"
+    splits = {"query": evaluation.query, "gallery": evaluation.gallery}
+    unknown = {name: int((split.camids == UNKNOWN).sum()) for name, split in splits.items()}
+    for name, number in unknown.items() if NO_CAMERAS not in find_notes(evaluation) else ():
+        if number:
+            have = (
+                "no image has a"
+                if number == len(splits[name])
+                else f"{number:,} of {len(splits[name]):,} images have no"
+            )
             warnings.append(f"{name}: {have} camera id; no same-camera rule was applied to them")
     return warnings

@@ -13,8 +13,8 @@ import torch
 from reid import program
 from reid.config import EvaluateConfig, check_evaluation
 from reid.distributed import start_accelerator
-from reid.evaluation.comparison import compare, format_comparison, write_comparison
-from reid.evaluation.dataset_report import write_json
+from reid.evaluation.about import write_json
+from reid.evaluation.comparison import compare, format_comparison
 from reid.evaluation.sources import FeatureSource, RunSource
 from reid.evaluation.track import DatasetLog, collect, track
 from reid.files import make_folder, write_atomically
@@ -51,6 +51,8 @@ def evaluate(options: EvaluateConfig) -> dict[Path, Results]:
         if os.environ.get("RANK", "0") == "0":
             print(format_comparison(compared), flush=True)
             if options.out:
+                from reid.evaluation.comparison_page import write_comparison  # imports torchvision
+
                 print(f"\ncomparison: {write_comparison(Path(options.out), compared)}", flush=True)
         return {}
     started = time.perf_counter()

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from reid import metrics
-from reid.evaluation.dataset_report import Evaluation, ReadNamed
+from reid.evaluation.dataset_report import Evaluation
+from reid.reports.rank_lists import ReadNamed
 
 WORST, SAMPLE, RESULTS = 50, 50, 5
 HEIGHT, FRAME = 128, 4  # of a picture and of its frame, in pixels

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from reid.config import EvaluateConfig, TrackConfig
-from reid.data.eval_loader import read_named_images
+from reid.data.eval_loader import kept_places, read_named_images
 from reid.data.images import Pixels
 from reid.data.joined import label_datasets
 from reid.data.manifest import Manifest, load_manifest
@@ -23,12 +23,14 @@ from reid.distributed import check_precision
 from reid.evaluation.dataset_report import DatasetReport, Evaluation
 from reid.evaluation.evaluator import add_thresholds, extract, rank_protocols
 from reid.evaluation.external_features import ExternalFeatures, check_finite, read_features, read_image
+from reid.evaluation.training_curves import read_curves
 from reid.files import check_writable, is_inside, make_folder
-from reid.metrics.features import JUNK, UNKNOWN
+from reid.metrics.features import JUNK
 from reid.model.features import FLIP_TEST
 from reid.model.saved import MODEL
 from reid.precision import AUTOCAST_DTYPES
 from reid.runs import checkpoint
+from reid.runs.folder import RunFolder
 from reid.runs.models import TRAINED, build_models, find_run, read_config
 
 if TYPE_CHECKING:
@@ -128,9 +130,6 @@ class RunSource:
         def read_named(split: str, rows: Sequence[int]) -> Sequence[tuple[np.ndarray, str]]:
             return read_named_images(root, manifest, split, kept_places(manifest, split)[list(rows)].tolist(), pixels)
 
-        def read(split: str, rows: Sequence[int]) -> list[np.ndarray]:
-            return [image for image, _ in read_named(split, rows)]
-
         facts = {
             "run": str(self.folder),
             "checkpoint": self.checkpoint.name,
@@ -142,8 +141,9 @@ class RunSource:
             facts[FLIP_TEST] = "features are means of those of an image and of its mirror image"
         name = manifest.dataset or "data"
         report = DatasetReport(
-            self.out, name, str(self.checkpoint), facts, read, read_named, manifest.fingerprint,
-            describe_pixels(config.data), self.options.flip, self.state["files"][MODEL],
+            self.out, name, str(self.checkpoint), facts, read_named, manifest.fingerprint, describe_pixels(config.data),
+            self.options.flip, self.state["files"][MODEL], root,
+            read_curves(RunFolder(self.folder).metrics, config.loss.weights),
         )  # fmt: skip
         if self._trained_on and manifest.fingerprint not in self._trained_on:
             report.notes.append(
@@ -192,12 +192,6 @@ def name_image(manifest: Manifest, split: str, row: int) -> str:
     )
 
 
-def kept_places(manifest: Manifest, split: str) -> np.ndarray:
-    """Return (N,) the places in storage order of the images that have features: all but junk."""
-    part = manifest.split(split)
-    return np.flatnonzero(np.repeat(part.pids != JUNK, part.images))
-
-
 class FeatureSource:
     """Features of another system: no model, no training, and images only if the files have their paths."""
 
@@ -221,22 +215,14 @@ class FeatureSource:
             names = [files.paths[row] for row in rows]
             return list(zip(self._read_images(files, rows, report.warnings), names, strict=True))
 
-        def read(split: str, rows: Sequence[int]) -> list[np.ndarray | None]:
-            return [image for image, _ in read_named(split, rows)]
-
         facts = {
             "query": str(query.source),
             "gallery": str(gallery.source),
             "features": f"{query.features.embeddings.shape[1]} dimensions",
         }
-        report = DatasetReport(self.out, "", f"{query.source}, {gallery.source}", facts, read, read_named)
+        report = DatasetReport(self.out, "", f"{query.source}, {gallery.source}", facts, read_named)
         if not has_paths:
             report.no_images = "As text: the feature files name no images: they have no paths."
-        if not all((split.features.camids != UNKNOWN).any() for split in (query, gallery)):
-            report.notes.append(
-                "No camera ids: images of the query's identity by its own camera are not removed. Metrics are then "
-                "higher than published ones, which remove them."
-            )
         number = int((gallery.features.pids == 0).sum())
         if gallery.features.distractors is None and number:
             report.warnings.append(

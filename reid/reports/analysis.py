@@ -1,102 +1,24 @@
-"""What a report shows in addition to the metrics: rank lists, pairs of cameras, and centroids in two dimensions."""
+"""What a report shows in addition to the metrics: pairs of cameras, scores of pairs, centroids in two dimensions."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from reid import metrics
-from reid.metrics import retrieval
+from reid.metrics import retrieval, verification
 from reid.metrics.features import JUNK, UNKNOWN, Features
 from reid.metrics.norms import normalize
 from reid.metrics.protocols import build_gallery
-from reid.metrics.retrieval import Result
 
-RANK_LIST_LENGTH = 10
 MAX_CAMERAS = 40  # a larger matrix can be neither read nor drawn
+MAX_PAIRS = 1 << 28  # scores that are counted: some seconds on one core
+SCORE_BINS = 128  # of the cosine from -1 to 1; divides the steps that scores are counted in
 MAX_IDENTITIES = 500  # more points hide each other, and the time of the exact t-SNE grows with their square
 MIN_TSNE_IDENTITIES = 10
 MIN_VARIANCE = 1e-12  # a smaller variance is rounding
-
-
-@dataclass
-class RankedImage:
-    """An entry of a rank list.
-
-    image: (H, W, 3) uint8, or None if there is none to show.
-    correct: whether it has the query's identity.
-    """
-
-    image: np.ndarray | None
-    caption: str
-    correct: bool
-
-    @property
-    def symbol(self) -> str:
-        """A sign in addition to the color green or red, which not everyone can tell apart."""
-        return "✓" if self.correct else "✗"
-
-
-@dataclass
-class RankList:
-    """A query and the nearest entries of its gallery, best first. ap: in [0, 1]. title: `best`, `median` and so on."""
-
-    query: RankedImage
-    gallery: list[RankedImage]
-    ap: float
-    title: str
-
-    @property
-    def entries(self) -> list[RankedImage]:
-        return [self.query, *self.gallery]
-
-    @property
-    def has_images(self) -> bool:
-        return any(entry.image is not None for entry in self.entries)
-
-
-Read = Callable[[str, Sequence[int]], Sequence[np.ndarray | None]]  # split, rows of its features -> their images
-
-
-def choose_rank_lists(
-    query: Features, gallery: Features, result: Result, read_images: Read, metric: str
-) -> list[RankList]:
-    """Return the rank lists of the queries at the quarters of AP, from best to worst.
-
-    Args:
-        result: of the image protocol.
-        read_images: gives None for an image that cannot be read.
-    """
-    order = np.argsort(-result.ap, kind="stable")
-    titles: dict[int, str] = {}  # by index into result.ap; with few queries some quarters are the same query
-    for quarter, title in enumerate(("best", "upper quarter", "median", "lower quarter", "worst")):
-        titles.setdefault(int(order[min(quarter * len(order) // 4, len(order) - 1)]), title)
-    rows = np.flatnonzero(result.valid)[list(titles)]
-    indices, scores = metrics.top_k(query.take(torch.from_numpy(rows)), gallery, RANK_LIST_LENGTH, "image", metric)
-    query_images = read_images("query", rows.tolist())
-    lists = []
-    for i, (index, title) in enumerate(titles.items()):
-        found = [j for j in indices[i].tolist() if j >= 0]
-        correct = (gallery.pids[found] == query.pids[rows[i]]) & ~gallery.is_distractor()[found]
-        images = read_images("gallery", found)
-        entries = [
-            RankedImage(image, f"{score:.2f} · {_describe(gallery, j)}", matches)
-            for j, score, matches, image in zip(found, scores[i].tolist(), correct.tolist(), images, strict=False)
-        ]
-        query_image = RankedImage(query_images[i], _describe(query, rows[i]), True)
-        lists.append(RankList(query_image, entries, float(result.ap[index]), title))
-    return lists
-
-
-def _describe(features: Features, row: int) -> str:
-    """`identity 7 · camera 2`, without a camera that is unknown."""
-    who = "distractor" if features.is_distractor()[row] else f"identity {int(features.pids[row])}"
-    camid = int(features.camids[row])
-    return who if camid == UNKNOWN else f"{who} · camera {camid}"
 
 
 @dataclass(frozen=True)
@@ -160,6 +82,42 @@ def measure_camera_pairs(query: Features, gallery: Features, metric: str = "cosi
             if len(ap):
                 mean_ap[i, j] = ap.mean()
     return CameraPairs(np.asarray(rows), np.asarray(columns), mean_ap, num_queries)
+
+
+@dataclass(frozen=True)
+class ScoreHistogram:
+    """How often pairs of a query and a gallery image by different cameras have which cosine.
+
+    genuine, impostor: (SCORE_BINS,) numbers of pairs of one person and of two, by cosine from -1 to 1.
+    threshold: at which false positives and false negatives are equally frequent, with `error`, their rate.
+    queries, total: of the queries, those whose pairs were counted, and all.
+    """
+
+    genuine: np.ndarray
+    impostor: np.ndarray
+    threshold: float
+    error: float
+    queries: int
+    total: int
+
+
+def measure_scores(query: Features, gallery: Features) -> ScoreHistogram | str:
+    """Count the cosines of pairs, block by block; of more than MAX_PAIRS pairs those of evenly spaced queries.
+
+    Returns:
+        The histogram, or the reason why there is none.
+    """
+    step = -(-len(query) * len(gallery) // MAX_PAIRS)
+    part = query.take(torch.arange(0, len(query), step)) if step > 1 else query
+    counts = verification.count_scores(part, gallery)
+    genuine, impostor = (
+        kind.reshape(SCORE_BINS, -1).sum(dim=1).cpu().numpy() for kind in (counts.genuine, counts.impostor)
+    )
+    if not genuine.sum() or not impostor.sum():
+        return f"{genuine.sum():,} pairs of one person and {impostor.sum():,} of two, by different cameras"
+    point = verification.equal_error_point(counts)
+    error = (point.false_positive_rate + 1 - point.true_positive_rate) / 2
+    return ScoreHistogram(genuine, impostor, point.threshold, error, len(part), len(query))
 
 
 @dataclass(frozen=True)

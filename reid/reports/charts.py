@@ -1,25 +1,24 @@
-"""Charts of one model's results as PNG: the AP of its queries, pairs of cameras, and centroids in two dimensions."""
+"""Charts of one model's results as PNG: AP of its queries, scores of pairs, pairs of cameras, ROC, centroids in two
+dimensions; and differences between models."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reid.reports.analysis import CameraPairs
-from reid.reports.figures import DARK, LIGHT, Theme, start_chart, to_png
+from reid.reports.analysis import CameraPairs, ScoreHistogram
+from reid.reports.style import COLORMAP, DARK, LIGHT, Theme, add_colorbar, add_legend, start_chart, to_png
 from reid.reports.tables import percent
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Colormap
-    from matplotlib.figure import Figure
 
 BINS = 20
-COLORMAP = "viridis"  # equal steps look equal, also in grey and to color-blind readers
 MAX_CAMERAS_WITH_NUMBERS = 16  # with more, the cells are too small for numbers
+LEAST_RANGE = 0.1  # of the colors of a map, in mAP: small differences do not look large
+MAX_LABEL = 34  # letters at the axis
 
 
 def draw_ap_histogram(ap: np.ndarray, theme: Theme = LIGHT) -> bytes:
@@ -39,26 +38,60 @@ def draw_ap_histogram(ap: np.ndarray, theme: Theme = LIGHT) -> bytes:
     return to_png(figure)
 
 
+def draw_scores(scores: ScoreHistogram, theme: Theme = LIGHT) -> bytes:
+    """Draw which share of the pairs of one person, and of two, has which cosine, and the threshold of equal errors."""
+    figure, axes = start_chart(theme, "Scores of pairs", ("cosine", "share of the pairs (%)"))
+    edges = np.linspace(-1, 1, len(scores.genuine) + 1)
+    counted = np.flatnonzero(scores.genuine + scores.impostor)
+    kinds = ("two persons", scores.impostor, theme.lines[1]), ("one person", scores.genuine, theme.lines[0])
+    for label, counts, color in kinds:
+        shares = 100 * counts / counts.sum()
+        axes.stairs(shares, edges, fill=True, color=color, alpha=0.3)
+        axes.stairs(shares, edges, color=color, linewidth=1.5, label=f"{label} ({counts.sum():,})")
+    axes.axvline(scores.threshold, color=theme.ink, linewidth=1.2, linestyle="--",
+                 label=f"equal errors: {percent(scores.error)}% at {scores.threshold:.2f}")  # fmt: skip
+    axes.set_xlim(edges[counted[0]] - 0.02, edges[counted[-1] + 1] + 0.02)
+    axes.set_ylim(bottom=0)
+    add_legend(figure, theme)
+    return to_png(figure)
+
+
 def draw_camera_pairs(pairs: CameraPairs, theme: Theme = LIGHT) -> bytes:
     """Draw the mAP of each pair of cameras as color and number: a row per query camera, a column per gallery camera."""
     from matplotlib import colormaps
 
     rows, columns = pairs.mean_ap.shape
-    size = max(5.6, min(0.46 * columns + 2.0, 9.0)), max(2.4, min(0.46 * rows + 1.2, 8.2))
-    figure, axes = start_chart(theme, "mAP by camera", ("camera of the gallery", "camera of the query"), size)
+    size = max(5.6, min(0.46 * columns + 2.0, 9.0)), max(2.6, min(0.5 * rows + 1.2, 8.2))
+    figure, axes = start_chart(theme, "mAP by camera (%)", ("camera of the gallery", "camera of the query"), size)
     axes.grid(False)
     colors = colormaps[COLORMAP].with_extremes(bad=theme.grid)
-    image = axes.imshow(100 * np.ma.masked_invalid(pairs.mean_ap), cmap=colors, vmin=0, vmax=100)
+    low, high = color_range(pairs.mean_ap)
+    image = axes.imshow(100 * np.ma.masked_invalid(pairs.mean_ap), cmap=colors, vmin=100 * low, vmax=100 * high,
+                        aspect="auto")  # fmt: skip
     axes.set_xticks(range(columns), [str(camera) for camera in pairs.gallery_cameras])
     axes.set_yticks(range(rows), [str(camera) for camera in pairs.query_cameras])
     if max(rows, columns) <= MAX_CAMERAS_WITH_NUMBERS:
         for (i, j), value in np.ndenumerate(pairs.mean_ap):
-            ink = theme.ink if np.isnan(value) else "#ffffff" if value < 0.6 else "#10141a"
-            cell = "n/a" if np.isnan(value) else percent(value)
-            axes.text(j, i, cell, ha="center", va="center", fontsize=8.5, color=ink)
-    _add_colorbar(figure, axes, image, "mAP (%)", theme)
+            cell, ink = ("n/a", theme.ink) if np.isnan(value) else (percent(value), ink_on(value, low, high))
+            axes.text(j, i, cell, ha="center", va="center", fontsize=11 if columns <= 8 else 8.5, color=ink)
+    add_colorbar(figure, axes, image, "", theme)
     axes.spines[:].set_visible(False)
     return to_png(figure)
+
+
+def color_range(values: np.ndarray) -> tuple[float, float]:
+    """Return the least and the largest of some shares without NaN, at least LEAST_RANGE apart and inside 0 to 1."""
+    known = values[~np.isnan(values)]
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+    missing = max(0.0, LEAST_RANGE - (high - low))
+    low = max(0.0, low - missing / 2)
+    high = min(1.0, max(high + missing / 2, low + LEAST_RANGE))
+    return min(low, high - LEAST_RANGE), high
+
+
+def ink_on(value: float, low: float, high: float) -> str:
+    """Return a color of text that can be read on COLORMAP's color of a value in a range."""
+    return "#ffffff" if value < low + 0.6 * (high - low) else "#10141a"
 
 
 def draw_roc(verification: Mapping[str, Any], theme: Theme = LIGHT) -> bytes:
@@ -92,7 +125,7 @@ def draw_points(
     if not any(labels):  # the coordinates have no meaning
         axes.tick_params(labelbottom=False, labelleft=False)
     if asked.any():
-        _add_colorbar(figure, axes, dots, "mean AP of the identity's queries (%)", theme)
+        add_colorbar(figure, axes, dots, "mean AP of the identity's queries (%)", theme)
     return to_png(figure)
 
 
@@ -104,8 +137,20 @@ def choose_colors(theme: Theme) -> Colormap:
     return ListedColormap(colormaps[COLORMAP](np.linspace(0.3, 1, 256))) if theme == DARK else colormaps[COLORMAP]
 
 
-def _add_colorbar(figure: Figure, axes: Axes, drawn: ScalarMappable, label: str, theme: Theme) -> None:
-    bar = figure.colorbar(drawn, ax=axes, shrink=0.85)
-    bar.set_label(label, color=theme.ink, fontsize=10)
-    bar.ax.tick_params(colors=theme.ink, length=0, labelsize=9)
-    bar.outline.set_visible(False)
+def draw_differences(rows: Sequence[tuple[str, float, float, float]], theme: Theme = LIGHT) -> bytes:
+    """Draw differences in mAP with their intervals, one below the other. rows: label, mean, low and high, as shares."""
+    size = (5.6, 1.2 + 0.36 * len(rows))
+    figure, axes = start_chart(theme, "Difference in mAP", ("points of mAP, with the 95% interval", ""), size)
+    for place, (_, mean, low, high) in enumerate(rows):
+        color = theme.soft if low <= 0 <= high else theme.lines[0] if mean > 0 else theme.lines[1]
+        axes.plot([100 * low, 100 * high], [place, place], color=color, linewidth=2.4, solid_capstyle="butt")
+        axes.plot(100 * mean, place, "o", color=color, markersize=7)
+    axes.axvline(0, color=theme.ink, linewidth=1.0)
+    axes.set_yticks(range(len(rows)), [shorten(label) for label, *_ in rows], parse_math=False)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    return to_png(figure)
+
+
+def shorten(label: str) -> str:
+    """Return a label of at most MAX_LABEL letters; the end of a path says more than its beginning."""
+    return label if len(label) <= MAX_LABEL else "…" + label[1 - MAX_LABEL :]

@@ -1,18 +1,14 @@
-"""Charts as PNG: CMC curves, and rank lists in green and red frames; the look that all charts share.
-
-Uses Figure objects, never pyplot: no global state, no display. Text from outside is never parsed as a formula.
-"""
+"""CMC curves as PNG, and rank lists in green, red and grey frames."""
 
 from __future__ import annotations
 
-import io
 import textwrap
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reid.reports.analysis import RankList
+from reid.reports.rank_lists import RankList
+from reid.reports.style import GREEN, GREY, LIGHT, RED, Theme, start_chart, to_png
 from reid.reports.tables import Results, list_protocols, percent
 
 if TYPE_CHECKING:
@@ -23,51 +19,9 @@ TICK_RANKS = (1, 5, 10, 20, 30, 40, 50, 100)
 ZOOM_RANKS = 10
 LEGEND_COLUMNS, LONG_NAME = 3, 20  # one column less with longer names
 MODEL_LINES = (("-", 1.8, "o"), ("--", 1.1, None), (":", 1.4, None), ("-.", 1.1, None))  # style, width, marker
-GREEN, RED = "#1a9850", "#d73027"  # frames of entries with the query's identity, and of others
-
-
-@dataclass(frozen=True)
-class Theme:
-    """Colors. ink: text; soft: secondary text and marks; lines: curves, by protocol."""
-
-    paper: str
-    ink: str
-    soft: str
-    grid: str
-    lines: tuple[str, ...]
-
-
-LIGHT = Theme(
-    "#ffffff", "#1f2430", "#5d6675", "#e4e7ec", ("#0072b2", "#d55e00", "#7b3fa0", "#009e73", "#8a6d00", "#c2185b"),
-)  # fmt: skip
-DARK = Theme(
-    "#171b22", "#dfe3ea", "#98a2b3", "#2c323c", ("#56b4e9", "#f0953f", "#c792ea", "#3fc9a0", "#e5c558", "#f48fb1"),
-)  # fmt: skip
-
-
-def start_chart(
-    theme: Theme, title: str, labels: tuple[str, str], size: tuple[float, float] = (5.6, 3.4)
-) -> tuple[Figure, Axes]:
-    """Return a figure of `size` inches and its axes, with `labels` for x and y, a faint grid and no frame."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, dpi=180, facecolor=theme.paper, layout="constrained")
-    axes = figure.add_subplot(facecolor=theme.paper)
-    axes.set_title(title, color=theme.ink, fontsize=12, fontweight="bold", loc="left", parse_math=False)
-    axes.set_xlabel(labels[0], color=theme.ink, fontsize=11)
-    axes.set_ylabel(labels[1], color=theme.ink, fontsize=11)
-    axes.grid(color=theme.grid, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=theme.ink, length=0, labelsize=10)
-    axes.spines[:].set_color(theme.grid)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def to_png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor=figure.get_facecolor())
-    return buffer.getvalue()
+NEAR = 0.006  # of the range of a chart: curves at this distance hide each other
+FRAMES = {"right": GREEN, "wrong": RED, "late": GREY}
+CAPTION_LETTERS = 18  # in a line below a picture of a rank list
 
 
 def draw_cmc_zoom(results: Results, dataset: str, theme: Theme = LIGHT) -> bytes:
@@ -78,26 +32,44 @@ def draw_cmc_zoom(results: Results, dataset: str, theme: Theme = LIGHT) -> bytes
 
 
 def draw_cmc(results: Results, dataset: str, theme: Theme = LIGHT) -> bytes:
-    """Draw the matching rate by rank: a color per protocol, a line style per model."""
+    """Draw the matching rate by rank: a color per protocol, a line style per model.
+
+    Where curves of the first model coincide, the later ones lie below and are wider, so that each can be seen. `image`,
+    which most readers look for, is on top.
+    """
     figure, axes = start_chart(theme, f"CMC · {dataset}", ("rank", "matching rate (%)"), (5.6, 5.0))
     colors = {protocol: theme.lines[i % len(theme.lines)] for i, protocol in enumerate(list_protocols(results))}
-    for i, protocols in enumerate(results.values()):
+    curves = [{name: 100 * np.asarray(row["cmc"]) for name, row in _image_first(model)} for model in results.values()]
+    values = np.concatenate([curve for of_model in curves for curve in of_model.values()])
+    last = max(len(curve) for of_model in curves for curve in of_model.values())
+    for i, of_model in enumerate(curves):
         style, width, marker = MODEL_LINES[min(i, len(MODEL_LINES) - 1)]
-        for j, (protocol, metrics) in enumerate(protocols.items()):
-            cmc = 100 * np.asarray(metrics["cmc"])
-            dots = range(len(cmc)) if len(cmc) <= ZOOM_RANKS else [rank - 1 for rank in TICK_RANKS if rank <= len(cmc)]
-            lift = 0.7 if protocol == "image" and not i else 0.0  # the curve that most readers look for
-            # Later protocols lie below and have larger dots, so that equal curves can be told apart.
-            axes.plot(np.arange(1, len(cmc) + 1), cmc, style, color=colors[protocol], marker=marker,
-                      linewidth=width + lift, markersize=5 + 0.8 * j, zorder=3 - 0.1 * j + lift,
-                      markevery=list(dots))  # fmt: skip
-    last = max(len(metrics["cmc"]) for protocols in results.values() for metrics in protocols.values())
+        for j, (protocol, curve) in enumerate(of_model.items()):
+            shown = [rank for rank in range(len(curve)) if last <= ZOOM_RANKS or rank + 1 in TICK_RANKS]
+            axes.plot(np.arange(1, len(curve) + 1), curve, style, color=colors[protocol], marker=marker,
+                      linewidth=width, markersize=4.5 + 2 * j, zorder=3 - 0.1 * j - 0.5 * bool(i),
+                      markevery=shown)  # fmt: skip
+    _widen_hidden(axes, curves[0], colors, NEAR * max(float(np.ptp(values)), 1.0))
     axes.set_xlim(min(0.5, last - 1), last + 0.5)
     axes.set_xticks(range(1, last + 1) if last <= ZOOM_RANKS else [rank for rank in TICK_RANKS if rank <= last])
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, -2), min(high, 102))  # space for the dots at 100
     _draw_legend(figure, colors, list(results), theme)
     return to_png(figure)
+
+
+def _image_first(of_model: dict[str, dict]) -> list[tuple[str, dict]]:
+    return sorted(of_model.items(), key=lambda item: item[0] != "image")
+
+
+def _widen_hidden(axes: Axes, curves: dict[str, np.ndarray], colors: dict[str, str], near: float) -> None:
+    """Draw each curve wider where earlier ones, on top of it, are nearer than `near`: its color is at both sides."""
+    width = MODEL_LINES[0][1]
+    for j, (protocol, curve) in enumerate(curves.items()):
+        hidden = sum((np.abs(curve - above) < near for above in list(curves.values())[:j]), np.zeros(len(curve), int))
+        for depth in range(1, int(hidden.max(initial=0)) + 1):
+            axes.plot(np.arange(1, len(curve) + 1), np.where(hidden >= depth, curve, np.nan), color=colors[protocol],
+                      linewidth=width + 2.4 * depth, zorder=3 - 0.1 * j, solid_capstyle="butt")  # fmt: skip
 
 
 def _draw_legend(figure: Figure, colors: dict[str, str], models: list[str], theme: Theme) -> None:
@@ -130,7 +102,7 @@ def draw_rank_lists(rank_lists: list[RankList], theme: Theme = LIGHT) -> bytes:
 
     entries = [entry for ranks in rank_lists for entry in ranks.entries]
     columns = max(len(ranks.entries) for ranks in rank_lists)
-    lines = max(len(_wrap(entry.caption)) for entry in entries)
+    lines = max(len(wrap_caption(entry.caption)) for entry in entries)
     aspect = np.median([e.image.shape[0] / e.image.shape[1] for e in entries if e.image is not None])
     width, head, foot = 1.1, 0.55, 0.2 + 0.14 * (lines + 1)
     height = min(max(width * aspect, 0.8), 2.4)
@@ -145,7 +117,7 @@ def draw_rank_lists(rank_lists: list[RankList], theme: Theme = LIGHT) -> bytes:
                   color=theme.ink, fontsize=11, fontweight="bold", parse_math=False)  # fmt: skip
         for j, entry in enumerate(ranks.entries):
             left = 0.12 + j * (width + 0.12) + (0.3 if j else 0)
-            color = theme.ink if j == 0 else GREEN if entry.correct else RED
+            color = FRAMES[entry.kind] if j else theme.ink
             image = np.zeros((2, 1, 4), np.uint8) if entry.image is None else entry.image
             scale = min(width / image.shape[1], height / image.shape[0])  # the largest that fits
             drawn_width, drawn_height = scale * image.shape[1], scale * image.shape[0]
@@ -157,11 +129,19 @@ def draw_rank_lists(rank_lists: list[RankList], theme: Theme = LIGHT) -> bytes:
             axes.annotate(f"{j} {entry.symbol}" if j else "query", (middle, bottom), xytext=(0, -7),
                           textcoords="offset points", ha="center", va="top", fontsize=9, fontweight="bold",
                           color=color)  # fmt: skip
-            axes.annotate("\n".join(_wrap(entry.caption)), (middle, bottom), xytext=(0, -20),
+            axes.annotate("\n".join(wrap_caption(entry.caption)), (middle, bottom), xytext=(0, -20),
                           textcoords="offset points", ha="center", va="top", fontsize=8, color=theme.ink,
                           parse_math=False)  # fmt: skip
     return to_png(figure)
 
 
-def _wrap(caption: str) -> list[str]:
-    return textwrap.wrap(caption, 18)[:4]
+def wrap_caption(caption: str) -> list[str]:
+    """Return at most four lines, which break between parts ("id 7", "camera 2") rather than inside of one."""
+    lines = [""]
+    for part in caption.split(" · "):
+        joined = f"{lines[-1]} · {part}" if lines[-1] else part
+        if len(joined) <= CAPTION_LETTERS:
+            lines[-1] = joined
+        else:
+            lines += textwrap.wrap(part, CAPTION_LETTERS)
+    return list(filter(None, lines))[:4]

@@ -26,6 +26,42 @@ EXPLANATIONS = {row.name: (row.text, row.compares_with) for row in _ALL} | {
 }  # fmt: skip
 
 
+COLUMNS = {
+    "protocol": "what the gallery lists, and which entries are removed for a query",
+    "gallery": "number of entries that are searched",
+    "queries": "number of queries with a possible match",
+    "mAP": "mean average precision, in percent",
+    "95%": "bootstrap interval of 95%",
+    "mINP": "mean of the matches' number divided by the rank of the last match, in percent",
+    "trapezoid": "mAP as the Market-1501 authors' script integrates it, in percent",
+    "entries": "images or centroids that are stored and compared",
+    "MiB": "memory of the entries' features in float32",
+    "comparisons": "similarities that all queries need",
+    "of image's": "comparisons as a share of those of the image gallery",
+    "chosen for": "rate that the threshold was chosen for",
+    "threshold": "least score that is accepted",
+    "FPR": "false positive rate: accepted share of the pairs of two persons",
+    "TPR": "true positive rate: accepted share of the pairs of one person, in percent",
+    "false alarms": "answered share of the queries of people who are not in the gallery",
+    "identified": "share of the other queries that is answered with the right person",
+    "first match": "rank of the first entry of the query's identity",
+    "AP": "average precision of the query, in percent",
+    "score": "similarity; larger is nearer",
+    "rank": "place in the results of the query",
+    "Δ": "difference in mAP from the first report, in points of percent",
+    "95% of Δ": "bootstrap interval of the difference over the same queries",
+    "p": "two-sided probability of a difference this large by chance",
+    "std": "standard deviation of one run over seeds",
+    "runs": "finished runs of this setting",
+}
+
+
+def explain_column(name: str) -> str:
+    """Return what a column of a table means; "" for one whose name says it."""
+    rank = name.removeprefix("R")
+    return f"share of queries with a match in the first {rank}, in percent" if rank.isdigit() else COLUMNS.get(name, "")
+
+
 def column_names(ranks: Sequence[int] = RANKS) -> tuple[str, ...]:
     return ("gallery", "queries", "mAP", "95%", "mINP", *(f"R{rank}" for rank in ranks), "trapezoid")
 
@@ -79,7 +115,7 @@ def explain(results: Results) -> dict[str, tuple[str, str]]:
     return {name: EXPLANATIONS[name] for name in list_protocols(results) if name in EXPLANATIONS}
 
 
-COST_COLUMNS = ("protocol", "entries", "MiB", "comparisons", "share of image", "mAP", "R1")
+COST_COLUMNS = ("protocol", "entries", "MiB", "comparisons", "of image's", "mAP", "R1")
 
 
 def list_cost(results: dict[str, dict]) -> list[tuple[str, ...]]:
@@ -103,8 +139,8 @@ def list_cost(results: dict[str, dict]) -> list[tuple[str, ...]]:
     ]
 
 
-THRESHOLD_COLUMNS = ("wanted", "threshold", "FPR", "95%", "TPR", "95%")
-OPEN_SET_COLUMNS = ("wanted", "threshold", "false alarms", "identified")
+THRESHOLD_COLUMNS = ("chosen for", "threshold", "FPR", "95%", "TPR", "95%")
+OPEN_SET_COLUMNS = ("chosen for", "threshold", "false alarms", "identified")
 
 
 def list_thresholds(verification: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from reid.config import Config, change, check, read_flags, to_text
 from reid.files import read_text, write_atomically
+from reid.reports.style import draw_both
 from reid.runs.sweep_names import name_knobs
 from reid.sweeps.spec import STATES, Knobs, Run, Sweep, read_history, read_sweep
-from reid.sweeps.table import choose_axes, describe_states, draw_heat_map, format_csv, format_settings, group_seeds
+from reid.sweeps.table import (
+    choose_axes,
+    describe_states,
+    draw_heat_map,
+    find_best,
+    format_csv,
+    format_settings,
+    group_seeds,
+)
 
 DONE = ("finished", "stopped")
 
@@ -90,18 +100,26 @@ class SweepFolder:
         return [self.run(number) for number in range(len(self.plan["runs"]))]
 
     def collect(self) -> str:
-        """Write runs.csv, settings.txt and, for two knobs or more, heat_map.png; return the text."""
+        """Write runs.csv, settings.txt, sweep.html and, for two knobs or more, heat_map.png; return the text."""
+        from reid.sweeps.page import render_page  # imports Matplotlib and Jinja2, which a check of a file needs not
+
         runs, metric, heat_map = self.runs(), self.sweep.metric, self.path / "heat_map.png"
-        settings = group_seeds(runs, maximizes=self.sweep.document["metric"].get("goal") == "maximize")
+        maximizes = self.sweep.document["metric"].get("goal") == "maximize"
+        settings = group_seeds(runs, maximizes)
         text = f"{describe_states(runs)}\n{format_settings(settings, metric)}\n"
         write_atomically(
             self.path / "runs.csv", format_csv(runs, metric)
         )  # jobs that end together write the same files
         write_atomically(self.path / "settings.txt", text)
+        page, charts = self.path / "sweep.html", None
         if axes := choose_axes(settings):
-            write_atomically(heat_map, draw_heat_map(settings, axes, metric))
+            charts = draw_both(partial(draw_heat_map, settings, axes, metric, maximizes))
+            write_atomically(heat_map, charts["light"])
             text += f"heat map: {heat_map}\n"
-        return text + f"runs: {self.path / 'runs.csv'}"
+        found = find_best(runs, maximizes)
+        best_run = (found, self.run_folder(found.number)) if found else None
+        write_atomically(page, render_page(self.path.name, runs, settings, metric, best_run, charts))
+        return text + f"runs: {self.path / 'runs.csv'}\npage: {page}"
 
 
 def _read_plan(path: Path) -> dict[str, Any]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from reid.reports.style import COLORMAP, LIGHT, Theme, add_colorbar, start_chart, to_png
 from reid.sweeps.spec import STATES, Knobs, Run
 
 SPARSE = 0.5  # if a smaller share of cells has a value, the heat map is a scatter plot
@@ -38,6 +39,12 @@ def group_seeds(runs: Sequence[Run], maximizes: bool) -> list[Setting]:
         std = float(np.std(values, ddof=1)) if len(values) > 1 else None
         settings.append(Setting(json.loads(knobs), float(np.mean(values)), std, len(values)))
     return sorted(settings, key=lambda setting: setting.mean, reverse=maximizes)
+
+
+def find_best(runs: Sequence[Run], maximizes: bool) -> Run | None:
+    """Return the finished run of the best metric, the first of equal ones; None if none is finished."""
+    finished = [(run.metric, run) for run in runs if run.state == "finished" and run.metric is not None]
+    return (max if maximizes else min)(finished, key=lambda pair: pair[0])[1] if finished else None
 
 
 def describe_states(runs: Sequence[Run]) -> str:
@@ -77,37 +84,54 @@ def choose_axes(settings: Sequence[Setting]) -> tuple[str, str] | None:
     return (min(varied[:2]), max(varied[:2])) if len(varied) > 1 else None
 
 
-def draw_heat_map(settings: Sequence[Setting], names: tuple[str, str], metric: str) -> bytes:
+def name_metric(metric: str) -> tuple[str, Callable[[float | None], str]]:
+    """Return the name of a metric with its unit, and how its values are shown: shares in percent."""
+    if metric.startswith("eval/"):
+        return f"{metric} (%)", lambda value: "-" if value is None else f"{100 * value:.1f}"
+    return metric, lambda value: "-" if value is None else f"{value:.4g}"
+
+
+def draw_heat_map(
+    settings: Sequence[Setting], names: tuple[str, str], metric: str, maximizes: bool, theme: Theme = LIGHT
+) -> bytes:
     """Return a PNG of the metric over two knobs (across, down): its mean over seeds and over the other knobs.
 
-    A cell that is one setting with several seeds also has their standard deviation.
+    A cell that is one setting with several seeds also has their standard deviation. The best cell has a frame and a
+    star.
     """
-    from reid.reports.figures import LIGHT, start_chart, to_png
+    from matplotlib.patches import Rectangle
 
     cells: dict[tuple[float, float], list[Setting]] = {}
     for setting in settings:
         cells.setdefault((setting.knobs[names[0]], setting.knobs[names[1]]), []).append(setting)
     means = {c: np.average([s.mean for s in same], weights=[s.runs for s in same]) for c, same in cells.items()}
     across, down = (sorted({cell[axis] for cell in cells}) for axis in (0, 1))
+    best = (max if maximizes else min)(means, key=lambda cell: means[cell])
     least, most = (count(setting.runs for setting in settings) for count in (min, max))
     over = f"{least}" if least == most else f"{least} to {most}"
-    figure, axes = start_chart(LIGHT, f"{metric}, mean of {over} run(s)", names, (6.4, 4.8))
+    label, show = name_metric(metric)
+    figure, axes = start_chart(theme, f"{label}, mean of {over} run(s)", names, (6.4, 4.8))
     if len(cells) >= SPARSE * len(across) * len(down):
         table = np.array([[means.get((x, y), np.nan) for x in across] for y in down])
-        drawn: Any = axes.imshow(table, cmap="viridis", origin="lower", aspect="auto")
+        drawn: Any = axes.imshow(table, cmap=COLORMAP, origin="lower", aspect="auto")
         axes.set_xticks(range(len(across)), [f"{value:g}" for value in across])
         axes.set_yticks(range(len(down)), [f"{value:g}" for value in down])
         axes.grid(False)
         for (x, y), (setting, *others) in cells.items():
-            spread = "" if others or setting.std is None else f"\n±{100 * setting.std:.1f}"
-            axes.text(across.index(x), down.index(y), f"{100 * means[x, y]:.1f}{spread}", ha="center", va="center",
-                      fontsize=10, color="black" if drawn.norm(means[x, y]) > 0.6 else "white")  # fmt: skip
+            spread = "" if others or setting.std is None else f"\n±{show(setting.std)}"
+            star = "★ " if (x, y) == best else ""
+            axes.text(across.index(x), down.index(y), f"{star}{show(means[x, y])}{spread}", ha="center", va="center",
+                      fontsize=12, color="black" if drawn.norm(means[x, y]) > 0.6 else "white")  # fmt: skip
+        corner = across.index(best[0]) - 0.5, down.index(best[1]) - 0.5
+        axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=theme.lines[1], linewidth=3, clip_on=False))
     else:
         xs, ys = zip(*cells, strict=True)
-        drawn = axes.scatter(xs, ys, c=[*means.values()], cmap="viridis", s=90,
-                             edgecolors=LIGHT.ink, linewidths=0.6, zorder=2)  # fmt: skip
+        drawn = axes.scatter(xs, ys, c=[*means.values()], cmap=COLORMAP, s=90,
+                             edgecolors=theme.soft, linewidths=0.6, zorder=2)  # fmt: skip
+        axes.scatter(*best, s=260, facecolors="none", edgecolors=theme.lines[1], linewidths=2.4, zorder=3)
         for values, set_scale in ((across, axes.set_xscale), (down, axes.set_yscale)):
             if values[0] > 0 and values[-1] > 20 * values[0]:
                 set_scale("log")
-    figure.colorbar(drawn, ax=axes, label=metric)
+    bar = add_colorbar(figure, axes, drawn, "", theme)
+    bar.ax.yaxis.set_major_formatter(lambda value, _: show(value))
     return to_png(figure)

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from reid.evaluation.comparison import compare, format_comparison, write_comparison
-from reid.evaluation.dataset_report import ABOUT, PER_QUERY, describe, difference, load_about, write_json
+from reid.evaluation.about import ABOUT, describe, difference, load_about, write_json
+from reid.evaluation.comparison import compare, format_comparison
+from reid.evaluation.comparison_page import find_flips, write_comparison
+from reid.evaluation.dataset_report import PER_QUERY
 from reid.metrics import retrieval
 from reid.metrics.bootstrap import paired
 from reid.metrics.features import Features
@@ -56,9 +58,25 @@ def test_text_and_json(tmp_path):
         f"{100 * row.mAP:.1f}" in line and f"{100 * row.against.mean:+.1f}" in line and f"{row.against.p:.3f}" in line
     )
     path = write_comparison(tmp_path / "new" / "out", compared)
-    plain = json.loads(path.read_text())["d"]["image"]
+    plain = json.loads((path.parent / "comparison.json").read_text())["d"]["image"]
     assert plain[0]["against"] is None and plain[1]["against"]["p"] == row.against.p and plain[1]["mAP"] == row.mAP
     assert (path.parent / "comparison.txt").read_text().startswith("d\n")
+
+
+def test_the_page_shows_flipped_queries(tmp_path):
+    first, other = report(tmp_path / "a", 1.3)["image"], report(tmp_path / "b", 1.8)["image"]
+    rows = compare([str(tmp_path / "a"), str(tmp_path / "b")])["d"]["image"]
+    (flips,) = find_flips("image", rows)
+    queries = np.flatnonzero(first.valid)
+    lost = set(queries[(first.first_ranks == 1) & (other.first_ranks > 1)].tolist())
+    won = set(queries[(first.first_ranks > 1) & (other.first_ranks == 1)].tolist())
+    assert lost and (flips.won, flips.lost) == (len(won), len(lost))
+    assert {flip.query.row for flip in flips.shown["lost"]} <= lost and {f.query.row for f in flips.shown["won"]} <= won
+    changes = [flip.aps[1] - flip.aps[0] for flip in flips.shown["lost"]]
+    assert changes == sorted(changes)  # the largest loss first
+    text = write_comparison(tmp_path / "out", compare([str(tmp_path / "a"), str(tmp_path / "b")])).read_text()
+    assert "Right only in the first report" in text and f"query row {flips.shown['lost'][0].query.row}" in text
+    assert "names no local folder of shards" in text  # why there are no pictures
 
 
 def test_only_what_all_have_is_compared(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,17 @@ from reid.config import Config, EvaluateConfig, parse
 from reid.data.images import Pixels
 from reid.data.manifest import load_manifest
 from reid.evaluation import evaluate, query_table, track
-from reid.evaluation.dataset_report import ABOUT, BASELINES, CAMERAS, FEATURES, METRICS, PER_QUERY, THRESHOLDS
+from reid.evaluation.about import ABOUT
+from reid.evaluation.dataset_report import (
+    BASELINES,
+    CAMERAS,
+    CONFUSIONS,
+    FEATURES,
+    HARD_QUERIES,
+    METRICS,
+    PER_QUERY,
+    THRESHOLDS,
+)
 from reid.evaluation.evaluator import extract
 from reid.evaluation.external_features import read_features
 from reid.evaluation.sources import name_image
@@ -59,6 +70,8 @@ def call(*args: str) -> None:
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory, drawn: Drawn, other: Drawn) -> Done:
     run = make_run(tmp_path_factory.mktemp("runs") / "full", drawn)
+    entries = [{"step": step, "epoch": step // 5, "train/loss": 5.0, "train/cross_entropy": 4.0} for step in range(10)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     with pytest.MonkeyPatch.context() as patch:
         said: list[str] = []
         patch.setattr("builtins.print", lambda *words, **_: said.append(" ".join(map(str, words))))
@@ -83,7 +96,7 @@ def folders(done: Done) -> tuple[Path, Path]:
 
 
 def test_every_dataset_has_its_folder_and_all_files(done: Done) -> None:
-    files = {METRICS, BASELINES, ABOUT, CAMERAS, THRESHOLDS, PER_QUERY, *FEATURES}
+    files = {METRICS, BASELINES, ABOUT, CAMERAS, THRESHOLDS, HARD_QUERIES, CONFUSIONS, PER_QUERY, *FEATURES}
     assert {"metrics.json", "baselines.json", "about.json", "cameras.json", "per_query.npz", "query.npz"} < files
     for folder in folders(done):
         names = {path.name for path in folder.iterdir()}
@@ -114,6 +127,10 @@ def test_the_figures_are_those_of_the_features(done: Done) -> None:
     saved = read_features(folders(done)[0] / "gallery.npz").features
     assert torch.equal(saved.embeddings, gallery.embeddings) and torch.equal(saved.distractors, gallery.distractors)
     assert len(figures["image"]["cmc"]) == 60  # as far as --ranks looks
+    hardest, *_ = read(folders(done)[0] / HARD_QUERIES)
+    place = int(np.flatnonzero(done.drawn.manifest.split("query").pids == int(hardest["file"][6:10]))[0])
+    assert (done.drawn.raw / hardest["file"]).is_file() and hardest["row"] == place  # one image of each
+    assert hardest["ap"] == min(retrieval.load_results(folders(done)[0] / PER_QUERY)["image"].ap)
     per_query = retrieval.load_results(folders(done)[0] / PER_QUERY)
     assert per_query["image"].to_json() == figures["image"]
 
@@ -173,13 +190,14 @@ def test_features_without_cameras_with_paths(drawn: Drawn, tmp_path: Path) -> No
          "--images", str(drawn.raw))  # fmt: skip
     page = html.unescape((out / "report.html").read_text())
     assert "No camera ids: images of the query's identity by its own camera are not removed" in page
-    assert "query: no image has a camera id" in page and "Left out: fewer than two known cameras." in page
+    assert page.count("camera id") == 1 and "Left out: fewer than two known cameras." in page
+    assert "query: no image has a camera id" not in page  # the note says it
     assert "18 gallery images have pid 0 and the file has no distractors key" in page
     assert (out / "rank_lists.png").is_file() and page.count("data:image/jpeg") > 10
     (out / "report.html").unlink()
     call("--features", str(tmp_path / "query.npz"), str(tmp_path / "gallery.npz"), "--out", str(out))
     page = (out / "report.html").read_text()  # paths now count from where no images are, or lie elsewhere
-    assert "pictures of the rank lists are absent or cannot be read" in page
+    assert "pictures of this page are absent or cannot be read" in page
     assert page.count(f"pictures outside of {tmp_path} are not shown; give --images a folder that holds them") == 1
     assert not (out / "rank_lists.png").exists()
 
@@ -190,7 +208,7 @@ def test_queries_that_cannot_match_are_counted(tmp_path: Path) -> None:
     np.savez(tmp_path / "g.npz", features=rng.normal(size=(5, 4)), pids=[1, 2, 3, 9, 9], camids=[2, 2, 1, 1, 2])
     call("--features", str(tmp_path / "q.npz"), str(tmp_path / "g.npz"), "--out", str(tmp_path / "out"))
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "image: 4 of 6 queries have no possible match; left out" in page
+    assert "image, centroid: 4 of 6 queries have no possible match; left out" in page
     assert "2 identities of the queries have no image in the gallery" in page
     assert read(tmp_path / "out" / "metrics.json")["image"]["num_valid_queries"] == 2
 
@@ -289,6 +307,9 @@ def test_runs_are_compared(done: Done, drawn: Drawn, tmp_path: Path, capsys: pyt
     assert rows[0]["mAP"] == read(folders(done)[0] / "metrics.json")["image"]["mAP"]
     assert rows[1]["against"]["mean"] == pytest.approx(rows[1]["mAP"] - rows[0]["mAP"])
     assert str(second) in table and f"{100 * rows[1]['against']['mean']:+.1f}" in table
+    page = html.unescape((tmp_path / "out" / "comparison.html").read_text()).replace("<wbr>", "")
+    assert "data:image/jpeg" in page and re.search(r"query/\d+_c1s1_000000_01\.jpg", page)  # of flipped queries
+    assert str(tmp_path / "out" / "comparison.html") in table
 
 
 def evaluate_with(done: Done, knob: str, out: Path) -> tuple[torch.Tensor, np.ndarray]:

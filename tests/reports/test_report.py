@@ -17,11 +17,23 @@ from jinja2 import UndefinedError
 from PIL import Image
 
 from reid.metrics.protocols import PROTOCOLS
-from reid.reports.analysis import CameraPairs, Embedding, RankedImage, RankList
-from reid.reports.charts import choose_colors, draw_ap_histogram, draw_camera_pairs, draw_points
-from reid.reports.figures import DARK, GREEN, LIGHT, RED, draw_cmc, draw_cmc_zoom, draw_rank_lists
+from reid.reports.analysis import CameraPairs, Embedding, ScoreHistogram
+from reid.reports.charts import (
+    choose_colors,
+    color_range,
+    draw_ap_histogram,
+    draw_camera_pairs,
+    draw_differences,
+    draw_points,
+    draw_scores,
+)
+from reid.reports.curves import Panel, TrainingCurves, draw_panel
+from reid.reports.figures import draw_cmc, draw_cmc_zoom, draw_rank_lists, wrap_caption
+from reid.reports.hard_examples import Confusion, HardQuery
 from reid.reports.html import render
+from reid.reports.rank_lists import RankedImage, RankList
 from reid.reports.report import PICTURES, Report, list_pictures, write_report
+from reid.reports.style import DARK, GREEN, GREY, LIGHT, RED
 from reid.reports.tables import RERANKED, format_notes, format_results, list_cost
 from tests.support.undrawn import leave_out_charts
 
@@ -53,8 +65,10 @@ def picture(caption="id 7, camera 2", correct=True, shape=(64, 32), seed=0):
     return RankedImage(image, caption, correct)
 
 
-def rank_list(right=3, wrong=2, **options):
-    gallery = [picture(correct=i < right, seed=i, **options) for i in range(right + wrong)]
+def rank_list(right=3, wrong=2, late=0, **options):
+    gallery = [picture(correct=i < right, seed=i, **options) for i in range(right + wrong + late)]
+    for entry in gallery[right + wrong :]:
+        entry.late = True
     return RankList(picture(), gallery, ap=0.7266, title="median")
 
 
@@ -123,6 +137,24 @@ def embedding(identities=12, total=12, tsne=True):
     )
 
 
+def hard_query(name="query/a_long_name_0001.jpg"):
+    query, wrong = picture("id 7 · camera 2"), picture("id 9 · camera 1", correct=False, seed=1)
+    query.name = name
+    return HardQuery(query, 0.125, 1234, wrong, 0.75)
+
+
+def training():
+    x = np.arange(1, 30) / 10
+    losses = {"loss": (x, 5 / x), "triplet × 1": (x, 2 / x)}
+    return TrainingCurves([Panel("Loss", losses, x_end=3.0), Panel("lr", {"lr": (x, 10.0**-x)}, x_end=3.0, log=True)])
+
+
+def scores(shift=0):
+    spread = np.exp(-(np.linspace(-3, 3, 128) ** 2) * 8)
+    genuine, impostor = (np.roll(np.round(size * spread), at).astype(int) for size, at in ((90, 20 + shift), (9000, 0)))
+    return ScoreHistogram(genuine, impostor, 0.4, 0.05, 300, 900)
+
+
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
     """The folder of a report with all parts, written while pyplot could not be imported. Tests only read it."""
@@ -132,6 +164,8 @@ def full(tmp_path_factory):
         write(
             folder, facts={"run": "runs/a"}, warnings=["one"], notes=["n" * 300], rank_lists=[rank_list()],
             ap=np.linspace(0, 1, 30), cameras=camera_pairs(), embedding=embedding(), thresholds=THRESHOLDS,
+            hard_queries=[hard_query()], curves=training(), scores=scores(),
+            confusions=[Confusion(7, 9, 2, 3, picture(), picture(), 1, 0.75)],
         )  # fmt: skip
     return folder
 
@@ -197,7 +231,7 @@ def test_page_is_self_contained(full):
     page = Page(html)
     assert not re.search(r"https?:|<script|@import|url\(", html)
     assert "prefers-color-scheme: dark" in html and 'name="viewport"' in html
-    assert len(page.sources) == 2 * 7 + 6  # seven charts, dark and light; a query and its five
+    assert len(page.sources) == 2 * 10 + 6 + 4  # ten charts, dark and light; a query and its five; two pairs
     assert len(set(page.sources[: 2 * 2])) == 4
     for source in page.sources:
         Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1]))).verify()
@@ -207,10 +241,13 @@ def test_everything_from_outside_is_escaped(tmp_path):
     evil = '<img src=x onerror="alert(1)">&\'$x^2$ $'
     results = {evil: {evil: figures(0.5, 0.5), "image": figures(0.4, 0.4)}}
     ranks = RankList(picture(evil), [picture(evil, False)], 0.5, evil)
-    report = Report(evil, results, {evil: evil}, [evil], [evil], [ranks], evil, cameras=evil, embedding=evil)
+    report = Report(
+        evil, results, {evil: evil, "run": evil}, [evil], [evil], [ranks], evil, cameras=evil, embedding=evil,
+        scores=evil, hard_queries=[hard_query(evil)], curves=TrainingCurves([], evil),
+    )  # fmt: skip
     path = write_report(tmp_path, report)
     page = Page(path.read_text(encoding="utf-8"))
-    assert page.text.count(evil) >= 13 and "onerror" not in page.attributes
+    assert page.text.count(evil) >= 16 and "onerror" not in page.attributes
     assert all(source.startswith("data:image/") for source in page.sources)
 
 
@@ -243,12 +280,18 @@ def test_pictures_of_an_earlier_report_are_removed(full, tmp_path):
     assert {path.stem for path in folder.glob("*.png")} == {"cmc", "cmc_zoom"} == set(list_pictures(folder))
 
 
-@pytest.mark.parametrize(("right", "wrong"), [(4, 0), (0, 4), (2, 2)])
-def test_frames_are_green_for_right_and_red_for_wrong(right, wrong):
-    pixels = pixels_of(draw_rank_lists([rank_list(right, wrong)]))
-    green, red = count(pixels, GREEN), count(pixels, RED)
-    assert (green > 500) == (right > 0) and (red > 500) == (wrong > 0)
+@pytest.mark.parametrize(("right", "wrong", "late"), [(4, 0, 0), (0, 4, 0), (2, 2, 2)])
+def test_frames_are_green_for_right_red_for_wrong_and_grey_after_the_last_match(right, wrong, late):
+    pixels = pixels_of(draw_rank_lists([rank_list(right, wrong, late)]))
+    green, red, grey = count(pixels, GREEN), count(pixels, RED), count(pixels, GREY)
+    assert (green > 500) == (right > 0) and (red > 500) == (wrong > 0) and (grey > 500) == (late > 0)
     assert green * wrong == pytest.approx(red * right, rel=0.1)
+
+
+def test_captions_break_between_parts():
+    assert wrap_caption("0.54 · id 260 · camera 1") == ["0.54 · id 260", "camera 1"]
+    assert wrap_caption("distractor · camera 12") == ["distractor", "camera 12"]
+    assert all(len(line) <= 18 for line in wrap_caption("a_very_long_name_without_any_space · id 1"))
 
 
 def pixels_of(png):
@@ -272,6 +315,9 @@ def test_any_length_of_curve(tmp_path, max_rank):
     results = {str(i): {f"p{j}": figures(0.3, 0.2, max_rank=max_rank) for j in range(6)} for i in range(5)}
     write(tmp_path, results)
     drawn = {"cmc": draw_cmc, "cmc_zoom": draw_cmc_zoom} if max_rank > 1 else {"cmc": draw_cmc}
+    alone = tmp_path / "alone"
+    write(alone, {"a": results["0"]})
+    assert ("cmc_zoom" in list_pictures(alone)) == (max_rank > 10)  # otherwise it would repeat the first chart
     assert set(list_pictures(tmp_path)) == set(drawn)
     assert all(pixels_of(draw(results, "d")).shape[1] > 800 for draw in drawn.values())
     assert ("-" in format_results(results).splitlines()[2].split()) == (max_rank < 10)
@@ -290,12 +336,15 @@ def test_one_model_needs_no_name(tmp_path):
     assert draw_cmc(same[0], "d") == draw_cmc(same[1], "d")  # no name of the model in the legend
 
 
-def test_image_protocol_is_drawn_on_top():
-    """Of two equal curves the image protocol's is the one that can be seen."""
-    results = {"a": {"centroid": figures(0.5, 0.5), "image": figures(0.5, 0.5)}}
-    pixels = pixels_of(draw_cmc(results, "d"))
-    first, second = (count(pixels[: len(pixels) * 3 // 4], colour) for colour in LIGHT.lines[:2])
-    assert second > 5 * first
+def test_equal_curves_can_all_be_seen():
+    """The image protocol's is on top; the others are wider below it."""
+    names = ("centroid", "image", "centroid_all")
+    pixels = pixels_of(draw_cmc({"a": {name: figures(0.5, 0.5) for name in names}}, "d"))
+    seen = [count(pixels[: len(pixels) * 3 // 4], colour) for colour in LIGHT.lines[:3]]
+    apart = {name: figures(0.5, 0.1 + 0.2 * i) for i, name in enumerate(names)}
+    pixels = pixels_of(draw_cmc({"a": apart}, "d"))
+    alone = [count(pixels[: len(pixels) * 3 // 4], colour) for colour in LIGHT.lines[:3]]
+    assert min(seen) > 0.4 * min(alone)
 
 
 def test_each_protocol_has_its_color():
@@ -354,7 +403,46 @@ def bare(caption, correct=True):
 def test_a_rank_list_without_some_images(tmp_path):
     text = write(tmp_path, rank_lists=[RankList(picture(), [picture(), bare("lost")], 0.5, "best")]).text
     assert "no image 2 ✓ lost" in text
+    assert "Green ✓" in text and "grey –" in text
     assert (tmp_path / "rank_lists.png").is_file()
+
+
+@pytest.mark.usefixtures("without_charts")
+def test_hard_queries_and_confused_identities_are_tables_of_files(tmp_path):
+    lost = replace(hard_query(), wrong=None)
+    pair = Confusion(7, 9, 2, 3, hard_query().query, hard_query().wrong, 4, 0.75)
+    text = write(tmp_path, hard_queries=[hard_query(), lost], confusions=[pair]).text
+    asked = "query/ a_ long_ name_ 0001.jpg id 7 · camera 2"
+    assert f"{asked} id 9 · camera 1 0.75 12.5 1,234" in text and f"{asked} none - 12.5 1,234" in text
+    assert f"{asked} id 9 · camera 1 0.75 4 2 of 3" in text
+    assert "None: every query has a match at rank 1." in write(tmp_path, confusions=[]).text
+    assert lost.to_json() == {
+        "file": "query/a_long_name_0001.jpg", "image": "id 7 · camera 2", "row": -1, "ap": 0.125,
+        "first_match_rank": 1234, "best_wrong": None,
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("without_charts")
+def test_the_page_says_at_its_top_which_run_it_is_of_and_when(tmp_path):
+    text = write(tmp_path, facts={"run": "runs/one/", "checkpoint": "epoch-0003", "made": "2026-11-26 13:07 UTC"}).text
+    assert "market1501 run one · epoch-0003 · 2026-11-26 13:07 UTC" in text
+    assert "one · market1501 · evaluation" in text  # the window's title
+
+
+def test_columns_explain_themselves(full):
+    heads = re.findall(r'<th scope="col"[^>]*title="([^"]*)">([^<]*)</th>', html_of(full))
+    unexplained = {name for about, name in heads if not about}
+    assert len(heads) > 20 and unexplained <= {"protocol", "query", "nearest wrong image", "found first"}
+
+
+def test_the_camera_map_is_scaled_to_its_range():
+    assert color_range(np.array([0.2, np.nan, 0.9])) == (0.2, 0.9)
+    low, high = color_range(np.array([0.97, 0.99]))
+    assert high <= 1 and high - low == pytest.approx(0.1) and low <= 0.97
+    assert color_range(np.array([np.nan])) == (0, 1)
+    pixels = pixels_of(draw_camera_pairs(camera_pairs())).astype(int)
+    drawn = np.flatnonzero((np.abs(pixels - 255).sum(axis=-1) > 30).any(axis=0))
+    assert abs(drawn[0] - (pixels.shape[1] - 1 - drawn[-1])) < 0.05 * pixels.shape[1]  # centred
 
 
 def test_images_have_alternative_texts(full):
@@ -392,6 +480,9 @@ def test_charts_differ_by_theme_and_data():
         (draw_ap_histogram, (ap,), (ap / 2,)),
         (draw_camera_pairs, (pairs,), (replace(pairs, mean_ap=pairs.mean_ap / 2),)),
         (draw_points, (points, ap, "t", ("x", "y")), (points, ap[::-1], "t", ("x", "y"))),
+        (draw_scores, (scores(),), (scores(20),)),
+        (draw_panel, (training().panels[0],), (training().panels[1],)),
+        (draw_differences, ([("a", 0.1, 0.05, 0.2)],), ([("a", -0.1, -0.2, 0.1)],)),
     ):
         first = draw(*one, LIGHT)
         assert len({first, draw(*one, DARK), draw(*other, LIGHT)}) == 3
@@ -421,7 +512,7 @@ def test_in_a_browser(full, tmp_path, dark):
     html = html_of(full)
     probe = """<script>addEventListener('load', () => parent.document.title += '|' + [
         window.name, document.documentElement.scrollWidth, [...document.images].every(image => image.naturalWidth > 0),
-        Math.max(...[...document.querySelectorAll('tr:not(.model)')].map(row => row.offsetHeight)),
+        Math.max(...[...document.querySelectorAll('tr:not(.model, .pictures tr)')].map(row => row.offsetHeight)),
         getComputedStyle(document.body).backgroundColor].join(';'))</script></body>"""
     policy = re.search(r"<meta http-equiv=[^>]*>", html)[0]
     (tmp_path / "probe.html").write_text(html.replace(policy, "").replace("</body>", probe), encoding="utf-8")

@@ -11,7 +11,7 @@ from reid.data.manifest import Manifest, Shard, Split
 from shards.__main__ import main
 from shards.build import build
 from shards.readers import folder, market1501
-from shards.stats import count_per_identity, draw_stats, format_stats
+from shards.stats import count_per_identity, draw_stats, format_stats, read_sample
 
 
 def test_junk_and_distractors_are_no_identities(market: Path, tmp_path: Path) -> None:
@@ -47,10 +47,20 @@ def test_command(market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["stats", str(tmp_path / "nowhere")]) == 2
 
 
+def test_sample_images_are_those_of_identities(market: Path, tmp_path: Path) -> None:
+    manifest = build(market1501.read(market), tmp_path / "out", num_shards=1).manifest
+    for name, number in (("train", 9), ("gallery", 3)):  # gallery: no distractors, no junk
+        images, reason = read_sample(tmp_path / "out", manifest.split(name), manifest.distractor_pid)
+        assert [image.shape for image in images] == [(32, 16, 3)] * number and not reason
+    (tmp_path / "out" / "train-0000.tar").unlink()
+    images, reason = read_sample(tmp_path / "out", manifest.split("train"), manifest.distractor_pid)
+    assert not images and "train-0000.tar" in reason
+
+
 def test_unknown_cameras(folder_tree: Path, tmp_path: Path) -> None:
     manifest = build(folder.read(folder_tree), tmp_path / "out").manifest
     assert format_stats(manifest).splitlines()[1].split() == ["train", "2", "2", "2", "2.0", "2", "unknown", "-"]
-    assert draw_stats(manifest, tmp_path / "a.png").is_file()
+    assert draw_stats(manifest, tmp_path / "a.png", tmp_path / "out").is_file()
 
 
 def test_a_wide_range_of_counts_is_drawn_in_few_bars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +75,7 @@ def test_a_wide_range_of_counts_is_drawn_in_few_bars(tmp_path: Path, monkeypatch
     )
     drawn: list[tuple[np.ndarray, list[float]]] = []
     monkeypatch.setattr("matplotlib.axes.Axes.hist", lambda self, values, bins, **_: drawn.append((values, bins)))
-    draw_stats(Manifest("x", {"train": split}), tmp_path / "a.png")
+    draw_stats(Manifest("x", {"train": split}), tmp_path / "a.png", tmp_path)  # without its shards: no sample
     (values, bins), (_, camera_bins) = drawn
     assert len(bins) <= 42 and bins[0] <= 1 and bins[-1] >= 1000
     assert len(np.histogram(values, bins)[0]) <= 41 and np.histogram(values, bins)[0].sum() == 1000
@@ -86,4 +96,4 @@ def test_nothing_but_distractors(market: Path, tmp_path: Path) -> None:
     manifest = replace(manifest, splits={"gallery": nobody})
     assert format_stats(manifest).splitlines()[1].split() == ["gallery", "0", *["-"] * 6]
     with pytest.raises(ValueError, match="nothing to draw"):
-        draw_stats(manifest, tmp_path / "a.png")
+        draw_stats(manifest, tmp_path / "a.png", tmp_path)

@@ -18,8 +18,9 @@ from reid import metrics
 from reid.config import Config, to_dict
 from reid.data.images import Pixels
 from reid.data.manifest import load_manifest
+from reid.evaluation.about import ABOUT, describe, write_json
 from reid.evaluation.comparison import compare
-from reid.evaluation.dataset_report import ABOUT, PER_QUERY, describe, write_json
+from reid.evaluation.dataset_report import PER_QUERY
 from reid.evaluation.external_features import read_features, write_features
 from reid.metrics import retrieval
 from reid.search.__main__ import main as run_search

@@ -9,7 +9,8 @@ import pytest
 
 from reid.reports import report
 
-CHARTS = ("draw_cmc", "draw_cmc_zoom", "draw_ap_histogram", "draw_camera_pairs", "draw_points")
+CHARTS = ("draw_cmc", "draw_cmc_zoom", "draw_ap_histogram", "draw_scores", "draw_camera_pairs", "draw_points",
+          "draw_panel", "draw_curves")  # fmt: skip
 DOT = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 )  # a PNG of one pixel

@@ -30,8 +30,17 @@ from reid.runs.sweep_names import name_knobs
 from reid.runs.tracking import keep_steps_before
 from reid.sweeps import __main__ as program
 from reid.sweeps.folder import SweepFolder, check_run, claim_folder
+from reid.sweeps.page import render_page
 from reid.sweeps.spec import Run, Sweep, corners, propose, read_history, read_sweep, should_stop
-from reid.sweeps.table import choose_axes, draw_heat_map, format_csv, format_settings, group_seeds
+from reid.sweeps.table import (
+    choose_axes,
+    draw_heat_map,
+    find_best,
+    format_csv,
+    format_settings,
+    group_seeds,
+    name_metric,
+)
 from tests.support.drawn import draw_dataset
 from tests.support.programs import ROOT, TIMEOUT_S, Program
 
@@ -372,7 +381,8 @@ def test_the_heat_map_is_bright_where_the_metric_is_high() -> None:
             for (x, y), value in {(0, 0): 0.1, (1, 0): 0.2, (0, 1): 0.3, (1, 1): 0.9}.items()]  # fmt: skip
     settings = group_seeds(runs, maximizes=True)
     assert choose_axes(settings) == ("a", "b") and choose_axes(settings[:1]) is None
-    picture = matplotlib.image.imread(io.BytesIO(draw_heat_map(settings, ("a", "b"), "m")), format="png")
+    drawn = draw_heat_map(settings, ("a", "b"), "m", maximizes=True)
+    picture = matplotlib.image.imread(io.BytesIO(drawn), format="png")
     height, width = picture.shape[:2]
     corner = picture[int(0.22 * height), int(0.62 * width)]  # (1, 1): top right; viridis ends in yellow
     other = picture[int(0.8 * height), int(0.22 * width)]
@@ -380,7 +390,24 @@ def test_the_heat_map_is_bright_where_the_metric_is_high() -> None:
     with_null = [*runs, make_run(4, {"a": None, "b": 2, "c": [1], "seed": 0}, 0.5)]
     assert choose_axes(group_seeds(with_null, maximizes=True)) is None
     search = [make_run(i, {"a": i + 1.0, "b": 2.0**i}, 0.1 * i) for i in range(9)]
-    assert draw_heat_map(group_seeds(search, maximizes=True), ("a", "b"), "m").startswith(b"\x89PNG")
+    assert draw_heat_map(group_seeds(search, maximizes=True), ("a", "b"), "m", True).startswith(b"\x89PNG")
+    assert draw_heat_map(settings, ("a", "b"), "m", maximizes=False) != drawn  # another best cell
+    for name, shown in (("eval/best_mAP", ("eval/best_mAP (%)", "12.3")), ("train/loss", ("train/loss", "0.1234"))):
+        label, show = name_metric(name)
+        assert (label, show(0.1234), show(None)) == (*shown, "-")
+
+
+def test_the_page_has_the_best_setting_and_all_runs() -> None:
+    settings, best = group_seeds(RUNS, maximizes=True), find_best(RUNS, maximizes=True)
+    assert best is RUNS[2] and find_best(RUNS, maximizes=False) is RUNS[3] and find_best(RUNS[4:], True) is None
+    page = "name", RUNS, settings, "eval/best_mAP", (best, Path("sweeps/x_y/run-0002")), None
+    text = " ".join(re.sub(r"<[^>]*>", " ", render_page(*page)).split())
+    assert "90.0 eval/best_mAP (%) of the best setting, mean of 1 run" in text
+    assert "loss.w1 0.3 loss.margin 2.0" in text and "5 runs: 4 finished, 1 failed" in text
+    assert "0.3 2.0 90.0 - 1 0.1 2.0 60.0 14.1 2" in text  # the best is first
+    assert "1 0.1 2.0 1 finished 70.0" in text and "4 0.3 5.0 1 failed 99.0" in text
+    assert "Best run: 2, eval/best_mAP (%) 90.0, in sweeps/ x_ y/ run-0002." in text
+    assert "No run is finished yet." in render_page("name", RUNS[4:], [], "eval/best_mAP", None, None)
 
 
 @pytest.fixture(scope="module")
