@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,8 +98,23 @@ def choose_rank_lists(query: Features, gallery: Features, result: Result, metric
     titles: dict[int, str] = {}  # by index into result.ap; with few queries some quarters are the same query
     for quarter, title in enumerate(("best", "upper quarter", "median", "lower quarter", "worst")):
         titles.setdefault(int(order[min(quarter * len(order) // 4, len(order) - 1)]), title)
+    return list_ranked(query, gallery, result, titles, metric, RANK_LIST_LENGTH)
+
+
+def list_ranked(
+    query: Features, gallery: Features, result: Result, titles: Mapping[int, str], metric: str, length: int
+) -> list[RankList]:
+    """Return rank lists without their images.
+
+    Args:
+        query, gallery: of the evaluation.
+        result: of the image protocol.
+        titles: of the lists, by the index of their query into result.ap.
+        metric: cosine or euclidean.
+        length: entries of a list.
+    """
     rows = np.flatnonzero(result.valid)[list(titles)]
-    indices, scores = metrics.top_k(query.take(torch.from_numpy(rows)), gallery, RANK_LIST_LENGTH, "image", metric)
+    indices, scores = metrics.top_k(query.take(torch.from_numpy(rows)), gallery, length, "image", metric)
     asked, listed = Labels("query", query), Labels("gallery", gallery)
     lists = []
     best = zip(indices.tolist(), scores.tolist(), strict=True)

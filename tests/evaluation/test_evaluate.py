@@ -470,8 +470,8 @@ def test_the_table_of_queries_has_the_worst_and_a_sample(
         assert (first.index(True) + 1 if any(first) else 6) == min(row["rank of first match"], 6)
         assert row["query"].shape[0] == 128 and row["first 5 results"].shape[1] == len(lines) * (64 + 8)
         for number, is_right in enumerate(first):
-            red, green, _ = row["first 5 results"][0, number * 72]
-            assert (green > red) == is_right
+            red, green, _ = map(int, row["first 5 results"][0, number * 72])
+            assert (green > red + 30) == is_right  # of another identity: red, or grey after the last match
 
 
 def test_an_evaluation_is_logged_at_the_step_of_its_checkpoint(
