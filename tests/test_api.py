@@ -157,10 +157,13 @@ def test_an_iteration_is_an_epoch(drawn: Drawn) -> None:
     epochs = [[pids.tolist() for _, pids, _ in loader] for _ in range(2)]
     assert [len(epoch) for epoch in epochs] == [len(loader)] * 2 and epochs[0] != epochs[1]
     assert all(len(set(pids)) == 4 for epoch in epochs for pids in epoch)
-    for place in (1, 1):  # set back; then a loop leaves the epoch before its end
-        loader.epoch = place
+    for _ in range(2):  # set back; then after a loop that left an epoch before its end
+        loader.epoch = 1
         assert [pids.tolist() for _, pids, _ in loader] == epochs[1]
         next(iter(loader))
+    loader.epoch = 0
+    counted = [[next(epoch)[1].tolist() for _ in range(len(loader))] for epoch in map(iter, [loader, loader])]
+    assert counted == epochs  # of a loop that counts the steps, and never asks for more
     other = reid.open_loader(str(drawn.root), "cpu", seed=4, identities=4, images=2, **SIZE)
     assert [pids.tolist() for _, pids, _ in other] != epochs[0]
 
