@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from reid.api import open_loader as open_loader
     from reid.config import AugmentConfig as AugmentConfig
     from reid.config import Config as Config
-    from reid.config import EvaluateConfig as EvaluateConfig
     from reid.config import read_flags as read_flags
     from reid.embedder import Embedder as Embedder
     from reid.training.train import TrainResult as TrainResult

@@ -106,11 +106,12 @@ class BatchLoader:
         self._reading = (-1, batches)  # until this epoch has ended: a loop may leave it
         if following != epoch:
             batches = self.loader.batches(sys.maxsize, (epoch, 0))
-        for _, _, batch in islice(batches, len(self)):
+        for _, step, batch in islice(batches, len(self)):
             moved = batch.to(self.device, pin=True)
             images = self.loader.augmentation.apply(moved.images, moved.changes)
+            if step == len(self) - 1:
+                self._reading = (epoch + 1, batches)
             yield images, moved.labels, batch.camids.to(self.device, non_blocking=True)
-        self._reading = (epoch + 1, batches)
 
     def __repr__(self) -> str:
         loader, plan = self.loader, self.loader.plan

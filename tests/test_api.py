@@ -11,13 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 import reid
-from reid import AugmentConfig
+from reid import AugmentConfig, Config
+from reid.runs.tracking import Tracker
 from reid.training.preemption import stop_signals
+from reid.training.trainer import Trainer
 from tests.support.drawn import HEIGHT, WIDTH, Drawn, draw_dataset
 from tests.support.programs import run_program
 from tests.support.runs import skip_pictures
@@ -81,13 +84,37 @@ def test_training_and_evaluation_follow_each_other_in_one_process(
     assert again.checkpoint == again.folder / "checkpoints" / best
 
 
-def test_a_dry_run_leaves_no_checkpoint(drawn: Drawn, tmp_path: Path) -> None:
-    config = reid.Config(runs=str(tmp_path), dry_run=True)
+def make_config(drawn: Drawn, folder: Path, **knobs: Any) -> Config:
+    """A training of a small model on the drawn images. knobs: of the run."""
+    config = Config(runs=str(folder), **knobs)
     config.data.root, config.data.height, config.data.width, config.data.workers = str(drawn.root), HEIGHT, WIDTH, 0
     config.batch.identities, config.model.encoder, config.model.weights = 4, "resnet10", "none"
-    trained = reid.train(config)
+    config.track.wandb = "off"
+    return config
+
+
+def test_a_dry_run_leaves_no_checkpoint(drawn: Drawn, tmp_path: Path) -> None:
+    trained = reid.train(make_config(drawn, tmp_path, dry_run=True))
     assert (trained.checkpoint, trained.metrics, list(tmp_path.iterdir())) == (None, {}, [])
     assert "no checkpoint" in repr(trained)
+
+
+def test_a_training_that_fails_leaves_nothing_in_the_process(
+    drawn: Drawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its signal handlers, which would swallow Ctrl-C, nor its run of W&B, which the next would continue."""
+
+    def fail(*_: object) -> None:
+        raise ValueError("damaged")
+
+    finished: list[bool] = []
+    monkeypatch.setattr(Trainer, "train_step", fail)
+    monkeypatch.setattr(Tracker, "finish", lambda self, resumes=False, failed=False: finished.append(failed))
+    handlers = [signal.getsignal(number) for number in stop_signals()]
+    with pytest.raises(ValueError, match="damaged"):
+        reid.train(make_config(drawn, tmp_path))
+    assert [signal.getsignal(number) for number in stop_signals()] == handlers and finished == [True]
+    assert not AcceleratorState._shared_state
 
 
 @pytest.mark.parametrize(
@@ -130,10 +157,13 @@ def test_an_iteration_is_an_epoch(drawn: Drawn) -> None:
     epochs = [[pids.tolist() for _, pids, _ in loader] for _ in range(2)]
     assert [len(epoch) for epoch in epochs] == [len(loader)] * 2 and epochs[0] != epochs[1]
     assert all(len(set(pids)) == 4 for epoch in epochs for pids in epoch)
-    for place in (1, 1):  # set back; then a loop leaves the epoch before its end
-        loader.epoch = place
+    for _ in range(2):  # set back; then after a loop that left an epoch before its end
+        loader.epoch = 1
         assert [pids.tolist() for _, pids, _ in loader] == epochs[1]
         next(iter(loader))
+    loader.epoch = 0
+    counted = [[next(epoch)[1].tolist() for _ in range(len(loader))] for epoch in map(iter, [loader, loader])]
+    assert counted == epochs  # of a loop that counts the steps, and never asks for more
     other = reid.open_loader(str(drawn.root), "cpu", seed=4, identities=4, images=2, **SIZE)
     assert [pids.tolist() for _, pids, _ in other] != epochs[0]
 

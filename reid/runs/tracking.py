@@ -182,12 +182,17 @@ class Tracker:
         """Set final scalars, which W&B's tables and sweeps read."""
         self._send(lambda run, _: run.summary.update(dict(values)))
 
-    def finish(self, resumes: bool = False) -> None:
-        """End W&B's run. resumes: it was stopped before its end; a sweep's server then gives it to another agent."""
+    def finish(self, resumes: bool = False, failed: bool = False) -> None:
+        """End W&B's run.
+
+        Args:
+            resumes: it was stopped before its end; a sweep's server then gives it to another agent.
+            failed: it ended with an error.
+        """
         preempted = resumes and bool(os.environ.get("WANDB_SWEEP_ID"))
         if preempted:
             self._send(lambda run, _: run.mark_preempting())
-        self._send(lambda run, _: run.finish(exit_code=int(preempted)))
+        self._send(lambda run, _: run.finish(exit_code=int(preempted or failed)))
         self.run = None
 
     def _send(self, action: Callable[[Any, Any], object]) -> None:

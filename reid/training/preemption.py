@@ -118,5 +118,8 @@ class StopRequest:
     def close(self) -> None:
         """Wait for the last collective, and restore the signal handlers."""
         self._answer()
+        self.restore_handlers()
+
+    def restore_handlers(self) -> None:
         for number, handler in getattr(self, "previous_handlers", {}).items():
             signal.signal(number, handler)

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,6 +56,17 @@ def start(config: Config) -> None:
         sys.exit(program.STOPPED)
 
 
+@contextlib.contextmanager
+def leaving_nothing(trainer: Trainer) -> Iterator[None]:
+    """If the block fails, restore signal handlers and end W&B's run: this process may go on, as in a notebook."""
+    try:
+        yield
+    except BaseException:
+        trainer.stop.restore_handlers()
+        trainer.tracker.finish(failed=True)
+        raise
+
+
 def train(config: Config) -> TrainResult:
     """Train one run, as `reid train` does.
 
@@ -84,7 +96,8 @@ def train(config: Config) -> TrainResult:
             from_rank_0(lambda: check_writable(folder.path))
         with contextlib.nullcontext() if config.dry_run else claim_run_folder(folder, config):
             trainer = Trainer(config, data, accelerator, folder, hosts)
-            stopped = trainer.fit()
+            with leaving_nothing(trainer):
+                stopped = trainer.fit()
             accelerator.wait_for_everyone()  # a launcher ends all processes when the first ends with STOPPED
         accelerator.end_training()
     saved = [] if config.dry_run else checkpoint.find(folder.checkpoints)
