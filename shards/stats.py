@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from reid.data.image_file import open_rgb
 from reid.data.manifest import Manifest, Split
 from reid.data.shard_reader import Dropped, read_sound_identities
-from reid.reports.style import DPI, LIGHT, style_axes
+from reid.reports.style import LIGHT, style_axes
 from shards.records import UNKNOWN_CAMERA
 from shards.summary import align, has_identity
 
@@ -51,7 +51,9 @@ def draw_stats(manifest: Manifest, path: Path, root: Path) -> Path:
     counted = {name: counts for name, counts in counted.items() if len(counts[0])}
     if not counted:
         raise ValueError(f"{manifest.dataset}: no identity in these shards, nothing to draw")
-    figure = Figure(figsize=(10, 4.3 * len(counted)), dpi=DPI, facecolor=LIGHT.paper, layout="constrained")
+    figure = Figure(figsize=(10, 4.3 * len(counted)), facecolor=LIGHT.paper, layout="constrained")
+    title = {"x": 0.01, "ha": "left", "fontsize": 14, "fontweight": "bold", "color": LIGHT.ink, "parse_math": False}
+    figure.suptitle(manifest.dataset, **title)
     grid = figure.add_gridspec(2 * len(counted), 3, height_ratios=[2, 1] * len(counted))
     for row, (name, counts) in enumerate(counted.items()):
         places = grid[2 * row, :2], grid[2 * row, 2]
@@ -60,7 +62,7 @@ def draw_stats(manifest: Manifest, path: Path, root: Path) -> Path:
         _draw_sample(figure.add_subplot(grid[2 * row + 1, :]), root, manifest.splits[name], manifest.distractor_pid)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        figure.savefig(path, dpi=120)
     except (ValueError, OSError) as error:
         raise ValueError(f"--out {path}: the picture cannot be written ({error}); name a .png, .pdf or .svg") from error
     return path
@@ -78,7 +80,7 @@ def _draw_histogram(axis: Axes, values: np.ndarray, title: str, unit: str) -> No
     axis.hist(values, bins=edges.tolist(), color=LIGHT.lines[0], edgecolor=LIGHT.paper, linewidth=0.8)
     median = float(np.median(values))
     axis.axvline(median, color=LIGHT.ink, linestyle="--", linewidth=1.2)
-    axis.set_xlabel(f"{unit}: median {median:g}, mean {values.mean():.1f}", color=LIGHT.ink)
+    axis.set_xlabel(f"{unit}\nmedian {median:g}, mean {values.mean():.1f}", color=LIGHT.ink)
     axis.set_ylabel("identities" if width == 1 else f"identities, {width} counts a bar", color=LIGHT.ink)
     axis.set_xlim(min(0, edges[0]), high + width)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -101,16 +103,16 @@ def _draw_sample(axis: Axes, root: Path, split: Split, distractor_pid: int | Non
 
 
 def read_sample(root: Path, split: Split, distractor_pid: int | None) -> tuple[list[np.ndarray], str]:
-    """Return the first images (H, W, 3) uint8 of SAMPLE identities, evenly spaced in one shard.
+    """Return the first images (H, W, 3) uint8 of SAMPLE identities, evenly spaced in the first shards that hold enough.
 
-    Only this shard is read. The text says why there are no images, or is "".
+    Only these shards are read. The text says why there are no images, or is "".
     """
     rows = np.flatnonzero(has_identity(split, distractor_pid))
-    shard = int(split.shard[rows[0]])
-    rows = rows[split.shard[rows] == shard]
+    rows = rows[split.shard[rows] <= split.shard[rows[:SAMPLE][-1]]]
     wanted = {int(rows[i]) for i in np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(int)}
     images = []
-    for found in read_sound_identities(root, split, [shard], wanted, lazily=True):
+    shards = np.unique(split.shard[rows]).tolist()
+    for found in read_sound_identities(root, split, shards, wanted, lazily=True):
         if isinstance(found, Dropped):
             return [], found.reason
         try:

@@ -139,7 +139,7 @@ def embedding(identities=12, total=12, tsne=True):
 
 def hard_query(name="query/a_long_name_0001.jpg"):
     query, wrong = picture("id 7 · camera 2"), picture("id 9 · camera 1", correct=False, seed=1)
-    query.name = name
+    query.name, wrong.name = name, "gallery/b.jpg"
     return HardQuery(query, 0.125, 1234, wrong, 0.75)
 
 
@@ -413,8 +413,8 @@ def test_hard_queries_and_confused_identities_are_tables_of_files(tmp_path):
     pair = Confusion(7, 9, 2, 3, hard_query().query, hard_query().wrong, 4, 0.75)
     text = write(tmp_path, hard_queries=[hard_query(), lost], confusions=[pair]).text
     asked = "query/ a_ long_ name_ 0001.jpg id 7 · camera 2"
-    assert f"{asked} id 9 · camera 1 0.75 12.5 1,234" in text and f"{asked} none - 12.5 1,234" in text
-    assert f"{asked} id 9 · camera 1 0.75 4 2 of 3" in text
+    assert f"{asked} gallery/ b.jpg id 9 · camera 1 0.75 12.5 1,234" in text and f"{asked} none - 12.5 1,234" in text
+    assert f"{asked} gallery/ b.jpg id 9 · camera 1 0.75 4 2 of 3" in text
     assert "None: every query has a match at rank 1." in write(tmp_path, confusions=[]).text
     assert lost.to_json() == {
         "file": "query/a_long_name_0001.jpg", "image": "id 7 · camera 2", "row": -1, "ap": 0.125,

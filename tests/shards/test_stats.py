@@ -52,6 +52,8 @@ def test_sample_images_are_those_of_identities(market: Path, tmp_path: Path) -> 
     for name, number in (("train", 9), ("gallery", 3)):  # gallery: no distractors, no junk
         images, reason = read_sample(tmp_path / "out", manifest.split(name), manifest.distractor_pid)
         assert [image.shape for image in images] == [(32, 16, 3)] * number and not reason
+    several = build(market1501.read(market), tmp_path / "several", num_shards=4).manifest
+    assert len(read_sample(tmp_path / "several", several.split("train"), several.distractor_pid)[0]) == 9
     (tmp_path / "out" / "train-0000.tar").unlink()
     images, reason = read_sample(tmp_path / "out", manifest.split("train"), manifest.distractor_pid)
     assert not images and "train-0000.tar" in reason
