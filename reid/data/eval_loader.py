@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,6 +17,19 @@ from reid.data.images import Pixels
 from reid.data.manifest import JUNK_PID, Manifest, Split
 from reid.data.shard_reader import read_identities
 from reid.data.workers import count_workers, receive, start_workers
+
+
+class Decoder(Protocol):
+    """What decodes images, as `Pixels` does."""
+
+    def decode(self, data: memoryview, name: str) -> Tensor:
+        """Return an image (3, H, W) uint8. name: for errors."""
+
+
+def kept_places(manifest: Manifest, split: str) -> np.ndarray:
+    """Return (N,) the places in storage order of the images that have features: all but junk."""
+    part = manifest.split(split)
+    return np.flatnonzero(np.repeat(part.pids != JUNK_PID, part.images))
 
 
 @dataclass(frozen=True)
@@ -80,14 +94,14 @@ class EvalLoader:
 
 
 def read_images(
-    root: str | Path, manifest: Manifest, split: str, index: Sequence[int], pixels: Pixels
+    root: str | Path, manifest: Manifest, split: str, index: Sequence[int], pixels: Decoder
 ) -> list[np.ndarray]:
     """Return the images (H, W, 3) uint8 at `index`, places in storage order; opens only the shards that hold them."""
     return [image for image, _ in read_named_images(root, manifest, split, index, pixels)]
 
 
 def read_named_images(
-    root: str | Path, manifest: Manifest, split: str, index: Sequence[int], pixels: Pixels
+    root: str | Path, manifest: Manifest, split: str, index: Sequence[int], pixels: Decoder
 ) -> list[tuple[np.ndarray, str]]:
     """Return the images as `read_images`, each with the file of the dataset that it was made from."""
     part = manifest.split(split)

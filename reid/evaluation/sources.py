@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from reid.config import EvaluateConfig, TrackConfig
-from reid.data.eval_loader import read_named_images
+from reid.data.eval_loader import kept_places, read_named_images
 from reid.data.images import Pixels
 from reid.data.joined import label_datasets
 from reid.data.manifest import Manifest, load_manifest
@@ -190,12 +190,6 @@ def name_image(manifest: Manifest, split: str, row: int) -> str:
         f"image {nth} of identity {part.names[identity]} (pid {part.pids[identity]}, row {row}) in "
         f"{part.shards[part.shard[identity]].name}"
     )
-
-
-def kept_places(manifest: Manifest, split: str) -> np.ndarray:
-    """Return (N,) the places in storage order of the images that have features: all but junk."""
-    part = manifest.split(split)
-    return np.flatnonzero(np.repeat(part.pids != JUNK, part.images))
 
 
 class FeatureSource:
