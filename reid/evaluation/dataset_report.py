@@ -199,7 +199,7 @@ def _left_out_by_ctl(evaluation: Evaluation) -> int:
     """Return how many queries only `ctl_published` leaves out; 0 if no other protocol was evaluated."""
     left_out = {protocol: _count_left_out(result) for protocol, result in evaluation.results.items()}
     others = [number for protocol, number in left_out.items() if protocol != "ctl_published"]
-    return left_out.get("ctl_published", 0) - max(others) if others else 0
+    return max(0, left_out.get("ctl_published", 0) - max(others)) if others else 0
 
 
 def _count_left_out(result: Result) -> int:
@@ -224,10 +224,7 @@ def find_warnings(evaluation: Evaluation) -> list[str]:
     unknown = {name: int((split.camids == UNKNOWN).sum()) for name, split in splits.items()}
     for name, number in unknown.items() if NO_CAMERAS not in find_notes(evaluation) else ():
         if number:
-            have = (
-                "no image has a"
-                if number == len(splits[name])
-                else f"{number:,} of {len(splits[name]):,} images have no"
-            )
+            size = len(splits[name])
+            have = "no image has a" if number == size else f"{number:,} of {size:,} images have no"
             warnings.append(f"{name}: {have} camera id; no same-camera rule was applied to them")
     return warnings

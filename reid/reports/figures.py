@@ -66,7 +66,10 @@ def _widen_hidden(axes: Axes, curves: dict[str, np.ndarray], colors: dict[str, s
     """Draw each curve wider where earlier ones, on top of it, are nearer than `near`: its color is at both sides."""
     width = MODEL_LINES[0][1]
     for j, (protocol, curve) in enumerate(curves.items()):
-        hidden = sum((np.abs(curve - above) < near for above in list(curves.values())[:j]), np.zeros(len(curve), int))
+        hidden = np.zeros(len(curve), dtype=int)
+        for above in list(curves.values())[:j]:
+            both = min(len(curve), len(above))
+            hidden[:both] += np.abs(curve[:both] - above[:both]) < near
         for depth in range(1, int(hidden.max(initial=0)) + 1):
             axes.plot(np.arange(1, len(curve) + 1), np.where(hidden >= depth, curve, np.nan), color=colors[protocol],
                       linewidth=width + 2.4 * depth, zorder=3 - 0.1 * j, solid_capstyle="butt")  # fmt: skip

@@ -345,6 +345,7 @@ def test_equal_curves_can_all_be_seen():
     pixels = pixels_of(draw_cmc({"a": apart}, "d"))
     alone = [count(pixels[: len(pixels) * 3 // 4], colour) for colour in LIGHT.lines[:3]]
     assert min(seen) > 0.4 * min(alone)
+    assert draw_cmc({"a": {"image": figures(0.5, 0.5), "centroid": figures(0.5, 0.5, max_rank=9)}}, "d")
 
 
 def test_each_protocol_has_its_color():
