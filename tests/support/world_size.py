@@ -47,7 +47,7 @@ def run(config: Config, dtype: torch.dtype = torch.float64, dropout: float = 0.0
         dropout: of the images, drawn by the model: what a random part of a model would draw.
     """
     with _program(), _precision(dtype, dropout):
-        return train(config)
+        return train(config).stopped
 
 
 @contextmanager

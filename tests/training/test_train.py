@@ -149,7 +149,7 @@ def config(root: Path, tmp_path: Path, _fresh_process: None) -> Config:
 
 def again(config: Config, **knobs: Any) -> bool:
     AcceleratorState._reset_state(reset_partial_state=True)
-    return train(replace(config, resume="auto", **knobs))
+    return train(replace(config, resume="auto", **knobs)).stopped
 
 
 def log_of(config: Config) -> list[dict[str, float]]:
@@ -167,7 +167,7 @@ def test_bf16_trains_and_is_evaluated_in_float32_as_evaluate_does_it(
         return seen[split]
 
     monkeypatch.setattr(validation, "extract", watched)
-    assert not train(config)
+    assert not train(config).stopped
     model = make_model(8, "resnet10")
     checkpoint.load_weights(checkpoint.find(config.folder / "checkpoints")[0], model)
     manifest, device = load_manifest(config.data.root), torch.device("cpu")
@@ -182,7 +182,7 @@ def test_bf16_trains_and_is_evaluated_in_float32_as_evaluate_does_it(
 
 def test_deterministic_is_switched_on(config: Config) -> None:
     config.speed.deterministic, config.optim.epochs = True, 1
-    assert not train(config)
+    assert not train(config).stopped
     assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
 
 
@@ -194,7 +194,7 @@ def test_an_evaluation_that_was_killed_is_made_by_the_resumed_run(
     write = checkpoint._write
     monkeypatch.setattr(checkpoint, "_write", lambda folder, *rest: (written.append(folder.name), write(folder, *rest)))
     straight = replace(config, name="straight")
-    assert not train(straight)
+    assert not train(straight).stopped
     assert written == [".epoch-0001-step-000000.writing", ".epoch-0002-step-000000.writing"]  # once each
 
     def killed(*args: Any) -> dict[str, float]:
@@ -225,7 +225,7 @@ def test_a_checkpoint_that_is_not_there_is_not_the_best(config: Config, monkeypa
 
     monkeypatch.setattr(checkpoint, "save", full_at_first)
     monkeypatch.setattr(Validation, "evaluate_test", lambda *args: {"image/mAP": 1.0 / (1 + len(calls))})
-    assert not train(config)
+    assert not train(config).stopped
     (kept,) = checkpoint.find(config.folder / "checkpoints")
     state = checkpoint.read_state(kept)
     assert state["best_name"] == kept.name and state["best"] == {"image/mAP": 0.25}
@@ -238,7 +238,7 @@ def test_a_stop_at_the_end_of_an_epoch_leaves_the_evaluation_to_the_resumed_run(
     monkeypatch.setattr(Validation, "evaluate_test", lambda *args: evaluated.append("now") or {"image/mAP": 0.5})
     stop = config.folder.parent / "stop"
     stop.touch()
-    assert train(replace(config, stop_file=str(stop)))  # the first step: one process sees the file at once
+    assert train(replace(config, stop_file=str(stop))).stopped  # the first step: one process sees the file at once
     assert again(config, stop_file=str(stop))
     config.optim.epochs = 1
     assert json.loads((config.folder / "stopped.json").read_text())["checkpoint"] == "epoch-0001-step-000000"
@@ -268,7 +268,7 @@ def test_a_resume_with_other_batches_is_refused_and_with_other_rates_goes_on(
     config: Config, knobs: dict[str, Any], words: str
 ) -> None:
     config.optim.epochs = 1
-    assert not train(config)
+    assert not train(config).stopped
     config.optim.epochs = 2
     for name, value in knobs.items():
         section, _, knob = name.rpartition("__")
@@ -286,7 +286,7 @@ def test_an_average_is_evaluated_and_saved_and_resumed_to_the_bit(
     config.optim.ema, config.eval.every_epochs = 0.9, 1
     stop = config.folder.parent / "stop"
     stop.touch()
-    assert train(replace(config, stop_file=str(stop)))
+    assert train(replace(config, stop_file=str(stop))).stopped
     evaluated: list[dict[str, torch.Tensor]] = []
     evaluate = Validation.evaluate_test
     monkeypatch.setattr(
@@ -319,7 +319,7 @@ def test_an_average_is_evaluated_and_saved_and_resumed_to_the_bit(
 
 def test_the_number_of_ranks_is_shown_and_kept(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     config.batch.ranks, config.speed.recompute, config.optim.epochs = 2, True, 1
-    assert not train(config)
+    assert not train(config).stopped
     assert "2 virtual over 1 process(es), 4 images each, computed twice" in capsys.readouterr().out
     config.optim.epochs = 2
     for ranks in (0, 1):
@@ -332,9 +332,9 @@ def test_streams_are_chosen_for_the_data_and_kept_by_a_resume(
     config: Config, drawn: Drawn, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config.batch.streams, config.optim.epochs = "auto", 1
-    assert not train(replace(config, name="chosen", batch=replace(config.batch), dry_run=True))
+    assert not train(replace(config, name="chosen", batch=replace(config.batch), dry_run=True)).stopped
     assert "4 identities x 2 images, 2 streams" in capsys.readouterr().out
-    assert not train(replace(config, batch=replace(config.batch, streams=1)))
+    assert not train(replace(config, batch=replace(config.batch, streams=1))).stopped
     config.optim.epochs = 2
     assert not again(config)  # an earlier version may have chosen 1
     assert load(config.folder / "config.yaml").batch.streams == 1
@@ -357,7 +357,7 @@ def test_two_datasets_are_trained_resumed_and_evaluated(
     config.batch.identities, config.batch.streams, config.optim.epochs = 6, "auto", 1
     config.eval.every_epochs = 1
     straight = replace(config, name="straight", optim=replace(config.optim, epochs=2))
-    assert not train(straight)
+    assert not train(straight).stopped
     said = capsys.readouterr().out
     assert ": pedestrians, 8 identities, 32 images, 2 shards; 2 of 6 identities a step, 1 streams" in said
     assert ": drawn, 16 identities, 68 images, 8 shards; 4 of 6 identities a step, 2 streams" in said
@@ -376,7 +376,7 @@ def test_two_datasets_are_trained_resumed_and_evaluated(
         assert last[f"eval/{name}"] == pytest.approx(mean)
     assert last["eval/last_mAP"] == last["eval/image/mAP"]
 
-    assert not train(config)
+    assert not train(config).stopped
     config.data.root.reverse(), config.batch.shares.reverse()
     config.optim.epochs = 2
     assert not again(config)
@@ -434,7 +434,7 @@ def test_an_identity_of_one_image_alone_on_a_rank(images: int, ranks: int, knobs
 
 def test_the_start_table_says_what_of_a_run_is_loaded(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     config.optim.epochs = 1
-    assert not train(config)
+    assert not train(config).stopped
     written = load(config.folder / "config.yaml").data
     assert (written.mean, written.std, written.interpolation) == (IMAGENET_MEAN, IMAGENET_STD, "bilinear")
     config.model.weights = str(config.folder)
@@ -448,7 +448,7 @@ def test_a_dry_run_says_what_it_saw_and_what_it_cannot_write_and_leaves_nothing(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config.dry_run, config.runs = True, str(tmp_path / "a" / "b")
-    assert not train(config)
+    assert not train(config).stopped
     assert not (tmp_path / "a").exists()
     said = capsys.readouterr().out
     for name in ("loss", "hinge_active", "d_ap", "d_an", "triplet_d_ap", "feature_norm"):
@@ -474,7 +474,7 @@ def test_a_dry_run_looks_at_the_query(config: Config, monkeypatch: pytest.Monkey
 
     config.dry_run, config.eval.batch_size = True, 1
     monkeypatch.setattr(validation, "extract", watched)
-    assert not train(config)
+    assert not train(config).stopped
     assert seen == [("query", 1)]
 
 
@@ -489,7 +489,7 @@ def test_a_signal_in_an_evaluation_is_written_down_at_once(config: Config, monke
         return {"image/mAP": 0.5}
 
     monkeypatch.setattr(Validation, "evaluate_test", asked)
-    assert train(config)  # one step later
+    assert train(config).stopped  # one step later
     at = {"epoch": 1, "step": 0, "reason": "SIGUSR1", "checkpoint": "epoch-0001-step-000000"}
     assert seen == [at]
     assert json.loads((config.folder / "stopped.json").read_text())["checkpoint"] == "epoch-0001-step-000001"
@@ -537,7 +537,7 @@ def test_a_finished_run_is_left_as_it_is(
     config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config.optim.epochs = 1
-    assert not train(config)
+    assert not train(config).stopped
     files = {path: path.read_bytes() for path in config.folder.rglob("*") if path.is_file()}
     best = json.loads((checkpoint.find(config.folder / "checkpoints")[0] / "state.json").read_text())["best"]
     assert "trained to epoch 1 of 1" in capsys.readouterr().out
