@@ -29,10 +29,10 @@ from reid.metrics.protocols import PROTOCOLS
 from reid.metrics.rerank import Ranks, Reranked
 from reid.metrics.retrieval import Result, evaluate, evaluate_search, merge
 from reid.model.features import FLIP_TEST, compute_features
-from reid.model.saved import MODEL
+from reid.model.hub import is_published
 from reid.precision import AUTOCAST_DTYPES, forward_pass
-from reid.runs import checkpoint
-from reid.runs.models import TRAINED, build_models, find_run, read_config
+from reid.runs.folder import RunFolder
+from reid.runs.models import TRAINED, build_models, find_run, read_config, read_origin
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -152,6 +152,12 @@ class RunSource:
     def __init__(self, options: EvaluateConfig) -> None:
         self.options = options
         run, self.checkpoint = find_run(options.run, options.checkpoint)
+        if is_published(self.checkpoint):
+            if lacking := [name for name in ("data", "out") if not getattr(options, name)]:
+                raise ValueError(
+                    f"--{lacking[0]} is missing: {options.run or options.checkpoint} is no folder of a run"
+                )
+            run = RunFolder(Path(options.out))
         self.folder, self.config = run.path, read_config(run, self.checkpoint)
         self.out = Path(options.out or run.reports)
         if os.environ.get("RANK", "0") == "0":  # ranks that check at once would remove each other's folder
@@ -205,7 +211,7 @@ class RunSource:
             return read_images(root, manifest, split, kept_places(manifest, split)[list(rows)].tolist(), pixels)
 
         facts = {
-            "run": str(self.folder),
+            "run": self.options.run if is_published(self.checkpoint) else str(self.folder),
             "checkpoint": self.checkpoint.name,
             "data": f"{root} ({manifest.dataset}, fingerprint {manifest.fingerprint[:12]})",
             "encoder": f"{config.model.encoder}, {config.data.height}x{config.data.width} pixels",
@@ -214,17 +220,15 @@ class RunSource:
         if self.options.flip:
             facts[FLIP_TEST] = "features are means of those of an image and of its mirror image"
         name = manifest.dataset or "data"
-        state = checkpoint.read_state(self.checkpoint)
+        origin = read_origin(self.checkpoint)
         report = DatasetReport(
             self.out, name, str(self.checkpoint), facts, read, manifest.fingerprint, describe_pixels(config.data),
-            self.options.flip, state["files"][MODEL],
+            self.options.flip, origin.weights,
         )  # fmt: skip
-        trained_on = state["describes"].get("data", "")
-        fingerprints = [trained_on] if isinstance(trained_on, str) else trained_on
-        if trained_on and manifest.fingerprint not in fingerprints:
+        if origin.data and manifest.fingerprint not in origin.data:
             report.notes.append(
                 f"Across domains: the checkpoint was trained on other data (fingerprint "
-                f"{', '.join(each[:12] for each in fingerprints)}) than it is evaluated on "
+                f"{', '.join(each[:12] for each in origin.data)}) than it is evaluated on "
                 f"({manifest.fingerprint[:12]})."
             )
         if manifest.skipped:
