@@ -23,7 +23,7 @@ PROGRAMS = {
     "evaluate": ("reid.evaluation.__main__", "evaluate a run or features, or compare reports; also --processes N"),
     "shards": ("shards.__main__", "build, split, verify, show and draw datasets"),
     "search": ("reid.search.__main__", "index images, and find who looks most like a photo"),
-    "export": ("reid.export", "write a model as ONNX, torch.export or safetensors"),
+    "export": ("reid.export.__main__", "write a model as ONNX, torch.export or safetensors, or on Hugging Face's hub"),
     "sweep": ("reid.sweeps.__main__", "train the runs of a sweep file without W&B's server"),
     "model": ("reid.model.__main__", "list encoders, fetch their weights, inspect files of weights"),
     "configs": ("reid.config.shipped", "list the configurations that --config reid:NAME reads"),

@@ -29,6 +29,7 @@ from reid.config.schema import DTYPES, LATER, NOT_SAVED
 from reid.data.image_file import read_image_file
 from reid.data.images import Pixels
 from reid.model.features import check_dimensions, compute_features
+from reid.model.hub import is_published, resolve
 from reid.model.network import ReIDModel
 from reid.model.saved import is_checkpoint
 from reid.precision import find_device, find_wrong_convolution, forward_pass
@@ -75,20 +76,21 @@ class Embedder:
         cls, path: str | os.PathLike[str], device: str = "auto", dtype: str = "float32", batch_size: int = 64,
         flip: bool = False, dimensions: int = 0,
     ) -> Embedder:  # fmt: skip
-        """Load the model of a run's folder (its newest undamaged checkpoint), or of a checkpoint's folder inside a run.
+        """Load a model: of a run's folder (its newest undamaged checkpoint), of a checkpoint's folder, or of the hub.
 
         Raises ValueError if there is no such model or device, or if this machine computes wrong features in `dtype`.
 
         Args:
-            path: the folder.
+            path: the folder; or `hf:org/name`, also with `@revision`, a model on Hugging Face's hub.
             device: auto (CUDA if there is one), or any of torch's names.
             dtype: float32, or bfloat16 or float16, which autocast the forward pass.
             batch_size: images per forward pass.
             flip: see `compute_features`; twice the time.
             dimensions: length of the features: one of the model's `nested`; 0 = all numbers.
         """
-        name = os.fspath(path)
-        folder, found = find_run("", name) if is_checkpoint(Path(name)) else find_run(name, "newest")
+        name = resolve(os.fspath(path))
+        is_model = is_checkpoint(Path(name)) or is_published(Path(name))
+        folder, found = find_run("", name) if is_model else find_run(name, "newest")
         run = read_config(folder, found)
         model = cast(ReIDModel, build_models(found, run)[TRAINED])
         return cls(model, run, found, device, dtype, batch_size, flip, dimensions)

@@ -152,7 +152,7 @@ class ModelConfig(Section):
     encoder: str = "resnet50"
     """Backbone: `reid model list` shows all; resnet10 is for CPUs; timm/<name>, timm/hf-hub:<org>/<name>."""
     weights: str = "imagenet"
-    """Initial weights: imagenet (published, downloaded once), none, a .safetensors or .pth file, or a run's folder."""
+    """Initial weights: imagenet (downloaded once), none, a .safetensors or .pth file, a run, hf:<org>/<name>."""
     weights_key: str = ""
     """Part of a file that holds the encoder, e.g. teacher or state_dict.module; empty = the one that fits best."""
     weights_grid: tuple[Size, Size] | None = None
@@ -480,7 +480,7 @@ class EvaluateConfig(Section):
     """One evaluation: of a run, of another system's features, or a comparison of finished reports."""
 
     run: str = ""
-    """Folder of the training run, e.g. runs/quickstart; `--run` may be omitted."""
+    """Folder of the training run, e.g. runs/quickstart, or hf:<org>/<name>; `--run` may be omitted."""
     checkpoint: str = "newest"
     """Which of the run's checkpoints: newest, best, the name of a folder in checkpoints/, or a path without --run."""
     data: list[str] = field(default_factory=list)

@@ -27,11 +27,10 @@ from reid.evaluation.training_curves import read_curves
 from reid.files import check_writable, is_inside, make_folder
 from reid.metrics.features import JUNK
 from reid.model.features import FLIP_TEST
-from reid.model.saved import MODEL
+from reid.model.hub import is_published
 from reid.precision import AUTOCAST_DTYPES
-from reid.runs import checkpoint
 from reid.runs.folder import RunFolder
-from reid.runs.models import TRAINED, build_models, find_run, read_config
+from reid.runs.models import TRAINED, build_models, find_run, read_config, read_origin
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -43,22 +42,25 @@ class RunSource:
     """A run's checkpoint and baselines, on one dataset or several.
 
     folder, name, track: of the run, for W&B.
-    epoch: of its last optimizer step, counted from 1.
-    step: the same, counted from 0; None if an earlier version did not note it.
+    epoch, step: of its `Origin`.
     """
 
     def __init__(self, options: EvaluateConfig) -> None:
         self.options = options
         run, self.checkpoint = find_run(options.run, options.checkpoint)
+        if is_published(self.checkpoint):
+            if lacking := [name for name in ("data", "out") if not getattr(options, name)]:
+                raise ValueError(
+                    f"--{lacking[0]} is missing: {options.run or options.checkpoint} is no folder of a run"
+                )
+            run = RunFolder(Path(options.out))
         self.folder, self.config = run.path, read_config(run, self.checkpoint)
         self.out = Path(options.out or run.reports)
         if os.environ.get("RANK", "0") == "0":  # ranks that check at once would remove each other's folder
             check_writable(self.out, "--out")
         self.name, self.track = self.config.name, self.config.track
-        self.state = checkpoint.read_state(self.checkpoint)
-        self.epoch = self.state["epoch"] + (self.state["step"] > 0)
-        steps = self.state.get("steps_per_epoch", 0)
-        self.step = self.state["epoch"] * steps + self.state["step"] - 1 if steps else None
+        self.origin = read_origin(self.checkpoint)
+        self.epoch, self.step = self.origin.epoch, self.origin.step
         self.manifests = load_manifests(options.data or list_testable(self.config.data.roots))
         self.models = build_models(self.checkpoint, self.config, options.baselines)
 
@@ -80,7 +82,7 @@ class RunSource:
 
         Data that the run was not trained on has its own name, as has each of several datasets of a training.
         """
-        if self._trained_on == [report.data_fingerprint]:
+        if self.origin.data == [report.data_fingerprint]:
             return "eval"
         labels = label_datasets([*self.manifests.values()])
         by_fingerprint = {m.fingerprint: label for m, label in zip(self.manifests.values(), labels, strict=True)}
@@ -90,13 +92,7 @@ class RunSource:
     def is_joint(self) -> bool:
         """Whether several datasets are those of the training, whose means W&B then has, too."""
         fingerprints = [manifest.fingerprint for manifest in self.manifests.values()]
-        return len(self._trained_on) > 1 and (not self.options.data or set(fingerprints) == set(self._trained_on))
-
-    @property
-    def _trained_on(self) -> list[str]:
-        """Fingerprints of the training's datasets; an empty list if the checkpoint does not say them."""
-        trained_on = self.state["describes"].get("data", "")
-        return [each for each in ([trained_on] if isinstance(trained_on, str) else trained_on) if each]
+        return len(self.origin.data) > 1 and (not self.options.data or set(fingerprints) == set(self.origin.data))
 
     def _cut(self, trained: Evaluation) -> dict[str, Evaluation]:
         """Evaluate the first numbers of the trained model's features, at each length that they were trained for."""
@@ -131,7 +127,7 @@ class RunSource:
             return read_named_images(root, manifest, split, kept_places(manifest, split)[list(rows)].tolist(), pixels)
 
         facts = {
-            "run": str(self.folder),
+            "run": self.options.run if is_published(self.checkpoint) else str(self.folder),
             "checkpoint": self.checkpoint.name,
             "data": f"{root} ({manifest.dataset}, fingerprint {manifest.fingerprint[:12]})",
             "encoder": f"{config.model.encoder}, {config.data.height}x{config.data.width} pixels",
@@ -142,13 +138,13 @@ class RunSource:
         name = manifest.dataset or "data"
         report = DatasetReport(
             self.out, name, str(self.checkpoint), facts, read_named, manifest.fingerprint, describe_pixels(config.data),
-            self.options.flip, self.state["files"][MODEL], root,
+            self.options.flip, self.origin.weights, root,
             read_curves(RunFolder(self.folder).metrics, config.loss.weights),
         )  # fmt: skip
-        if self._trained_on and manifest.fingerprint not in self._trained_on:
+        if self.origin.data and manifest.fingerprint not in self.origin.data:
             report.notes.append(
                 f"Across domains: the checkpoint was trained on other data (fingerprint "
-                f"{', '.join(each[:12] for each in self._trained_on)}) than it is evaluated on "
+                f"{', '.join(each[:12] for each in self.origin.data)}) than it is evaluated on "
                 f"({manifest.fingerprint[:12]})."
             )
         if manifest.skipped:

@@ -13,6 +13,7 @@ from reid.config import DataConfig, ModelConfig
 from reid.files import hash_file
 from reid.model.contents import describe_file
 from reid.model.encoders import ENCODERS, build_encoder
+from reid.model.hub import resolve
 from reid.model.preprocessing import own_preprocessing
 from reid.model.published import cached_file, fetch, fix_of
 from reid.model.timm_models import TIMM
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.command == "inspect":
-            print(describe_file(Path(options.file), options.encoder or ENCODERS, options.key))
+            print(describe_file(Path(resolve(options.file)), options.encoder or ENCODERS, options.key))
         if options.command == "list":
             _list()
         for name in options.names if options.command == "fetch" else []:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from reid.config import ModelConfig
 from reid.model.fit import ENOUGH
+from reid.model.hub import resolve
 from reid.model.parts import Place, find_places, flatten, join, list_rest, list_top_names
 from reid.model.positions import find_stated_grid, fit_positions
 from reid.model.published import fetch
@@ -30,7 +31,7 @@ def initialize(encoder: nn.Module, config: ModelConfig, heads: Mapping[str, nn.M
     """
     if config.weights == "none" or (config.weights == "imagenet" and config.encoder.startswith(TIMM)):
         return config.weights
-    path = fetch(config.encoder) if config.weights == "imagenet" else locate(Path(config.weights))
+    path = fetch(config.encoder) if config.weights == "imagenet" else locate(Path(resolve(config.weights)))
     return load_weights(encoder, path, config, heads if config.weights_neck else NO_HEADS)
 
 

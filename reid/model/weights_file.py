@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from reid.model.hub import is_published
 from reid.model.saved import CHECKPOINTS, MODEL, check, find_undamaged, is_checkpoint
 
 # What a file begins with, in lower case and without white space, and what it then is.
@@ -36,13 +37,13 @@ UNKNOWN = re.compile(r"GLOBAL ([\w.]+)")  # in torch's error
 
 
 def locate(path: Path) -> Path:
-    """Return the file that `model.weights` means: itself, or the weights in the folder of a run or a checkpoint.
+    """Return the file that `model.weights` means: itself, or the weights in the folder of a run or of a model.
 
     Of a run they are those of its newest undamaged checkpoint. Raises ValueError if there are none.
     """
     if not path.is_dir():
         return path
-    if is_checkpoint(path):
+    if is_checkpoint(path) or is_published(path):
         return path / MODEL
     newest, _ = find_undamaged(path / CHECKPOINTS)
     if newest is None:

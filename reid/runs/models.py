@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,12 @@ from torch import Tensor, nn
 from reid.config import Config, load
 from reid.config.schema import LATER, NOT_SAVED
 from reid.data.normalization import IMAGENET, Normalization, describe_pixels
+from reid.model.hub import is_published, resolve
 from reid.model.network import ReIDModel
 from reid.model.saved import MODEL, check, find_undamaged, is_checkpoint
 from reid.runs import checkpoint
 from reid.runs.folder import RunFolder
+from reid.runs.published import build_published, read_about, read_published_config
 
 
 class ColourHistogram(nn.Module):
@@ -61,6 +64,20 @@ def build_models(found: Path, run: Config, baselines: Sequence[str] = ()) -> dic
 
     Raises ValueError if the checkpoint holds another model than the run's configuration describes.
     """
+    trained = build_published(found, run) if is_published(found) else _build_trained(found, run)
+    models: dict[str, nn.Module] = {TRAINED: trained}
+    if "untrained" in baselines and is_published(found):
+        raise ValueError("--baselines untrained: a published model does not say what its training started from")
+    if "untrained" in baselines:
+        torch.manual_seed(run.seed)
+        models[UNTRAINED] = ReIDModel(len(trained.classifier.weight), run.model, run.data.image_size)
+    if "histogram" in baselines:
+        models[HISTOGRAM] = ColourHistogram(normalization=Normalization.from_config(run.data))
+    return models
+
+
+def _build_trained(found: Path, run: Config) -> ReIDModel:
+    """Build the model of a checkpoint. Raises ValueError if it is not the one that the configuration describes."""
     knobs, size = asdict(run.model), run.data.image_size
     state = checkpoint.read_facts(found)
     saved = LATER | state.get("model", {})
@@ -78,17 +95,44 @@ def build_models(found: Path, run: Config, baselines: Sequence[str] = ()) -> dic
         )
     trained = ReIDModel(state["classes"], run.model.without_weights(), size)
     checkpoint.load_weights(found, trained)
-    models: dict[str, nn.Module] = {TRAINED: trained}
-    if "untrained" in baselines:
-        torch.manual_seed(run.seed)
-        models[UNTRAINED] = ReIDModel(state["classes"], run.model, size)
-    if "histogram" in baselines:
-        models[HISTOGRAM] = ColourHistogram(normalization=Normalization.from_config(run.data))
-    return models
+    return trained
+
+
+class Origin(NamedTuple):
+    """What a model is from.
+
+    weights: sha256 of its checkpoint's file of weights.
+    data: fingerprints of its shards; empty if unknown.
+    epoch: of its last optimizer step, counted from 1; None if unknown.
+    step: the same, counted from 0 over all epochs; None if an earlier version did not note it.
+    """
+
+    weights: str
+    data: list[str]
+    epoch: int | None = None
+    step: int | None = None
+
+
+def read_origin(found: Path) -> Origin:
+    """Return the origin of a checkpoint or a published model."""
+    if is_published(found):
+        about = read_about(found)
+        return Origin(about["weights"], about["data"])
+    state = checkpoint.read_state(found)
+    data = state["describes"].get("data") or []
+    epoch, step, steps = state["epoch"], state["step"], state.get("steps_per_epoch", 0)
+    return Origin(
+        state["files"][MODEL],
+        [data] if isinstance(data, str) else data,
+        epoch + (step > 0),
+        epoch * steps + step - 1 if steps else None,
+    )
 
 
 def read_config(folder: RunFolder, found: Path) -> Config:
     """Return a run's configuration, with what the version that trained its checkpoint meant by it."""
+    if is_published(found):
+        return read_published_config(found)
     config = load(folder.config)
     if "pixels" not in checkpoint.read_state(found)["describes"]:
         facts = checkpoint.read_facts(found).get("model", {})
@@ -99,14 +143,21 @@ def read_config(folder: RunFolder, found: Path) -> Config:
 def find_run(run: str, name: str) -> tuple[RunFolder, Path]:
     """Return a run's folder and one of its checkpoints, of which the model is undamaged.
 
+    A published model is both.
+
     Args:
-        run: the run's folder; may be empty if `name` is a path.
+        run: the run's folder, or `hf:org/name` or the folder of a published model; may be empty if `name` is a path.
         name: newest, best, the name of one of the run's checkpoints, or a checkpoint's path. The newest is the newest
             that a training run would resume from; damaged ones are named in a warning on stderr.
 
     Raises:
         ValueError: there is no such run or checkpoint, or it is damaged.
     """
+    run, name = resolve(run), resolve(name)
+    if is_published(published := Path(run or name)):
+        if run and name != "newest":
+            raise ValueError(f"--checkpoint={name}: {run} is one model, not a run; leave it out")
+        return RunFolder(published), published
     if is_checkpoint(Path(name)):
         found = Path(name)
         check(found, [MODEL])

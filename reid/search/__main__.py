@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from reid.config import normalize_flags
 from reid.config.schema import DTYPES
+from reid.model.hub import PATH_OR_HUB
 from reid.program import call, name_program
 from reid.search import GALLERIES
 
@@ -27,7 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     index = commands.add_parser("index", help="make an index of images")
-    index.add_argument("--checkpoint", required=True, metavar="PATH", help="a run's folder, or one of its checkpoints")
+    index.add_argument("--checkpoint", required=True, metavar="PATH", help=PATH_OR_HUB)
     index.add_argument("--out", required=True, dest="index", metavar="INDEX", help="a folder that does not exist yet")
     flip = "flip test: features are means of those of an image and of its mirror image, also those of later queries"
     dimensions = "length of the features, also of later queries: one of the run's model.nested; default: all numbers"

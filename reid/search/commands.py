@@ -22,6 +22,7 @@ from reid.data.image_file import read_image_file
 from reid.data.images import Pixels
 from reid.embedder import Embedder
 from reid.model.features import FLIP_TEST, WrongDimensionsError
+from reid.model.hub import resolve
 from reid.reports.html import render
 from reid.search.index import Entry, Hit, Index
 from reid.search.index_files import Meta, Source
@@ -101,7 +102,7 @@ def _list_images(options: Namespace) -> Iterable[SourceImage]:
 
 def _load_model_of(index: Index, options: Namespace) -> Embedder:
     """Load the model that the index was made with. Raises ValueError if it is another one or cannot be found."""
-    path = options.checkpoint or index.meta.checkpoint
+    path = resolve(options.checkpoint) or index.meta.checkpoint
     if not Path(path).exists():
         raise ValueError(f"{index.folder}: the checkpoint of its model, {path}, does not exist; give --checkpoint")
     of_another = f"{index.folder} holds features of another model (fingerprint {index.meta.fingerprint[:12]}) than "

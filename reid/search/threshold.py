@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from reid.embedder import Embedder
-from reid.model.saved import MODEL, read_state
+from reid.runs.models import read_origin
 
 
 def read_threshold(given: str, at: str, embedder: Embedder, gallery: str) -> float:
@@ -62,7 +62,7 @@ def _from_file(path: Path, at: str, embedder: Embedder, gallery: str) -> float:
 
 
 def _check_model(path: Path, made: dict[str, Any], embedder: Embedder) -> None:
-    own = {"model": read_state(embedder.source)["files"][MODEL], "flip": embedder.flip, "dim": embedder.dim}
+    own = {"model": read_origin(embedder.source).weights, "flip": embedder.flip, "dim": embedder.dim}
     fixes = {
         "model": f"evaluate {embedder.source} for its thresholds",
         "flip": f"evaluate {embedder.source} {'with' if embedder.flip else 'without'} --flip",

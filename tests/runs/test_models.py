@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from reid import Embedder, export
+from reid import Embedder
+from reid.export import __main__ as export
 from reid.runs import checkpoint
 from reid.runs.models import find_run
 from tests.support.drawn import Drawn

@@ -20,9 +20,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reid import Embedder, export
+from reid import Embedder
 from reid.data.images import Pixels
 from reid.export import TOLERANCE
+from reid.export import __main__ as export
 from reid.files import hash_file
 from reid.metrics.features import JUNK
 from reid.model.saved import MODEL

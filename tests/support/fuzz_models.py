@@ -13,6 +13,7 @@ from reid import Embedder
 from reid.config import Config
 from reid.data.eval_loader import EvalLoader
 from reid.data.manifest import Manifest, load_manifest
+from reid.export.publishing import write_folder
 from reid.runs import checkpoint
 from reid.runs.checkpoint import Parts, TrainState
 from reid.runs.folder import RunFolder
@@ -62,6 +63,13 @@ def _make_parts(manifest: Manifest) -> Parts:
     return Parts(
         model, checkpoint_facts(config, [manifest.fingerprint], classes), rest, torch.optim.Adam(rest.parameters())
     )
+
+
+def make_published(folder: Path, run: Path) -> Path:
+    """The model of a run as Hugging Face's hub has it."""
+    folder.mkdir()
+    write_folder(Embedder.load(run, device="cpu"), folder, "", "")
+    return folder
 
 
 def embed(run: Path) -> str:

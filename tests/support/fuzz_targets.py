@@ -41,6 +41,7 @@ def make_targets(folder: Path) -> dict[str, Target]:
     npz, npy = files.make_features(folder)
     index = files.make_index(folder / "index", run, drawn.root)
     reports = files.make_reports(folder / "reports")
+    published = models.make_published(folder / "published", run)
     pictures = files.make_pictures(folder / "pictures")
     unchecked = partial(Target, has_checksum=False)
     found = [
@@ -68,6 +69,8 @@ def make_targets(folder: Path) -> dict[str, Target]:
                   lambda path: read_history(path, "train/loss"), "jsonl"),
         unchecked("pictures", pictures, _names(pictures), files.decode_all),
         unchecked("weights", models.make_weights(folder / "weights"), ["a.pth", "b.safetensors"], models.load_weights),
+        unchecked("published model", published, ["about.json"], models.embed, "json"),
+        Target("published weights", published, ["model.safetensors"], models.embed),
         unchecked("album", files.make_album(folder / "album"), ["about.csv"], files.list_album),
         unchecked("table", files.make_table(folder / "table"), ["table.csv"], files.build_shards),
         unchecked("tracks", files.make_footage(folder / "footage"), ["mot/gate/gt/gt.txt"], files.read_sequence),

@@ -1,4 +1,4 @@
-"""reid/export.py: files run by others than the program that wrote them, and what is refused."""
+"""reid/export/: files run by others than the program that wrote them, and what is refused."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from reid import Embedder, export
+from reid import Embedder
 from reid.config import load, save
+from reid.export import HALF_TOLERANCE, TOLERANCE, exporter, formats
+from reid.export.__main__ import main
 from reid.metrics.features import JUNK
 from reid.runs import checkpoint
 from tests.support.drawn import HEIGHT, WIDTH, Drawn
@@ -109,7 +111,7 @@ def test_another_program_gets_the_same_features(exported, embedder: Embedder, fi
     wanted = embedder.embed([Image.open(path) for path in files[:count]])
     found = runner(exported(name), images)
     assert found.dtype == np.float32 and found.shape == (count, embedder.dim)
-    assert np.abs(found - wanted).max() <= export.TOLERANCE * np.abs(wanted).max()
+    assert np.abs(found - wanted).max() <= TOLERANCE * np.abs(wanted).max()
     bgr = runner(exported(name), images[:, ::-1].copy())
     assert np.abs(bgr - wanted).max() > 1e-3 * np.abs(wanted).max()  # the comparison sees an exchange of colours
 
@@ -143,13 +145,8 @@ def test_metadata_is_inside_and_beside(exported, embedder: Embedder, name: str) 
     assert "not normalized" in found["feature"] and "bilinear" in found["resize"]
     assert ("is not inside" in found["input"]) == (name == "safetensors")
     assert json.loads(found["model"])["encoder"] == "resnet10"
-    beside = exported(name).with_name(f"m.{name}.json")
-    if name == "onnx":
-        assert not beside.exists()
-    else:
-        assert {
-            k: v if isinstance(v, str) else json.dumps(v) for k, v in json.loads(beside.read_text()).items()
-        } == found
+    beside = json.loads(exported(name).with_name(f"m.{name}.json").read_text())
+    assert {key: value if isinstance(value, str) else json.dumps(value) for key, value in beside.items()} == found
 
 
 @pytest.mark.parametrize("name", ["torch_export", "safetensors"])
@@ -166,17 +163,39 @@ def test_flip_test_and_dimensions_are_in_the_graph_and_in_the_metadata(
     wanted = Embedder.load(run, device="cpu", flip=True, dimensions=16)
     assert found["fingerprint"] == wanted.fingerprint
     images = torch.stack([wanted.read(path) for path in files[:3]])
-    features = export.FORMATS[name][1](out)(images)
+    features = formats.WRITERS[name][1](out)(images)
     assert features.shape == (3, 16)
-    assert np.abs(features - wanted.embed_pixels(images)).max() <= export.TOLERANCE * np.abs(features).max()
+    assert np.abs(features - wanted.embed_pixels(images)).max() <= TOLERANCE * np.abs(features).max()
     assert call(run, out, "--dimensions", 8, name=name) == 2
     assert "dimensions = 8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_float16_and_normalization_by_the_caller(exported, run: Path, embedder: Embedder, files, tmp_path, name):
+    """Of graphs, input and output stay float32; the caller normalizes with the numbers of the metadata."""
+    out = tmp_path / "half"
+    assert call(run, out, "--half", "--normalization", "outside", name=name) == 0
+    found = metadata_of(name, out)
+    assert (found["precision"], found["normalization"]) == ("float16", "outside") and "is not inside" in found["input"]
+    assert out.stat().st_size < 0.6 * exported(name).stat().st_size
+    mean, std = (np.float32(json.loads(found[key])).reshape(3, 1, 1) for key in ("mean", "std"))
+    images = (read_by_hand(files[:3]) - mean) / std
+    wanted = embedder.embed([Image.open(path) for path in files[:3]])
+    if name == "safetensors":
+        features = formats.WRITERS[name][1](out)(torch.stack([embedder.read(path) for path in files[:3]]))
+    else:
+        features = (run_onnx if name == "onnx" else run_program)(out, images)
+    assert features.dtype == np.float32
+    assert np.abs(features - wanted).max() <= HALF_TOLERANCE * np.abs(wanted).max()
+    lengths = np.linalg.norm(features, axis=1) * np.linalg.norm(wanted, axis=1)
+    assert ((features * wanted).sum(1) > 0.9999 * lengths).all()
+    assert embedder.model.neck.weight.dtype == torch.float32  # the model itself stays as it is
 
 
 def test_the_grid_of_position_embeddings_is_in_the_metadata(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "grid_of", lambda model: (16, 8))  # as of a transformer
+    monkeypatch.setattr(exporter, "grid_of", lambda model: (16, 8))  # as of a transformer
     assert call(run, tmp_path / "a.safetensors") == 0
     assert json.loads(metadata_of("safetensors", tmp_path / "a.safetensors")["grid"]) == [16, 8]
 
@@ -188,7 +207,7 @@ def test_nothing_else_is_left_behind(exported) -> None:
 
 
 def call(run: Path, out: Path, *more: object, name: str = "safetensors") -> int:
-    return status_of(export.main, "--checkpoint", run, "--format", name, "--out", out, *more)
+    return status_of(main, "--checkpoint", run, "--format", name, "--out", out, *more)
 
 
 def test_the_difference_is_measured_on_real_images_and_said(
@@ -218,7 +237,7 @@ def test_a_file_with_other_features_is_not_left_behind(
     run: Path, tmp_path: Path, monkeypatch, capsys, fault: str
 ) -> None:
     """The reader of the file is made to err, as a bad runner or a bad conversion would."""
-    write, true_load = export.FORMATS["safetensors"]
+    write, true_load = formats.WRITERS["safetensors"]
 
     def load(path: Path):
         runner = true_load(path)
@@ -234,7 +253,7 @@ def test_a_file_with_other_features_is_not_left_behind(
 
         return err
 
-    monkeypatch.setitem(export.FORMATS, "safetensors", (write, load))
+    monkeypatch.setitem(formats.WRITERS, "safetensors", (write, load))
     (tmp_path / "a").write_text("an earlier file")
     assert call(run, tmp_path / "a") == 2
     said = capsys.readouterr().err
@@ -258,7 +277,7 @@ def test_missing_packages_are_named(run: Path, tmp_path: Path, monkeypatch, caps
         return true(name)
 
     if lacking in MISSING or not MISSING:
-        monkeypatch.setattr(export.importlib, "import_module", refuse)
+        monkeypatch.setattr(formats.importlib, "import_module", refuse)
     assert call(run, tmp_path / "a.onnx", name="onnx") == 2
     assert f"--format onnx needs {MISSING[0] if MISSING else lacking}" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -269,7 +288,7 @@ def test_a_model_without_a_graph_is_refused(run: Path, tmp_path: Path, monkeypat
         def forward(self, images):
             return images.flatten(1) * int(images.sum())
 
-    monkeypatch.setattr(export, "Graph", lambda model: Odd())
+    monkeypatch.setattr(formats, "Graph", lambda *_: Odd())
     assert call(run, tmp_path / "a", name="torch_export") == 2
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]  # torch logs, too
     assert len(said) == 1 and "the encoder resnet10 has no graph" in said[0]
@@ -282,6 +301,7 @@ def test_bad_input_ends_with_one_line(run: Path, tmp_path: Path, capsys) -> None
         ((tmp_path / "none", tmp_path / "a"), "no such folder"),
         ((run, tmp_path / "none" / "a"), "No such file"),
         ((run, tmp_path / "a", "--images", tmp_path / "empty"), "no image in this folder"),
+        ((run, tmp_path / "a", "--normalization", "inside"), "--normalization inside: safetensors has no graph"),
     ]:
         assert call(*words) == 2
         said = capsys.readouterr().err
