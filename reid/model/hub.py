@@ -80,8 +80,8 @@ def check_key(repository: str) -> None:
 
     with _naming_errors(f"--push {repository}"):
         validate_repo_id(repository)
-        if "/" not in repository:
-            raise ValueError("give ORG/NAME or USER/NAME")
+    if "/" not in repository:
+        raise ValueError(f"--push {repository}: give ORG/NAME, or USER/NAME")
     if not get_token():
         raise ValueError(
             f"--push {repository}: no key; run `hf auth login`, or set HF_TOKEN to a key with write access"
@@ -108,8 +108,11 @@ def _naming_errors(name: str) -> Iterator[None]:
         fix = "the key may not write there: use one with write access" if status in (401, 403) else "try again later"
         raise ValueError(f"{name}: {constants.ENDPOINT} answered {status or error}; {fix}") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HTTPError) as error:
-        fix = "check the network, or copy the model's folder here and give its path"
-        raise ValueError(f"{name} is not in the cache and {constants.ENDPOINT} cannot be reached; {fix}") from error
+        unreachable = f"{constants.ENDPOINT} cannot be reached; check the network"
+        if not name.startswith(PREFIX):
+            raise ValueError(f"{name}: {unreachable}") from error
+        fix = "or copy the model's folder here and give its path"
+        raise ValueError(f"{name} is not in the cache and {unreachable}, {fix}") from error
     except errors.HFValidationError as error:
         raise ValueError(
             f"{name}: not a name of the hub, as {PREFIX}org/name ({str(error).splitlines()[0]})"

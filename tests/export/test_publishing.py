@@ -99,6 +99,8 @@ def test_a_fetched_model_needs_no_network(folder: Path, hub: Hub, monkeypatch: p
     hub.files[ORG] = {path.name: path.read_bytes() for path in folder.iterdir()} | {"run_me.py": b"raise SystemExit"}
     fetched = resolve(f"hf:{ORG}")
     assert {path.name for path in Path(fetched).iterdir()} == {path.name for path in folder.iterdir()}  # nothing else
+    point_to("http://127.0.0.1:9", monkeypatch)
+    assert resolve(f"hf:{ORG}") == fetched
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert resolve(f"hf:{ORG}") == fetched
     with pytest.raises(ValueError, match=r"hf:me/other is not in the cache .* copy the model's folder"):
@@ -212,7 +214,7 @@ def test_what_the_hub_refuses_is_one_line(folder: Path, run: Path, hub: Hub, mon
     check(*fetch, f"hf:{ORG}@v9", says="no such revision")
     check(*fetch, "hf:bad name", says="not a name of the hub")
     check(*fetch, "hf:me/foreign", says="is no model of this program")
-    check(*upload, "small", says="ORG/NAME")
+    check(*upload, "small", says="--push small: give ORG/NAME")
     check(*upload, "a/b/c", says="not a name of the hub")
     check(*upload, ORG, "--format", "onnx", says="--format onnx")
     check(*upload, ORG, "--half", says="--half")
