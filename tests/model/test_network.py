@@ -203,7 +203,7 @@ def test_list_names_every_encoder_and_what_is_in_the_cache(capsys, monkeypatch, 
     """Of a short list; tests/model/test_encoders.py builds all."""
     names = ("resnet10", "resnet50", "swin_t", "solider_swin_t")
     assert set(names) < set(ENCODERS)
-    monkeypatch.setattr("reid.model.__main__.ENCODERS", names)
+    monkeypatch.setattr("reid.model.commands.ENCODERS", names)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     file = tmp_path / "hub" / "checkpoints" / "resnet50-0676ba61.pth"
     file.parent.mkdir(parents=True)
@@ -240,7 +240,7 @@ def test_fetch_of_what_there_is_not(capsys, name, words):
 
 def test_inspect_shows_what_a_file_holds_and_which_encoder_it_fits(capsys, monkeypatch, tmp_path):
     """A student and a teacher of a ResNet-18, of which a ResNet-10 is a part."""
-    monkeypatch.setattr("reid.model.__main__.ENCODERS", ("vit_b_16", "resnet10", "resnet18"))
+    monkeypatch.setattr("reid.model.commands.ENCODERS", ("vit_b_16", "resnet10", "resnet18"))
     with torch.device("meta"):
         state = make_model(5, encoder="resnet18").encoder.state_dict()
     state = {name: torch.zeros(()).expand(value.shape) for name, value in state.items()}
