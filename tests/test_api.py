@@ -23,7 +23,7 @@ from reid.training.preemption import stop_signals
 from reid.training.trainer import Trainer
 from tests.support.drawn import HEIGHT, WIDTH, Drawn, draw_dataset
 from tests.support.programs import run_program
-from tests.support.runs import skip_pictures
+from tests.support.undrawn import leave_out_pictures
 
 ROOT = Path(__file__).parents[1]
 SIZE: dict[str, Any] = {"height": HEIGHT, "width": WIDTH, "workers": 0}
@@ -62,7 +62,7 @@ def test_training_and_evaluation_follow_each_other_in_one_process(
     assert not trained.stopped and trained.metrics["image/mAP"] > 0
     assert repr(trained).startswith(f"TrainResult({tmp_path / 'mine'}: epoch-0001") and "image/mAP" in repr(trained)
 
-    skip_pictures(monkeypatch)
+    leave_out_pictures(monkeypatch)
     found = reid.evaluate(trained.folder, baselines=["histogram"], protocols=["image"], wandb="off", workers=0)
     folder = found.folders["drawn"]
     assert folder == trained.folder / "eval" / "drawn"

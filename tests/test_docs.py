@@ -40,7 +40,7 @@ from tests.support import pages
 from tests.support.drawn import Drawn
 from tests.support.features import random_split
 from tests.support.programs import run_program
-from tests.support.runs import skip_pictures
+from tests.support.undrawn import leave_out_pictures, without_pictures
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -383,7 +383,7 @@ def run_of_tutorial(words: Sequence[str], folder: Path) -> None:
         if words[0] == "train":
             words += [f"--runs={folder / 'runs'}"]
             words += [f"--data.root={folder / 'data/tutorial/shards'}"] if "--name=mine" not in words else []
-        status, said = run_program("reid", *words)
+        status, said = run_program("reid", *words, prepare=without_pictures)
         assert status == 0, said
 
 
@@ -423,7 +423,7 @@ def test_python_blocks_compile() -> None:
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cells of docs/quickstart.ipynb in order, read as JSON, without Jupyter; with one epoch of training."""
     monkeypatch.setattr("tempfile.mkdtemp", lambda: str(tmp_path))
-    skip_pictures(monkeypatch)
+    leave_out_pictures(monkeypatch)
     document = json.loads(NOTEBOOK.read_text())
     names: dict[str, Any] = {}
     for cell in document["cells"]:

@@ -15,6 +15,7 @@ from reid.export import TOLERANCE
 from shards.__main__ import main as shards_main
 from tests.support.offline_runs import WANDB, find_files, history_of, read_back, run_of, summary_of
 from tests.support.programs import launch, run_program
+from tests.support.undrawn import without_pictures
 
 SMALL = [
     "--config=configs/quickstart.yaml", "--data.height=32", "--data.width=16",
@@ -137,7 +138,9 @@ def test_evaluation_agrees_with_the_evaluation_in_training(trained: Path, tmp_pa
     words = [f"--run={trained}", "--workers=0", "--wandb=off", "--save_features"]
     embeddings = []
     for size in ("128", "7"):
-        status, said = run_program("evaluate.py", *words, f"--out={tmp_path / size}", f"--batch_size={size}")
+        status, said = run_program(
+            "evaluate.py", *words, f"--out={tmp_path / size}", f"--batch_size={size}", prepare=without_pictures
+        )
         assert status == 0, said
         embeddings.append(read_features(tmp_path / size / "pedestrians" / "query.npz").features.embeddings)
     metrics = json.loads((tmp_path / "128" / "pedestrians" / "metrics.json").read_text())

@@ -50,8 +50,3 @@ def load_once(patch: pytest.MonkeyPatch) -> None:
     For tests of the programs that load a run: reading its configuration and building its model takes most of a call.
     """
     patch.setattr(Embedder, "load", staticmethod(cache(Embedder.load)))
-
-
-def skip_pictures(patch: pytest.MonkeyPatch) -> None:
-    """Let evaluations in this process leave out the page, whose pictures take most of their time."""
-    patch.setattr("reid.evaluation.dataset_report.write_report", lambda folder, *_: folder / "report.html")

@@ -16,6 +16,11 @@ DOT = base64.b64decode(
 )  # a PNG of one pixel
 
 
+def without_pictures() -> None:
+    """`leave_out_pictures` for a process of its own: `Program(..., prepare=without_pictures)`."""
+    leave_out_pictures(pytest.MonkeyPatch())
+
+
 def leave_out_charts(patch: pytest.MonkeyPatch) -> None:
     """Put a dot in place of every chart of the reports that are written from now on; rank lists are drawn."""
     for name in CHARTS:
