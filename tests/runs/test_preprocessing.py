@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from reid import Embedder, export
+from reid import Embedder
 from reid.config import AugmentConfig, DataConfig, load, save
 from reid.data.augmentation import Augmentation
 from reid.data.images import Pixels
 from reid.data.normalization import IMAGENET_MEAN, IMAGENET_STD, Normalization, describe_pixels
 from reid.evaluation.evaluator import extract
+from reid.export.exporter import export
 from reid.metrics.features import JUNK
 from reid.model.preprocessing import complete, own_preprocessing
 from reid.runs import checkpoint
@@ -98,10 +99,10 @@ def test_exports_carry_them(run: Path, drawn: Drawn, tmp_path: Path) -> None:
     with torch.no_grad():
         wanted = embedder.model(as_input(path))
     bare = embedder.read(path)[None].float() / 255
-    export.export(str(run), "torch_export", tmp_path / "m.pt2")  # compares the file with the model
+    export(str(run), "torch_export", tmp_path / "m.pt2")  # compares the file with the model
     graph = torch.export.load(tmp_path / "m.pt2").module()
     torch.testing.assert_close(graph(bare).detach(), wanted, atol=1e-4, rtol=0)
-    export.export(str(run), "safetensors", tmp_path / "m.safetensors")
+    export(str(run), "safetensors", tmp_path / "m.safetensors")
     assert json.loads((tmp_path / "m.safetensors.json").read_text())["std"] == list(CLIP["std"])
 
 

@@ -23,7 +23,6 @@ from PIL import Image
 from reid import Embedder
 from reid.data.images import Pixels
 from reid.export import TOLERANCE
-from reid.export import __main__ as export
 from reid.files import hash_file
 from reid.metrics.features import JUNK
 from reid.model.saved import MODEL
@@ -553,8 +552,7 @@ def test_odd_kinds_of_images(album: Album, tmp_path: Path) -> None:
 def test_the_commands_and_the_code_of_the_documentation_run(
     album: Album, drawn: Drawn, tmp_path: Path, monkeypatch
 ) -> None:
-    """docs/search.md from top to bottom, in a folder where a reader's things lie. tests/test_export.py writes ONNX."""
-    monkeypatch.setitem(export.FORMATS, "onnx", export.FORMATS["safetensors"])
+    """docs/search.md from top to bottom, in a folder where a reader's things lie."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(album.run, "runs/market1501")
     for name in ("photos", "more-photos"):
@@ -563,12 +561,11 @@ def test_the_commands_and_the_code_of_the_documentation_run(
     for name in ("someone.jpg", "a.jpg", "b.png"):
         photo(tmp_path / name, 0)
     text = (ROOT / "docs" / "search.md").read_text()
-    commands = re.findall(r"^reid (\w+) (.*)$", text, re.MULTILINE)
-    assert len(commands) == 6
-    programs = {"search": search.main, "export": export.main}
-    for program, words in commands:
-        programs[program](shlex.split(words))
-    assert {"result.html", "people.index", "market1501.onnx"} <= {path.name for path in tmp_path.iterdir()}
+    commands = re.findall(r"^reid search (.*)$", text, re.MULTILINE)
+    assert len(commands) == 5
+    for words in commands:
+        search.main(shlex.split(words))
+    assert {"result.html", "people.index"} <= {path.name for path in tmp_path.iterdir()}
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names = {"pil_image": Image.open("b.png"), "array": np.asarray(Image.open("b.png"))}
     exec(code, names)
