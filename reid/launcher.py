@@ -58,13 +58,14 @@ def launch(module: str, flags: Sequence[str], processes: int) -> int:
         ValueError: the machine has GPUs, but fewer than processes.
     """
     import torch
+    from joblib import cpu_count
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     gpus = torch.cuda.device_count()
     if 0 < gpus < processes:
         raise ValueError(f"{FLAG} {processes}: this machine has {gpus} GPU(s); give at most {gpus}")
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // processes)))
     words = ["--standalone", "--nproc-per-node", str(processes), "--module", module]
     arguments = torchrun.get_args_parser().parse_args(words)
     arguments.training_script_args = [*flags]  # not parsed: torchrun would take --run for an abbreviation of its own

@@ -33,13 +33,15 @@ def count_workers(wanted: int | str, most: int) -> int:
     """Return the number of decoding processes of this rank.
 
     Args:
-        wanted: `data.workers`; auto is this rank's share of the CPUs of the machine that it may use, less one for
-            itself, but at least 1.
+        wanted: `data.workers`; auto is this rank's share of the CPUs that it may use, by its affinity and the quota of
+            its container, less one for itself, but at least 1.
         most: parts that they share.
     """
     if wanted == AUTO:
+        from joblib import cpu_count
+
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of this machine, by the launcher
-        wanted = max(1, len(os.sched_getaffinity(0)) // ranks - 1)
+        wanted = max(1, cpu_count() // ranks - 1)
     return min(int(wanted), most)
 
 
