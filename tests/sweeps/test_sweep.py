@@ -161,7 +161,8 @@ def test_hyperband_ends_a_run_that_should_stop() -> None:
         ({"method": "gird"}, "'gird' is not one of"),
         ({"parameters": {"loss.w1": {"valuess": [1]}}}, "loss.w1"),
         ({"command": None}, "`command` must name train.py and ${args}"),
-        ({"early_terminate": {"type": "hyperband", "min_iter": 2}}, "--eval.every_epochs=1"),
+        ({"early_terminate": {"type": "hyperband", "min_iter": 2},
+          "parameters": {"eval.every_epochs": {"values": [0]}}}, "--eval.every_epochs=1"),
     ],
 )  # fmt: skip
 def test_bad_files_are_refused_before_any_run(tmp_path, capsys, changes, message) -> None:
