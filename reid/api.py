@@ -19,7 +19,7 @@ from reid.data.augmentation import Augmentation
 from reid.data.normalization import Normalization
 from reid.data.train_loader import Batch, TrainLoader
 from reid.distributed import rank, separate_accelerator, world_size
-from reid.evaluation import evaluate as program
+from reid.evaluation.evaluate import evaluate as evaluate_options
 from reid.precision import find_device
 from reid.reports.tables import Results
 from reid.training.data import TrainData, load_data
@@ -70,10 +70,11 @@ def evaluate(run: str | os.PathLike[str] = "", **options: Any) -> EvaluateResult
         raise ValueError(f"evaluate: no option {unknown[0]!r}; choose from {', '.join(sorted(known))}{hint}")
     config = change(EvaluateConfig(run=os.fspath(run)), _to_flags(options))
     with separate_accelerator():
-        reports = program.evaluate(config)
+        reports = evaluate_options(config)
     metrics, baselines = {}, {}
-    for folder, (first, *others) in ((folder.name, models.items()) for folder, models in reports.items()):
-        metrics[folder], baselines[folder] = first[1], dict(others)
+    for folder, models in reports.items():
+        (_, metrics[folder.name]), *others = models.items()
+        baselines[folder.name] = dict(others)
     return EvaluateResult({folder.name: folder for folder in reports}, metrics, baselines)
 
 
@@ -147,7 +148,7 @@ def open_loader(
     Raises:
         ValueError: no shards, a wrong knob or device, or a launcher without a process group.
     """
-    sections = {f"{field.name}": f"{name}.{field.name}" for name, kind in SECTIONS.items() for field in fields(kind)}
+    sections = {field.name: f"{name}.{field.name}" for name, kind in SECTIONS.items() for field in fields(kind)}
     known = sorted(sections.keys() - {"root", "ranks"})
     if unknown := sorted(knobs.keys() - known):
         raise ValueError(f"open_loader: no knob {unknown[0]!r}; choose from {', '.join(known)}")

@@ -85,7 +85,7 @@ def load_about(folder: Path) -> About:
 
 
 def difference(one: About, other: About) -> str:
-    """Say what shows that two reports are about different data; return "" if they are about the same."""
+    """Return why two reports are about different data, as text; "" if they are about the same."""
     if (one.num_queries, one.num_gallery) != (other.num_queries, other.num_gallery):
         return (
             f"{one.num_queries} queries and {one.num_gallery} gallery images against {other.num_queries} and "

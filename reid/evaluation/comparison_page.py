@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,12 +26,13 @@ from reid.reports.charts import draw_differences
 from reid.reports.html import render
 from reid.reports.rank_lists import RankedImage, ReadNamed, load_images
 from reid.reports.style import draw_both
+from reid.reports.tables import format_now
 
 SHOWN = 12  # queries of each kind
 
 
 @dataclass(frozen=True)
-class Flip:
+class ChangedQuery:
     """A query that is right at rank 1 in one of two reports. ranks: of the first match; aps: both (first, other)."""
 
     query: RankedImage
@@ -45,20 +45,25 @@ class Flip:
 
 
 @dataclass(frozen=True)
-class Flips:
-    """The flipped queries of one report against the first one: all by number, SHOWN of each kind."""
+class ChangedQueries:
+    """The queries of one report that are right at rank 1 only there, or only in the first report.
+
+    won, lost: their numbers.
+    shown: by `won` and `lost`, at most SHOWN of each, by the change of AP.
+    """
 
     place: str
     protocol: str
     won: int
     lost: int
-    shown: dict[str, list[Flip]]
+    shown: dict[str, list[ChangedQuery]]
 
 
-class _Upright:
+class _ThumbnailDecoder:
     """Decodes an image at its own aspect, at most SHOWN_PX long."""
 
     def decode(self, data: memoryview, name: str) -> Tensor:
+        """Return an image (3, H, W) uint8."""
         image = open_rgb(data)
         image.thumbnail((SHOWN_PX, SHOWN_PX))
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
@@ -75,7 +80,7 @@ def write_comparison(folder: Path, compared: Comparison) -> Path:
     content = render(
         "comparison.html", sections=[_make_section(dataset, table) for dataset, table in compared.items()],
         first=first, others=others, columns=COLUMNS, notes=list_notes(compared),
-        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        made=format_now(),
     )  # fmt: skip
     page.write_text(content, encoding="utf-8", errors="replace")  # names of files need not be UTF-8
     return page
@@ -84,7 +89,7 @@ def write_comparison(folder: Path, compared: Comparison) -> Path:
 def _make_section(dataset: str, protocols: dict[str, list[Row]]) -> dict[str, Any]:
     """Return what the page shows of one dataset."""
     protocol = "image" if "image" in protocols else next(iter(protocols))
-    flips = find_flips(protocol, protocols[protocol])
+    changes = find_changed_queries(protocol, protocols[protocol])
     many = len(protocols[protocol]) > 2
     differences = [
         (f"{row.label} · {name}" if many else name, row.against.mean, row.against.low, row.against.high)
@@ -96,18 +101,18 @@ def _make_section(dataset: str, protocols: dict[str, list[Row]]) -> dict[str, An
         "dataset": dataset,
         "cells": {name: list_cells({name: rows}) for name, rows in protocols.items()},
         "differences": draw_both(partial(draw_differences, differences)),
-        "flips": flips,
-        "no_images": _add_images(flips, [Path(row.folder) for row in protocols[protocol]]),
+        "changes": changes,
+        "no_images": _add_images(changes, [Path(row.folder) for row in protocols[protocol]]),
     }
 
 
-def find_flips(protocol: str, rows: Sequence[Row]) -> list[Flips]:
+def find_changed_queries(protocol: str, rows: Sequence[Row]) -> list[ChangedQueries]:
     """Return for each report but the first the queries whose rank-1 result is right in only one of both."""
     first, *others = [load_results(Path(row.folder) / PER_QUERY)[protocol] for row in rows]
-    return [_flips_of(row.label, protocol, first, other) for row, other in zip(rows[1:], others, strict=True)]
+    return [_changed_queries_of(row.label, protocol, first, other) for row, other in zip(rows[1:], others, strict=True)]
 
 
-def _flips_of(place: str, protocol: str, first: Result, other: Result) -> Flips:
+def _changed_queries_of(place: str, protocol: str, first: Result, other: Result) -> ChangedQueries:
     queries, change = np.flatnonzero(first.valid), other.ap - first.ap
     before, after = first.first_ranks == 1, other.first_ranks == 1
     found = {"won": np.flatnonzero(~before & after), "lost": np.flatnonzero(before & ~after)}
@@ -115,23 +120,23 @@ def _flips_of(place: str, protocol: str, first: Result, other: Result) -> Flips:
     for kind, at in found.items():
         order = np.argsort(-np.abs(change[at]), kind="stable")[:SHOWN]
         shown[kind] = [
-            Flip(
+            ChangedQuery(
                 RankedImage(None, "", kind == "won", split="query", row=int(queries[i])),
                 (int(first.first_ranks[i]), int(other.first_ranks[i])),
                 (float(first.ap[i]), float(other.ap[i])),
             )
             for i in at[order]
         ]
-    return Flips(place, protocol, len(found["won"]), len(found["lost"]), shown)
+    return ChangedQueries(place, protocol, len(found["won"]), len(found["lost"]), shown)
 
 
-def _add_images(flips: Sequence[Flips], folders: Sequence[Path]) -> str:
-    """Set the images and names of flipped queries, from the shards that the reports were made from.
+def _add_images(changes: Sequence[ChangedQueries], folders: Sequence[Path]) -> str:
+    """Set the images and names of changed queries, from the shards that the reports were made from.
 
     Returns:
         Why there are none, or "".
     """
-    entries = [flip.query for each in flips for of_kind in each.shown.values() for flip in of_kind]
+    entries = [changed.query for each in changes for of_kind in each.shown.values() for changed in of_kind]
     reason = ""
     for folder in folders if entries else ():
         try:
@@ -153,6 +158,6 @@ def _open_images(folder: Path) -> ReadNamed:
 
     def read(split: str, rows: Sequence[int]) -> list[tuple[np.ndarray, str]]:
         places = kept_places(manifest, split)[list(rows)].tolist()
-        return read_named_images(about.root, manifest, split, places, _Upright())
+        return read_named_images(about.root, manifest, split, places, _ThumbnailDecoder())
 
     return read

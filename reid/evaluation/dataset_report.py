@@ -62,7 +62,7 @@ class DatasetReport:
     root: folder or URL of the shards; "" for feature files.
     curves: of the training, if there was one.
     no_images: a sentence that says why there are none, or "".
-    notes: what a reader must know that is no fault.
+    notes: what affects the metrics and is no fault of the data.
     warnings: what may be wrong with the data.
     """
 
@@ -185,7 +185,7 @@ class DatasetReport:
 
 
 def find_notes(evaluation: Evaluation) -> list[str]:
-    """List what a reader of the metrics must know that is no fault of the data."""
+    """List what affects the metrics and is no fault of the data."""
     notes = []
     if all((split.camids == UNKNOWN).all() for split in (evaluation.query, evaluation.gallery)):
         notes.append(NO_CAMERAS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ from reid.evaluation.track import DatasetLog, collect, track
 from reid.files import make_folder, write_atomically
 from reid.metrics.protocols import PROTOCOLS
 from reid.model.features import FLIP_TEST
-from reid.reports.tables import Results, format_notes, format_results, format_thresholds
+from reid.reports.tables import Results, format_notes, format_now, format_results, format_thresholds
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -45,15 +44,7 @@ def evaluate(options: EvaluateConfig) -> dict[Path, Results]:
     if options.rerank and not set(options.protocols) & set(can_rerank):
         raise ValueError(f"--rerank re-ranks {' and '.join(can_rerank)}; add one of them to --protocols")
     if options.compare:
-        if options.out:
-            make_folder(Path(options.out))
-        compared = compare(options.compare)
-        if os.environ.get("RANK", "0") == "0":
-            print(format_comparison(compared), flush=True)
-            if options.out:
-                from reid.evaluation.comparison_page import write_comparison  # imports torchvision
-
-                print(f"\ncomparison: {write_comparison(Path(options.out), compared)}", flush=True)
+        compare_reports(options)
         return {}
     started = time.perf_counter()
     source = FeatureSource(options) if options.features else RunSource(options)
@@ -87,6 +78,19 @@ def evaluate(options: EvaluateConfig) -> dict[Path, Results]:
     return reports
 
 
+def compare_reports(options: EvaluateConfig) -> None:
+    """Print the comparison of the reports of `--compare`, and write its page if there is `--out`."""
+    if options.out:
+        make_folder(Path(options.out))
+    compared = compare(options.compare)
+    if os.environ.get("RANK", "0") == "0":
+        print(format_comparison(compared), flush=True)
+        if options.out:
+            from reid.evaluation.comparison_page import write_comparison  # imports torchvision
+
+            print(f"\ncomparison: {write_comparison(Path(options.out), compared)}", flush=True)
+
+
 def list_facts(options: EvaluateConfig, accelerator: Accelerator, started: float) -> dict[str, str]:
     """List what every report says about how it was made."""
     reranking = f"k1 {options.rerank_k1}, k2 {options.rerank_k2}, λ {options.rerank_lambda}"
@@ -97,5 +101,5 @@ def list_facts(options: EvaluateConfig, accelerator: Accelerator, started: float
         "device": f"{accelerator.device}, torch {torch.__version__}",
         "precision": "float32" if options.precision == "no" else "bfloat16 autocast",
         "time": f"{time.perf_counter() - started:.1f} s",
-        "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "made": format_now(),
     }

@@ -137,9 +137,10 @@ class RunSource:
             facts[FLIP_TEST] = "features are means of those of an image and of its mirror image"
         name = manifest.dataset or "data"
         report = DatasetReport(
-            self.out, name, str(self.checkpoint), facts, read_named, manifest.fingerprint, describe_pixels(config.data),
-            self.options.flip, self.origin.weights, root,
-            read_curves(RunFolder(self.folder).metrics, config.loss.weights),
+            self.out, name, str(self.checkpoint), facts, read_named,
+            data_fingerprint=manifest.fingerprint, pixels=describe_pixels(config.data), flip=self.options.flip,
+            model=self.origin.weights, root=root,
+            curves=read_curves(RunFolder(self.folder).metrics, config.loss.weights),
         )  # fmt: skip
         if self.origin.data and manifest.fingerprint not in self.origin.data:
             report.notes.append(
@@ -177,7 +178,7 @@ def load_manifests(roots: Sequence[str]) -> dict[str, Manifest]:
 
 
 def name_image(manifest: Manifest, split: str, row: int) -> str:
-    """Say where the image of a row of a split's features is stored, for a person who looks for it."""
+    """Return where the image of a row of a split's features is stored, as text for errors."""
     part = manifest.split(split)
     place = int(kept_places(manifest, split)[row])
     identity = int(np.searchsorted(np.cumsum(part.images), place, side="right"))
@@ -191,7 +192,7 @@ def name_image(manifest: Manifest, split: str, row: int) -> str:
 class FeatureSource:
     """Features of another system: no model, no training, and images only if the files have their paths."""
 
-    epoch, step, is_joint = None, 0, False  # as of RunSource
+    epoch, step, is_joint = None, 0, False  # see RunSource
 
     def __init__(self, options: EvaluateConfig) -> None:
         self.options, self.out = options, Path(options.out)

@@ -1,4 +1,4 @@
-"""What an evaluation tells W&B, as a run of its own beside that of the training."""
+"""Logging of an evaluation to W&B, as a run of its own in the group of the training."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ class DatasetLog:
 
 
 def choose_mode(options: EvaluateConfig, source: RunSource | FeatureSource) -> str:
+    """Return the mode of W&B: online, offline or off."""
     return source.track.wandb if options.wandb == "auto" else options.wandb
 
 

@@ -54,14 +54,13 @@ def read_curves(path: Path, weights: Mapping[str, float]) -> TrainingCurves:
 def _measure_x(entries: Sequence[Mapping[str, Any]]) -> tuple[Callable[[int], float], str]:
     """Return the place of a step on the x axis, and the label of the axis.
 
-    Entries say in which epoch a step lies. The number of steps in an epoch is the least that fits all of them: the last
-    step of an epoch is always logged.
+    The number of steps in an epoch is the least that fits the step and epoch of all entries: the last step of an epoch
+    is always logged.
     """
     timed = [(entry["step"], entry["epoch"]) for entry in entries if isinstance(entry.get("epoch"), int)]
-    if not timed:
+    steps = max((step // epoch + 1 for step, epoch in timed if epoch > 0), default=0)
+    if not steps:
         return float, "step"
-    first = timed[0][1]  # counted from 0, or from 1
-    steps = max(step // (epoch - first + 1) + 1 for step, epoch in timed if epoch >= first)
     return lambda step: (step + 1) / steps, "epoch"
 
 

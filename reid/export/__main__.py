@@ -59,7 +59,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.push or options.format == "hub":
         unused = [name for name in ("flip", "dimensions", "half", "normalization") if getattr(options, name)]
         if unused:
-            raise ValueError(f"--{unused[0]} is for files; a model on the hub is complete: who loads it chooses")
+            raise ValueError(f"--{unused[0]} works only with the other formats; give it where the model is loaded")
         publish(options.checkpoint, options.out, options.push, options.private, images=options.images)
         return
     export(

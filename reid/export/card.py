@@ -10,6 +10,7 @@ from typing import Any
 from reid.embedder import Embedder
 from reid.evaluation.about import ABOUT, About, load_about
 from reid.evaluation.dataset_report import METRICS, THRESHOLDS
+from reid.reports.tables import format_interval, percent
 from reid.runs.folder import RunFolder
 from reid.runs.models import find_run
 
@@ -65,7 +66,7 @@ LIMITS = [
 ]
 TO_DO = [
     "- **TO DO** license of the weights. Weights that were trained on a research dataset inherit its terms.",
-    "- **TO DO** name, source and terms of the training data; whether the people in it were asked.",
+    "- **TO DO** name, source and terms of the training data; whether the people in it have given consent.",
     "- **TO DO** metrics on data of another site, and per group and pair of cameras, where you have them.",
     "- **TO DO** contact.",
 ]
@@ -81,11 +82,9 @@ def _list_metrics(run: RunFolder, source: Path) -> Iterator[str]:
     for folder, about in _find_reports(run, source):
         name = about.dataset + (", flip test" if about.flip else "")
         for protocol, found in json.loads((folder / METRICS).read_text()).items():
-            low, high = (100 * value for value in found["mAP_interval"])
-            shares = [100 * found["mAP"], 100 * found["cmc"][0], 100 * found["mINP"]]
-            mean, rank1, inp = (f"{share:.1f}" for share in shares)
+            mean, rank1, inp = (percent(share) for share in (found["mAP"], found["cmc"][0], found["mINP"]))
             sizes = f"{found['num_valid_queries']:,}", f"{found['gallery_size']:,}"
-            rows.append((name, protocol, mean, f"{low:.1f}–{high:.1f}", rank1, inp, *sizes))
+            rows.append((name, protocol, mean, format_interval(found["mAP_interval"]), rank1, inp, *sizes))
         if (folder / THRESHOLDS).is_file():
             thresholds += [f"- {name}: {line}" for line in _list_thresholds(folder / THRESHOLDS)]
     if not rows:

@@ -79,7 +79,7 @@ def export(
     try:
         embedder = Embedder.load(checkpoint, device="cpu", flip=flip, dimensions=dimensions)
         place = normalization or ("inside" if name in GRAPHS else "outside")
-        metadata = describe_file(embedder, name, "float16" if half else "float32", place)
+        metadata = describe_export(embedder, name, "float16" if half else "float32", place)
         share = tolerance if tolerance is not None else HALF_TOLERANCE if half else TOLERANCE
         result = write_checked(embedder, name, out, metadata, images, share)
         write_atomically(out.with_name(f"{out.name}.json"), json.dumps(metadata, indent=2) + "\n")
@@ -90,8 +90,8 @@ def export(
     print(f"compared {result}")
 
 
-def describe_file(embedder: Embedder, name: str, precision: str, normalization: str) -> dict[str, Any]:
-    """Return what a program must know to use a file; JSON."""
+def describe_export(embedder: Embedder, name: str, precision: str, normalization: str) -> dict[str, Any]:
+    """Return the metadata that a program needs to use a file, as values of JSON."""
     scaling = "; normalization with mean and std is inside"
     if normalization == "outside":
         scaling = ", then (images - mean) / std, which is not inside"
@@ -121,7 +121,7 @@ def describe_file(embedder: Embedder, name: str, precision: str, normalization: 
 def write_checked(
     embedder: Embedder, name: str, out: Path, metadata: dict[str, Any], images: str, tolerance: float
 ) -> str:
-    """Write a file, and compare it with the model before it gets its name. Return what came out, for people.
+    """Write a file, and compare it with the model before it gets its name. Return the result as text.
 
     Raises ValueError, and leaves no new file, if the features differ by more than `tolerance` times the largest one.
     """

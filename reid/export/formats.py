@@ -31,8 +31,8 @@ class Graph(nn.Module):
     """The exported graph: images (B, 3, H, W) float32 -> features (B, D) float32.
 
     Args:
-        embedder: the model. It stays as it is.
-        half: compute in float16 between.
+        embedder: the model; it is unchanged.
+        half: compute in float16; input and output are float32.
         inside: images are in 0 to 1, and are normalized here; else the caller has normalized them.
     """
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from reid.embedder import Embedder
 from reid.export import TOLERANCE
 from reid.export.card import NO_NAME, write_card
-from reid.export.exporter import describe_file, write_checked
+from reid.export.exporter import describe_export, write_checked
 from reid.files import hash_file, make_folder, write_atomically
 from reid.model.hub import ABOUT, CARD, PREFIX, check_key, is_published, push
 from reid.model.saved import MODEL
@@ -49,7 +49,7 @@ def publish(checkpoint: str, out: str, repository: str, private: bool, images: s
 
 def write_folder(embedder: Embedder, folder: Path, repository: str, images: str) -> None:
     """Write the three files, after a comparison of the weights with the model. about.json is written last."""
-    metadata = describe_file(embedder, "safetensors", "float32", "outside")
+    metadata = describe_export(embedder, "safetensors", "float32", "outside")
     result = write_checked(embedder, "safetensors", folder / MODEL, metadata, images, TOLERANCE)
     about = {**metadata, "sha256": hash_file(folder / MODEL)}
     earlier = embedder.source / CARD

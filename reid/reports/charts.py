@@ -115,16 +115,16 @@ def draw_points(
 ) -> bytes:
     """Draw identities at points (I, 2), colored by mean AP (I,); a cross where it is NaN."""
     figure, axes = start_chart(theme, title, labels, (5.6, 4.6))
-    asked = ~np.isnan(mean_ap)
+    known = ~np.isnan(mean_ap)
     size = float(np.clip(4000 / len(points), 12, 60))
     x, y = points.T
-    axes.scatter(x[~asked], y[~asked], s=size, c=theme.soft, marker="x", linewidths=0.9)
-    dots = axes.scatter(x[asked], y[asked], s=size, c=100 * mean_ap[asked], cmap=choose_colors(theme), vmin=0,
+    axes.scatter(x[~known], y[~known], s=size, c=theme.soft, marker="x", linewidths=0.9)
+    dots = axes.scatter(x[known], y[known], s=size, c=100 * mean_ap[known], cmap=choose_colors(theme), vmin=0,
                         vmax=100, edgecolors=theme.soft, linewidths=0.4)  # fmt: skip
     axes.set_aspect("equal", adjustable="datalim")
     if not any(labels):  # the coordinates have no meaning
         axes.tick_params(labelbottom=False, labelleft=False)
-    if asked.any():
+    if known.any():
         add_colorbar(figure, axes, dots, "mean AP of the identity's queries (%)", theme)
     return to_png(figure)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reid.reports.style import DPI, LIGHT, Theme, add_legend, start_chart, style_axes, to_png
+from reid.reports.style import DPI, LIGHT, Theme, add_legend, start_chart, style_axes, style_legend, to_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,9 +60,7 @@ def draw_curves(panels: Sequence[Panel], theme: Theme = LIGHT) -> bytes:
         style_axes(axes, theme, panel.title, (panel.x_label, ""))
         _fill(axes, panel, theme)
         if len(panel.lines) > 1:
-            legend = axes.legend(frameon=False, fontsize=9, labelcolor=theme.ink)
-            for text in legend.get_texts():
-                text.set_parse_math(False)
+            style_legend(axes.legend(frameon=False, fontsize=9), theme)
     return to_png(figure)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from reid.reports.rank_lists import RankList
-from reid.reports.style import GREEN, GREY, LIGHT, RED, Theme, start_chart, to_png
+from reid.reports.style import GREEN, GREY, LIGHT, RED, Theme, start_chart, style_legend, to_png
 from reid.reports.tables import Results, list_protocols, percent
 
 if TYPE_CHECKING:
@@ -93,9 +93,7 @@ def _draw_legend(figure: Figure, colors: dict[str, str], models: list[str], them
     cells = [row[i] if i < len(row) else blank for i in range(columns) for row in rows]  # legends fill by column
     lines, names = zip(*cells, strict=True)
     legend = figure.legend(lines, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
-    for text in legend.get_texts():
-        text.set_color(theme.ink)
-        text.set_parse_math(False)
+    style_legend(legend, theme)
 
 
 def draw_rank_lists(rank_lists: list[RankList], theme: Theme = LIGHT) -> bytes:

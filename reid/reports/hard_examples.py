@@ -55,17 +55,19 @@ def choose_hard_queries(query: Features, gallery: Features, result: Result, metr
     """Return the queries of lowest AP, the worst first, without their images. result: of the image protocol."""
     order = np.argsort(result.ap, kind="stable")[:HARD_QUERIES]
     rows = np.flatnonzero(result.valid)[order]
-    asked, listed = Labels("query", query), Labels("gallery", gallery)
-    same = [int(((listed.pids == asked.pids[row]) & ~listed.distractors).sum()) for row in rows]
+    query_labels, gallery_labels = Labels("query", query), Labels("gallery", gallery)
+    same = [int(((gallery_labels.pids == query_labels.pids[row]) & ~gallery_labels.distractors).sum()) for row in rows]
     k = min(max(same) + 1, len(gallery))  # one of them is of another identity
     indices, scores = metrics.top_k(query.take(torch.from_numpy(rows)), gallery, k, "image", metric)
     hard = []
     for i, row, found, of_found in zip(order, rows, indices.numpy(), scores.numpy(), strict=True):
-        others = (found >= 0) & ((listed.pids[found] != asked.pids[row]) | listed.distractors[found])
+        others = (found >= 0) & (
+            (gallery_labels.pids[found] != query_labels.pids[row]) | gallery_labels.distractors[found]
+        )
         best = int(others.argmax()) if others.any() else None
-        wrong = None if best is None else listed.show(int(found[best]), False)
+        wrong = None if best is None else gallery_labels.show(int(found[best]), False)
         score = float("nan") if best is None else float(of_found[best])
-        shown = asked.show(int(row), True)
+        shown = query_labels.show(int(row), True)
         hard.append(HardQuery(shown, float(result.ap[i]), int(result.first_ranks[i]), wrong, score))
     return hard
 
@@ -108,9 +110,9 @@ def find_confusions(query: Features, gallery: Features, result: Result, metric: 
 
     result: of the image protocol.
     """
-    asked, listed = Labels("query", query), Labels("gallery", gallery)
+    query_labels, gallery_labels = Labels("query", query), Labels("gallery", gallery)
     rows, late = np.flatnonzero(result.valid), result.first_ranks > 1
-    pids, number = np.unique(asked.pids[rows], return_counts=True)
+    pids, number = np.unique(query_labels.pids[rows], return_counts=True)
     of_queries = dict(zip(pids.tolist(), number.tolist(), strict=True))
     rows, first_ranks = rows[late], result.first_ranks[late]
     if not len(rows):
@@ -118,16 +120,16 @@ def find_confusions(query: Features, gallery: Features, result: Result, metric: 
     k = min(int(first_ranks.max()) - 1, DEPTH)
     part = query.take(torch.from_numpy(rows))
     indices, scores = (table.numpy() for table in metrics.top_k(part, gallery, k, "image", metric))
-    before = (indices >= 0) & (np.arange(k) < first_ranks[:, None] - 1) & ~listed.distractors[indices]
+    before = (indices >= 0) & (np.arange(k) < first_ranks[:, None] - 1) & ~gallery_labels.distractors[indices]
     best: dict[tuple[int, int], list[tuple[float, int, int]]] = {}  # of two pids: score, query and place, per query
-    for i, place in _first_of_each(np.where(before, listed.pids[indices], -1)):
-        pair = int(asked.pids[rows[i]]), int(listed.pids[indices[i, place]])
+    for i, place in _first_of_each(np.where(before, gallery_labels.pids[indices], -1)):
+        pair = int(query_labels.pids[rows[i]]), int(gallery_labels.pids[indices[i, place]])
         best.setdefault(pair, []).append((float(scores[i, place]), i, place))
     ranked = sorted(best.items(), key=lambda item: (-len(item[1]), -max(item[1])[0], item[0]))
     confusions = []
     for (pid, other), found in ranked[:CONFUSED_PAIRS]:
         score, i, place = max(found, key=lambda each: each[0])
-        example = asked.show(int(rows[i]), True), listed.show(int(indices[i, place]), False)
+        example = query_labels.show(int(rows[i]), True), gallery_labels.show(int(indices[i, place]), False)
         confusions.append(Confusion(pid, other, len(found), of_queries[pid], *example, place + 1, score))
     return confusions
 

@@ -115,17 +115,18 @@ def list_ranked(
     """
     rows = np.flatnonzero(result.valid)[list(titles)]
     indices, scores = metrics.top_k(query.take(torch.from_numpy(rows)), gallery, length, "image", metric)
-    asked, listed = Labels("query", query), Labels("gallery", gallery)
+    query_labels, gallery_labels = Labels("query", query), Labels("gallery", gallery)
     lists = []
     best = zip(indices.tolist(), scores.tolist(), strict=True)
     for row, (found, of_found), (index, title) in zip(rows, best, titles.items(), strict=True):
-        pid, left, entries = asked.pids[row], listed.count_matches(asked.pids[row], asked.camids[row]), []
+        pid, entries = query_labels.pids[row], []
+        left = gallery_labels.count_matches(pid, query_labels.camids[row])
         for j, score in zip(found, of_found, strict=True):
             if j >= 0:
-                correct = bool(listed.pids[j] == pid and not listed.distractors[j])
-                entries.append(listed.show(j, correct, f"{score:.2f}", late=not left))
+                correct = bool(gallery_labels.pids[j] == pid and not gallery_labels.distractors[j])
+                entries.append(gallery_labels.show(j, correct, f"{score:.2f}", late=not left))
                 left -= correct
-        lists.append(RankList(asked.show(int(row), True), entries, float(result.ap[index]), title))
+        lists.append(RankList(query_labels.show(int(row), True), entries, float(result.ap[index]), title))
     return lists
 
 

@@ -32,7 +32,7 @@ class Report:
     dataset: its name.
     results: model -> protocol -> `Result.to_json()`.
     facts: what was evaluated and how, name -> value, in the order shown.
-    notes: what a reader must know that is no fault.
+    notes: what affects the metrics and is no fault of the data.
     warnings: what was left out or may be wrong.
     rank_lists: the lists to show.
     rank_lists_note: why there are no rank lists or no images in them, as a sentence, or "".

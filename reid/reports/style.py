@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colorbar import Colorbar
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
 GREEN, RED, GREY = "#1a9850", "#d73027", "#9aa3b0"  # right, wrong, and neither
 DPI = 180
@@ -67,7 +68,11 @@ def style_axes(axes: Axes, theme: Theme, title: str, labels: tuple[str, str]) ->
 
 def add_legend(figure: Figure, theme: Theme, columns: int = 2) -> None:
     """Put the labels of what a figure's axes hold below them, in reading size."""
-    legend = figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
+    style_legend(figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=10), theme)
+
+
+def style_legend(legend: Legend, theme: Theme) -> None:
+    """Give the texts of a legend their color, and show them as they are: `$` begins no formula."""
     for text in legend.get_texts():
         text.set_color(theme.ink)
         text.set_parse_math(False)

@@ -3,6 +3,7 @@
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from reid.metrics.protocols import PROTOCOLS
@@ -87,6 +88,11 @@ def percent(share: float) -> str:
 def format_interval(ends: Sequence[float] | None) -> str:
     """Format an interval in percent: `84.6–86.2`."""
     return "-" if ends is None or any(map(math.isnan, ends)) else f"{percent(ends[0])}–{percent(ends[1])}"
+
+
+def format_now() -> str:
+    """Return date and time in UTC, to the minute, as pages show when they were made."""
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def format_results(results: Results, ranks: Sequence[int] = RANKS, kind: str = "model") -> str:

@@ -74,5 +74,7 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
         else:
             entries.append(entry)
     if any(entry.get("epoch") == 0 for entry in entries):
-        entries = [entry | {"epoch": entry["epoch"] + 1} if "epoch" in entry else entry for entry in entries]
+        entries = [
+            entry | {"epoch": entry["epoch"] + 1} if isinstance(entry.get("epoch"), int) else entry for entry in entries
+        ]
     return entries, damaged

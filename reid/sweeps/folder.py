@@ -101,15 +101,14 @@ class SweepFolder:
 
     def collect(self) -> str:
         """Write runs.csv, settings.txt, sweep.html and, for two knobs or more, heat_map.png; return the text."""
-        from reid.sweeps.page import render_page  # imports Matplotlib and Jinja2, which a check of a file needs not
+        from reid.sweeps.page import render_page  # imports Jinja2, which a check of a file does not need
 
         runs, metric, heat_map = self.runs(), self.sweep.metric, self.path / "heat_map.png"
         maximizes = self.sweep.document["metric"].get("goal") == "maximize"
         settings = group_seeds(runs, maximizes)
         text = f"{describe_states(runs)}\n{format_settings(settings, metric)}\n"
-        write_atomically(
-            self.path / "runs.csv", format_csv(runs, metric)
-        )  # jobs that end together write the same files
+        # Atomically, because jobs that end together write the same files.
+        write_atomically(self.path / "runs.csv", format_csv(runs, metric))
         write_atomically(self.path / "settings.txt", text)
         page, charts = self.path / "sweep.html", None
         if axes := choose_axes(settings):

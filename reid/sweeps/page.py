@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from reid.reports.html import render
+from reid.reports.tables import format_now
 from reid.sweeps.spec import Run
 from reid.sweeps.table import Setting, describe_states, name_metric
 
@@ -47,5 +47,5 @@ def render_page(
         settings=of_settings, setting_columns=[*names, label, "std", "runs"], num_settings=len(settings),
         runs=of_runs, run_columns=["run", *knobs, "state", label], num_runs=len(runs),
         best_run=best_run and (best_run[0].number, show(best_run[0].metric), str(best_run[1])),
-        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        made=format_now(),
     )  # fmt: skip

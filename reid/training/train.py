@@ -57,8 +57,8 @@ def start(config: Config) -> None:
 
 
 @contextlib.contextmanager
-def leaving_nothing(trainer: Trainer) -> Iterator[None]:
-    """If the block fails, restore signal handlers and end W&B's run: this process may go on, as in a notebook."""
+def clean_up_on_error(trainer: Trainer) -> Iterator[None]:
+    """If the block fails, restore signal handlers and end W&B's run: the process may continue, as in a notebook."""
     try:
         yield
     except BaseException:
@@ -96,7 +96,7 @@ def train(config: Config) -> TrainResult:
             from_rank_0(lambda: check_writable(folder.path))
         with contextlib.nullcontext() if config.dry_run else claim_run_folder(folder, config):
             trainer = Trainer(config, data, accelerator, folder, hosts)
-            with leaving_nothing(trainer):
+            with clean_up_on_error(trainer):
                 stopped = trainer.fit()
             accelerator.wait_for_everyone()  # a launcher ends all processes when the first ends with STOPPED
         accelerator.end_training()

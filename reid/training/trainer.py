@@ -69,9 +69,8 @@ class Trainer:
         self.model = average.model if average else model
         centers = torch.Generator().manual_seed(config.seed)
         temperature = config.model.head_temperature
-        self.objective = Objective(config.loss, data.num_classes, model.dim, centers, temperature, model.nested).to(
-            self.device
-        )
+        objective = Objective(config.loss, data.num_classes, model.dim, centers, temperature, model.nested)
+        self.objective = objective.to(self.device)
         optimizer = build_optimizer(model, config.optim)
         self.ranks = config.batch.count_ranks(accelerator.num_processes)
         about = checkpoint_facts(config, data.joined.fingerprints, data.num_classes, data.plan.shares)

@@ -9,7 +9,7 @@ import torch
 
 from reid.evaluation.about import ABOUT, describe, difference, load_about, write_json
 from reid.evaluation.comparison import compare, format_comparison
-from reid.evaluation.comparison_page import find_flips, write_comparison
+from reid.evaluation.comparison_page import find_changed_queries, write_comparison
 from reid.evaluation.dataset_report import PER_QUERY
 from reid.metrics import retrieval
 from reid.metrics.bootstrap import paired
@@ -63,19 +63,20 @@ def test_text_and_json(tmp_path):
     assert (path.parent / "comparison.txt").read_text().startswith("d\n")
 
 
-def test_the_page_shows_flipped_queries(tmp_path):
+def test_the_page_shows_changed_queries(tmp_path):
     first, other = report(tmp_path / "a", 1.3)["image"], report(tmp_path / "b", 1.8)["image"]
     rows = compare([str(tmp_path / "a"), str(tmp_path / "b")])["d"]["image"]
-    (flips,) = find_flips("image", rows)
+    (changed,) = find_changed_queries("image", rows)
     queries = np.flatnonzero(first.valid)
     lost = set(queries[(first.first_ranks == 1) & (other.first_ranks > 1)].tolist())
     won = set(queries[(first.first_ranks > 1) & (other.first_ranks == 1)].tolist())
-    assert lost and (flips.won, flips.lost) == (len(won), len(lost))
-    assert {flip.query.row for flip in flips.shown["lost"]} <= lost and {f.query.row for f in flips.shown["won"]} <= won
-    changes = [flip.aps[1] - flip.aps[0] for flip in flips.shown["lost"]]
+    assert lost and (changed.won, changed.lost) == (len(won), len(lost))
+    rows = {kind: {each.query.row for each in shown} for kind, shown in changed.shown.items()}
+    assert rows["lost"] <= lost and rows["won"] <= won
+    changes = [each.aps[1] - each.aps[0] for each in changed.shown["lost"]]
     assert changes == sorted(changes)  # the largest loss first
     text = write_comparison(tmp_path / "out", compare([str(tmp_path / "a"), str(tmp_path / "b")])).read_text()
-    assert "Right only in the first report" in text and f"query row {flips.shown['lost'][0].query.row}" in text
+    assert "Right only in the first report" in text and f"query row {changed.shown['lost'][0].query.row}" in text
     assert "names no local folder of shards" in text  # why there are no pictures
 
 

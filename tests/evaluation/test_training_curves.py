@@ -43,6 +43,14 @@ def test_panels_over_epochs(tmp_path, first_epoch):
     assert x.tolist() == [1, 2, 3] and y == pytest.approx([0, 10, 20]) and "one/image" in aims.lines
 
 
+def test_lost_and_damaged_lines_leave_the_epochs_of_the_others(tmp_path):
+    lines = list(entries(first_epoch=1))
+    x = read_curves(write(tmp_path / "m.jsonl", lines[3:]), WEIGHTS).panels[0].lines["loss"][0]
+    assert x.tolist() == [1.5, 2, 2.25, 3]
+    damaged = [entry | {"epoch": None} if entry["step"] == 5 else entry for entry in entries(first_epoch=0)]
+    assert read_curves(write(tmp_path / "m.jsonl", damaged), WEIGHTS).panels[0].x_end == 3
+
+
 def test_what_is_not_there_is_left_out(tmp_path):
     few = [{"step": step, "train/loss": 1.0, "train/lr": 0.1, "note": "text", "train/triplet": None} for step in (4, 0)]
     curves = read_curves(write(tmp_path / "m.jsonl", few, "{broken\n"), WEIGHTS)

@@ -416,7 +416,7 @@ def test_hard_queries_and_confused_identities_are_tables_of_files(tmp_path):
     asked = "query/ a_ long_ name_ 0001.jpg id 7 · camera 2"
     assert f"{asked} gallery/ b.jpg id 9 · camera 1 0.75 12.5 1,234" in text and f"{asked} none - 12.5 1,234" in text
     assert f"{asked} gallery/ b.jpg id 9 · camera 1 0.75 4 2 of 3" in text
-    assert "None: every query has a match at rank 1." in write(tmp_path, confusions=[]).text
+    assert "None: no query finds another identity before its first match." in write(tmp_path, confusions=[]).text
     assert lost.to_json() == {
         "file": "query/a_long_name_0001.jpg", "image": "id 7 · camera 2", "row": -1, "ap": 0.125,
         "first_match_rank": 1234, "best_wrong": None,
