@@ -156,9 +156,14 @@ class Joined:
                 )
 
 
+def plain_name(dataset: str) -> str:
+    """Return the name of a dataset for folders, keys and metrics: ASCII letters, digits, - and _."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", dataset).strip("-") or "data"
+
+
 def label_datasets(manifests: Sequence[Manifest]) -> list[str]:
     """Return the name of each dataset in tables and logs, which no other of them has."""
-    names = [re.sub(r"[^A-Za-z0-9_-]+", "-", manifest.dataset).strip("-") or "data" for manifest in manifests]
+    names = [plain_name(manifest.dataset) for manifest in manifests]
     return [
         name if Counter(names)[name] == 1 else f"{name}-{manifest.fingerprint[:8]}"
         for name, manifest in zip(names, manifests, strict=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from reid.config import EvaluateConfig
+from reid.data.joined import plain_name
 from reid.data.storage import is_remote
 from reid.evaluation.about import ABOUT, About, describe, difference, find_about, write_json
 from reid.evaluation.external_features import write_features
@@ -132,8 +132,7 @@ class DatasetReport:
 
         Another report is one on other data, or one on feature files if this one is on a run, and the reverse.
         """
-        name = re.sub(r"[^\w.-]+", "-", self.dataset).strip(".-") or "data"  # a manifest may come from anywhere
-        folder = self.out / name if self.dataset else self.out
+        folder = self.out / plain_name(self.dataset) if self.dataset else self.out
         earlier = find_about(folder)
         other = earlier and (earlier.data_fingerprint != about.data_fingerprint or difference(earlier, about))
         if other or folder in taken:
