@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import difflib
 import os
+import re
 import select
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, TextIO, TypeVar, cast
+from typing import Any, NoReturn, TextIO, TypeVar, cast
 
 from reid.data.shard_reader import DamagedData
 
@@ -70,6 +73,19 @@ def _name_errors(action: Callable[[], Answer]) -> Answer:
     if local_rank == "0" or not everywhere:
         print(f"error: {f'rank {rank}: ' if rank != '0' else ''}{reason}", file=sys.stderr, flush=True)
     sys.exit(USER_ERROR)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, with errors of one line that name the nearest choice, and without abbreviated flags."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        if wrong := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            near = difflib.get_close_matches(wrong[1], re.findall(r"[\w-]+", wrong[2]), n=1)
+            message += "".join(f"; did you mean {choice}" for choice in near)
+        self.exit(USER_ERROR, f"error: {self.prog}: {message}; --help describes all\n")
 
 
 def name_program(module: str) -> str:

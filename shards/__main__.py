@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from reid.data.manifest import load_manifest
-from reid.program import call, name_program
+from reid.program import Parser, call, name_program
 from shards.boxes import Cropping
 from shards.build import MAX_BROKEN, build
 from shards.checks import run_checks
@@ -52,10 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=name_program("python -m shards"), description="Raw datasets to WebDataset shards."
-    )
+def _parser() -> Parser:
+    parser = Parser(prog=name_program("python -m shards"), description="Raw datasets to WebDataset shards.")
     commands = parser.add_subparsers(dest="command", required=True)
     building = commands.add_parser("build", help="write a dataset as shards")
     add_reader_flags(building)

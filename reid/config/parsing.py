@@ -37,14 +37,20 @@ class _Parser(ArgumentParser):
     types: Mapping[str, Any] = MappingProxyType({})  # of each knob by its name
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        super().error((f"{self.file}: " if self.file else "") + self._explain(message), ex)
+        text = " ".join(((f"{self.file}: " if self.file else "") + self._explain(message)).split())
+        if self.exit_on_error:
+            self.exit(2, f"error: {text}\n")
+        super().error(text, ex)
         raise AssertionError("unreachable: the parser exits")
 
     def _explain(self, message: str) -> str:
         if flag := re.search(r"nrecognized arguments: --([\w.-]+)", message):
-            return f"{message}\n{suggest_knob(flag[1], self.types)}"
+            suggestion = suggest_knob(flag[1], self.types)
+            return message if suggestion in message else f"{message}. {suggestion}"
         wrong = re.match(r"""Parser key ["']([\w.]+)["']:\s*(.*)""", message, re.DOTALL)
         name = wrong[1] if wrong else ""
+        if wrong and (missing := re.match(r"File does not exist: '(.*)'", wrong[2])):
+            return f"--{name} {missing[1]}: no such file; `reid configs` lists those of the product"
         if inside := [knob for knob in self.types if name and knob.startswith(f"{name}.")]:
             return f"{name} is a section; give one of its knobs, as --{inside[0]}"
         if not wrong or name not in self.types:
@@ -88,7 +94,7 @@ def _describe_type(hint: Any) -> str:
 def make_parser(kind: type[AnyConfig], exit_on_error: bool = True) -> _Parser:
     """Return a program's parser: --config FILE, --print_config, and a dotted flag for each knob."""
     usage = "%(prog)s [--config FILE] [--<knob>=<value> ...]"
-    parser = _Parser(description=kind.__doc__, usage=usage, exit_on_error=exit_on_error)
+    parser = _Parser(description=kind.__doc__, usage=usage, exit_on_error=exit_on_error, allow_abbrev=False)
     parser.types = knob_types(kind)
     parser.add_argument("--config", action="config", help="YAML file; flags after it override its values")
     parser.add_class_arguments(kind)
@@ -168,7 +174,7 @@ def change(config: AnyConfig, flags: Sequence[str]) -> AnyConfig:
 def _knob_parser(kind: type, name: str) -> _Parser:
     """Return a parser of one knob's flag only."""
     types = knob_types(kind)
-    parser = _Parser(exit_on_error=False)
+    parser = _Parser(exit_on_error=False, allow_abbrev=False)
     parser.types = types
     if name not in types:
         raise ValueError(f"unknown knob {name!r}. {suggest_knob(name, types)}")

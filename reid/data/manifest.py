@@ -111,7 +111,8 @@ def load_manifest(root: str | Path) -> Manifest:
             raise ValueError(f"{root}: no such folder; build the shards first: reid shards build --help")
         if not Path(root, MANIFEST_NAME).is_file():
             raise ValueError(
-                f"{root}: no {MANIFEST_NAME}: not a folder of shards, or an unfinished build; build it again"
+                f"{root}: no {MANIFEST_NAME}: pictures, or an unfinished build; build it again, pictures with "
+                "`reid shards build`"
             )
     path = full_path(root, MANIFEST_NAME) if is_remote(root) else str(Path(root, MANIFEST_NAME))
     try:

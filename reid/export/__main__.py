@@ -10,7 +10,7 @@ from pathlib import Path
 from reid.config import normalize_flags
 from reid.export import FORMATS, HALF_TOLERANCE, PLACES, TOLERANCE
 from reid.model.hub import PATH_OR_HUB
-from reid.program import call, name_program
+from reid.program import Parser, call, name_program
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -19,10 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     call(lambda: _run(options))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=name_program("python -m reid.export"), description="A trained model for other programs."
-    )
+def _parser() -> Parser:
+    parser = Parser(prog=name_program("python -m reid.export"), description="A trained model for other programs.")
     parser.add_argument("--checkpoint", required=True, metavar="PATH", help=PATH_OR_HUB)
     parser.add_argument("--format", choices=FORMATS, help="required without --push, which is of the format hub")
     out = "file, or for hub the folder, that is written; an earlier one is replaced; may be left out with --push"

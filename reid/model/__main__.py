@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from reid.program import call, name_program
+from reid.program import Parser, call, name_program
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,10 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=name_program("python -m reid.model"), description="Encoders and their weights."
-    )
+def _parser() -> Parser:
+    parser = Parser(prog=name_program("python -m reid.model"), description="Encoders and their weights.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="the encoders, their parameters, and whether their weights are in the cache")
     fetching = commands.add_parser("fetch", help="download weights into the cache, for machines without internet")

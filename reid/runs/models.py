@@ -166,7 +166,7 @@ def find_run(run: str, name: str) -> tuple[RunFolder, Path]:
         raise ValueError(f"--checkpoint={name} is not a checkpoint's folder; give --run with its name, or its path")
     folder = RunFolder(Path(run))
     if not folder.path.is_dir():
-        raise ValueError(f"--run={run}: no such folder; give that of a training run, e.g. runs/quickstart")
+        raise ValueError(f"{run}: no such folder; give that of a training run, e.g. runs/quickstart")
     if name in ("newest", "best"):
         newest, damaged = find_undamaged(folder.checkpoints)
         for text in damaged if newest and os.environ.get("RANK", "0") == "0" else []:

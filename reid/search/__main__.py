@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from reid.config import normalize_flags
 from reid.config.schema import DTYPES
 from reid.model.hub import PATH_OR_HUB
-from reid.program import call, name_program
+from reid.program import Parser, call, name_program
 from reid.search import GALLERIES
 
 
@@ -21,10 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     call(lambda: run(options))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=name_program("python -m reid.search"), description="Search pictures of your own."
-    )
+def _parser() -> Parser:
+    parser = Parser(prog=name_program("python -m reid.search"), description="Search pictures of your own.")
     commands = parser.add_subparsers(dest="command", required=True)
 
     index = commands.add_parser("index", help="make an index of images")

@@ -185,6 +185,9 @@ def _query(options: Namespace) -> None:
         results = [{key: value for key, value in asdict(answer).items() if key != "query"} for answer in answered]
         documents.append({"query": photo, "results": results} | ({} if results else {"reason": nothing}))
         answers.append(answered)
+    if options.threshold:
+        left_out = sum(hit.score < threshold for found in hits for hit in found)
+        print(f"threshold {threshold:.4f}: {left_out} of the nearest images are below it and left out", file=sys.stderr)
     print(times, file=sys.stderr)
     if options.csv:
         with open(options.csv, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:

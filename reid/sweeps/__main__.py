@@ -25,7 +25,7 @@ from reid.data.joined import Joined
 from reid.data.manifest import MANIFEST_NAME
 from reid.data.storage import is_remote
 from reid.files import Held, hold, make_folder
-from reid.program import INTERRUPTED, SIGNALS, STOPPED, call, name_program
+from reid.program import INTERRUPTED, SIGNALS, STOPPED, Parser, call, name_program
 from reid.runs.folder import RunFolder
 from reid.runs.logged import why_not_logged, without_dataset
 from reid.sweeps.folder import DONE, SweepFolder, check_knobs, check_run, claim_folder, to_flags
@@ -37,7 +37,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Return 0 if all runs are done or queued, 1 if some failed, STOPPED after a signal. A user error exits with 2."""
     args = sys.argv[1:] if args is None else args
     end = args.index("--") if "--" in args else len(args)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=name_program("python launch/sweep.py"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

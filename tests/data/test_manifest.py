@@ -108,7 +108,7 @@ def test_missing_folder_and_unfinished_build(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such folder"):
         load_manifest(tmp_path / "nowhere")
     (tmp_path / "train-0000.tar").write_bytes(b"")
-    with pytest.raises(ValueError, match="unfinished build; build it again"):
+    with pytest.raises(ValueError, match="unfinished build; build it again, pictures with"):
         load_manifest(tmp_path)
 
 

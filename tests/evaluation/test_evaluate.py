@@ -665,7 +665,7 @@ def no_match(drawn: Drawn, tmp_path: Path) -> list[str]:
         (lambda *_: ["--compare", "a", "b", "--out=/proc/none"], "/proc/none cannot be written"),
         (lambda *_: ["--run=a", "--rerank", "--protocols=[centroid]"], "--rerank re-ranks image and centroid_all; add"),
         (no_match, "none of the 3 queries has a possible match"),
-        (lambda *_: ["--run=none/such"], "--run=none/such: no such folder"),
+        (lambda *_: ["--run=none/such"], "none/such: no such folder"),
         (lambda *_: ["--checkpoint=none"], "give --run with its name, or its path"),
         (lambda *_: [], "give one of: --run"),
         (lambda *_: ["--run=a", "--compare", "a", "b"], "give one of: --run"),
