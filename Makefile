@@ -22,6 +22,7 @@ help:
 	@echo "make reproduce    DATA=<folder of Market-1501>: build shards, train on a GPU, evaluate; docs/reproduction.md"
 	@echo "make test         run ruff, mypy and all tests"
 	@echo "make check        run ruff and mypy"
+	@echo "make unit         run all tests, without ruff and mypy"
 	@echo "make bench-gpu    run the tests and measurements that need a GPU; print tables, write bench-gpu.json"
 	@echo "make bench        measure exactness, losses, loader, ranking and trainer; print Markdown tables, draw a figure"
 	@echo "make docs         write docs/api.md and docs/knobs.md from the code; check links and commands of all pages"

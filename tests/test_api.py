@@ -43,6 +43,12 @@ def test_import_reid_loads_no_library_before_a_name_is_used() -> None:
 # Training and evaluation
 
 
+@pytest.fixture(autouse=True)
+def _fresh_process() -> None:
+    """Forget what other tests of this process have started."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def test_training_and_evaluation_follow_each_other_in_one_process(
     drawn: Drawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -164,6 +164,7 @@ def _query(options: Namespace) -> None:
         raise ValueError(f"--images {unknown[0]}: the index has no images of it, but of {', '.join(sources)}")
     if options.images and not options.out:
         raise ValueError("--images works only with --out PAGE.html, which shows pictures")
+    index.kept(options.camera)  # before the model is loaded: an unknown camera is an error
     embedder = _load_model_of(index, options)
     threshold = read_threshold(options.threshold, options.at, embedder, options.gallery)
     started = time.perf_counter()

@@ -136,7 +136,7 @@ class Index:
         unit = normalize(asked) * SAFE_LENGTH
         vectors = cosine_vectors(torch.from_numpy(self.features), torch.from_numpy(self.squares))
         images = Gallery(np.arange(len(self)), np.ones(len(self), np.int64), vectors)
-        kept = self._kept(without)
+        kept = self.kept(without)
         if gallery == "images":
             return _nearest(images, unit, k, kept)
         unknown = _nearest(images, unit, k, kept & (self.pids == UNKNOWN))
@@ -147,7 +147,7 @@ class Index:
     def centroids(self, without: str = "") -> Gallery:
         """Average the features of each identity; the centroids of the last `without` stay in memory."""
         if without not in self._centroids:
-            entries = np.flatnonzero(self._kept(without) & (self.pids != UNKNOWN))
+            entries = np.flatnonzero(self.kept(without) & (self.pids != UNKNOWN))
             entries = entries[np.argsort(self.pids[entries], kind="stable")]
             _, first, images = np.unique(self.pids[entries], return_index=True, return_counts=True)
             features, means = np.asarray(self.features), np.empty((len(first), self.meta.dim), np.float32)
@@ -158,8 +158,8 @@ class Index:
             self._centroids = {without: Gallery(entries[first], images, vectors)}
         return self._centroids[without]
 
-    def _kept(self, without: str) -> np.ndarray:
-        """(N,) bool: which entries another camera took. Raises ValueError if the camera is unknown."""
+    def kept(self, without: str) -> np.ndarray:
+        """Return (N,) bool: which entries another camera took. Raises ValueError if the camera is unknown."""
         if not without:
             return np.ones(len(self), dtype=bool)
         if without not in self.meta.cameras:

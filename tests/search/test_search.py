@@ -372,7 +372,7 @@ def test_unreadable_images_are_skipped_counted_and_named_or_stop_it(album: Album
     (tmp_path / "photos" / "text.jpg").write_text("no image")
     fifo(tmp_path / "photos" / "fifo.jpg")
     make = ("index", "--checkpoint", album.run, "--images", tmp_path / "photos", "--out", tmp_path / "i")
-    assert call(*make, "--on-dam", "stop") == 2
+    assert call(*make, "--on-damage", "stop") == 2
     assert "empty.jpg: an empty file" in capsys.readouterr().err
     assert not (tmp_path / "i").exists() and not list(tmp_path.glob(".*"))
     assert call(*make) == 0
