@@ -1,4 +1,4 @@
-"""The user's path in small, on two processes: draw, build, train, resume, evaluate; training starts by the launcher."""
+"""The user's path in small, on two processes: draw, build, train, resume, evaluate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reid.evaluation.external_features import read_features
 from reid.export import TOLERANCE
 from shards.__main__ import main as shards_main
 from tests.support.offline_runs import WANDB, find_files, history_of, read_back, run_of, summary_of
-from tests.support.programs import launch, run_program
+from tests.support.programs import run_program
 from tests.support.undrawn import without_pictures
 
 SMALL = [
@@ -39,8 +39,7 @@ def trained(workspace: Path) -> Path:
     """A run of two epochs, interrupted after the first and resumed."""
     arguments = ["train.py", *SMALL, f"--data.root={workspace / 'shards'}", f"--runs={workspace}", "--name=resumed"]
     arguments += ["--track.name=short", "--track.group=all"]
-    config = ["--config_file", "launch/cpu.yaml", "--main_process_port", "0"]
-    status, said = launch(*config, *arguments, "--optim.epochs=1").end()
+    status, said = run_program(*arguments, "--optim.epochs=1", ranks=2)
     assert status == 0, said
     assert "over 2 process(es)" in said
     status, said = run_program(*arguments, "--optim.epochs=2", "--resume=auto", ranks=2)

@@ -140,7 +140,7 @@ def start(tmp_path: Path, *words: str) -> Program:
     return launch(*words, str(script))
 
 
-# launch/cpu.yaml: tests/test_end_to_end.py
+# launch/cpu.yaml: tests/training/test_failures.py
 @pytest.mark.parametrize(("file", "words", "ranks"), [("gpu.yaml", [], "[0]"), ("node.yaml", TWO, "[0, 1]")])
 def test_configs_of_one_machine_launch(tmp_path: Path, file: str, words: list[str], ranks: str) -> None:
     """On the CPU where there is no GPU, as the programs do."""
