@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -204,7 +204,7 @@ class Trainer:
         logged = {f"train/{name}": value for name, value in {**values, "lr": step.lr, **speed}.items()}
         self.tracker.log(global_step, {"epoch": epoch + 1, **logged})
         line = format_progress(
-            epoch, self.epochs, values, tuple(self.config.loss.weights), speed, self.last_step - global_step
+            epoch, self.epochs, values, self.config.loss.weights, speed, self.last_step - global_step
         )
         if self.config.dry_run:
             shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
@@ -332,13 +332,13 @@ class Trainer:
 
 
 def format_progress(
-    epoch: int, epochs: int, values: dict[str, float], losses: Sequence[str], speed: dict[str, float], left: int
+    epoch: int, epochs: int, values: dict[str, float], weights: Mapping[str, float], speed: dict[str, float], left: int
 ) -> str:
-    """Return the progress line: loss and its terms, speed, waiting, memory, and the time that is left."""
-    terms = ", ".join(f"{name} {values[name]:.3f}" for name in losses if name in values)
+    """Return the progress line: loss and its terms times their weights, speed, waiting, memory, and the time left."""
+    terms = " + ".join(f"{name} {weight * values[name]:.3f}" for name, weight in weights.items() if name in values)
     eta = int(left / max(speed["steps_per_s"], 1e-9))
     return (
-        f"epoch {epoch + 1}/{epochs} loss {values['loss']:.3f} ({terms}) {speed['images_per_s']:.0f} images/s "
+        f"epoch {epoch + 1}/{epochs} loss {values['loss']:.3f} = {terms}, {speed['images_per_s']:.0f} images/s "
         f"waiting for data {speed['data_wait_share']:.0%} memory {speed['memory_gib']:.1f} GiB "
         f"left {eta // 3600}:{eta // 60 % 60:02d}:{eta % 60:02d}"
     )

@@ -509,8 +509,9 @@ def test_the_group_that_agrees_on_stopping_waits_as_long_as_the_others(monkeypat
 def test_the_line_of_a_step() -> None:
     speed = {"images_per_s": 640.4, "steps_per_s": 10.0, "data_wait_share": 0.125, "memory_gib": 3.21}
     values = {"loss": 2.5, "cross_entropy": 1.25, "center": 90.0, "d_ap": 4.0}
-    assert format_progress(2, 120, values, ("cross_entropy", "triplet", "center"), speed, left=37250) == (
-        "epoch 3/120 loss 2.500 (cross_entropy 1.250, center 90.000) 640 images/s waiting for data 12% "
+    weights = {"cross_entropy": 1.0, "triplet": 1.0, "center": 0.01}
+    assert format_progress(2, 120, values, weights, speed, left=37250) == (
+        "epoch 3/120 loss 2.500 = cross_entropy 1.250 + center 0.900, 640 images/s waiting for data 12% "
         "memory 3.2 GiB left 1:02:05"
     )
 
