@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reid.config import AugmentConfig, BatchConfig, Config, DataConfig, EvaluateConfig, change, check
+from reid.config import AugmentConfig, BatchConfig, Config, DataConfig, EvaluateConfig, change, check, to_flags
 from reid.data.augmentation import Augmentation
 from reid.data.normalization import Normalization
 from reid.data.train_loader import Batch, TrainLoader
@@ -68,7 +67,7 @@ def evaluate(run: str | os.PathLike[str] = "", **options: Any) -> EvaluateResult
     if unknown := sorted(options.keys() - known):
         hint = "; reid.evaluation.comparison.compare compares reports" if unknown == ["compare"] else ""
         raise ValueError(f"evaluate: no option {unknown[0]!r}; choose from {', '.join(sorted(known))}{hint}")
-    config = change(EvaluateConfig(run=os.fspath(run)), _to_flags(options))
+    config = change(EvaluateConfig(run=os.fspath(run)), to_flags(options))
     with separate_accelerator():
         reports = evaluate_options(config)
     metrics, baselines = {}, {}
@@ -153,7 +152,7 @@ def open_loader(
     if unknown := sorted(knobs.keys() - known):
         raise ValueError(f"open_loader: no knob {unknown[0]!r}; choose from {', '.join(known)}")
     config = Config(seed=seed, augment=augment or AugmentConfig())
-    config = change(config, _to_flags({sections[name]: value for name, value in knobs.items()}))
+    config = change(config, to_flags({sections[name]: value for name, value in knobs.items()}))
     config.data.root = [*map(os.fspath, root)] if isinstance(root, list) else os.fspath(root)
     promised = int(os.environ.get("WORLD_SIZE", "1"))
     if promised > world_size():  # not the reverse: a process group may be started without a launcher
@@ -163,11 +162,3 @@ def open_loader(
         )
     check(config, world_size())
     return BatchLoader(config, load_data(config, world_size()), find_device(str(device)))
-
-
-def _to_flags(knobs: Mapping[str, Any]) -> list[str]:
-    """Return knobs by their full names as flags, so that they are checked as those of the programs are."""
-    return [
-        f"--{name}={value if isinstance(value, str) else json.dumps(value, default=os.fspath)}"
-        for name, value in knobs.items()
-    ]

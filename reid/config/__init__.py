@@ -1,7 +1,7 @@
 """Every knob of training and evaluation: what it means, what it may be, and how it is read."""
 
 from reid.config.checks import check, check_evaluation, check_streams
-from reid.config.flags import knob_types, normalize_flags
+from reid.config.flags import knob_types, normalize_flags, to_flags
 from reid.config.parsing import (
     change,
     load,
@@ -54,6 +54,7 @@ __all__ = [
     "save",
     "suggest_knob",
     "to_dict",
+    "to_flags",
     "to_text",
     "to_yaml",
 ]

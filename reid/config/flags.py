@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
@@ -19,6 +20,14 @@ def normalize_flags(words: Sequence[str]) -> list[str]:
     end = words.index("--") if "--" in words else len(words)
     flags = [re.sub("^--[^=]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), word) for word in words[:end]]
     return [*flags, *words[end:]]
+
+
+def to_flags(knobs: Mapping[str, Any]) -> list[str]:
+    """Return knobs by their full names as flags, `--loss.w1=0.1`; values that are no text as JSON."""
+    return [
+        f"--{name}={value if isinstance(value, str) else json.dumps(value, default=os.fspath)}"
+        for name, value in knobs.items()
+    ]
 
 
 def expand_flags(words: Sequence[str], kind: type) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from reid.config import Config, change
+from reid.config import Config, change, to_flags
 from reid.config.schema import LATER
 from reid.files import hash_file
 from reid.model.hub import ABOUT
@@ -44,9 +44,8 @@ def read_published_config(path: Path) -> Config:
     about = read_about(path)
     knobs = {f"model.{name}": value for name, value in (LATER | about["model"]).items()}
     knobs |= {knob: about[name] for name, knob in KNOBS.items()}
-    flags = [f"--{knob}={value if isinstance(value, str) else json.dumps(value)}" for knob, value in knobs.items()]
     try:
-        return change(Config(), flags)
+        return change(Config(), to_flags(knobs))
     except ValueError as error:
         raise ValueError(f"{path / ABOUT}: {error}; it is damaged, or of a later version of this program") from error
 

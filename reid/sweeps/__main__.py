@@ -20,7 +20,7 @@ from typing import IO
 
 from jsonargparse.typing import PositiveInt
 
-from reid.config import Config
+from reid.config import Config, to_flags
 from reid.data.joined import Joined
 from reid.data.manifest import MANIFEST_NAME
 from reid.data.storage import is_remote
@@ -28,7 +28,7 @@ from reid.files import Held, hold, make_folder
 from reid.program import INTERRUPTED, SIGNALS, STOPPED, Parser, call, name_program
 from reid.runs.folder import RunFolder
 from reid.runs.logged import why_not_logged, without_dataset
-from reid.sweeps.folder import DONE, SweepFolder, check_knobs, check_run, claim_folder, to_flags
+from reid.sweeps.folder import DONE, SweepFolder, check_knobs, check_run, claim_folder
 from reid.sweeps.spec import PROGRAM, Sweep, corners, propose, read_sweep, should_stop
 from reid.sweeps.table import describe_states
 

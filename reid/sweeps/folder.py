@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from reid.config import Config, change, check, read_flags, to_text
+from reid.config import Config, change, check, read_flags, to_flags, to_text
 from reid.files import read_text, write_atomically
 from reid.reports.style import draw_both
 from reid.runs.sweep_names import name_knobs
@@ -24,10 +24,6 @@ from reid.sweeps.table import (
 )
 
 DONE = ("finished", "stopped")
-
-
-def to_flags(knobs: Knobs) -> list[str]:
-    return [f"--{name}={'null' if value is None else value}" for name, value in knobs.items()]
 
 
 def check_run(sweep: Sweep, flags: Sequence[str]) -> Config:

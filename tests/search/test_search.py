@@ -157,6 +157,11 @@ def thresholds(album: Album, path: Path, **changes: object) -> Path:
     return path
 
 
+def ask_with(album: Album, index: Path, threshold: object) -> list[object]:
+    """Return the words of a query with a threshold."""
+    return ["query", index, album.photos / "anna" / "0.png", "--threshold", threshold]
+
+
 @pytest.mark.parametrize(("at", "threshold"), [("", 0.9999), ("open_set/0.1", 0.5)])
 def test_below_a_threshold_people_are_unknown(
     album: Album, tmp_path: Path, capsys: pytest.CaptureFixture[str], at: str, threshold: float
@@ -469,43 +474,23 @@ BAD: dict[str, tuple[Callable[[Album, Path, Path], list], str]] = {
         "--images works only with --out",
     ),
     "threshold of another model": (
-        lambda a, c, t: [
-            "query",
-            c,
-            a.photos / "anna" / "0.png",
-            "--threshold",
-            thresholds(a, t / "x", model="0"),
-        ],
+        lambda a, c, t: ask_with(a, c, thresholds(a, t / "x", model="0")),
         "is of another model than the index",
     ),
     "threshold of the flip test": (
-        lambda a, c, t: [
-            "query",
-            c,
-            a.photos / "anna" / "0.png",
-            "--threshold",
-            thresholds(a, t / "x", flip=True),
-        ],
+        lambda a, c, t: ask_with(a, c, thresholds(a, t / "x", flip=True)),
         "is of another model than the index (flip: True against False)",
     ),
     "unknown threshold": (
-        lambda a, c, t: [
-            "query",
-            c,
-            a.photos / "anna" / "0.png",
-            "--threshold",
-            thresholds(a, t / "x"),
-            "--at",
-            "fpr",
-        ],
+        lambda a, c, t: [*ask_with(a, c, thresholds(a, t / "x")), "--at", "fpr"],
         "x has open_set/0.1, open_set/0.01",
     ),
     "damaged thresholds": (
-        lambda a, c, t: ["query", c, a.photos / "anna" / "0.png", "--threshold", a.photos / "notes.txt"],
+        lambda a, c, t: ask_with(a, c, a.photos / "notes.txt"),
         "is not a thresholds.json",
     ),
     "threshold of no cosine": (
-        lambda a, c, t: ["query", c, a.photos / "anna" / "0.png", "--threshold", 1.5],
+        lambda a, c, t: ask_with(a, c, 1.5),
         "--threshold 1.5: give a cosine",
     ),
     "a fifo": (lambda a, c, t: ["query", c, fifo(t / "f.jpg")], "f.jpg: is a FIFO"),
