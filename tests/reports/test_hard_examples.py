@@ -88,7 +88,11 @@ def test_entries_after_the_last_match_are_late(splits):
         for place, entry in enumerate(ranks.gallery):
             assert entry.kind == ("right" if matches[place] else "late" if place > last else "wrong")
             late += entry.kind == "late"
-    easy = Features(np.eye(3), [1, 2, 3], [0, 0, 0]), Features(np.eye(3), [1, 2, 3], [1, 1, 1])
+    own = np.eye(3)[:1]  # an image of the first query's identity by its own camera, which cannot match
+    easy = (
+        Features(np.eye(3), [1, 2, 3], [0, 0, 0]),
+        Features(np.concatenate([np.eye(3), own]), [1, 2, 3, 1], [1, 1, 1, 0]),
+    )
     (ranks, *_) = choose_rank_lists(*easy, retrieval.evaluate(*easy), "cosine")
     assert [entry.kind for entry in ranks.gallery] == ["right", "late", "late"] and ranks.gallery[1].symbol == "–"
 
