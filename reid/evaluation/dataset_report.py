@@ -9,8 +9,7 @@ from typing import Any
 
 from reid.config import EvaluateConfig
 from reid.data.joined import plain_name
-from reid.data.storage import is_remote
-from reid.evaluation.about import ABOUT, About, describe, difference, find_about, write_json
+from reid.evaluation.about import ABOUT, About, difference, find_about, write_json
 from reid.evaluation.external_features import write_features
 from reid.metrics import retrieval
 from reid.metrics.features import UNKNOWN, Features
@@ -51,15 +50,10 @@ class Evaluation:
 class DatasetReport:
     """A report on one dataset, without its metrics.
 
-    out: the folder of the report if `dataset` is "", which is then its name; otherwise the folder of all reports.
-    source: the checkpoint or the feature files.
+    out: the folder of the report if `about.dataset` is "", which is then its name; otherwise the folder of all reports.
     facts: what was evaluated and how, name -> value, in the order shown.
     read_named: reads the images that the page shows, and the names of their files.
-    data_fingerprint: of the shards' manifest, "" for feature files.
-    pixels: how pictures became the encoder's input; empty for feature files.
-    flip: whether features are means of those of an image and of its mirror image.
     model: sha256 of the checkpoint's weights, for which thresholds hold; "" for feature files.
-    root: folder or URL of the shards; "" for feature files.
     curves: of the training, if there was one.
     no_images: a sentence that says why there are none, or "".
     notes: what affects the metrics and is no fault of the data.
@@ -67,15 +61,10 @@ class DatasetReport:
     """
 
     out: Path
-    dataset: str
-    source: str
+    about: About
     facts: dict[str, str]
     read_named: ReadNamed
-    data_fingerprint: str = ""
-    pixels: dict[str, Any] = field(default_factory=dict)
-    flip: bool = False
     model: str = ""
-    root: str = ""
     curves: TrainingCurves | None = None
     no_images: str = ""
     notes: list[str] = field(default_factory=list)
@@ -95,13 +84,10 @@ class DatasetReport:
             The page and the warnings in it.
         """
         (_, evaluation), *others = evaluations.items()
-        query, gallery = evaluation.query, evaluation.gallery
-        root = self.root if is_remote(self.root) or not self.root else str(Path(self.root).resolve())
-        about = describe(self.dataset, self.source, self.data_fingerprint, query, gallery, self.pixels, self.flip, root)
-        folder = self._choose_folder(about, taken)
+        folder = self._choose_folder(taken)
         replaces = find_about(folder) is not None
         folder.mkdir(parents=True, exist_ok=True)
-        about = replace(about, dataset=self.dataset or folder.name)
+        about = replace(self.about, dataset=self.about.dataset or folder.name)
         write_json(folder / METRICS, evaluation.to_json())
         (folder / BASELINES).unlink(missing_ok=True)
         if others:
@@ -115,7 +101,8 @@ class DatasetReport:
                 (folder / name).unlink(missing_ok=True)
         (folder / THRESHOLDS).unlink(missing_ok=True)
         if evaluation.thresholds:
-            made = {"source": self.source, "model": self.model, "flip": self.flip, "dim": query.embeddings.shape[1]}
+            dim = evaluation.query.embeddings.shape[1]
+            made = {"source": about.source, "model": self.model, "flip": about.flip, "dim": dim}
             write_json(folder / THRESHOLDS, made | evaluation.thresholds)
         report = self._make_report(about, evaluations, options)
         for name in (CAMERAS, HARD_QUERIES, CONFUSIONS):
@@ -127,12 +114,13 @@ class DatasetReport:
             write_json(folder / CONFUSIONS, [each.to_json() for each in report.confusions])
         return write_report(folder, report), report.warnings
 
-    def _choose_folder(self, about: About, taken: Collection[Path]) -> Path:
+    def _choose_folder(self, taken: Collection[Path]) -> Path:
         """Return the report's folder, or one with a fingerprint in its name if the folder holds another report.
 
         Another report is one on other data, or one on feature files if this one is on a run, and the reverse.
         """
-        folder = self.out / plain_name(self.dataset) if self.dataset else self.out
+        about = self.about
+        folder = self.out / plain_name(about.dataset) if about.dataset else self.out
         earlier = find_about(folder)
         other = earlier and (earlier.data_fingerprint != about.data_fingerprint or difference(earlier, about))
         if other or folder in taken:

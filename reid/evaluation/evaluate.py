@@ -14,7 +14,7 @@ from reid.config import EvaluateConfig, check_evaluation
 from reid.distributed import start_accelerator
 from reid.evaluation.about import write_json
 from reid.evaluation.comparison import compare, format_comparison
-from reid.evaluation.sources import FeatureSource, RunSource
+from reid.evaluation.sources import FeatureSource, RunSource, Source
 from reid.evaluation.track import DatasetLog, collect, track
 from reid.files import make_folder, write_atomically
 from reid.metrics.protocols import PROTOCOLS
@@ -47,7 +47,7 @@ def evaluate(options: EvaluateConfig) -> dict[Path, Results]:
         compare_reports(options)
         return {}
     started = time.perf_counter()
-    source = FeatureSource(options) if options.features else RunSource(options)
+    source: Source = FeatureSource(options) if options.features else RunSource(options)
     # The timeout is for ranks that wait while rank 0 re-ranks and draws.
     accelerator = start_accelerator("no", options.timeout_s)
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from reid.config import EvaluateConfig, TrackConfig
+from reid.config import EvaluateConfig, TrackConfig, to_dict
 from reid.data.eval_loader import kept_places, read_named_images
 from reid.data.images import Pixels
 from reid.data.joined import label_datasets
 from reid.data.manifest import Manifest, load_manifest
 from reid.data.normalization import describe_pixels
+from reid.data.storage import is_remote
 from reid.distributed import check_precision
+from reid.evaluation.about import describe
 from reid.evaluation.dataset_report import DatasetReport, Evaluation
 from reid.evaluation.evaluator import add_thresholds, extract, rank_protocols
 from reid.evaluation.external_features import ExternalFeatures, check_finite, read_features, read_image
@@ -38,12 +41,39 @@ if TYPE_CHECKING:
 SHOWN_HEIGHT = 128  # least height of images in rank lists; small encoders use fewer pixels
 
 
-class RunSource:
-    """A run's checkpoint and baselines, on one dataset or several.
+class Source(ABC):
+    """What an evaluation is about.
 
-    folder, name, track: of the run, for W&B.
-    epoch, step: of its `Origin`.
+    out: the folder of the reports.
+    folder, name, track: of the W&B run that logs the evaluation: where its files are, its name, and the knobs.
+    epoch, step: of the training, at which it is logged; None if they are not known.
+    is_joint: whether several datasets are those of the training, whose means W&B then has, too.
     """
+
+    options: EvaluateConfig
+    out: Path
+    folder: Path
+    name: str
+    track: TrackConfig
+    epoch: int | None = None
+    step: int | None = None
+    is_joint: bool = False
+
+    @abstractmethod
+    def evaluate(self, accelerator: Accelerator) -> Iterator[tuple[DatasetReport, dict[str, Evaluation]]]:
+        """Evaluate all models on each dataset. The model that the report is about is the first."""
+
+    def prefix_of(self, report: DatasetReport) -> str:
+        """Return how W&B's names of a dataset's metrics begin."""
+        return "eval"
+
+    def describe(self) -> dict[str, Any]:
+        """Return what W&B's config says about the source."""
+        return {}
+
+
+class RunSource(Source):
+    """A run's checkpoint and baselines, on one dataset or several."""
 
     def __init__(self, options: EvaluateConfig) -> None:
         self.options = options
@@ -63,9 +93,11 @@ class RunSource:
         self.epoch, self.step = self.origin.epoch, self.origin.step
         self.manifests = load_manifests(options.data or list_testable(self.config.data.roots))
         self.models = build_models(self.checkpoint, self.config, options.baselines)
+        fingerprints = {manifest.fingerprint for manifest in self.manifests.values()}
+        trained_on = self.origin.data
+        self.is_joint = len(trained_on) > 1 and (not options.data or fingerprints == set(trained_on))
 
     def evaluate(self, accelerator: Accelerator) -> Iterator[tuple[DatasetReport, dict[str, Evaluation]]]:
-        """Evaluate all models on each dataset. The trained model is the first."""
         check_precision(accelerator, self.options.precision)
         make_folder(self.out)
         for root, manifest in self.manifests.items():
@@ -75,24 +107,21 @@ class RunSource:
             }
             trained = next(iter(rows))
             rows[trained] = add_thresholds(rows[trained], self.options)
-            yield self._describe(root, manifest), rows | self._cut(rows[trained])
+            yield self._describe(root, manifest, rows[trained]), rows | self._cut(rows[trained])
 
     def prefix_of(self, report: DatasetReport) -> str:
-        """Return how W&B's names of a dataset's metrics begin: as those of the evaluations during training.
+        """Return the prefix of the evaluations during training.
 
         Data that the run was not trained on has its own name, as has each of several datasets of a training.
         """
-        if self.origin.data == [report.data_fingerprint]:
+        if self.origin.data == [report.about.data_fingerprint]:
             return "eval"
         labels = label_datasets([*self.manifests.values()])
         by_fingerprint = {m.fingerprint: label for m, label in zip(self.manifests.values(), labels, strict=True)}
-        return f"eval/{by_fingerprint[report.data_fingerprint]}"
+        return f"eval/{by_fingerprint[report.about.data_fingerprint]}"
 
-    @property
-    def is_joint(self) -> bool:
-        """Whether several datasets are those of the training, whose means W&B then has, too."""
-        fingerprints = [manifest.fingerprint for manifest in self.manifests.values()]
-        return len(self.origin.data) > 1 and (not self.options.data or set(fingerprints) == set(self.origin.data))
+    def describe(self) -> dict[str, Any]:
+        return {"train": to_dict(self.config), "checkpoint": self.checkpoint.name}
 
     def _cut(self, trained: Evaluation) -> dict[str, Evaluation]:
         """Evaluate the first numbers of the trained model's features, at each length that they were trained for."""
@@ -119,8 +148,12 @@ class RunSource:
             splits.append(features)
         return rank_protocols(splits[0], splits[1], self.options)
 
-    def _describe(self, root: str, manifest: Manifest) -> DatasetReport:
+    def _describe(self, root: str, manifest: Manifest, trained: Evaluation) -> DatasetReport:
         config = self.config
+        about = describe(
+            manifest.dataset or "data", str(self.checkpoint), manifest.fingerprint, trained.query, trained.gallery,
+            describe_pixels(config.data), self.options.flip, root if is_remote(root) else str(Path(root).resolve()),
+        )  # fmt: skip
         pixels = Pixels.from_config(config.data, scale=max(1, round(SHOWN_HEIGHT / config.data.height)))
 
         def read_named(split: str, rows: Sequence[int]) -> Sequence[tuple[np.ndarray, str]]:
@@ -135,22 +168,22 @@ class RunSource:
         }
         if self.options.flip:
             facts[FLIP_TEST] = "features are means of those of an image and of its mirror image"
-        name = manifest.dataset or "data"
-        report = DatasetReport(
-            self.out, name, str(self.checkpoint), facts, read_named,
-            data_fingerprint=manifest.fingerprint, pixels=describe_pixels(config.data), flip=self.options.flip,
-            model=self.origin.weights, root=root,
+        broken = f"{len(manifest.skipped)} broken images were left out when the shards were built"
+        return DatasetReport(
+            self.out, about, facts, read_named, model=self.origin.weights,
             curves=read_curves(RunFolder(self.folder).metrics, config.loss.weights),
+            notes=self.list_notes(manifest), warnings=[broken] if manifest.skipped else [],
         )  # fmt: skip
-        if self.origin.data and manifest.fingerprint not in self.origin.data:
-            report.notes.append(
-                f"Across domains: the checkpoint was trained on other data (fingerprint "
-                f"{', '.join(each[:12] for each in self.origin.data)}) than it is evaluated on "
-                f"({manifest.fingerprint[:12]})."
-            )
-        if manifest.skipped:
-            report.warnings.append(f"{len(manifest.skipped)} broken images were left out when the shards were built")
-        return report
+
+    def list_notes(self, manifest: Manifest) -> list[str]:
+        """Return a note if the model was not trained on this dataset."""
+        trained_on = self.origin.data
+        if not trained_on or manifest.fingerprint in trained_on:
+            return []
+        return [
+            f"Across domains: the checkpoint was trained on other data (fingerprint "
+            f"{', '.join(each[:12] for each in trained_on)}) than it is evaluated on ({manifest.fingerprint[:12]})."
+        ]
 
 
 def list_testable(roots: Sequence[str]) -> Sequence[str]:
@@ -189,10 +222,10 @@ def name_image(manifest: Manifest, split: str, row: int) -> str:
     )
 
 
-class FeatureSource:
+class FeatureSource(Source):
     """Features of another system: no model, no training, and images only if the files have their paths."""
 
-    epoch, step, is_joint = None, 0, False  # see RunSource
+    step = 0
 
     def __init__(self, options: EvaluateConfig) -> None:
         self.options, self.out = options, Path(options.out)
@@ -201,7 +234,6 @@ class FeatureSource:
         self.query, self.gallery = map(read_features, options.features)
 
     def evaluate(self, accelerator: Accelerator) -> Iterator[tuple[DatasetReport, dict[str, Evaluation]]]:
-        """Evaluate the one dataset."""
         query, gallery = self.query, self.gallery
         has_paths = bool(query.paths and gallery.paths)
 
@@ -217,7 +249,8 @@ class FeatureSource:
             "gallery": str(gallery.source),
             "features": f"{query.features.embeddings.shape[1]} dimensions",
         }
-        report = DatasetReport(self.out, "", f"{query.source}, {gallery.source}", facts, read_named)
+        about = describe("", f"{query.source}, {gallery.source}", "", query.features, gallery.features)
+        report = DatasetReport(self.out, about, facts, read_named)
         if not has_paths:
             report.no_images = "As text: the feature files name no images: they have no paths."
         number = int((gallery.features.pids == 0).sum())
@@ -228,9 +261,6 @@ class FeatureSource:
         moved = [split.features.to(accelerator.device) for split in (query, gallery)]
         evaluation = rank_protocols(moved[0], moved[1], self.options)
         yield report, {"features": add_thresholds(evaluation, self.options)}
-
-    def prefix_of(self, report: DatasetReport) -> str:
-        return "eval"
 
     def _read_images(
         self, files: ExternalFeatures, rows: Sequence[int], warnings: list[str]

@@ -394,10 +394,10 @@ def test_two_datasets_are_trained_resumed_and_evaluated(
 
     evaluated = RunSource(EvaluateConfig(run=str(config.folder)))
     assert len(evaluated.manifests) == 2
-    for dataset, manifest in evaluated.manifests.items():
-        assert not evaluated._describe(dataset, manifest).notes
+    for manifest in evaluated.manifests.values():
+        assert not evaluated.list_notes(manifest)
     stranger = replace(manifest, notice="another")
-    (note,) = evaluated._describe("x", stranger).notes
+    (note,) = evaluated.list_notes(stranger)
     assert "trained on other data" in note and all(m.fingerprint[:12] in note for m in evaluated.manifests.values())
 
 
