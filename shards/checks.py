@@ -49,9 +49,13 @@ def run_checks(sightings: Sightings, distractor_pid: int | None) -> list[Check]:
 def check_overlap(sightings: Sightings, distractor_pid: int | None) -> Check:
     """Count the identities that are in train and in the test splits."""
     train = {image.pid for image in sightings.get("train", ())} - {distractor_pid}
-    both = sorted(train & {image.pid for split in TEST for image in sightings.get(split, ())})
-    example = f", e.g. pid {both[0]}" if both else ""
-    text = f"{len(both) or 'no'} identities are in train and in the test splits{example}"
+    tested = {image.pid: image for split in TEST for image in sightings.get(split, ())}
+    both = sorted(train & tested.keys())
+    text = f"{len(both) or 'no'} identities are in train and in the test splits"
+    if both:
+        trained = next(image for image in sightings["train"] if image.pid == both[0])
+        text += f", e.g. pid {both[0]} ({trained.source} and {tested[both[0]].source}), so the metrics are too high: "
+        text += "give each person to one side, or divide them with --test-share"
     return _check("identity overlap", "warning", len(both), len(train), text, map(str, both))
 
 
