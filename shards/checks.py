@@ -69,7 +69,7 @@ def check_queries(sightings: Sightings) -> Check:
     text = f"{len(lost)} of {len(queries)} queries have no possible match (none in the gallery from another camera)"
     text += "; they will not be scored" if lost else ""
     everywhere = {image.camid for split in TEST for image in sightings.get(split, ())}
-    if lost and len(everywhere) == 1:
+    if lost and len(everywhere) == 1 and UNKNOWN_CAMERA not in everywhere:
         text += ". All of them have the same camera, which the same-camera rule leaves out: if cameras are unknown, "
         text += "leave the camera column of the CSV empty (`build csv`)"
     return _check("queries without match", "warning", len(lost), len(queries), text, (image.source for image in lost))

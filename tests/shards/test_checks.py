@@ -113,6 +113,9 @@ def test_examples_are_few() -> None:
 def test_one_camera_everywhere_has_its_own_advice() -> None:
     test = {"query": [image(1, 1), image(2, 1)], "gallery": [image(1, 1), image(2, 1)]}
     assert "leave the camera column of the CSV empty" in found("queries without match", **test).text
+    unknown = {"query": [image(1, -1)], "gallery": [image(2, -1)]}  # person 1 is not in the gallery
+    check = found("queries without match", **unknown)
+    assert check.count == 1 and "camera column" not in check.text
     test["gallery"].append(image(3, 2))
     assert "leave" not in found("queries without match", **test).text
 
