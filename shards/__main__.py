@@ -180,7 +180,8 @@ def _split(options: argparse.Namespace) -> int:
     raw = _divide(read_dataset(options), options)
     write_table(raw, options.out)
     print("\n".join([format_counts(raw), *(f"warning: {warning}" for warning in raw.warnings)]))
-    words = ["python", "-m", "shards", "build", "csv", "--root", str(raw.root), "--csv", str(options.out)]
+    words = f"{name_program('python -m shards')} build csv --root".split()
+    words += [str(raw.root), "--csv", str(options.out)]
     words += ["--boxes", "normalized"] if any(record.box and record.box.normalized for record in raw.records) else []
     words += ["--extra", ",".join(options.extra)] if options.extra else []
     print(f"build it with: {shlex.join(words)} --out <folder>")

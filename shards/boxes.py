@@ -87,10 +87,10 @@ def parse_box(values: Sequence[str], names: Sequence[str], where: str, units: st
     return box
 
 
-def check_units(boxes: Sequence[Box], where: str) -> None:
-    """Raise ValueError if boxes in pixels seem to be shares of the picture's size."""
+def check_units(boxes: Sequence[Box], where: str, fix: str = "multiply by the picture's width and height") -> None:
+    """Raise ValueError, with the fix, if boxes in pixels seem to be shares of the picture's size."""
     if boxes and all(not box.normalized and max(box.right, box.bottom) <= MAX_SHARE for box in boxes):
-        raise ValueError(f"{where}: every box ends within {MAX_SHARE:g} pixels; give --boxes normalized")
+        raise ValueError(f"{where}: every box ends within {MAX_SHARE:g} pixels, so they are no pixels; {fix}")
 
 
 def cut_out(image: Image.Image, box: Box, cropping: Cropping) -> Image.Image:

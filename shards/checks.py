@@ -49,9 +49,13 @@ def run_checks(sightings: Sightings, distractor_pid: int | None) -> list[Check]:
 def check_overlap(sightings: Sightings, distractor_pid: int | None) -> Check:
     """Count the identities that are in train and in the test splits."""
     train = {image.pid for image in sightings.get("train", ())} - {distractor_pid}
-    both = sorted(train & {image.pid for split in TEST for image in sightings.get(split, ())})
-    example = f", e.g. pid {both[0]}" if both else ""
-    text = f"{len(both) or 'no'} identities are in train and in the test splits{example}"
+    tested = {image.pid: image for split in TEST for image in sightings.get(split, ())}
+    both = sorted(train & tested.keys())
+    text = f"{len(both) or 'no'} identities are in train and in the test splits"
+    if both:
+        trained = next(image for image in sightings["train"] if image.pid == both[0])
+        text += f", e.g. pid {both[0]} ({trained.source} and {tested[both[0]].source}), so the metrics are too high: "
+        text += "give each person to one side, or divide them with --test-share"
     return _check("identity overlap", "warning", len(both), len(train), text, map(str, both))
 
 
@@ -65,7 +69,7 @@ def check_queries(sightings: Sightings) -> Check:
     text = f"{len(lost)} of {len(queries)} queries have no possible match (none in the gallery from another camera)"
     text += "; they will not be scored" if lost else ""
     everywhere = {image.camid for split in TEST for image in sightings.get(split, ())}
-    if lost and len(everywhere) == 1:
+    if lost and len(everywhere) == 1 and UNKNOWN_CAMERA not in everywhere:
         text += ". All of them have the same camera, which the same-camera rule leaves out: if cameras are unknown, "
         text += "leave the camera column of the CSV empty (`build csv`)"
     return _check("queries without match", "warning", len(lost), len(queries), text, (image.source for image in lost))

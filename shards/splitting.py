@@ -3,7 +3,7 @@
 import csv
 import io
 import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -60,7 +60,7 @@ def split_dataset(raw: RawDataset, rule: SplitRule) -> RawDataset:
     records = [replace(record, split="train") for images in train.values() for record in images]
     queries = _pick_queries(test, rule)
     if rule.test_share:
-        _check_test(raw, test, queries, len(people))
+        _check_test(raw, test, queries, len(people), rule)
     for pid, images in test.items():
         records += [replace(image, split="query" if image in queries[pid] else "gallery") for image in images]
     notes = [f"{left_out} images left out: people of one side on cameras of the other"] if left_out else []
@@ -148,7 +148,7 @@ def _has_match(query: Record, gallery: Sequence[Record]) -> bool:
     return any(image.camid == UNKNOWN_CAMERA or image.camid != query.camid for image in gallery)
 
 
-def _check_test(raw: RawDataset, test: _People, queries: dict[int, list[Record]], people: int) -> None:
+def _check_test(raw: RawDataset, test: _People, queries: dict[int, list[Record]], people: int, rule: SplitRule) -> None:
     """Raise ValueError if an evaluation on these people would mean nothing."""
     if len(test) < 2:
         raise ValueError(
@@ -156,21 +156,20 @@ def _check_test(raw: RawDataset, test: _People, queries: dict[int, list[Record]]
         )
     if any(queries.values()):
         return
+    if all(len(images) == 1 for images in test.values()):
+        fix = "has one image, and a query needs another one as its match; give people two or more, or another --seed"
+        raise ValueError(f"{raw.root}: no test person can be a query: each of {len(test)} {fix}")
     cameras = {record.camid for images in test.values() for record in images}
     if len(cameras) == 1 and UNKNOWN_CAMERA not in cameras:
         name = raw.cameras.get(min(cameras), str(min(cameras)))
         fix = f"all their images are of the camera {name!r}, and matches of one camera are not counted; leave it empty"
         raise ValueError(f"{raw.root}: no test person can be a query: {fix}")
-    seen = Counter(len({record.camid for record in images}) > 1 for images in test.values())
-    everywhere = {record.camid for images in test.values() for record in images}
-    fix = (
-        "raise --test-share, lower --distractors, or give another --seed"
-        if seen[True] or len(everywhere) < 2
-        else "give a person one identity in all cameras (tracks: --ids shared or --merge), or leave the cameras empty"
-    )
+    if round(rule.distractor_share * len(test)) == len(test):
+        share = f"--distractors {rule.distractor_share:g}"
+        raise ValueError(f"{raw.root}: {share} leaves none of {len(test)} test people a query; lower it")
     raise ValueError(
-        f"{raw.root}: no test person can be a query: {seen[True]} of {len(test)} were seen by two cameras or more; "
-        f"{fix}"
+        f"{raw.root}: no test person can be a query: 0 of {len(test)} were seen by two cameras or more; give a person "
+        "one identity in all cameras (tracks: --ids shared or --merge), leave the cameras empty, or give another --seed"
     )
 
 

@@ -85,6 +85,8 @@ def _open(source: Source, max_pixels: int, finish: Callable[[Image.Image], Image
             raise _Refused("an empty file (0 bytes)")
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             check_size(image.width, image.height, max_pixels)
+            if image.mode == "F":  # its range is unknown: 0 to 1 would become black
+                raise _Refused("has pixels of floating point; convert it to 8 or 16 bits")
             image.load()
             return finish(image)
     except UnidentifiedImageError as error:  # its own text holds a memory address

@@ -28,6 +28,10 @@ class Dataset:
 
     @property
     def train(self) -> Split:
+        """Raises ValueError, with the folder, if there is none."""
+        if "train" not in self.manifest.splits:
+            there = ", ".join(self.manifest.splits)
+            raise ValueError(f"{self.root}: has no split train, only {there}; remove it from data.root")
         return self.manifest.split("train")
 
 

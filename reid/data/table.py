@@ -94,14 +94,15 @@ def _check_header(
     if repeated:
         raise ValueError(f"{table}: the column {repeated[0]} is named twice; each once ({wanted})")
     others = [name for name in header if name not in known]
-    unread = ", ".join(_suggest(name, known) for name in others[:SHOWN]) or "nothing"
-    unread += f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
     missing = ", ".join(name for name in (*required, *(extra or ())) if name not in header)
+    listed = header if missing else others
+    named = ", ".join(repr(name) if name in known else _suggest(name, known) for name in listed[:SHOWN]) or "nothing"
+    named += f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
     if missing:
-        raise ValueError(f"{table}: no column {missing}; the first line names {unread}; {wanted}")
+        raise ValueError(f"{table}: no column {missing}; the first line names {named}; {wanted}")
     if others:
         keep = f", or store them with --extra {','.join(others[:SHOWN])}" if extra is not None else ""
-        raise ValueError(f"{table}: columns that are not read: {unread}; rename or remove them{keep}; {wanted}")
+        raise ValueError(f"{table}: columns that are not read: {named}; rename or remove them{keep}; {wanted}")
 
 
 def _suggest(name: str, known: Sequence[str]) -> str:

@@ -202,7 +202,7 @@ def load_manifests(roots: Sequence[str]) -> dict[str, Manifest]:
     for root in roots:
         manifest = load_manifest(root)
         for split in ("query", "gallery"):
-            if not (manifest.split(split).pids != JUNK).any():
+            if split not in manifest.splits or (manifest.split(split).pids == JUNK).all():
                 raise ValueError(f"{root}: the {split} split holds no image; there is nothing to evaluate")
         if same := [other for other, known in manifests.items() if known.fingerprint == manifest.fingerprint]:
             raise ValueError(f"--data: {root} holds the same data as {same[0]}; give each dataset once")

@@ -88,9 +88,9 @@ def list_shards(root: str, split: str) -> Iterator[SourceImage]:
     cannot be loaded. Raises ValueError if the split is unknown or empty.
     """
     manifest = load_manifest(root)
+    if split not in manifest.splits or (manifest.split(split).pids == JUNK_PID).all():
+        raise ValueError(f"{root}: the {split} split holds no image; give another one with --split")
     part = manifest.split(split)
-    if (part.pids == JUNK_PID).all():
-        raise ValueError(f"{root}: the split {split} is empty")
     return _list_split(root, split, part, manifest.distractor_pid)
 
 

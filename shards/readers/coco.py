@@ -44,6 +44,8 @@ def read(
     """
     table = _locate(root, annotations)
     images, boxes = _load(table)
+    if not boxes:
+        raise ValueError(f"{table}: has no annotations, so no boxes of people; export it again with them")
     identity = _choose(table, "--identity", identity, IDENTITIES, boxes)
     camera = _choose(table, "--camera", camera, CAMERAS, list(images.values()), required=camera is not None)
     found: list[tuple[str, str, Record]] = []  # identity, camera, record without both
@@ -87,6 +89,8 @@ def _make_dataset(root: Path, found: Sequence[tuple[str, str, Record]], left_out
 def _locate(root: Path, table: Path | None) -> Path:
     check_folder(root, "give --root the folder that the file names of the images start from")
     if table is not None:
+        if not table.exists():
+            raise ValueError(f"{table}: no such file; give --json the COCO file")
         return table
     tables = sorted(path for path in root.glob("*.json") if not path.name.startswith("."))
     if len(tables) != 1:
@@ -106,11 +110,15 @@ def _load(table: Path) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise WrongLayoutError(f"{table}: is no COCO file: {name} is no list of objects; export it again")
     images: dict[str, dict[str, Any]] = {}
+    files: set[str] = set()
     for image in lists[0] or ():
         if "id" not in image or not isinstance(image.get("file_name"), str):
             raise ValueError(f"{table}: the image {str(image)[:80]} has no id or no file_name; add it")
         if images.setdefault(str(image["id"]), image) is not image:
             raise ValueError(f"{table}: two images have the id {image['id']}; give each its own")
+        if image["file_name"] in files:
+            raise ValueError(f"{table}: two images are {image['file_name']}; keep one, with all annotations")
+        files.add(image["file_name"])
     return images, lists[1] or []
 
 

@@ -111,7 +111,7 @@ def _read_boxes(rows: Sequence[_Row], table: Path, units: str) -> list[Box] | li
         if empty := [name for name in used[0] if not row[name]]:
             raise ValueError(f"{where}: no {empty[0]}; each row needs a box of {', '.join(used[0])}, or none has one")
     found = [parse_box([row[name] for name in used[0]], used[0], where, units) for where, row in rows]
-    check_units(found, str(table))
+    check_units(found, str(table), "give --boxes normalized")
     return found
 
 

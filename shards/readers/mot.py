@@ -33,6 +33,7 @@ def read(
     inner = [path for path in list_folder(root) if path.is_dir()]
     inner += [path for folder in inner for path in list_folder(folder) if path.is_dir()]
     folders = sorted(path for path in (root, *inner) if (path / BOXES).is_file())
+    unlabelled = [path for path in (root, *inner) if (path / PICTURES).is_dir() and path not in folders]
     if not folders:
         raise WrongLayoutError(f"{root}: no {BOXES} found; it holds {describe_folder(root)}; {wanted}")
     names = {path: path.relative_to(root).as_posix() if path != root else root.resolve().name for path in folders}
@@ -50,4 +51,6 @@ def read(
         footage.append(Footage(names[path], number_frames(path / PICTURES), people))
     warnings = warnings if len(first) < len(folders) else []
     warnings += [f"{dropped} boxes of the ground truth are no people or are marked as ignored"] if dropped else []
+    if unlabelled:
+        warnings.append(f"{len(unlabelled)} sequences have no {BOXES} and were left out, e.g. {unlabelled[0]}")
     return make_dataset(NAME, root, NOTICE, footage, selection, ids, merge, warnings)

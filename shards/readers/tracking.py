@@ -94,6 +94,8 @@ def read_rows(path: Path) -> list[Row]:
     else:
         lines = lines[1:]
         _check_header(path, names)
+        if not lines:
+            raise ValueError(f"{path}: no row below the header; add rows, or remove the file")
     rows, seen = [], dict[tuple[int, str], str]()
     for where, line in lines:
         row = _parse_row(_split(line), names, where)
@@ -109,7 +111,7 @@ def _split(line: str) -> list[str]:
 
 
 def _is_number(text: str) -> bool:
-    return re.fullmatch(r"-?\d+(\.\d*)?", text, re.ASCII) is not None
+    return re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", text, re.ASCII | re.IGNORECASE) is not None
 
 
 def _check_header(path: Path, names: Sequence[str]) -> None:
@@ -117,6 +119,8 @@ def _check_header(path: Path, names: Sequence[str]) -> None:
     boxes = CORNERS if set(CORNERS) <= set(names) else SIZED
     if missing := [name for name in ("frame", "track", *boxes) if name not in names]:
         raise ValueError(f"{path}: no column {missing[0]}; the first line names {list_few(names)}; give {wanted}")
+    if {*names} & {*SIZED} and {*names} & {*CORNERS}:
+        raise ValueError(f"{path}: has boxes as {','.join(SIZED)} and as {','.join(CORNERS)}; keep one of them")
     if others := [name for name in names if name not in KNOWN or names.count(name) > 1]:
         known = "confidence, class, visibility"
         raise ValueError(f"{path}: columns that are not read: {list_few(others)}; give {wanted} and, if known, {known}")
@@ -198,7 +202,7 @@ def make_dataset(
             f"{root}: no box is left; left out: {reasons}; lower the thresholds" if left_out else f"{root}: no box"
         )
     people = _name_people([(camera, row) for camera, row, _, _ in kept], ids, merge)
-    pids, camids = number_from_one(people), number_from_one(footage.camera for footage in sequences)
+    pids, camids = number_from_one(people), number_from_one(camera for camera, *_ in kept)
     notes = [f"{count} boxes were left out by {reason}" for reason, count in sorted(left_out.items())]
     if len(camids) == 1:
         notes.append("one camera: it is stored as unknown, or the same-camera rule would remove every match")
@@ -245,7 +249,10 @@ def _name_people(rows: Sequence[tuple[str, Row]], ids: str | None, merge: Path |
 
 
 def _merge(rows: Sequence[tuple[str, Row]], table: Path) -> list[str]:
-    """Return the identities of a table; a track that it does not name is a person of its own."""
+    """Return the identities of a table; a track that it does not name is a person of its own.
+
+    Raises ValueError if such a track is called as a person of the table, or a person is in a frame twice.
+    """
     known = {(camera, row.track) for camera, row in rows}
     merged: dict[tuple[str, str], str] = {}
     for line, fields in read_table(table, table.parent, ("camera", "track", "identity"), distinct=("camera", "track")):
@@ -254,4 +261,17 @@ def _merge(rows: Sequence[tuple[str, Row]], table: Path) -> list[str]:
             cameras = list_few(sorted({camera for camera, _ in known}))
             raise ValueError(f"{table}, line {line}: camera {key[0]} has no track {key[1]}; the cameras are {cameras}")
         merged[key] = fields["identity"]
-    return [merged.get((camera, row.track), f"{camera}-{row.track}") for camera, row in rows]
+    own = {key: "-".join(key) for key in known - merged.keys()}
+    listed = set(merged.values())
+    if taken := sorted(key for key, name in own.items() if name in listed):
+        camera, track = taken[0]
+        raise ValueError(
+            f"{table}: the identity {own[taken[0]]} is also the name of track {track} of camera {camera}, which has no "
+            "line; give it one with the same identity, or choose another identity"
+        )
+    people = [merged.get((camera, row.track)) or own[camera, row.track] for camera, row in rows]
+    seen: dict[tuple[str, int, str], str] = {}
+    for (camera, row), person in zip(rows, people, strict=True):
+        if (first := seen.setdefault((camera, row.frame, person), row.where)) != row.where:
+            raise ValueError(f"{first} and {row.where}: {person} is in frame {row.frame} twice; correct {table}")
+    return people

@@ -79,6 +79,12 @@ def test_the_longest_pictures_are_decoded() -> None:
     assert open_image(encode("PNG", 1, 100, "1")).size == (1, 100)
 
 
+def test_floating_point_is_refused() -> None:
+    for read in (open_image, open_rgb):
+        with pytest.raises(ValueError, match="has pixels of floating point; convert it to 8 or 16 bits"):
+            read(encode("TIFF", mode="F"))
+
+
 def test_grey_of_16_bits_is_scaled_and_exif_turns() -> None:
     grey = np.arange(0, 65536, 4096, dtype=np.uint16).reshape(2, 8)
     exif, buffer = Image.Exif(), io.BytesIO()

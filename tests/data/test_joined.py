@@ -128,6 +128,14 @@ def test_the_same_data_twice_is_refused(drawn, other, tmp_path):
             Joined.load([str(root) for root in roots])
 
 
+def test_a_dataset_without_train_is_named_by_its_folder(drawn, other, tmp_path):
+    tests = {name: split for name, split in load_manifest(other.root).splits.items() if name != "train"}
+    save_manifest(replace(load_manifest(other.root), splits=tests), tmp_path)
+    for roots in ([drawn.root, tmp_path], [tmp_path]):
+        with pytest.raises(ValueError, match=rf"{tmp_path}: has no split train, only query, gallery"):
+            load(*roots)
+
+
 def test_damage_and_a_new_manifest_of_any_dataset_are_found(drawn, other, tmp_path):
     root = tmp_path / "other"
     shutil.copytree(other.root, root)

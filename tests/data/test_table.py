@@ -20,7 +20,7 @@ def test_rows_have_all_columns_and_their_line(tmp_path: Path) -> None:
         ("path,wholly_other\n", "not read: 'wholly_other'; rename or remove"),
         ("path,path\n", "the column path is named twice"),
         ("path,\n1,\n", "not read: ''"),
-        ("b\n1\n", "no column path; the first line names nothing"),
+        ("b\n1\n", "no column path; the first line names 'b'; the columns are path"),
         ("path,b\n,1\n", "line 2: path is empty"),
         ("path,v,x,y,z,\n1,,,,,\n", "not read: 'v', 'x', 'y', 'z', ''"),
         ("path\n1,2\n", "line 2: more or fewer fields"),

@@ -647,7 +647,7 @@ def no_match(drawn: Drawn, tmp_path: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (without_query, "no split 'query' in these shards"),
+        (without_query, "/d: the query split holds no image; there is nothing to evaluate"),
         (junk_alone, "the query split holds no image; there is nothing to evaluate"),
         (twice, "holds the same data as"),
         (

@@ -22,6 +22,7 @@ from PIL import Image
 
 from reid import Embedder
 from reid.data.images import Pixels
+from reid.data.manifest import save_manifest
 from reid.export import TOLERANCE
 from reid.files import hash_file
 from reid.metrics.features import JUNK
@@ -29,7 +30,7 @@ from reid.model.saved import MODEL
 from reid.search import __main__ as search
 from reid.search.index import Entry, Index
 from reid.search.index_files import Source, describe_meta, read_meta
-from reid.search.sources import list_folder, name_root, read_pictures
+from reid.search.sources import list_folder, list_shards, name_root, read_pictures
 from reid.search.writer import append
 from tests.support.drawn import HEIGHT, WIDTH, Drawn
 from tests.support.gaps import are_apart
@@ -306,6 +307,13 @@ def test_damaged_shards_are_passed_over_and_named(album: Album, drawn: Drawn, tm
     said = capsys.readouterr()
     assert f"skipped: {root / shards[0].name}" in said.err and "1 unreadable and skipped" in said.out
     assert len(Index(tmp_path / "i")) == drawn.manifest.split("query").num_images - shards[0].images
+
+
+def test_shards_without_the_split_are_named_by_their_folder(drawn: Drawn, tmp_path: Path) -> None:
+    splits = {name: split for name, split in drawn.manifest.splits.items() if name != "gallery"}
+    save_manifest(replace(drawn.manifest, splits=splits), tmp_path)
+    with pytest.raises(ValueError, match=rf"{tmp_path}: the gallery split holds no image; .*--split"):
+        list_shards(str(tmp_path), "gallery")
 
 
 def test_adding_appends_what_is_new(album: Album, copy: Path, tmp_path: Path, capsys) -> None:

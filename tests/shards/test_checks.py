@@ -31,9 +31,10 @@ def test_nothing_to_say() -> None:
 
 
 def test_identity_overlap() -> None:
-    check = found("identity overlap", train=four(1) + four(2) + four(3), query=[image(3, 1)], gallery=[image(2, 2)])
+    train, gallery = four(2) + four(1) + four(3), [image(2, 2)]
+    check = found("identity overlap", train=train, query=[image(3, 1)], gallery=gallery)
     assert (check.level, check.count, check.of, check.examples) == ("warning", 2, 3, ("2", "3"))
-    assert "e.g. pid 2" in check.text
+    assert f"e.g. pid 2 ({train[0].source} and {gallery[0].source})" in check.text
 
 
 def test_junk_and_distractors_are_no_overlap() -> None:
@@ -112,6 +113,9 @@ def test_examples_are_few() -> None:
 def test_one_camera_everywhere_has_its_own_advice() -> None:
     test = {"query": [image(1, 1), image(2, 1)], "gallery": [image(1, 1), image(2, 1)]}
     assert "leave the camera column of the CSV empty" in found("queries without match", **test).text
+    unknown = {"query": [image(1, -1)], "gallery": [image(2, -1)]}  # person 1 is not in the gallery
+    check = found("queries without match", **unknown)
+    assert check.count == 1 and "camera column" not in check.text
     test["gallery"].append(image(3, 2))
     assert "leave" not in found("queries without match", **test).text
 

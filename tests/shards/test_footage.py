@@ -121,6 +121,12 @@ def test_selection_and_ids(film: Path, tmp_path: Path) -> None:
     for record in merged.records:
         seen[record.name].add(merged.cameras[record.camid])
     assert seen["ann"] == {"c1", "c2"} and len(seen) == 2 * PEOPLE - 1 and seen["c1-2"] == {"c1"}
+    write_sequence(tmp_path / "far", "a", ["1,1,10,10,30,60"])
+    write_sequence(tmp_path / "far", "b", ["1,2,10,10,30,90", "1,3,50,10,30,90"])
+    (tmp_path / "far" / "unlabelled" / "img1").mkdir(parents=True)
+    near = mot.read(tmp_path / "far", min_height=80)
+    assert {record.camid for record in near.records} == {-1} and "one camera" in near.warnings[-1]  # a is empty
+    assert "1 sequences have no gt/gt.txt" in near.warnings[0] and near.warnings[0].endswith("far/unlabelled")
     alone = mot.read(film / "c1")
     assert {record.camid for record in alone.records} == {-1} and "one camera" in alone.warnings[-1]
     with pytest.raises(ValueError, match="give one of them"):
@@ -129,10 +135,16 @@ def test_selection_and_ids(film: Path, tmp_path: Path) -> None:
         ("c1,1,ann\nc1,1,bob\n", "lines 2 and 3: c1 1 twice"),
         ("c9,1,ann\n", "line 2: camera c9 has no track 1; the cameras are c1, c2"),
         ("c1,1,\n", "line 2: identity is empty"),
+        ("c1,1,c2-2\n", "the identity c2-2 is also the name of track 2 of camera c2, which has no line"),
     ):
         merge.write_text("camera,track,identity\n" + text)
         with pytest.raises(ValueError, match=rf"merge\.csv.*{message}"):
             mot.read(film, merge=merge)
+    merge.write_text("camera,track,identity\nb,2,ann\nb,3,ann\n")
+    with pytest.raises(
+        ValueError, match=r"gt\.txt, line 1 and .*line 2: ann is in frame 1 twice; correct .*merge\.csv"
+    ):
+        mot.read(tmp_path / "far", merge=merge)
 
 
 def test_motchallenge_keeps_people_and_one_copy_of_each_sequence(tmp_path: Path) -> None:
@@ -145,6 +157,9 @@ def test_motchallenge_keeps_people_and_one_copy_of_each_sequence(tmp_path: Path)
     assert "2 copies of sequences" in raw.warnings[0] and "2 boxes of the ground truth" in raw.warnings[1]
     with pytest.raises(ValueError, match="no visibility, the ninth column"):
         mot.read(write_sequence(tmp_path / "mot15", "a", ["1,1,10,10,30,60,1,-1,-1,-1"]), min_visibility=0.5)
+    lines = ["1,1,10,10,30,60,1,1,5e-05", "1,2,50,10,30,60,1,1,.9"]  # as programs write numbers
+    raw = mot.read(write_sequence(tmp_path / "powers", "a", lines), min_visibility=0.5)
+    assert [r.name for r in raw.records] == ["2"]
 
 
 @pytest.mark.parametrize(
@@ -159,11 +174,13 @@ def test_motchallenge_keeps_people_and_one_copy_of_each_sequence(tmp_path: Path)
         (["1,-1,10,10,30,60"], "line 1: track '-1' is no track"),
         (["1.5,1,10,10,30,60"], "line 1: frame '1.5'"),
         (["1,1,10,10,30,60", "1,1,50,10,30,60"], "line 1 and .*line 2: track 1 is in frame 1 twice"),
-        (["1,1,0.1,0.1,0.2,0.5"], "give --boxes normalized|every box ends within"),
+        (["1,1,0.1,0.1,0.2,0.5"], "every box ends within 2 pixels, .*multiply by"),
         ([""], "is empty"),
         (["frame,id,x,y,width,height", "1,1,1,1,30,60"], "no column track; the first line names frame, id"),
         (["frame,track,x,y,width,height,mood", "1,1,1,1,30,60,9"], "columns that are not read: mood"),
         (["frame,track,x1,y1,x2,y2", "1,1,40,1,30,60"], "line 2: .*x2 is not right of x1"),
+        (["frame,track,x,y,width,height"], "no row below the header"),
+        (["frame,track,x,y,x1,y1,x2,y2", "1,1,1,1,10,10,30,60"], "has boxes as x,y,width,height and as x1,y1,x2,y2"),
     ],
 )
 def test_what_is_wrong_with_tracks_is_named(tmp_path: Path, lines: list[str], message: str) -> None:
@@ -215,6 +232,8 @@ BOX = {"id": 5, "image_id": 1, "bbox": [10, 10, 30, 60], "person_id": 3}
         ({"images": [IMAGE]}, {}, "annotations is no list"),
         ({"images": [{"id": 1}], "annotations": [BOX]}, {}, "no id or no file_name"),
         ({"images": [IMAGE, IMAGE | {"file_name": "b.jpg"}], "annotations": [BOX]}, {}, "two images have the id 1"),
+        ({"images": [IMAGE, IMAGE | {"id": 2}], "annotations": [BOX]}, {}, r"two images are a\.jpg; keep one"),
+        ({"images": [IMAGE], "annotations": []}, {}, "has no annotations"),
         ({"images": [IMAGE], "annotations": [BOX | {"image_id": 2}]}, {}, "annotation 5: no image has the id 2"),
         ({"images": [IMAGE], "annotations": [BOX | {"bbox": [1, 2, 3]}]}, {}, "annotation 5: bbox is"),
         ({"images": [IMAGE], "annotations": [BOX | {"bbox": [1, 2, -3, 4]}]}, {}, "annotation 5: .*width -3"),
@@ -253,6 +272,8 @@ def test_coco_counts_what_it_leaves_out(tmp_path: Path) -> None:
     (tmp_path / "more.json").write_text("{}")
     with pytest.raises(ValueError, match=r"found: labels\.json, more\.json; name it with --json"):
         coco.read(tmp_path)
+    with pytest.raises(ValueError, match=r"other\.json: no such file"):
+        coco.read(tmp_path, tmp_path / "other.json")
 
 
 def film_of(numbers: int) -> list[np.ndarray]:

@@ -106,7 +106,8 @@ def test_distractors_are_first_the_people_without_a_query() -> None:
     [
         ({"a": [1, 1], "b": [1, 1]}, dict(test_share=1.0), "camera 'gate', .*leave it empty"),
         ({"a": [1, 1], "b": [2, 2]}, dict(test_share=1.0), "0 of 2 were seen by two cameras"),
-        ({"a": [-1], "b": [-1]}, dict(test_share=1.0), "no test person can be a query"),
+        ({"a": [-1], "b": [-1]}, dict(test_share=1.0), "no test person can be a query: each of 2 has one image"),
+        ({"a": [-1, -1], "b": [-1, -1]}, dict(test_share=1.0, distractor_share=0.9), "--distractors 0.9 leaves none"),
         (MANY, dict(test_share=0.01), "1 of 20 people is tested, .* raise --test-share"),
         ({"a": [1, 2]}, dict(test_share=0.5), "0 of 1 people is tested"),
         (MANY, dict(test_share=1.5), "--test-share 1.5"),
