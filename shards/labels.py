@@ -1,4 +1,4 @@
-"""Labels that people write by hand: identities and cameras that are probably the same, written in two ways."""
+"""Labels that people write by hand: identities and cameras in two spellings, people on both sides of a division."""
 
 import re
 import unicodedata
@@ -26,6 +26,24 @@ def describe_lookalikes(kind: str, labels: Iterable[str]) -> list[str]:
     listed = list_few([" and ".join(map(_quote, group[:4])) for group in groups], SHOWN)
     reason = "by case, spaces, leading zeros, '.0' or Unicode form"
     return [f"{len(groups)} {kind} are written in several ways and count as different ({reason}): {listed}"]
+
+
+def check_sides(labels: Iterable[tuple[str, str, str]]) -> None:
+    """Raise ValueError if a person is in train and in query or gallery.
+
+    labels: the split and the identity of each image, and the place that says so.
+    """
+    train: dict[str, str] = {}
+    test: dict[str, str] = {}
+    for split, identity, where in labels:
+        (train if split == "train" else test).setdefault(identity, where)
+    both = [identity for identity in train if identity in test]
+    if both:
+        raise ValueError(
+            f"{train[both[0]]}: identity {both[0]!r} is in train, and in query or gallery at {test[both[0]]}: "
+            f"a model knows people it was trained on, so the metrics would be too high (identities: {len(both)}); give "
+            "each person to one side, different people different names, or remove the splits and use --test-share"
+        )
 
 
 def _plain(label: str) -> str:

@@ -24,7 +24,8 @@ class SplitRule:
 
     test_share: share of the people that are tested, 0 (train only) to 1 (test only); by camera, of the cameras.
     by: "random"; "time" tests the people who came last; "camera" tests on cameras that training does not see. A person
-        then belongs to the side with more of their images, and the others are left out.
+        then belongs to either side with the share of its cameras in their images as probability, and their images by
+        the other cameras are left out.
     distractor_share: share of the test people, at least, who are in the gallery without a query.
     seed: another seed divides differently.
     """
@@ -107,7 +108,7 @@ def _divide_by_camera(raw: RawDataset, people: _People, rule: SplitRule) -> tupl
     sides: tuple[_People, _People] = {}, {}
     for pid, images in people.items():
         on_tested = [image.camid in tested for image in images]
-        side = 2 * sum(on_tested) > len(images)
+        side = _draw("side", rule.seed, images[0].name) < sum(on_tested) / len(images)
         sides[side][pid] = [image for image, is_tested in zip(images, on_tested, strict=True) if is_tested == side]
     if not sides[0]:
         raise ValueError(

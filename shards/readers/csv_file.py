@@ -8,7 +8,7 @@ from pathlib import Path
 
 from reid.data.table import read_table
 from shards.boxes import CORNERS, SIZED, UNITS, Box, check_units, parse_box
-from shards.labels import describe_lookalikes
+from shards.labels import check_sides, describe_lookalikes
 from shards.records import SPLITS, UNKNOWN_CAMERA, RawDataset, Record, WrongLayoutError, list_few, number_from_one
 from shards.video import MAX_FRAME, is_video
 
@@ -51,6 +51,7 @@ def read(root: Path, table: Path | None = None, boxes: str = "pixels", extra: Se
     for where, row in rows:
         if row["split"] not in SPLITS and has_splits:
             raise ValueError(f"{where}: split {row['split']!r} is unknown; use {', '.join(SPLITS)}")
+    check_sides((row["split"], row["identity"], where) for where, row in rows)
     pids = number_from_one(row["identity"] for _, row in rows)
     camids = number_from_one(row["camera"] for _, row in rows if row["camera"])
     records = [

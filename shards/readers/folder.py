@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from shards.labels import describe_lookalikes
+from shards.labels import check_sides, describe_lookalikes
 from shards.records import (
     SPLITS,
     UNKNOWN_CAMERA,
@@ -28,7 +28,7 @@ def read(root: Path) -> RawDataset:
     """Read `root/<split>/<identity>/*.jpg`, or another suffix of images.
 
     Some splits may be absent; an identity has one pid in all splits. If all are absent, the folders are identities.
-    Raises ValueError if no image fits the layout.
+    Raises ValueError if no image fits the layout, or if an identity is in train and in another split.
     """
     check_folder(root, f"give --root a folder laid out as {LAYOUT}")
     files: list[tuple[str, str, Path]] = []  # split, identity, image
@@ -50,6 +50,7 @@ def read(root: Path) -> RawDataset:
     if not files:
         found = "; in ".join([describe_folder(root), *(f"{path.name}/: {describe_folder(path)}" for path in splits)])
         raise WrongLayoutError(f"{root}: no image found; expected {LAYOUT}; found {found}")
+    check_sides((split, identity, str(path.parent)) for split, identity, path in files)
     pids = number_from_one(identity for _, identity, _ in files)
     records = [Record(path, pids[identity], UNKNOWN_CAMERA, split, identity) for split, identity, path in files]
     others = [path for path in ignored if path.parent == root and path.is_dir() and splits]

@@ -74,6 +74,10 @@ def test_absolute_paths_below_the_root(tmp_path: Path) -> None:
         ("path,identity,split\n1.jpg,a\n", "line 2: more or fewer fields"),
         ("path,identity,split\n../1.jpg,a,train\n", "line 2: path '../1.jpg' lies outside"),
         ("path,identity,split\n1.jpg,a,train\n2.jpg,a,train\n1.jpg,b,train\n", "lines 2 and 4: 1.jpg twice"),
+        (
+            "path,identity,split\n1.jpg,a,query\n2.jpg,b,train\n3.jpg,a,train\n",
+            "line 4: identity 'a' is in train, and in query or gallery at .*line 2: .*identities: 1",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None:

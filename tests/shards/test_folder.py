@@ -37,14 +37,17 @@ def test_numeric_names_are_sorted_as_numbers(tmp_path: Path, draw) -> None:
 
 
 def test_one_identity_in_two_splits_has_one_number(tmp_path: Path, draw) -> None:
-    draw(tmp_path / "train" / "b" / "1.jpg")
+    draw(tmp_path / "query" / "b" / "1.jpg")
     draw(tmp_path / "gallery" / "a" / "1.jpg")
     draw(tmp_path / "gallery" / "b" / "2.jpg")
     assert [(record.split, record.pid) for record in folder.read(tmp_path).records] == [
-        ("train", 2),
+        ("query", 2),
         ("gallery", 1),
         ("gallery", 2),
     ]
+    draw(tmp_path / "train" / "b" / "3.jpg")
+    with pytest.raises(ValueError, match=r"train/b: identity 'b' is in train, and in query or gallery at .*gallery/b"):
+        folder.read(tmp_path)
 
 
 def test_strays_and_unknown_folders(folder_tree: Path, draw) -> None:

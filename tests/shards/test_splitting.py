@@ -69,6 +69,13 @@ def test_by_camera_sides_share_neither_people_nor_cameras() -> None:
     assert len(raw.records) < 144 and "images left out" in raw.warnings[0]
 
 
+@pytest.mark.parametrize(("cameras", "share"), [(3, 0.5), (4, 0.5), (4, 0.75)])
+def test_by_camera_divides_people_whom_all_cameras_see(cameras: int, share: float) -> None:
+    people = {f"p{number}": list(range(1, cameras + 1)) for number in range(24)}
+    raw = split_dataset(dataset(people), SplitRule(share, "camera"))
+    assert len(names(raw, "train")) >= 3 and len(names(raw, "query")) >= 3
+
+
 @pytest.mark.parametrize(
     ("cameras", "queries"),
     [
