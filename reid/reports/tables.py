@@ -42,7 +42,7 @@ COLUMNS = {
     "chosen for": "rate that the threshold was chosen for",
     "threshold": "least score that is accepted",
     "FPR": "false positive rate: accepted share of the pairs of two persons",
-    "TPR": "true positive rate: accepted share of the pairs of one person, in percent",
+    "TPR": "true positive rate: accepted share of the pairs of one person",
     "false alarms": "answered share of the queries of people who are not in the gallery",
     "identified": "share of the other queries that is answered with the right person",
     "first match": "rank of the first entry of the query's identity",
@@ -157,13 +157,13 @@ def list_thresholds(verification: Mapping[str, Any]) -> list[tuple[str, ...]]:
             f"{point['threshold']:.4f}",
             f"{point['false_positive_rate']:.2e}",
             "–".join(f"{end:.1e}" for end in point["false_positive_rate_interval"]),
-            percent(point["true_positive_rate"]),
-            format_interval(point["true_positive_rate_interval"]),
+            f"{percent(point['true_positive_rate'])}%",
+            f"{format_interval(point['true_positive_rate_interval'])}%",
         )
         for wanted, point in verification["thresholds"].items()
     ]
     equal = verification["equal_error"]
-    error, right = f"{equal['rate']:.2e}", percent(1 - equal["rate"])
+    error, right = f"{equal['rate']:.2e}", f"{percent(1 - equal['rate'])}%"
     return [*rows, ("equal error", f"{equal['threshold']:.4f}", error, "-", right, "-")]
 
 

@@ -260,8 +260,8 @@ def test_facts_and_warnings_are_listed(tmp_path):
 
 def test_thresholds_are_two_tables(full):
     text = Page(html_of(full)).text
-    assert "FPR 0.01 0.5100 9.90e-03 8.0e-03–1.2e-02 93.0 91.0–95.0" in text
-    assert "equal error 0.4200 4.00e-02 - 96.0 -" in text
+    assert "FPR 0.01 0.5100 9.90e-03 8.0e-03–1.2e-02 93.0% 91.0–95.0%" in text
+    assert "equal error 0.4200 4.00e-02 - 96.0% -" in text
     assert "false alarms 0.1 0.6000 10.0% 81.0%" in text and "400,000 of two persons" in text
 
 
