@@ -143,7 +143,7 @@ class Run:
 
     def train(self, out: Path, shards: Path) -> None:
         """Train, unless it is done."""
-        if self.read(out) is not None:
+        if self.is_done(out):
             return
         data = DATASETS[self.dataset]
         epochs, milestone = data.schedules[self.stage]
@@ -151,22 +151,26 @@ class Run:
             f"--config={data.config}", f"--data.root={shards}", "--data.workers=0", *data.flags,
             f"--optim.epochs={epochs}", f"--optim.milestones=[{milestone}]", "--optim.warmup_epochs=1",
             f"--data.val_identities={data.held_out if self.stage == 'screening' else 0}",
-            *NEUTRAL, *SETTINGS[self.setting],
+            "--eval.every_epochs=0", *NEUTRAL, *SETTINGS[self.setting],
             f"--name={self.name}", f"--runs={out}", f"--seed={self.seed}", "--track.wandb=off", "--resume=auto",
         ]  # fmt: skip
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run([sys.executable, "train.py", *flags], cwd=ROOT, env=environment, check=True,
                        stdout=subprocess.DEVNULL)  # fmt: skip
+        (out / self.name / "done").touch()
         print(f"{self.name}: {self.read(out)}", file=sys.stderr, flush=True)
+
+    def is_done(self, out: Path) -> bool:
+        """Return whether the run has ended. One that was stopped may have been evaluated, too."""
+        return (out / self.name / "done").exists()
 
     def read(self, out: Path) -> float | None:
         """Return the last image mAP in percent, of held-out identities in screening; None if the run is not done."""
-        log, split = out / self.name / "metrics.jsonl", "val" if self.stage == "screening" else "image"
-        if not log.exists():
+        if not self.is_done(out):
             return None
-        lines = [json.loads(line) for line in log.read_text().splitlines()]
-        found = [line[f"eval/{split}/mAP"] for line in lines if f"eval/{split}/mAP" in line]
-        return 100 * found[-1] if found else None
+        split = "val" if self.stage == "screening" else "image"
+        lines = [json.loads(line) for line in (out / self.name / "metrics.jsonl").read_text().splitlines()]
+        return 100 * [line[f"eval/{split}/mAP"] for line in lines if f"eval/{split}/mAP" in line][-1]
 
 
 def prepare(dataset: str, out: Path, omniglot: Path) -> Path:
