@@ -199,10 +199,10 @@ def test_a_gallery_on_disk_ranks_as_one_in_memory(tmp_path):
 
 @pytest.mark.parametrize(("metric", "junk"), list(zip(similarity.METRICS, (0, 100), strict=True)))
 def test_nothing_as_large_as_the_gallery_is_made(metric, junk):
-    query, gallery = random_split(32, 256, 40, seed=13), random_split(6000, 256, 1200, seed=14)
-    gallery.pids[::60][:junk] = JUNK
-    sizes = dict(QUERY_BLOCK=32, PRODUCT_ROWS=32, GALLERY_BLOCK=1500, MATCH_BLOCK=256)
-    with blocks(**sizes), block_sizes(NORM_ROWS=500):
+    query, gallery = random_split(32, 256, 40, seed=13), random_split(2000, 256, 400, seed=14)
+    gallery.pids[::20][:junk] = JUNK
+    sizes = dict(QUERY_BLOCK=32, PRODUCT_ROWS=32, GALLERY_BLOCK=500, MATCH_BLOCK=64)
+    with blocks(**sizes), block_sizes(NORM_ROWS=160):
         largest = max(
             *allocations(lambda: evaluate(query, gallery, metric=metric)),
             *allocations(lambda: top_k(query, gallery, 10, metric=metric)),
