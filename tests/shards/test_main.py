@@ -154,10 +154,13 @@ def test_errors_are_one_line_without_a_traceback(tmp_path: Path, capsys: pytest.
         ["build", "dukemtmc", "--root", nowhere, "--boxes", "labeled", "--out", str(tmp_path / "out")],
         ["build", "csv", "--root", nowhere, "--without-val", "--out", str(tmp_path / "out")],
         ["verify", nowhere],
+        ["synth", "--out", "/dev/null/x"],
+        ["synth-footage", "--out", "/dev/null/x"],
     ):
         assert status_of(main, *command) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1
+        assert ("cannot be written" in error and "give another --out" in error) == ("/dev/null/x" in command)
     assert not list(tmp_path.iterdir())
 
 
