@@ -10,7 +10,7 @@ import re
 import select
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TextIO, TypeVar, cast
 
 from reid.data.shard_reader import DamagedData
@@ -73,6 +73,17 @@ def _name_errors(action: Callable[[], Answer]) -> Answer:
     if local_rank == "0" or not everywhere:
         print(f"error: {f'rank {rank}: ' if rank != '0' else ''}{reason}", file=sys.stderr, flush=True)
     sys.exit(USER_ERROR)
+
+
+@contextlib.contextmanager
+def convert_os_errors() -> Iterator[None]:
+    """Raise ValueError instead of an OSError, such as a full disk or an absent folder; not if `| head` has ended."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ValueError(str(error)) from error
 
 
 class Parser(argparse.ArgumentParser):

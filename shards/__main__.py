@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from reid.data.manifest import load_manifest
-from reid.program import Parser, call, name_program
+from reid.program import Parser, call, convert_os_errors, name_program
 from shards.boxes import Cropping
 from shards.build import MAX_BROKEN, build
 from shards.checks import run_checks
@@ -27,12 +27,19 @@ from shards.verify import verify
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status: 1 if `verify` found damage, 2 after an error of the user."""
+    """Run one command and return the exit status, 1 if `verify` found damage.
+
+    What the user can fix ends the program with one line on stderr and status 2.
+    """
     words = sys.argv[1:] if arguments is None else arguments
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names that are not UTF-8
     # flags may be written with dashes or underscores
     options = _parser().parse_args([re.sub("^--[^=]+", lambda flag: flag[0].replace("_", "-"), word) for word in words])
+    return call(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
     commands = {
         "build": _build,
         "split": _split,
@@ -43,13 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "synth": _synth,
         "synth-footage": _synth_footage,
     }
-    try:
+    with convert_os_errors():
         return commands[options.command](options)
-    except BrokenPipeError:
-        raise  # `| head` has ended
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
 
 
 def _parser() -> Parser:
@@ -180,8 +182,8 @@ def _split(options: argparse.Namespace) -> int:
     raw = _divide(read_dataset(options), options)
     write_table(raw, options.out)
     print("\n".join([format_counts(raw), *(f"warning: {warning}" for warning in raw.warnings)]))
-    words = f"{name_program('python -m shards')} build csv --root".split()
-    words += [str(raw.root), "--csv", str(options.out)]
+    words = [*name_program("python -m shards").split(), "build", "csv"]
+    words += ["--root", str(raw.root), "--csv", str(options.out)]
     words += ["--boxes", "normalized"] if any(record.box and record.box.normalized for record in raw.records) else []
     words += ["--extra", ",".join(options.extra)] if options.extra else []
     print(f"build it with: {shlex.join(words)} --out <folder>")
@@ -231,12 +233,11 @@ def _synth(options: argparse.Namespace) -> int:
 
 def _synth_footage(options: argparse.Namespace) -> int:
     boxes = film.synthesize(options.out, **{name: getattr(options, name) for name in film.ARGUMENTS})
-    print(
-        f"footage: {options.out} ({boxes} boxes); build it with: "
-        f"reid shards build mot --root {options.out} --ids shared --test-share 0.3 --shards 8 --out <folder>"
-    )
+    words = [*name_program("python -m shards").split(), "build", "mot", "--root", str(options.out)]
+    words += ["--ids", "shared", "--test-share", "0.3", "--shards", "8"]
+    print(f"footage: {options.out} ({boxes} boxes); build it with: {shlex.join(words)} --out <folder>")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(call(main))
+    sys.exit(main())

@@ -90,7 +90,8 @@ def parse_box(values: Sequence[str], names: Sequence[str], where: str, units: st
 def check_units(boxes: Sequence[Box], where: str, fix: str = "multiply by the picture's width and height") -> None:
     """Raise ValueError, with the fix, if boxes in pixels seem to be shares of the picture's size."""
     if boxes and all(not box.normalized and max(box.right, box.bottom) <= MAX_SHARE for box in boxes):
-        raise ValueError(f"{where}: every box ends within {MAX_SHARE:g} pixels, so they are no pixels; {fix}")
+        reason = f"every box ends within {MAX_SHARE:g} pixels, so the numbers are shares of the picture's size"
+        raise ValueError(f"{where}: {reason}; {fix}")
 
 
 def cut_out(image: Image.Image, box: Box, cropping: Cropping) -> Image.Image:

@@ -55,7 +55,7 @@ def check_overlap(sightings: Sightings, distractor_pid: int | None) -> Check:
     if both:
         trained = next(image for image in sightings["train"] if image.pid == both[0])
         text += f", e.g. pid {both[0]} ({trained.source} and {tested[both[0]].source}), so the metrics are too high: "
-        text += "give each person to one side, or divide them with --test-share"
+        text += "build from a CSV (`build csv`) in which each person is only in train, or only in query and gallery"
     return _check("identity overlap", "warning", len(both), len(train), text, map(str, both))
 
 

@@ -31,7 +31,7 @@ def describe_lookalikes(kind: str, labels: Iterable[str]) -> list[str]:
 def check_sides(labels: Iterable[tuple[str, str, str]]) -> None:
     """Raise ValueError if a person is in train and in query or gallery.
 
-    labels: the split and the identity of each image, and the place that says so.
+    labels: of each image the split, the identity, and the line or folder that says so.
     """
     train: dict[str, str] = {}
     test: dict[str, str] = {}
@@ -41,8 +41,8 @@ def check_sides(labels: Iterable[tuple[str, str, str]]) -> None:
     if both:
         raise ValueError(
             f"{train[both[0]]}: identity {both[0]!r} is in train, and in query or gallery at {test[both[0]]}: "
-            f"a model knows people it was trained on, so the metrics would be too high (identities: {len(both)}); give "
-            "each person to one side, different people different names, or remove the splits and use --test-share"
+            f"people of the training are found too easily, so the metrics would be too high (identities: {len(both)}); "
+            "give each person to one side, different people different names, or remove the splits and use --test-share"
         )
 
 

@@ -23,9 +23,9 @@ class SplitRule:
     """How people are divided.
 
     test_share: share of the people that are tested, 0 (train only) to 1 (test only); by camera, of the cameras.
-    by: "random"; "time" tests the people who came last; "camera" tests on cameras that training does not see. A person
-        then belongs to either side with the share of its cameras in their images as probability, and their images by
-        the other cameras are left out.
+    by: "random"; "time" tests the people who came last; "camera" tests on cameras that training does not see. Each
+        person is then drawn to one side: to test with the probability of the share of their images that cameras of test
+        took. Their images by cameras of the other side are left out.
     distractor_share: share of the test people, at least, who are in the gallery without a query.
     seed: another seed divides differently.
     """

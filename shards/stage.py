@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from reid.data.manifest import MANIFEST_NAME, Manifest, Shard, load_manifest, save_manifest
-from reid.files import hash_file, hold
+from reid.files import hash_file, hold, make_folder
 from shards.write import check_free_space, explain_full_disk
 
 COPIES = 4  # shards at once, which hides a network file system's latency; hashing runs in parallel threads
@@ -48,7 +48,7 @@ def stage(source: str | Path, target: str | Path) -> Staged:
     manifest = load_manifest(folder)
     if folder == out or folder in out.parents or out in folder.parents:
         raise ValueError(f"{out}: lies in {folder} or holds it; give a folder on the node's own disk")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent, "target")
     lock = out.with_name(f".{out.name}.lock")
     with hold(lock, lambda holder: print(f"waiting for {holder}, which fills {out}", file=sys.stderr, flush=True)):
         if _is_staged(manifest, out):

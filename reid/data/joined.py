@@ -28,10 +28,10 @@ class Dataset:
 
     @property
     def train(self) -> Split:
-        """Raises ValueError, with the folder, if there is none."""
+        """The images to train on. Raises ValueError, with the folder, if there are none."""
         if "train" not in self.manifest.splits:
             there = ", ".join(self.manifest.splits)
-            raise ValueError(f"{self.root}: has no split train, only {there}; remove it from data.root")
+            raise ValueError(f"{self.root}: has no split train, only {there}; give data.root shards with train images")
         return self.manifest.split("train")
 
 

@@ -45,9 +45,10 @@ class Source(ABC):
     """What an evaluation is about.
 
     out: the folder of the reports.
-    folder, name, track: of the W&B run that logs the evaluation: where its files are, its name, and the knobs.
-    epoch, step: of the training, at which it is logged; None if they are not known.
-    is_joint: whether several datasets are those of the training, whose means W&B then has, too.
+    folder: of the files of the W&B run that logs the evaluation.
+    name, track: its name, and its knobs.
+    epoch, step: of the training, at which the evaluation is logged; None if unknown.
+    is_joint: whether the datasets are the several ones of the training; W&B then gets the means over them, too.
     """
 
     options: EvaluateConfig
@@ -67,8 +68,8 @@ class Source(ABC):
         """Return how W&B's names of a dataset's metrics begin."""
         return "eval"
 
-    def describe(self) -> dict[str, Any]:
-        """Return what W&B's config says about the source."""
+    def tracked_config(self) -> dict[str, Any]:
+        """Return what the config of the W&B run says about the source."""
         return {}
 
 
@@ -107,7 +108,7 @@ class RunSource(Source):
             }
             trained = next(iter(rows))
             rows[trained] = add_thresholds(rows[trained], self.options)
-            yield self._describe(root, manifest, rows[trained]), rows | self._cut(rows[trained])
+            yield self._begin_report(root, manifest, rows[trained]), rows | self._cut(rows[trained])
 
     def prefix_of(self, report: DatasetReport) -> str:
         """Return the prefix of the evaluations during training.
@@ -120,7 +121,7 @@ class RunSource(Source):
         by_fingerprint = {m.fingerprint: label for m, label in zip(self.manifests.values(), labels, strict=True)}
         return f"eval/{by_fingerprint[report.about.data_fingerprint]}"
 
-    def describe(self) -> dict[str, Any]:
+    def tracked_config(self) -> dict[str, Any]:
         return {"train": to_dict(self.config), "checkpoint": self.checkpoint.name}
 
     def _cut(self, trained: Evaluation) -> dict[str, Evaluation]:
@@ -148,7 +149,7 @@ class RunSource(Source):
             splits.append(features)
         return rank_protocols(splits[0], splits[1], self.options)
 
-    def _describe(self, root: str, manifest: Manifest, trained: Evaluation) -> DatasetReport:
+    def _begin_report(self, root: str, manifest: Manifest, trained: Evaluation) -> DatasetReport:
         config = self.config
         about = describe(
             manifest.dataset or "data", str(self.checkpoint), manifest.fingerprint, trained.query, trained.gallery,
@@ -203,7 +204,7 @@ def load_manifests(roots: Sequence[str]) -> dict[str, Manifest]:
         manifest = load_manifest(root)
         for split in ("query", "gallery"):
             if split not in manifest.splits or (manifest.split(split).pids == JUNK).all():
-                raise ValueError(f"{root}: the {split} split holds no image; there is nothing to evaluate")
+                raise ValueError(f"{root}: the {split} split holds no image; give --data shards with query and gallery")
         if same := [other for other, known in manifests.items() if known.fingerprint == manifest.fingerprint]:
             raise ValueError(f"--data: {root} holds the same data as {same[0]}; give each dataset once")
         manifests[root] = manifest

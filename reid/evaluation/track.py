@@ -68,7 +68,7 @@ def collect(
 
 def track(options: EvaluateConfig, source: Source, logs: Sequence[DatasetLog]) -> None:
     """Log metrics, tables, charts and pictures to W&B, at the step of the checkpoint and with the training's names."""
-    config = {"evaluate": to_dict(options), "datasets": [log.folder.name for log in logs], **source.describe()}
+    config = {"evaluate": to_dict(options), "datasets": [log.folder.name for log in logs], **source.tracked_config()}
     name = (source.track.name or source.name) + (f", {FLIP_TEST}" if options.flip else "")
     tracker = Tracker(
         source.folder, active=True, mode=choose_mode(options, source), project=options.project or source.track.project,
@@ -93,8 +93,9 @@ def track(options: EvaluateConfig, source: Source, logs: Sequence[DatasetLog]) -
 def list_scalars(logs: Sequence[DatasetLog], with_means: bool) -> dict[str, float]:
     """Return the metrics of each dataset, and their means if asked for."""
     scalars = {f"{log.prefix}/{name}": value for log in logs for name, value in log.scalars.items()}
-    for name in dict.fromkeys(name for log in logs for name in log.scalars) if with_means else ():
-        scalars[f"eval/{name}"] = fmean(log.scalars[name] for log in logs if name in log.scalars)
+    if with_means:
+        for name in dict.fromkeys(name for log in logs for name in log.scalars):
+            scalars[f"eval/{name}"] = fmean(log.scalars[name] for log in logs if name in log.scalars)
     return scalars
 
 

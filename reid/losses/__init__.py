@@ -1,9 +1,9 @@
 """Every loss of the objective, exact for any number of ranks.
 
 A loss returns this rank's *share*: the mean of the shares over ranks is the loss of one process on the concatenated
-batch, and DDP's averaging makes the gradient that process's gradient (docs/exactness.md). In a world of one the share
-is the loss. Nothing here leaves early on a data-dependent condition: every rank builds the same graph, so that every
-rank enters the same collectives backward; what does not count is masked by a weight of zero.
+batch, and DDP's averaging makes the gradient that process's gradient (docs/exactness.md). With one rank the share is
+the loss. No function returns early on a condition that depends on the data: all ranks build the same graph, and so
+enter the same collectives in the backward pass. What does not count has weight 0.
 """
 
 from reid.losses.centroid import centroid_triplet, modified_centroid_triplet

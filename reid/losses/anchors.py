@@ -16,16 +16,16 @@ from reid.losses.gather import GlobalBatch
 
 @dataclass(frozen=True)
 class Anchors:
-    """A rows of this rank as anchors, with the two distances that a triplet loss compares."""
+    """The A anchors of this rank, with the two distances that a triplet loss compares."""
 
     d_ap: Tensor
     """(A,) distance to the positive, with gradient."""
     d_an: Tensor
     """(A,) distance to the nearest negative, with gradient."""
     nearest: Tensor
-    """(A,) int64, which candidate that negative is. Equal numbers are equal candidates; an image has its place."""
+    """(A,) int64, that negative: its place among the images, or the identity of a centroid."""
     weight: Tensor
-    """(A,) weight in the mean over the anchors of all ranks (see Layout); 0 for a row that is not an anchor."""
+    """(A,) weight in the mean over the anchors of all ranks (see `Layout`); 0 for a row that is not an anchor."""
     push_weight: Tensor
     """(A,) the same, or 0 for an anchor without a negative."""
 
@@ -41,14 +41,14 @@ class Images:
     identity: Tensor
     """(N,) int64."""
     weight: Tensor
-    """(B,) weight of this rank's rows as anchors (see Layout)."""
+    """(B,) weight of this rank's rows as anchors (see `Layout`)."""
     is_local: bool
-    """Whether they are this rank's B rows."""
+    """Whether the images are this rank's B rows, and N = B."""
     virtual_rank: Tensor | None = None
-    """(B,) int64: that of each local image, if there are several; an anchor is compared with images of its own."""
+    """(B,) int64, virtual rank of each local image, which is compared with images of the same; None if there is one."""
 
     def mask_pairs(self, identity: Tensor) -> tuple[Tensor, Tensor]:
-        """Return masks (B, N): an image may be a positive of anchors of `identity` (B,), and it may be no negative."""
+        """Return two masks (B, N) for anchors of `identity` (B,): possible positives, and impossible negatives."""
         same = identity[:, None] == self.identity
         if self.virtual_rank is None:
             return same, same
@@ -57,10 +57,10 @@ class Images:
 
 
 def find_anchors(batch: GlobalBatch, images: Images | None = None, centroids: str | None = None) -> dict[str, Anchors]:
-    """Return this rank's rows as anchors (B,), among `images` and among `centroids`, by these names.
+    """Return this rank's rows as anchors, A = B, of losses on `images` and of losses on `centroids`, by these names.
 
-    Among images the positive is the farthest image of the same identity, the negative the nearest of another. Among
-    centroids the positive is the mean of the other rows of the identity, the negative the nearest mean of another.
+    Of images, the positive is the farthest image of the same identity, the negative the nearest of another. Of
+    centroids, the positive is the mean of the other rows of the identity, the negative the nearest mean of another.
 
     Args:
         batch: the global batch.

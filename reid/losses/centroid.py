@@ -28,19 +28,23 @@ def modified_centroid_triplet(
 
     c_p is the mean of the anchor's identity without the anchor, c_N the mean of another identity, both over the global
     batch. An identity with one image in the global batch gives no anchor, but is a negative. With one identity in the
-    batch only the pull term is left. The host waits for the device to find the identities (see `find_layout`).
+    batch only the first term is left. The host waits for the device to find the identities (see `find_layout`).
 
     Args:
-        features: (B, D), before the neck; those after the neck with `space` unit are the space neck of training.
+        features: (B, D), this rank's: before the neck, as in the paper; or after it with `space` unit, which training
+            calls the space neck.
         pids: (B,) int64.
-        w1: weight of the pull, in [0, 1]; default: the paper's.
+        w1: weight of the first term, the pull, in [0, 1]; default: the paper's.
         margin: greater than 0, in units of distance; default: that of the code which the paper builds on.
         reading: paper, or rounds: the same two terms in the K rounds of `centroid_triplet`.
         space: raw features, or unit: features divided by their norms.
-        w2: weight of the push; default: 1 - w1.
+        w2: weight of the second term, the push; default: 1 - w1.
 
     Returns:
         A scalar, this rank's share.
+
+    Raises:
+        ValueError: w1, margin, reading or space is none of these, or the shapes do not fit.
     """
     return modified_centroid_triplet_of(centroid_anchors(features, pids, reading, space), w1, margin, w2)
 
@@ -62,7 +66,7 @@ def centroid_triplet(
 
         L = mean over anchors A of  max(0, d(A, c_p) - min_N d(A, c_N) + margin)
 
-    Arguments and result as for `modified_centroid_triplet`. There are two readings:
+    Arguments, result and errors as for `modified_centroid_triplet`. There are two readings:
         paper: anchors are the samples, c_p leaves the anchor out, c_N are full means.
         rounds: as in the authors' code. In round i the query of each identity is its i-th image, and its centroid is
             the mean of its other images. The loss is batch-hard triplet with queries and centroids as anchors,
@@ -90,7 +94,8 @@ def centroid_anchors(features: Tensor, pids: Tensor, reading: str = "paper", spa
 def anchors_in_rounds(batch: GlobalBatch, space: str) -> Anchors:
     """Return the anchors of the reading `rounds`: this rank's queries, then their centroids.
 
-    All K rounds are computed at once: of the N queries and N centroids of all ranks, only those of one round meet.
+    All K rounds are computed at once: of the N queries and N centroids of all ranks, only those of one round are
+    compared with each other.
     """
     layout, images, size = batch.layout, batch.images[space], len(batch.features[space])
     identity, round_of = layout.row_identity.repeat(2), layout.row_round.repeat(2)

@@ -22,7 +22,8 @@ class GlobalBatch:
         features: this rank's (B, D) float32 or float64, by the name of their space.
         layout: of the global batch.
         shared: the spaces of `sums` and `images`; default: all.
-        shares_images: gather the features themselves, N·D floats; the sums then need no gather of their own.
+        shares_images: gather the features themselves, D floats an image of all ranks; the sums then need no gather of
+            their own.
     """
 
     def __init__(
@@ -36,14 +37,15 @@ class GlobalBatch:
 
     @property
     def images(self) -> dict[str, Tensor]:
-        """Features (N, D) of all ranks in rank order, with gradient."""
+        """Features (N, D) of all ranks in rank order, with gradient, by shared space."""
         return self._split(self._all_images())
 
     @property
     def sums(self) -> dict[str, Tensor]:
-        """Sums (C, D) per identity over all ranks, with gradient, equal on every rank.
+        """Sums (C, D) per identity over all ranks, with gradient, equal on every rank, by shared space.
 
-        Costs one all-gather of S·D floats a space and, backward, one reduce-scatter.
+        Costs one all-gather of S·D floats a space, for the S slots of each rank (see `Layout`), and one reduce-scatter
+        in the backward pass.
         """
         if self._sums is None:
             self._sums = self._sum_identities()

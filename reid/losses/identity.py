@@ -61,10 +61,17 @@ def with_margin(
 
 
 class CenterLoss(nn.Module):
-    """Center loss (Wen et al., ECCV 2016): L = sum_i |f_i - c_{y_i}|^2 / B, with one learned center per identity.
+    """Center loss (Wen et al., ECCV 2016): L = sum_i |f_i - c_{y_i}|^2 / N over the N images of all ranks.
 
-    The centers (C, D) are a float32 buffer. `update` makes a step of SGD on the *unweighted* loss in closed form, from
-    sums over all ranks, so the centers are equal on every rank and independent of a gradient scaler.
+    c_y is the learned center of identity y. The centers (C, D) are a float32 buffer. `update` makes a step of SGD on
+    the *unweighted* loss in closed form, from sums over all ranks, so the centers are equal on every rank and
+    independent of a gradient scaler.
+
+    Args:
+        num_classes: C, identities that are trained on.
+        dim: D, length of a feature.
+        lr: learning rate of the centers.
+        generator: of the initial centers; default: torch's global one.
     """
 
     centers: Tensor
@@ -86,7 +93,7 @@ class CenterLoss(nn.Module):
 
     @torch.no_grad()
     def update(self, sums: Tensor, layout: Layout) -> None:
-        """Make the step c_y -= lr * 2 * (n_y c_y - S_y) / B, with the sums S and counts n of the global batch.
+        """Make the step c_y -= lr * 2 * (n_y c_y - S_y) / N, with sums S, counts n and N images of the global batch.
 
         A center that would become infinite or NaN, because features overflowed, does not change.
 
@@ -95,7 +102,7 @@ class CenterLoss(nn.Module):
             layout: of the global batch, by labels in [0, C).
         """
         centers = self.centers[layout.labels]
-        descent = torch.addcmul(sums, layout.counts[:, None], centers, value=-1)  # times 2 / B: 2 / W of image_weight
+        descent = torch.addcmul(sums, layout.counts[:, None], centers, value=-1)  # times 2 / N: 2 / W of image_weight
         moved = torch.addcmul(centers, descent, layout.image_weight, value=2 * self.lr / world_size())
         is_finite = (moved - moved == 0).all(dim=1, keepdim=True)  # isfinite takes four kernels
         self.centers[layout.labels] = torch.where(is_finite, moved, centers)

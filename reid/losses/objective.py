@@ -195,11 +195,11 @@ class Objective(nn.Module):
             self.center.update(losses.sums, losses.layout)
 
     def by_image(self, losses: Losses) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return values and weights (A,) of each image of a step, or of its anchors, whose weighted sum is a share.
+        """Return what the log has as means, for each image or anchor of a step.
 
         Returns:
-            cross_entropy at the full length; triplet_d_ap and triplet_d_an; d_ap and d_an of MCTL or CTL, as `diagnose`
-            means them.
+            Values and weights (A,) by name; their weighted sum is this rank's share of the mean. cross_entropy at the
+            full length; triplet_d_ap and triplet_d_an; d_ap and d_an of MCTL or CTL: see `diagnose`.
         """
         found: dict[str, tuple[Tensor, Tensor]] = {}
         layout = losses.layout

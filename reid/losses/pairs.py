@@ -25,7 +25,7 @@ class Pairs:
     other: Tensor
     """(B, N) bool, pairs of two identities."""
     weight: Tensor
-    """(B,) of the rows that have pairs of both kinds in the mean over such rows of all ranks; 0 for the others."""
+    """(B,) weight of each row in the mean over all rows, of all ranks, that have pairs of both kinds; 0 for others."""
 
 
 def find_pairs(batch: GlobalBatch, space: str) -> Pairs:
@@ -53,11 +53,14 @@ def circle(
     Args:
         features: (B, D), of any norm.
         pids: (B,) int64.
-        margin: m, in (0, 1).
-        scale: s.
+        margin: m, from 0 to 1.
+        scale: s, greater than 0.
 
     Returns:
         A scalar, this rank's share.
+
+    Raises:
+        ValueError: the shapes do not fit.
     """
     return circle_of(_pairs_of(features, pids), margin, scale)
 
@@ -78,7 +81,7 @@ def supervised_contrastive(
 
         L = mean over rows of  mean over p of  -log(exp(c_p / t) / sum over all other images of exp(c / t))
 
-    temperature: t. Other arguments, and rows that do not count, as in `circle`.
+    temperature: t, greater than 0. Other arguments, and rows that do not count, as in `circle`.
     """
     return supervised_contrastive_of(_pairs_of(features, pids), temperature)
 
@@ -92,14 +95,14 @@ def supervised_contrastive_of(pairs: Pairs, temperature: float) -> Tensor:
 
 
 def multi_similarity(features: Tensor, pids: Tensor) -> Tensor:
-    """Multi-similarity loss (Wang et al., CVPR 2019).
+    """Multi-similarity loss (Wang et al., CVPR 2019), on cosines c as in `circle`.
 
         L = mean over rows of  log(1 + sum_p exp(-alpha (c_p - base))) / alpha
                              + log(1 + sum_n exp(beta (c_n - base))) / beta
 
     Only pairs that are hard count: a positive that is at most `margin` nearer than the nearest negative, and a negative
-    that is at most `margin` farther than the farthest positive. Arguments, and rows that do not count, as in `circle`;
-    for other parameters than those of `multi_similarity_of`, call that.
+    that is at most `margin` farther than the farthest positive. Arguments, and rows that do not count, as in `circle`.
+    alpha, base, beta and margin are the defaults of `multi_similarity_of`; call that for others.
     """
     return multi_similarity_of(_pairs_of(features, pids))
 

@@ -30,6 +30,9 @@ def batch_hard_triplet(features: Tensor, pids: Tensor, margin: float | None = 0.
 
     Returns:
         A scalar, this rank's share.
+
+    Raises:
+        ValueError: margin or scope is none of these, or the shapes do not fit.
     """
     with torch.autocast(features.device.type, enabled=False):
         batch = find_global_batch(features, pids, shares_images=scope == "global")
@@ -59,7 +62,8 @@ def quadruplet(
 
     p is the farthest positive of the anchor, n1 its nearest negative, and n2 the image of a third identity that is
     nearest to n1. margin2 < margin keeps the second term, which does not involve the anchor's negatives, the weaker
-    one. With two identities in the batch there is no second term. Other arguments as for `batch_hard_triplet`.
+    one. With two identities in the batch there is no second term. Other arguments, result and errors as for
+    `batch_hard_triplet`.
     """
     with torch.autocast(features.device.type, enabled=False):
         batch = find_global_batch(features, pids, shares_images=scope == "global")

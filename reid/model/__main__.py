@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Sequence
 
 from reid.program import Parser, call, name_program
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `reid model list`, `fetch NAME ...` or `inspect FILE`.
-
-    Returns the exit status, 2 for an error of the user.
-    """
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `list`, `fetch NAME ...` or `inspect FILE`. What the user can fix ends the program with status 2."""
     options = _parser().parse_args(arguments)
+    call(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
     from reid.model import commands  # after parsing: --help and a wrong flag need no torch
 
-    try:
-        if options.command == "inspect":
-            commands.inspect_file(options.file, options.encoder, options.key)
-        if options.command == "list":
-            commands.list_encoders()
-        for name in options.names if options.command == "fetch" else []:
-            commands.fetch_weights(name)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if options.command == "inspect":
+        commands.inspect_file(options.file, options.encoder, options.key)
+    if options.command == "list":
+        commands.list_encoders()
+    for name in options.names if options.command == "fetch" else []:
+        commands.fetch_weights(name)
 
 
 def _parser() -> Parser:
@@ -46,4 +42,4 @@ def _parser() -> Parser:
 
 
 if __name__ == "__main__":
-    sys.exit(call(main))
+    main()

@@ -23,6 +23,7 @@ from reid.data.images import Pixels
 from reid.embedder import Embedder
 from reid.model.features import FLIP_TEST, WrongDimensionsError
 from reid.model.hub import resolve
+from reid.program import convert_os_errors
 from reid.reports.html import render
 from reid.search.index import Entry, Hit, Index
 from reid.search.index_files import Meta, Source
@@ -63,12 +64,8 @@ class Answer:
 
 def run(options: Namespace) -> None:
     """Run one command. Raises ValueError for what the user can fix, such as a full disk or a missing folder."""
-    try:
+    with convert_os_errors():
         COMMANDS[options.command](options)
-    except BrokenPipeError:
-        raise  # `| head` has ended
-    except OSError as error:
-        raise ValueError(str(error)) from error
 
 
 def _index(options: Namespace) -> None:

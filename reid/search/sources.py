@@ -89,7 +89,7 @@ def list_shards(root: str, split: str) -> Iterator[SourceImage]:
     """
     manifest = load_manifest(root)
     if split not in manifest.splits or (manifest.split(split).pids == JUNK_PID).all():
-        raise ValueError(f"{root}: the {split} split holds no image; give another one with --split")
+        raise ValueError(f"{root}: the {split} split holds no image; give --split one of {', '.join(manifest.splits)}")
     part = manifest.split(split)
     return _list_split(root, split, part, manifest.distractor_pid)
 

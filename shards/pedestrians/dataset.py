@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from reid.files import write_atomically
+from reid.files import make_folder, write_atomically
 from shards.pedestrians.photo import Shot, draw_pedestrian
 from shards.pedestrians.places import make_camera
 from shards.pedestrians.wardrobe import keyed
@@ -64,7 +64,7 @@ def synthesize(out: Path, *, progress: bool = True, **arguments: int) -> dict[st
     if _is_complete(out, marker) and all((out / shot.path).is_file() for shot in shots):
         return counts
     for folder in FOLDERS.values():
-        (out / folder).mkdir(parents=True, exist_ok=True)
+        make_folder(out / folder)
     write_atomically(out / DRAWN_MARKER, json.dumps({**marker, "complete": False}, indent=1) + "\n")
     for shot in tqdm(shots, desc="drawing pedestrians", unit="image", disable=not progress, mininterval=0.5):
         image = draw_pedestrian(shot, arguments["height"], arguments["width"], seed)

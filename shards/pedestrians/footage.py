@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageChops, ImageDraw
 from tqdm import tqdm
 
+from reid.files import make_folder
 from shards.pedestrians.figure import SUPERSAMPLE, View
 from shards.pedestrians.painter import paint_person
 from shards.pedestrians.photo import expose
@@ -45,7 +46,7 @@ class Walk:
 def synthesize(out: Path, *, progress: bool = True, **arguments: int) -> int:
     """Draw `out/c<camera>/img1/<frame>.jpg` and `out/c<camera>/gt/gt.txt`, and return the number of boxes.
 
-    Raises ValueError if an argument is out of range or `out` is not empty.
+    Raises ValueError if an argument is out of range, or if `out` is not empty or cannot be written.
     """
     sizes = {name: arguments.pop(name, default) for name, (default, _, _) in ARGUMENTS.items()}
     if arguments:
@@ -60,7 +61,7 @@ def synthesize(out: Path, *, progress: bool = True, **arguments: int) -> int:
     for camera in range(1, sizes["cameras"] + 1):
         folder, lines = out / f"c{camera}", []
         for name in ("img1", "gt"):
-            (folder / name).mkdir(parents=True)
+            make_folder(folder / name)
         walks = plan_walks(sizes, camera)
         for frame in tqdm(range(1, sizes["frames"] + 1), desc=f"filming, camera {camera}", disable=not progress):
             image, boxes = draw_frame(sizes, camera, frame, walks)

@@ -251,7 +251,7 @@ def _name_people(rows: Sequence[tuple[str, Row]], ids: str | None, merge: Path |
 def _merge(rows: Sequence[tuple[str, Row]], table: Path) -> list[str]:
     """Return the identities of a table; a track that it does not name is a person of its own.
 
-    Raises ValueError if such a track is called as a person of the table, or a person is in a frame twice.
+    Raises ValueError if such a track has the name of a person of the table, or if a person is in a frame twice.
     """
     known = {(camera, row.track) for camera, row in rows}
     merged: dict[tuple[str, str], str] = {}

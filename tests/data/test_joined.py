@@ -132,7 +132,7 @@ def test_a_dataset_without_train_is_named_by_its_folder(drawn, other, tmp_path):
     tests = {name: split for name, split in load_manifest(other.root).splits.items() if name != "train"}
     save_manifest(replace(load_manifest(other.root), splits=tests), tmp_path)
     for roots in ([drawn.root, tmp_path], [tmp_path]):
-        with pytest.raises(ValueError, match=rf"{tmp_path}: has no split train, only query, gallery"):
+        with pytest.raises(ValueError, match=rf"{tmp_path}: has no split train, only query, gallery; give data.root"):
             load(*roots)
 
 

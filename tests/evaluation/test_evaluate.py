@@ -647,8 +647,8 @@ def no_match(drawn: Drawn, tmp_path: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (without_query, "/d: the query split holds no image; there is nothing to evaluate"),
-        (junk_alone, "the query split holds no image; there is nothing to evaluate"),
+        (without_query, "/d: the query split holds no image; give --data shards"),
+        (junk_alone, "the query split holds no image; give --data shards"),
         (twice, "holds the same data as"),
         (
             not_finite,

@@ -13,6 +13,7 @@ from reid.model.network import Classifier, ReIDModel, drop_frozen_gradients, fre
 from reid.runs.models import ColourHistogram
 from tests.support.models import make_model
 from tests.support.narrow import use_narrow_resnet10
+from tests.support.status import status_of
 
 LOGITS = {"rtol": 0, "atol": 4e-5}  # float32: 8 roundings of sums up to 40, divided by a temperature of 0.5
 
@@ -208,7 +209,7 @@ def test_list_names_every_encoder_and_what_is_in_the_cache(capsys, monkeypatch, 
     file = tmp_path / "hub" / "checkpoints" / "resnet50-0676ba61.pth"
     file.parent.mkdir(parents=True)
     file.touch()
-    assert main(["list"]) == 0
+    assert status_of(main, "list") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "default size of all: 256 x 128 pixels (data.height, data.width)"
     rows = {line.split()[0]: line.split() for line in lines[2:-1]}
@@ -224,7 +225,7 @@ def test_fetch_prints_path_and_hash(capsys, monkeypatch, tmp_path):
     file = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
     file.parent.mkdir(parents=True)
     file.write_bytes(b"abc")
-    assert main(["fetch", "resnet18"]) == 0
+    assert status_of(main, "fetch", "resnet18") == 0
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of abc, as FIPS 180 prints it
     assert capsys.readouterr().out == f"{file} sha256 {digest}\n"
 
@@ -233,7 +234,7 @@ def test_fetch_prints_path_and_hash(capsys, monkeypatch, tmp_path):
     ("name", "words"), [("resnet51", "resnet51 is not an encoder; choose"), ("resnet10", "no ImageNet")]
 )
 def test_fetch_of_what_there_is_not(capsys, name, words):
-    assert main(["fetch", name]) == 2
+    assert status_of(main, "fetch", name) == 2
     said = capsys.readouterr()
     assert said.out == "" and said.err.startswith("error: ") and words in said.err
 
@@ -246,19 +247,19 @@ def test_inspect_shows_what_a_file_holds_and_which_encoder_it_fits(capsys, monke
     state = {name: torch.zeros(()).expand(value.shape) for name, value in state.items()}
     names = {f"{part}.backbone.{name}": value for part in ("student", "teacher") for name, value in state.items()}
     torch.save({"state_dict": {**names, "head.weight": torch.zeros(7, 2)}, "epoch": 3}, tmp_path / "dino.pth")
-    assert main(["inspect", str(tmp_path / "dino.pth")]) == 0
+    assert status_of(main, "inspect", str(tmp_path / "dino.pth")) == 0
     said = capsys.readouterr().out
     rows = [line.split() for line in said.splitlines()]
     assert ["state_dict.head", "1", "14"] in rows and rows[-1][0] != "resnet18"
     best = [row for row in rows if row[:2] == ["resnet18", "yes"]]
     assert [row[6] for row in best] == ["state_dict.student.backbone", "state_dict.teacher.backbone"]
     assert next(row[:6] for row in rows if row[:1] == ["resnet10"]) == ["resnet10", "more", "layers", "60", "of", "60"]
-    assert main(["inspect", str(tmp_path / "dino.pth"), "--key", "state_dict.teacher", "--encoder", "resnet18"]) == 0
+    assert status_of(main, "inspect", tmp_path / "dino.pth", "--key=state_dict.teacher", "--encoder=resnet18") == 0
     assert capsys.readouterr().out.count("resnet18") == 1
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
-    assert main(["inspect", str(tmp_path / "other.pth"), "--encoder", "resnet18"]) == 0
+    assert status_of(main, "inspect", str(tmp_path / "other.pth"), "--encoder", "resnet18") == 0
     assert "none of resnet18 has tensors of these names" in capsys.readouterr().out
-    assert main(["inspect", str(tmp_path / "nowhere.pth")]) == 2
+    assert status_of(main, "inspect", str(tmp_path / "nowhere.pth")) == 2
     assert "no such file" in capsys.readouterr().err
 
 

@@ -15,6 +15,7 @@ from shards.__main__ import main
 from shards.boxes import CORNERS, SIZED, Box, Cropping, cut_out, parse_box
 from shards.images import reencode
 from shards.readers import csv_file
+from tests.support.status import status_of
 from tests.support.stored import stored
 
 HEADER = "path,identity,split,x,y,width,height\n"
@@ -121,7 +122,7 @@ def test_build_cuts_the_people_of_a_frame_out(tmp_path: Path, capsys: pytest.Cap
     rows += "b.webp,ann,train,50,0,40,80\nc.png,cleo,train,0,120,40,80\n"
     broken = "a.png,dan,train,500,0,40,80\na.png,dan,train,10,10,4,80\n"
     command = ["build", "csv", "--root", str(write(root, rows + broken)), "--out", str(out)]
-    assert main(command) == 2
+    assert status_of(main, *command) == 2
     said = capsys.readouterr().err
     assert "2 of 7 images are broken" in said and "a.png#xywh=500,0,40,80: the box" in said and not out.exists()
     assert main([*command, "--max-broken", "0.3", "--pad-box", "0.1"]) == 0
@@ -212,5 +213,5 @@ def test_knobs_of_boxes(tmp_path: Path, draw, capsys: pytest.CaptureFixture[str]
         (["--extra=x"], "--extra: not an option of `build folder`, only of csv"),
         (["--boxes=pixels"], "only of cuhk03 and csv"),
     ):
-        assert main([*command, *options]) == 2
+        assert status_of(main, *command, *options) == 2
         assert message in capsys.readouterr().err

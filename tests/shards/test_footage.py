@@ -18,6 +18,7 @@ from shards.pedestrians import footage
 from shards.readers import coco, mot, tracks
 from shards.records import RawDataset
 from tests.support.footage import SIZE, as_coco, as_tracks, draw_frames, write_sequence
+from tests.support.status import status_of
 from tests.support.stored import stored
 
 PEOPLE, FRAMES = 8, 24
@@ -307,10 +308,10 @@ def test_a_video_is_decoded_frame_by_frame(video: Path, tmp_path: Path, capsys: 
     assert len(greys) == 4 and all(abs(grey - 20 * frames[source]) < 4 for source, grey in greys.items())
     assert main(["verify", str(out), "--decode"]) == 0
     (video / "gate.txt").write_text("9,1,10,10,30,60\n")
-    assert main([*words, "--out", str(out)]) == 2
+    assert status_of(main, *words, "--out", str(out)) == 2
     assert "gate.avi: has 6 frames, and frame 9 is asked for" in capsys.readouterr().err
     (video / "gate.avi").write_bytes(b"no video at all")
-    assert main([*words, "--out", str(out)]) == 2
+    assert status_of(main, *words, "--out", str(out)) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "gate.avi: cannot be read as a video" in error
 
@@ -330,7 +331,7 @@ def test_frames_of_a_video_without_the_extra(
     out = tmp_path / "out"
     words = ["--root", str(tmp_path), "--test-share=0"]
     monkeypatch.setitem(sys.modules, "av", None)
-    assert main(["build", "tracks", *words, "--out", str(out)]) == 2
+    assert status_of(main, "build", "tracks", *words, "--out", str(out)) == 2
     assert "mctl-reid[video]" in capsys.readouterr().err.splitlines()[-1] and not out.exists()
     module = ModuleType("av")
     module.FFmpegError = type("FFmpegError", (Exception,), {})  # type: ignore[attr-defined]
@@ -351,5 +352,5 @@ def test_frames_of_a_video_without_the_extra(
         ("a.jpg,a,train,3\n", "a.jpg is no video"),
     ):
         (tmp_path / "split.csv").write_text("path,identity,split,frame\n" + rows)
-        assert main(["build", "csv", *table]) == 2
+        assert status_of(main, "build", "csv", *table) == 2
         assert message in capsys.readouterr().err

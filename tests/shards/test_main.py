@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 from reid.data.manifest import load_manifest
 from shards.__main__ import main
 from shards.pedestrians import dataset as pedestrians
+from shards.pedestrians import footage
 from shards.readers import dukemtmc
 from shards.reading import MODULES
 from shards.records import Counts
+from tests.support.status import status_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,7 +98,7 @@ def test_build_folder_and_csv(folder_tree: Path, tmp_path: Path, capsys: pytest.
     table = tmp_path / "table.csv"
     table.write_text(rows)
     command = ["build", "csv", "--root", str(folder_tree), "--csv", str(table), "--out", str(tmp_path / "c")]
-    assert main(command) == 2
+    assert status_of(main, *command) == 2
     assert "1 of 3 images are broken" in capsys.readouterr().err
     assert main([*command, "--max-broken", "0.4"]) == 0
     printed = capsys.readouterr().out
@@ -107,14 +110,14 @@ def test_the_reader_that_fits_is_named(
     market: Path, folder_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = ["--out", str(tmp_path / "out")]
-    assert main(["build", "folder", "--root", str(market), *out]) == 2
+    assert status_of(main, "build", "folder", "--root", str(market), *out) == 2
     assert f"`build market1501` or `build dukemtmc` reads {market}" in capsys.readouterr().err
-    assert main(["build", "veri776", "--root", str(folder_tree), *out]) == 2
+    assert status_of(main, "build", "veri776", "--root", str(folder_tree), *out) == 2
     assert f"`build folder` reads {folder_tree}" in capsys.readouterr().err
-    assert main(["build", "msmt17", "--root", str(tmp_path), *out]) == 2
+    assert status_of(main, "build", "msmt17", "--root", str(tmp_path), *out) == 2
     assert " reads " not in capsys.readouterr().err
     (folder_tree / "labels.csv").write_text("path,identity,Camera,split\ntrain/Ann/1.JPG,Ann,1,train\n")
-    assert main(["build", "csv", "--root", str(folder_tree), *out]) == 2
+    assert status_of(main, "build", "csv", "--root", str(folder_tree), *out) == 2
     assert "build folder" not in capsys.readouterr().err  # the layout is right, a name in it is wrong
     (folder_tree / "labels.csv").write_text("path,identity,camera,split\ntrain/Ann/1.JPG,Ann,1,train\n")
     assert main(["build", "folder", "--root", str(folder_tree), *out]) == 0
@@ -151,10 +154,13 @@ def test_errors_are_one_line_without_a_traceback(tmp_path: Path, capsys: pytest.
         ["build", "dukemtmc", "--root", nowhere, "--boxes", "labeled", "--out", str(tmp_path / "out")],
         ["build", "csv", "--root", nowhere, "--without-val", "--out", str(tmp_path / "out")],
         ["verify", nowhere],
+        ["synth", "--out", "/dev/null/x"],
+        ["synth-footage", "--out", "/dev/null/x"],
     ):
-        assert main(command) == 2
+        assert status_of(main, *command) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1
+        assert ("cannot be written" in error and "give another --out" in error) == ("/dev/null/x" in command)
     assert not list(tmp_path.iterdir())
 
 
@@ -164,7 +170,7 @@ def test_urls_are_refused_in_one_line(
     command: list[str], url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main([url if word == "URL" else word for word in command]) == 2
+    assert status_of(main, *(url if word == "URL" else word for word in command)) == 2
     printed = capsys.readouterr()
     assert printed.err == (
         f"error: {url}: is a URL, and this command reads local folders only; copy the shards to one first\n"
@@ -181,7 +187,7 @@ def test_shard_size_where_no_file_is_there(
         "path,identity,split\ntrain/Ann/1.JPG,Ann,train\nnone.jpg,Cleo,query\ngallery/Cleo/2.jpg,Cleo,gallery"
     )
     command = ["build", "csv", "--root", str(folder_tree), "--csv", str(table), "--out", str(tmp_path / "out")]
-    assert main([*command, "--shard-size", "1", "--max-broken", "1"]) == 2
+    assert status_of(main, *command, "--shard-size", "1", "--max-broken", "1") == 2
     assert capsys.readouterr().err.endswith(
         "error: query: every image is broken, nothing was built; repair them or remove the split\n"
     )
@@ -190,7 +196,7 @@ def test_shard_size_where_no_file_is_there(
 @pytest.mark.parametrize("size", ["inf", "-inf", "nan", "0", "-1"])
 def test_shard_size_that_is_none(size: str, market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["build", "market1501", "--root", str(market), "--out", str(tmp_path / "out"), f"--shard-size={size}"]
-    assert main(command) == 2
+    assert status_of(main, *command) == 2
     assert f"error: --shard-size {size}: give MiB above 0\n" in capsys.readouterr().err
 
 
@@ -207,14 +213,14 @@ def test_build_options(market: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--size", "24x12", "--quality", "101"], "--quality 101: give 1 to 100"),
         (["--workers", "0"], "--workers 0"),
     ):
-        assert main([*command, *options]) == 2
+        assert status_of(main, *command, *options) == 2
         assert message in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*command, "--shards", "2", "--shard-size", "3"])
 
 
 def test_options_of_another_reader_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["build", "market1501", "--root", "x", "--without-val", "--out", str(tmp_path / "out")]) == 2
+    assert status_of(main, "build", "market1501", "--root", "x", "--without-val", "--out", str(tmp_path / "out")) == 2
     assert "--without-val: not an option of `build market1501`, only of msmt17" in capsys.readouterr().err
 
 
@@ -256,3 +262,12 @@ def test_synth_passes_its_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert given["out"] == tmp_path
     assert (given["identities_train"], given["images_per_identity"], given["seed"]) == (3, 5, 7)
     assert "train: 5" in capsys.readouterr().out
+
+
+def test_the_next_command_can_be_pasted_for_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(footage, "synthesize", lambda out, **options: 5)
+    assert main(["synth-footage", "--out", str(tmp_path / "two words")]) == 0
+    words = shlex.split(capsys.readouterr().out.partition("build it with: ")[2])
+    assert words[words.index("--root") + 1] == str(tmp_path / "two words")

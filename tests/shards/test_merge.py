@@ -17,6 +17,7 @@ from shards.build import build
 from shards.merge import merge
 from shards.readers import folder, market1501
 from shards.verify import verify
+from tests.support.status import status_of
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def test_what_cannot_be_merged_is_refused(roots: list[str], tmp_path: Path, caps
         ([roots[0]], "give two folders"),
         ([roots[0], "http://host/x"], "is a URL"),
     ):
-        assert main(["merge", *given, "--out", str(tmp_path / "new")]) == 2
+        assert status_of(main, "merge", *given, "--out", str(tmp_path / "new")) == 2
         assert words in capsys.readouterr().err and not (tmp_path / "new").exists()
     with pytest.raises(ValueError, match="is one of the folders"):
         merge(roots, Path(roots[1]))

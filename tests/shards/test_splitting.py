@@ -13,6 +13,7 @@ from shards.boxes import Box
 from shards.readers import csv_file, folder
 from shards.records import UNKNOWN_CAMERA, RawDataset, Record
 from shards.splitting import SplitRule, split_dataset, write_table
+from tests.support.status import status_of
 
 
 def dataset(people: dict[str, list[int]]) -> RawDataset:
@@ -174,9 +175,9 @@ def test_a_folder_of_people_from_the_command_line(tmp_path: Path, draw, capsys: 
             draw(root / f"p{number}" / f"{image}.{'webp' if image else 'jpg'}")
     assert {record.split for record in folder.read(root).records} == {""}
     common = ["folder", "--root", str(root)]
-    assert main(["build", *common, "--out", str(tmp_path / "a")]) == 2
+    assert status_of(main, "build", *common, "--out", str(tmp_path / "a")) == 2
     assert "its images have no split; give the share" in capsys.readouterr().err
-    assert main(["build", *common, "--out", str(tmp_path / "a"), "--seed=1"]) == 2
+    assert status_of(main, "build", *common, "--out", str(tmp_path / "a"), "--seed=1") == 2
     assert "also need --test-share" in capsys.readouterr().err
     shared = ["--test-share=0.4", "--seed=3", "--distractors=0.25"]
     assert main(["build", *common, "--out", str(tmp_path / "a"), *shared]) == 0
@@ -194,7 +195,7 @@ def test_a_folder_of_people_from_the_command_line(tmp_path: Path, draw, capsys: 
         assert one.split(split).names == two.split(split).names
         assert (one.split(split).pids == two.split(split).pids).all()
         assert (one.split(split).images == two.split(split).images).all()
-    assert main(["build", "csv", "--root", str(root), "--csv", str(table), "--out", str(tmp_path / "b"), *shared]) == 2
+    assert status_of(main, "build", "csv", "--root", root, "--csv", table, "--out", tmp_path / "b", *shared) == 2
     assert "have splits already" in capsys.readouterr().err
 
 

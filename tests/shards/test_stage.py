@@ -16,6 +16,7 @@ from shards.build import build
 from shards.readers import market1501
 from shards.stage import Staged, stage
 from shards.verify import verify
+from tests.support.status import status_of
 
 FORK = multiprocessing.get_context("fork")
 
@@ -202,5 +203,7 @@ def test_command(source: Path, target: Path, capsys: pytest.CaptureFixture[str])
     assert f"{target}: {shards} shards, 0." in capsys.readouterr().out
     assert main(["stage", str(source), str(target)]) == 0
     assert f"{target}: 0 shards, 0.0 MiB copied, {shards} were there" in capsys.readouterr().out
-    assert main(["stage", str(source), str(source)]) == 2
+    assert status_of(main, "stage", str(source), "/dev/null/x/shards") == 2
+    assert "/dev/null/x cannot be written" in capsys.readouterr().err
+    assert status_of(main, "stage", str(source), str(source)) == 2
     assert capsys.readouterr().err.startswith("error: ")

@@ -12,6 +12,7 @@ from shards.__main__ import main
 from shards.build import build
 from shards.readers import folder, market1501
 from shards.stats import count_per_identity, draw_stats, format_stats, read_sample
+from tests.support.status import status_of
 
 
 def test_junk_and_distractors_are_no_identities(market: Path, tmp_path: Path) -> None:
@@ -42,9 +43,9 @@ def test_command(market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["stats", str(out), "--out", str(tmp_path / "new" / "a.svg")]) == 0
     assert (tmp_path / "new" / "a.svg").read_text().startswith("<?xml")
     capsys.readouterr()
-    assert main(["stats", str(out), "--out", str(tmp_path / "a.xyz")]) == 2
+    assert status_of(main, "stats", str(out), "--out", str(tmp_path / "a.xyz")) == 2
     assert "a.xyz: the picture cannot be written" in capsys.readouterr().err
-    assert main(["stats", str(tmp_path / "nowhere")]) == 2
+    assert status_of(main, "stats", str(tmp_path / "nowhere")) == 2
 
 
 def test_sample_images_are_those_of_identities(market: Path, tmp_path: Path) -> None:

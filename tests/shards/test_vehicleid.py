@@ -8,6 +8,7 @@ from reid.data.manifest import load_manifest
 from shards.__main__ import main
 from shards.readers import vehicleid
 from shards.records import Counts
+from tests.support.status import status_of
 
 TEST = {"21": ["0000101", "0000102", "0000103"], "7": ["0000200", "0000201"], "300": ["0000300"]}
 
@@ -54,7 +55,7 @@ def test_from_the_command_line(root: Path, tmp_path: Path, capsys: pytest.Captur
     manifest = load_manifest(tmp_path / "out")
     assert [split.num_images for split in manifest.splits.values()] == [3, 3, 3]
     assert vehicleid.read(root).published["query"] == Counts(5_693, 800)
-    assert main([*words, "--vehicles=1600"]) == 2
+    assert status_of(main, *words, "--vehicles=1600") == 2
     assert "test_list_1600.txt: no such file" in capsys.readouterr().err
 
 

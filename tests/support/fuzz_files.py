@@ -36,6 +36,7 @@ from tests.support.features import random_split
 from tests.support.footage import as_coco, write_sequence
 from tests.support.fuzz import PHOTO, digest
 from tests.support.programs import ROOT
+from tests.support.status import status_of
 
 
 def make_features(folder: Path) -> tuple[Path, Path]:
@@ -182,7 +183,7 @@ def build_shards(folder: Path) -> str:
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
         out = folder.with_name(f"{folder.name}-shards")
-        status = run_shards(["build", "csv", "--root", str(folder), "--out", str(out), "--max-broken=1"])
+        status = status_of(run_shards, "build", "csv", "--root", folder, "--out", out, "--max-broken=1")
     if status:
         raise ValueError(said.getvalue())
     return load_manifest(out).fingerprint

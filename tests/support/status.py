@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 def status_of(main: Callable[[Sequence[str]], object], *words: object) -> int:
     """Call `main` with the words that a user types, and return the exit status."""
     try:
-        main([str(word) for word in words])
+        status = main([str(word) for word in words])
     except SystemExit as ended:
-        return ended.code if isinstance(ended.code, int) else 1
-    return 0
+        status = ended.code if isinstance(ended.code, int) else 1
+    return status if isinstance(status, int) else 0
