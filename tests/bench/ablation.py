@@ -6,7 +6,7 @@
 Two datasets are drawn pedestrians, which the program draws: 200 people with 12 images, and 400 people with 4. The third
 is Omniglot, whose shards the user builds (docs/data.md). Settings are chosen on training identities that are held out;
 the test identities are seen only by the finalists. Each run is one process of one thread. Finished runs are kept:
-repeat the command to continue. Screening takes about 100 minutes of one core, the finalists about 240.
+repeat the command to continue. Screening takes about 100 minutes of one core, the finalists about 260 minutes of two.
 """
 
 from __future__ import annotations
@@ -190,25 +190,42 @@ def prepare(dataset: str, out: Path, omniglot: Path) -> Path:
 
 def format_table(stage: str, settings: Sequence[str], seeds: int, out: Path) -> list[str]:
     """Rows of mean ± standard deviation over seeds, and on how many seeds a setting beats the first."""
-    lines = ["| objective | " + " | ".join(DATASETS) + " |", "|---|" + "---|" * len(DATASETS)]
+    lines = start_table("objective")
     for setting in settings:
         cells = []
         for dataset in DATASETS:
-            pairs = [
-                (Run(stage, dataset, setting, seed).read(out), Run(stage, dataset, settings[0], seed).read(out))
-                for seed in range(seeds)
-            ]
-            values = [value for value, _ in pairs if value is not None]
-            both = [(value, base) for value, base in pairs if value is not None and base is not None]
-            cell = f"{np.mean(values):.1f}" if values else "-"
-            if len(values) > 1:
-                wins = sum(value > base for value, base in both)
-                cell += f" ± {np.std(values, ddof=1):.1f}" + (
-                    "" if setting == settings[0] else f" ({wins}/{len(both)})"
-                )
-            cells.append(cell)
+            values = [Run(stage, dataset, setting, seed).read(out) for seed in range(seeds)]
+            done = [value for value in values if value is not None]
+            cell = f"{np.mean(done):.1f}" if done else "-"
+            cell += f" ± {np.std(done, ddof=1):.1f}" if len(done) > 1 else ""
+            pairs = compare(stage, dataset, setting, settings[0], seeds, out)
+            shows_wins = len(done) > 1 and setting != settings[0]
+            cells.append(cell + (f" ({sum(gain > 0 for gain in pairs)}/{len(pairs)})" if shows_wins else ""))
         lines.append(f"| {setting} | " + " | ".join(cells) + " |")
     return lines
+
+
+def format_differences(stage: str, settings: Sequence[str], seeds: int, out: Path) -> list[str]:
+    """Rows of the last setting minus each other one, of equal seeds: mean, and on how many seeds it is better."""
+    lines = start_table(f"{settings[-1]} minus")
+    for setting in settings[:-1]:
+        cells = []
+        for dataset in DATASETS:
+            pairs = compare(stage, dataset, settings[-1], setting, seeds, out)
+            wins = sum(gain > 0 for gain in pairs)
+            cells.append(f"{np.mean(pairs):+.1f} ({wins}/{len(pairs)})" if pairs else "-")
+        lines.append(f"| {setting} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def start_table(first: str) -> list[str]:
+    return [f"| {first} | " + " | ".join(DATASETS) + " |", "|---|" + "---|" * len(DATASETS)]
+
+
+def compare(stage: str, dataset: str, setting: str, other: str, seeds: int, out: Path) -> list[float]:
+    """Return `setting` minus `other` for each seed of which both runs are done."""
+    pairs = [[Run(stage, dataset, each, seed).read(out) for each in (setting, other)] for seed in range(seeds)]
+    return [pair[0] - pair[1] for pair in pairs if pair[0] is not None and pair[1] is not None]
 
 
 def main() -> None:
@@ -226,6 +243,8 @@ def main() -> None:
         with ThreadPoolExecutor(options.jobs) as pool:
             list(pool.map(lambda run: run.train(out, shards[run.dataset]), runs))
     print("\n".join(format_table(options.stage, settings, seeds, out)))
+    if seeds > 1:
+        print("", *format_differences(options.stage, settings, seeds, out), sep="\n")
 
 
 if __name__ == "__main__":
