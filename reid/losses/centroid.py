@@ -44,7 +44,7 @@ def modified_centroid_triplet(
         A scalar, this rank's share.
 
     Raises:
-        ValueError: w1, margin, reading or space is none of these, or the shapes do not fit.
+        ValueError: w1, w2 or margin is out of range, reading or space is unknown, or the shapes do not fit.
     """
     return modified_centroid_triplet_of(centroid_anchors(features, pids, reading, space), w1, margin, w2)
 
@@ -53,6 +53,8 @@ def modified_centroid_triplet_of(anchors: Anchors, w1: float, margin: float, w2:
     """Compute MCTL from anchors; see `modified_centroid_triplet`."""
     if not 0.0 <= w1 <= 1.0:
         raise ValueError(f"w1 = {w1} lies outside [0, 1]; the paper uses 0.1")
+    if w2 is not None and not w2 >= 0:
+        raise ValueError(f"w2 = {w2} must not be below 0; without it, it is 1 - w1")
     check_margin(margin)
     pull = anchors.weight.dot(anchors.d_ap.square())
     push = anchors.push_weight.dot(F.relu(margin - anchors.d_an).square())

@@ -60,13 +60,17 @@ def circle(
         A scalar, this rank's share.
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: margin or scale is out of range, or the shapes do not fit.
     """
     return circle_of(_pairs_of(features, pids), margin, scale)
 
 
 def circle_of(pairs: Pairs, margin: float, scale: float) -> Tensor:
     """Compute the circle loss from pairs; see `circle`."""
+    if not 0 <= margin <= 1:
+        raise ValueError(f"margin = {margin} lies outside [0, 1]; the paper uses 0.25")
+    if not scale > 0:
+        raise ValueError(f"scale = {scale} must be greater than 0")
     cosine, fixed = pairs.cosine, pairs.cosine.detach()
     pull = -scale * F.relu(1 + margin - fixed) * (cosine - 1 + margin)
     push = scale * F.relu(fixed + margin) * (cosine - margin)
@@ -81,13 +85,15 @@ def supervised_contrastive(
 
         L = mean over rows of  mean over p of  -log(exp(c_p / t) / sum over all other images of exp(c / t))
 
-    temperature: t, greater than 0. Other arguments, and rows that do not count, as in `circle`.
+    temperature: t, greater than 0, else ValueError. Other arguments, and rows that do not count, as in `circle`.
     """
     return supervised_contrastive_of(_pairs_of(features, pids), temperature)
 
 
 def supervised_contrastive_of(pairs: Pairs, temperature: float) -> Tensor:
     """Compute the supervised contrastive loss from pairs; see `supervised_contrastive`."""
+    if not temperature > 0:
+        raise ValueError(f"temperature = {temperature} must be greater than 0")
     logits = pairs.cosine / temperature
     log_p = logits - _log_sum(logits, pairs.same | pairs.other)[:, None]
     positives = pairs.same.sum(dim=1).clamp(min=1)

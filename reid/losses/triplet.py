@@ -32,7 +32,7 @@ def batch_hard_triplet(features: Tensor, pids: Tensor, margin: float | None = 0.
         A scalar, this rank's share.
 
     Raises:
-        ValueError: margin or scope is none of these, or the shapes do not fit.
+        ValueError: margin is out of range, scope is unknown, or the shapes do not fit.
     """
     with torch.autocast(features.device.type, enabled=False):
         batch = find_global_batch(features, pids, shares_images=scope == "global")

@@ -14,6 +14,7 @@ from torch import Tensor
 from reid.losses import centroid, identity, triplet
 from reid.losses.distances import euclidean
 from reid.losses.gather import find_global_batch
+from reid.losses.pairs import circle, supervised_contrastive
 from tests.support.gpu_only import needs_cuda
 from tests.support.oracles import ORACLES, real_rows
 
@@ -307,11 +308,15 @@ def test_losses_are_float32_islands_under_autocast(dtype: torch.dtype) -> None:
     ("call", "message"),
     [
         (lambda f, p: centroid.modified_centroid_triplet(f, p, w1=1.5), r"w1 = 1.5 lies outside \[0, 1\]"),
+        (lambda f, p: centroid.modified_centroid_triplet(f, p, w2=-0.1), "w2 = -0.1 must not be below 0"),
         (lambda f, p: centroid.modified_centroid_triplet(f, p, margin=0.0), "margin = 0.0 must be greater than 0"),
         (lambda f, p: centroid.centroid_triplet(f, p, margin=-1.0), "margin = -1.0 must be greater than 0"),
         (lambda f, p: centroid.centroid_triplet(f, p, reading="loop"), "reading = 'loop'; choose one of paper, rounds"),
         (lambda f, p: triplet.batch_hard_triplet(f, p, scope="world"), "scope = 'world'; choose one of local, global"),
         (lambda f, p: triplet.quadruplet(f, p, 0.5, 0.5), "margin2 = 0.5 must lie between 0 and margin = 0.5"),
+        (lambda f, p: circle(f, p, margin=1.5), r"margin = 1.5 lies outside \[0, 1\]"),
+        (lambda f, p: circle(f, p, scale=0.0), "scale = 0.0 must be greater than 0"),
+        (lambda f, p: supervised_contrastive(f, p, temperature=0.0), "temperature = 0.0 must be greater than 0"),
         (lambda f, p: centroid.centroid_triplet(f[:3], p), "with the same B"),
         (lambda f, p: triplet.batch_hard_triplet(f[0], p), "features must be"),
     ],
